@@ -1,0 +1,40 @@
+# make setup | demo | test | lint | report | reproduce
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test lint format report benchmarks clean
+
+setup: .venv/.installed
+
+# Pins stand in constraints.txt; a wheel of torch for CPUs is taken where pip's configuration offers one.
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/opposing-signals experiment=fig03_chebyshev scale=paper
+	$(BIN)/opposing-signals experiment=demo_planted scale=cpu
+	$(BIN)/opposing-signals report outputs
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+report: setup
+	$(BIN)/opposing-signals report outputs results
+
+benchmarks: setup
+	$(BIN)/python benchmarks/step_overhead.py
+	$(BIN)/python benchmarks/record_size.py
+
+clean:
+	rm -rf .venv outputs dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""See which training examples drive the optimization of a neural network."""

@@ -1,0 +1,102 @@
+"""The command line: ``opposing-signals experiment=NAME [scale=smoke|cpu|paper] [seed=N] [any.field=VALUE]``.
+
+What does not need torch is done before torch is imported, so that help comes at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from opposing_signals.configuration import configuration_folder
+from opposing_signals.errors import InputError, TrainingStoppedError
+
+BAD_INPUT = 2
+STOPPED = 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print_help()
+        return 0
+    if arguments[0] == "--version":
+        print(version("opposing-signals"))
+        return 0
+    try:
+        if arguments[0] == "report":
+            from opposing_signals.report import build
+
+            print(f"report: {build([Path(a) for a in arguments[1:]] or [Path('outputs'), Path('results')])}")
+            return 0
+        _check_names(arguments)
+        from opposing_signals.app import run
+
+        return run(arguments)
+    except InputError as error:
+        print(f"opposing-signals: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except TrainingStoppedError as error:
+        print(f"opposing-signals: training stopped: {error}", file=sys.stderr)
+        return STOPPED
+    except OSError as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
+        print(f"opposing-signals: {error.strerror or error}: {error.filename or 'the record'}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def experiments() -> dict[str, tuple[str, dict[str, str]]]:
+    """Name ↦ (one line, cost at each scale) of every experiment."""
+    found = {}
+    for path in sorted((configuration_folder() / "experiment").glob("*.yaml")):
+        described = OmegaConf.load(path).experiment
+        found[path.stem] = (described.title, dict(described.cost))
+    return found
+
+
+def print_help() -> None:
+    """What can be run, and what it costs."""
+    console = Console(highlight=False)
+    console.print(
+        "Which training examples drive the optimization of a neural network.\n\n"
+        "  [bold]opposing-signals experiment=NAME[/] \\[scale=smoke|cpu|paper] \\[seed=N] \\[FIELD=VALUE ...]\n"
+        "  [bold]opposing-signals report[/] \\[FOLDER ...]      one page of all results\n\n"
+        "An experiment trains what is missing, draws its figure, checks its claims and writes them to outputs/NAME/. "
+        "Any field of the configuration can be set: model.width=32, optimizer.lr=0.02, data=planted, logger=none, "
+        "output_dir=FOLDER. [bold]--cfg job[/] prints the configuration of a command, [bold]--hydra-help[/] the "
+        "options of Hydra (sweeps, launchers)."
+    )
+    table = Table(title="\nExperiments (cost: two CPU cores at smoke and cpu, one GPU at paper)", title_justify="left")
+    for column in ("experiment", "what it shows", "smoke", "cpu", "paper"):
+        table.add_column(column, overflow="fold")
+    for name, (title, cost) in experiments().items():
+        table.add_row(name, title, *(str(cost.get(scale, "-")) for scale in ("smoke", "cpu", "paper")))
+    console.print(table)
+
+
+def _check_names(arguments: list[str]) -> None:
+    """Refuse an unknown choice of a configuration group here: Hydra says the same in a page."""
+    folder = configuration_folder()
+    for argument in arguments:
+        group, separator, choices = argument.lstrip("+~").partition("=")
+        if not separator or argument.startswith("-") or not (folder / group).is_dir():
+            continue
+        known = sorted(path.stem for path in (folder / group).glob("*.yaml"))
+        for choice in choices.strip("[]").split(","):
+            if choice not in known:
+                raise InputError(f"{group}={choice}: unknown; there are {', '.join(known)}")
+    chosen = [a for a in arguments if a.startswith("experiment=")]
+    if not chosen and not any(a.startswith("--") for a in arguments):
+        raise InputError(f"no experiment given: expected experiment=NAME with one of {', '.join(experiments())}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

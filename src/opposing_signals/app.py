@@ -1,0 +1,207 @@
+"""An experiment from its configuration to its verdicts: train what is missing, draw, check, write down."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from hydra.utils import get_method, instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from opposing_signals.claims import Claim, verdict_table
+from opposing_signals.configuration import configuration_folder, decisive, experiment_folder, run_folder
+from opposing_signals.errors import InputError, TrainingStoppedError
+from opposing_signals.record import Record, write_json
+from opposing_signals.signals import Trajectory
+
+log = getLogger(__name__)
+
+
+class SweepNote(Callback):
+    """Notes the configuration of a sweep, so that the figure can be drawn when its last job has ended."""
+
+    config: DictConfig | None = None
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Forget the jobs of an earlier sweep."""
+        SweepNote.config = config
+        shutil.rmtree(experiment_folder(config) / "jobs", ignore_errors=True)
+
+
+def run(arguments: list[str]) -> int:
+    """Compose the configuration of ``arguments`` and run its job or jobs; the exit code.
+
+    Raises:
+        InputError: The arguments name what is not there, or ask for what cannot work.
+        TrainingStoppedError: The loss is not finite.
+    """
+    SweepNote.config = None
+    GlobalHydra.instance().clear()
+    sys.argv[1:] = arguments
+    user_wants_tracebacks = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach this function instead of Hydra's own report
+    try:
+        hydra.main(version_base="1.3", config_path=str(configuration_folder()), config_name="config")(_job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        if user_wants_tracebacks:
+            raise
+        raise InputError(_one_line(error)) from None
+    finally:
+        if not user_wants_tracebacks:
+            del os.environ["HYDRA_FULL_ERROR"]
+    return 0 if SweepNote.config is None else _finish_sweep(SweepNote.config)
+
+
+def _one_line(error: Exception) -> str:
+    cause = error.__cause__ if isinstance(error.__cause__, InputError) else error
+    return " ".join(str(cause).split())
+
+
+def _job(config: DictConfig) -> None:
+    """One run: alone it is drawn at once, in a sweep it leaves a note for `_finish_sweep`."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.RUN:
+        with _logger(config, config.run.name) as logger:
+            record = _recorded(config, logger)
+            _conclude(config, {config.run.name: record}, logger)
+        return
+    note = experiment_folder(config) / "jobs" / f"{hydra_config.job.num}.json"
+    label = hydra_config.job.override_dirname or config.run.name
+    try:
+        with _logger(config, label) as logger:
+            record = _recorded(config, logger)
+        write_json(note, {"run": config.run.name, "job": label, "folder": str(record.folder.resolve()), "failure": ""})
+    except (InputError, TrainingStoppedError) as error:  # the other jobs go on, and the figure shows what failed
+        write_json(note, {"run": config.run.name, "job": label, "folder": "", "failure": str(error)})
+        log.error("%s failed: %s", label, error)
+
+
+def _finish_sweep(config: DictConfig) -> int:
+    notes = [json.loads(path.read_text()) for path in sorted((experiment_folder(config) / "jobs").glob("*.json"))]
+    failures = [note for note in notes if note["failure"]]
+    records = {note["run"]: Record(note["folder"]) for note in notes if not note["failure"]}
+    with _logger(config, "figure") as logger:
+        _conclude(config, records, logger)
+    for note in failures:
+        print(f"opposing-signals: {note['job']} failed: {note['failure']}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _recorded(config: DictConfig, logger: Any) -> Record:
+    """The complete record of ``config``: reused if it is there, otherwise begun or gone on with."""
+    folder = run_folder(config)
+    configuration = decisive(config)
+    with Record.writing(folder, configuration) as record:
+        if record.is_complete:
+            log.info("reusing %s", folder)
+        elif record.state.startswith("stopped"):
+            raise TrainingStoppedError(
+                f"{record.state.removeprefix('stopped: ')} ({folder}); try a smaller optimizer.lr"
+            )
+        else:
+            try:
+                get_method(config.job)(config, record, logger)
+            except TrainingStoppedError as stop:
+                raise TrainingStoppedError(
+                    f"{stop}; the record is kept in {folder}; try a smaller optimizer.lr"
+                ) from None
+    return Record(folder)
+
+
+def _conclude(config: DictConfig, records: dict[str, Record], logger: Any) -> None:
+    """Draw the figure, check the claims, write both down and show them."""
+    import matplotlib.pyplot as plt
+
+    folder = experiment_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    trajectories = {
+        name: Trajectory(record, OmegaConf.select(config, "data.root"), config.signals)
+        for name, record in records.items()
+    }
+    claims = [_claim(claim) for claim in config.claims]
+    checked = [claim.check(trajectories, config.scale.name, config.seed) for claim in claims]
+    verdicts = [verdict for verdict, _ in checked]
+    write_json(folder / "claims.json", [verdict.as_json() for verdict in verdicts])
+    write_json(
+        folder / "experiment.json",
+        {
+            **_description(config, records),
+            "reasons": {verdict.id: reason for verdict, reason in checked if reason},
+        },
+    )
+    for stale in (folder / "figure.png", folder / "figure.pdf"):
+        stale.unlink(missing_ok=True)
+    if trajectories:
+        figure = instantiate(config.figure)(trajectories)
+        figure.savefig(folder / "figure.png", dpi=150)
+        figure.savefig(folder / "figure.pdf")
+        plt.close(figure)
+    _mirror(logger, folder, verdicts)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(verdict_table(checked, f"{config.experiment.name} at scale={config.scale.name}, seed={config.seed}"))
+    console.print(f"figure: {folder / 'figure.png'}\nclaims: {folder / 'claims.json'}", highlight=False, soft_wrap=True)
+
+
+def _claim(claim: DictConfig) -> Claim:
+    threshold = claim.threshold if isinstance(claim.threshold, str) else dict(claim.threshold)
+    statistic = instantiate(claim.statistic, _partial_=True)
+    return Claim(claim.id, claim.statement, claim.source, statistic, threshold)
+
+
+def _description(config: DictConfig, records: dict[str, Record]) -> dict[str, Any]:
+    """What the report says about the experiment."""
+    return {
+        "name": config.experiment.name,
+        "title": config.experiment.title,
+        "command": shlex.join(["opposing-signals", *sys.argv[1:]]),
+        "scale": config.scale.name,
+        "seed": config.seed,
+        "drawn": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "runs": {
+            name: {"folder": record.folder.name, "configuration": record.configuration, "provenance": record.provenance}
+            for name, record in records.items()
+        },
+    }
+
+
+@contextmanager
+def _logger(config: DictConfig, name: str) -> Iterator[Any]:
+    """The dashboard's run of one job; closed at its end, because a second job must not go on in it."""
+    logger = instantiate(config.logger, name=name) if config.logger else None
+    try:
+        if logger is not None:
+            logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+        yield logger
+    finally:
+        if logger is not None:
+            import wandb
+
+            wandb.finish()
+
+
+def _mirror(logger: Any, folder: Path, verdicts: list[Any]) -> None:
+    if logger is None:
+        return
+    columns = list(verdicts[0].as_json()) if verdicts else []
+    rows = [[str(value) for value in verdict.as_json().values()] for verdict in verdicts]
+    if (folder / "figure.png").is_file():
+        logger.log_image("figure", [str(folder / "figure.png")])
+    logger.log_table("claims", columns, rows)
+    logger.experiment.summary.update({f"verdict/{verdict.id}": verdict.verdict for verdict in verdicts})

@@ -1,0 +1,164 @@
+"""A claim: a statement with its source, a statistic of the runs, and a threshold fixed before any run."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from rich.table import Table
+
+from opposing_signals.signals.trajectory import Trajectory
+
+PASS, FAIL, INCONCLUSIVE, NOT_RUN = "PASS", "FAIL", "INCONCLUSIVE", "NOT RUN"
+COLOURS = {PASS: "green", FAIL: "red", INCONCLUSIVE: "yellow", NOT_RUN: "dim"}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured statistic.
+
+    Attributes:
+        value: NaN when the run cannot tell; `reason` then says why.
+        interval: 95% interval of the value; None where none was computed.
+        reason: Why there is no value.
+    """
+
+    value: float
+    interval: tuple[float, float] | None = None
+    reason: str = ""
+
+    @classmethod
+    def unknown(cls, reason: str) -> Estimate:
+        """No value, and why."""
+        return cls(math.nan, None, reason)
+
+
+Statistic = Callable[[Mapping[str, Trajectory]], Estimate]
+
+
+class Threshold:
+    """``"< -0.8"``, ``"> 5"``, ``">= 0.5"``, ``"<= 1"`` or ``"in [0.8, 2.0]"``.
+
+    Raises:
+        ValueError: The text is none of these.
+    """
+
+    _COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}  # noqa: RUF012
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        number = r"([-+\d.eE]+)"
+        if match := re.fullmatch(rf"(<|<=|>|>=) *{number}", text):
+            compare, bound = self._COMPARISONS[match[1]], float(match[2])
+            self._holds: Callable[[float], bool] = lambda value: compare(value, bound)
+        elif match := re.fullmatch(rf"in \[{number}, *{number}\]", text):
+            low, high = float(match[1]), float(match[2])
+            self._holds = lambda value: low <= value <= high
+        else:
+            raise ValueError(f"threshold {text!r}: expected something like '< -0.8' or 'in [0.8, 2.0]'")
+
+    def holds(self, value: float) -> bool:
+        """Whether ``value`` meets the threshold."""
+        return self._holds(value)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a claim: the fields of ``claims.json``, in its order."""
+
+    id: str
+    statement: str
+    source: str
+    statistic: str
+    threshold: str
+    value: float | None
+    interval: list[float] | None
+    verdict: str
+    scale: str
+    data: str
+    seed: int
+
+    def as_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement that runs can bear out or not.
+
+    Attributes:
+        id: For instance ``"fig01a"``.
+        statement: What is claimed, in a sentence.
+        source: Where the paper claims it.
+        statistic: Trajectories by run name ↦ `Estimate`; the first line of its docstring describes it.
+        threshold: One text, or one for each scale.
+    """
+
+    id: str
+    statement: str
+    source: str
+    statistic: Statistic
+    threshold: str | Mapping[str, str]
+
+    def check(self, trajectories: Mapping[str, Trajectory], scale: str, seed: int) -> tuple[Verdict, str]:
+        """The verdict on these runs, and why there is no value if there is none.
+
+        The value alone decides between PASS and FAIL. INCONCLUSIVE means that the runs cannot tell, NOT RUN that
+        there are no runs.
+        """
+        threshold = Threshold(self.threshold if isinstance(self.threshold, str) else self.threshold[scale])
+        estimate = self.statistic(trajectories) if trajectories else Estimate.unknown("the run is missing")
+        if not trajectories:
+            verdict = NOT_RUN
+        elif math.isnan(estimate.value):
+            verdict = INCONCLUSIVE
+        else:
+            verdict = PASS if threshold.holds(estimate.value) else FAIL
+        return (
+            Verdict(
+                id=self.id,
+                statement=self.statement,
+                source=self.source,
+                statistic=_description(self.statistic),
+                threshold=threshold.text,
+                value=None if math.isnan(estimate.value) else estimate.value,
+                interval=None if estimate.interval is None else list(estimate.interval),
+                verdict=verdict,
+                scale=scale,
+                data=", ".join(dict.fromkeys(t.record.provenance["data"]["name"] for t in trajectories.values())),
+                seed=seed,
+            ),
+            estimate.reason,
+        )
+
+
+def _description(statistic: Statistic) -> str:
+    function = statistic.func if isinstance(statistic, partial) else statistic
+    first_line = (inspect.getdoc(function) or "").split("\n")[0].rstrip(".")
+    keywords = statistic.keywords if isinstance(statistic, partial) else {}
+    return first_line + "".join(f"; {name} = {value}" for name, value in keywords.items())
+
+
+def verdict_table(verdicts: list[tuple[Verdict, str]], title: str) -> Table:
+    """The verdicts as a table for the terminal."""
+    table = Table(title=title, title_justify="left", show_lines=False)
+    for column in ("claim", "statement", "threshold", "value", "95% interval", "verdict"):
+        table.add_column(column, no_wrap=column != "statement")
+    for verdict, reason in verdicts:
+        colour = COLOURS[verdict.verdict]
+        table.add_row(
+            verdict.id,
+            verdict.statement + (f" [dim]({reason})[/]" if reason else ""),
+            verdict.threshold,
+            "-" if verdict.value is None else f"{verdict.value:.3g}",
+            "-" if verdict.interval is None else "{:.3g} to {:.3g}".format(*verdict.interval),
+            f"[{colour}]{verdict.verdict}[/]",
+        )
+    return table

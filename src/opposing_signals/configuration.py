@@ -1,0 +1,63 @@
+"""Which part of a configuration decides the numbers of a run, and the folder and key that follow from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+UNDECISIVE = frozenset(
+    {
+        "checkpoint_seconds",
+        "claims",
+        "experiment",
+        "figure",
+        "logger",
+        "output_dir",
+        "run_dir",
+        "scale",
+        "signals",
+        "threads",
+        "trainer",
+    }
+)
+"""Top-level fields that leave a run's numbers as they are. Any other field counts, also one added later."""
+
+
+def configuration_folder() -> Path:
+    """The Hydra configuration: in a wheel it is inside the package, in a checkout it stands at the top."""
+    installed = Path(str(resources.files("opposing_signals"))) / "conf"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def decisive(config: DictConfig) -> dict[str, Any]:
+    """The resolved part of ``config`` that decides a run's numbers. Where the data lie does not."""
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
+    kept: dict[str, Any] = {str(name): value for name, value in resolved.items() if name not in UNDECISIVE}
+    if isinstance(kept.get("data"), dict):
+        kept["data"] = {name: value for name, value in kept["data"].items() if name != "root"}
+    return kept
+
+
+def run_key(config: DictConfig) -> str:
+    """Eight hexadecimal digits: equal for configurations whose runs have equal numbers."""
+    canonical = json.dumps(decisive(config), sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+def run_folder(config: DictConfig) -> Path:
+    """Where the run's record is kept."""
+    if config.run_dir is not None:
+        return Path(config.run_dir)
+    name = f"{config.run.name}-{config.scale.name}-seed{config.seed}-{run_key(config)}"
+    return Path(config.output_dir) / "runs" / name
+
+
+def experiment_folder(config: DictConfig) -> Path:
+    """Where the experiment's figure and claims are written."""
+    return Path(config.output_dir) / config.experiment.name

@@ -1,0 +1,8 @@
+"""The data sets of the experiments, each a function that returns a `Dataset`."""
+
+from opposing_signals.data.chebyshev import chebyshev
+from opposing_signals.data.cifar10 import cifar10
+from opposing_signals.data.dataset import Dataset
+from opposing_signals.data.planted import planted
+
+__all__ = ["Dataset", "chebyshev", "cifar10", "planted"]

@@ -1,0 +1,13 @@
+"""What the command line reports in one line instead of a traceback."""
+
+
+class InputError(Exception):
+    """The user gave something that cannot work.
+
+    The message is one line that says what was given, what was expected and what to do next. The command line
+    prints it and exits with code 2.
+    """
+
+
+class TrainingStoppedError(Exception):
+    """Training cannot go on, for instance because the loss is not finite; the record so far is kept."""

@@ -1,0 +1,56 @@
+"""The look that all figures share."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK = "#22252b"
+MUTED = "#7a7f87"
+# Okabe and Ito's palette, which colour-blind readers can tell apart; a pair's groups are a dark and a light tone.
+PAIRS = (("#0072B2", "#56B4E9"), ("#D55E00", "#E69F00"), ("#00674F", "#3CC29B"), ("#8E3B74", "#DE9CC6"))
+RUNS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+plt.rcParams.update(
+    {
+        "axes.edgecolor": MUTED,
+        "axes.labelcolor": INK,
+        "axes.labelsize": 9,
+        "axes.linewidth": 0.8,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlelocation": "left",
+        "axes.titlesize": 10,
+        "figure.constrained_layout.use": True,
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+        "grid.color": "#e6e7ea",
+        "grid.linewidth": 0.6,
+        "legend.fontsize": 8,
+        "legend.frameon": False,
+        "lines.linewidth": 1.2,
+        "text.color": INK,
+        "xtick.color": MUTED,
+        "xtick.labelcolor": INK,
+        "xtick.labelsize": 8,
+        "ytick.color": MUTED,
+        "ytick.labelcolor": INK,
+        "ytick.labelsize": 8,
+    }
+)
+
+
+def figure(width: float, height: float, title: str) -> Figure:
+    """An empty figure of ``width`` x ``height`` inches with a title."""
+    new = plt.figure(figsize=(width, height))
+    new.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    return new
+
+
+def mark_break_even(axes: Axes, step: int | None) -> None:
+    """A vertical line at the step where λ first reaches 2/η."""
+    if step is not None:
+        axes.axvline(step, color=MUTED, linewidth=0.8, linestyle=":")

@@ -1,0 +1,71 @@
+"""What all instruments share: when to measure, and where the measurement goes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from opposing_signals._lightning import Callback, LightningModule, Trainer
+from opposing_signals.errors import InputError
+from opposing_signals.record import Record
+from opposing_signals.risk import EmpiricalRisk
+from opposing_signals.training.module import TrainingModule
+
+
+class Instrument(Callback):
+    """Measures one quantity along a run; an instrument implements `before_step`, `from_step`, or both.
+
+    An instrument changes nothing that training sees: what needs a pass of its own goes through `EmpiricalRisk`,
+    whose probes leave no trace.
+
+    Args:
+        risk: What is being trained.
+        record: Where rows go.
+        every: Measure at steps t with t mod ``every`` < ``consecutive``.
+        consecutive: How many successive steps to measure each time. Two show a one-step change, and both phases of
+            the period-two oscillation at the edge of stability.
+
+    Raises:
+        InputError: ``every`` < 1 or ``consecutive`` outside 1 to ``every``.
+    """
+
+    def __init__(self, risk: EmpiricalRisk, record: Record, every: int = 1, consecutive: int = 1) -> None:
+        name = type(self).__name__
+        if every < 1:
+            raise InputError(f"{name}: every={every}: expected at least 1")
+        if not 1 <= consecutive <= every:
+            raise InputError(f"{name}: consecutive={consecutive}: expected 1 to every={every}")
+        self.risk = risk
+        self.record = record
+        self.every = every
+        self.consecutive = consecutive
+
+    def before_step(self, module: TrainingModule, step: int) -> None:
+        """Measure θ_step with passes of its own. After the step the weights are θ_{step+1} already."""
+
+    def from_step(self, module: TrainingModule, step: int) -> None:
+        """Take what the step's own forward pass saw of θ_step: ``module.forward_pass`` over ``module.batch``."""
+
+    def write(self, module: TrainingModule, step: int, quantity: str, value: np.ndarray | float) -> None:
+        """Append to the record; scalars go to the run's logger as well."""
+        self.record.append(quantity, step, value)
+        if np.ndim(value) == 0:
+            module.scalars[quantity] = float(value)
+
+    def _is_due(self, step: int) -> bool:
+        return step % self.every < self.consecutive
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Lightning's hook in front of a step."""
+        assert isinstance(pl_module, TrainingModule)
+        if self._is_due(trainer.global_step):
+            self.before_step(pl_module, trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Lightning's hook behind a step."""
+        assert isinstance(pl_module, TrainingModule)
+        if self._is_due(pl_module.step):
+            self.from_step(pl_module, pl_module.step)

@@ -1,0 +1,17 @@
+"""What the network says about each training point."""
+
+from __future__ import annotations
+
+from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.training.module import TrainingModule
+
+
+class Outputs(Instrument):
+    """Writes ``outputs`` ``[n, C]``: f(x_i; θ_t) for the points of the step's batch, in the batch's order.
+
+    Meant for full-batch training of small networks, where it draws the fit.
+    """
+
+    def from_step(self, module: TrainingModule, step: int) -> None:
+        """They are in the step's own forward pass."""
+        self.write(module, step, "outputs", module.forward_pass.outputs.float().cpu().numpy())

@@ -1,0 +1,25 @@
+"""Per-sample losses of all training points."""
+
+from __future__ import annotations
+
+from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.training.module import TrainingModule
+
+
+class SampleLosses(Instrument):
+    """Writes ``sample_loss`` ``[N]``: ℓ_i(θ_t) of every training point (§2).
+
+    When the step uses the whole training set its own forward pass has every ℓ_i(θ_t), and recording costs no extra
+    pass. Under minibatch training a pass over the training set is made at the steps that ``every`` and
+    ``consecutive`` name.
+    """
+
+    def before_step(self, module: TrainingModule, step: int) -> None:
+        """Under minibatch training."""
+        if not module.batches.is_full:
+            self.write(module, step, "sample_loss", self.risk.sample_losses().losses.float().cpu().numpy())
+
+    def from_step(self, module: TrainingModule, step: int) -> None:
+        """Under full-batch training."""
+        if module.batches.is_full:
+            self.write(module, step, "sample_loss", module.forward_pass.losses.float().cpu().numpy())

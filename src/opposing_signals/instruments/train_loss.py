@@ -1,0 +1,18 @@
+"""Loss and accuracy of the batch that a step uses."""
+
+from __future__ import annotations
+
+from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.training.module import TrainingModule
+
+
+class TrainLoss(Instrument):
+    """Writes ``train_loss`` and, for classification, ``train_accuracy`` of the step's batch at θ_t."""
+
+    def from_step(self, module: TrainingModule, step: int) -> None:
+        """Both are in the step's own forward pass."""
+        self.write(module, step, "train_loss", module.loss)
+        targets = self.risk.targets[module.batch]
+        if not targets.is_floating_point():
+            accuracy = (module.forward_pass.outputs.argmax(1) == targets).double().mean().item()
+            self.write(module, step, "train_accuracy", accuracy)

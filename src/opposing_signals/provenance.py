@@ -1,0 +1,46 @@
+"""Where numbers come from."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("opposing-signals", "torch", "torchvision", "lightning", "hydra-core", "numpy")
+
+
+def environment(device: torch.device | None = None) -> dict[str, Any]:
+    """Versions, commit and machine of a run that begins now, as JSON values."""
+    on_gpu = device is not None and device.type == "cuda"
+    return {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+        "commit": commit(),
+        "machine": {
+            "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
+            "threads": torch.get_num_threads(),
+            "system": platform.system(),
+        },
+    }
+
+
+def commit() -> str:
+    """The commit that the package's source is at, with ``+changes`` if it differs; "unknown" outside a checkout."""
+    source = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(source), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        tracked = git("ls-files", "--error-unmatch", Path(__file__).name)
+        changes = "+changes" if git("status", "--porcelain", "--untracked-files=no", ".") else ""
+        return git("rev-parse", "--short=12", "HEAD") + changes if tracked else "unknown"
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

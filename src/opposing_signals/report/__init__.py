@@ -1,0 +1,5 @@
+"""The static page of all results."""
+
+from opposing_signals.report.page import build
+
+__all__ = ["build"]

@@ -1,0 +1,158 @@
+"""One static page of all results: figures, verdicts, and where the numbers come from."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from opposing_signals.errors import InputError
+from opposing_signals.report.result import VERDICTS, Result
+
+PAGE = Path("outputs", "report", "index.html")
+DEPTH = 3
+"""How many folders below a given one results are looked for."""
+SCALES = ("paper", "cpu", "smoke")
+"""The order in which results of one experiment stand."""
+
+
+def build(folders: list[Path], page: Path | None = None) -> Path:
+    """Write the page of every result in ``folders``.
+
+    A result is a folder with ``experiment.json``, ``claims.json`` and ``figure.png``, as an experiment writes it. A
+    result that is malformed still has its place on the page, which says what is wrong with it. Equal results give
+    an equal page.
+
+    Args:
+        folders: Searched with the three levels of folders below them; those that do not exist are passed over.
+        page: The file to write; None: ``outputs/report/index.html``.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        InputError: There is no result in ``folders``.
+        OSError: The page cannot be written.
+    """
+    results = find_results(folders)
+    if not results:
+        raise InputError(
+            f"no results in {', '.join(map(str, folders))}: expected folders with experiment.json, claims.json and "
+            "figure.png; opposing-signals experiment=NAME makes one"
+        )
+    page = PAGE if page is None else page
+    page.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = page.with_name(page.name + ".part")
+    unfinished.write_text(render(results), encoding="utf-8")
+    unfinished.replace(page)
+    return page
+
+
+def find_results(folders: Iterable[Path]) -> list[Result]:
+    """Every result in ``folders``, in the order of the page: by experiment, then by scale, seed and folder."""
+    labels: dict[Path, str] = {}
+    for given in folders:
+        for level in range(DEPTH + 1):
+            for file in ("experiment.json", "claims.json"):
+                for path in given.glob("*/" * level + file):
+                    labels.setdefault(path.parent.resolve(), _label(path.parent, given))
+    return sorted((Result.read(folder, label) for folder, label in labels.items()), key=_order)
+
+
+def render(results: list[Result]) -> str:
+    """The page as HTML, without any reference to a file or an address.
+
+    Args:
+        results: In the order of `find_results`.
+    """
+    environment = Environment(
+        loader=PackageLoader("opposing_signals", "report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters.update(number=number, interval=interval, threshold=threshold, duration=duration, moment=moment)
+    verdicts = [(result.scale, verdict["verdict"]) for result in results for verdict in result.verdicts]
+    experiments = [(name, list(group)) for name, group in groupby(results, key=lambda result: result.name)]
+    return environment.get_template("page.html.j2").render(
+        experiments=experiments,
+        results=results,
+        counts=Counter(verdict for _, verdict in verdicts),
+        counts_by_scale=Counter(verdicts),
+        scales=sorted({result.scale for result in results}, key=_scale_order),
+        symbols=dict(zip(VERDICTS, "✓✗?–", strict=True)),
+    )
+
+
+def number(value: Any) -> str:
+    """Four significant digits with a proper minus sign; an en dash for no number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return "–"
+    return f"{value:.4g}".replace("-", "−")
+
+
+def interval(bounds: Any) -> str:
+    """Both ends of an interval; an en dash for no interval."""
+    return f"{number(bounds[0])} to {number(bounds[1])}" if isinstance(bounds, list) and len(bounds) == 2 else "–"
+
+
+def threshold(text: Any) -> str:
+    """A claim's threshold with the signs of print."""
+    return str(text).replace(">=", "≥").replace("<=", "≤").replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two largest fitting units."""
+    if seconds < 60:
+        return f"{seconds:.2g} s"
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if minutes < 60:
+        return f"{int(seconds) // 60} min {int(seconds) % 60} s"
+    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def moment(text: str) -> str:
+    """An ISO 8601 time in words, in UTC; any other text as it is."""
+    try:
+        time = datetime.fromisoformat(text).astimezone(timezone.utc)
+    except (ValueError, OverflowError):
+        return text
+    return f"{time.day} {time:%B %Y, %H:%M} UTC"
+
+
+def _label(folder: Path, given: Path) -> str:
+    """``folder`` relative to the current folder or, if it lies elsewhere, to the folder around ``given``."""
+    absolute = folder.resolve()
+    for base in (Path.cwd(), given.resolve().parent):
+        if absolute != base and absolute.is_relative_to(base):
+            return absolute.relative_to(base).as_posix()
+    return absolute.name
+
+
+def _order(result: Result) -> tuple[Any, ...]:
+    """Figures first, by their numbers; `Result.name` decides before everything else, so that names stay together."""
+    is_figure = re.match(r"fig\d", result.name) is not None
+    return (
+        not is_figure,
+        _natural(result.name),
+        result.name,
+        _scale_order(result.scale),
+        _natural(result.seed),
+        result.folder,
+    )
+
+
+def _scale_order(scale: str) -> tuple[int, str]:
+    return (SCALES.index(scale) if scale in SCALES else len(SCALES), scale)
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """A key that sorts fig9 before fig10."""
+    return [(int(digits or -1), letters) for digits, letters in re.findall(r"([0-9]+)|([^0-9]+)", text)]

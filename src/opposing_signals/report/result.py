@@ -1,0 +1,230 @@
+"""One experiment's result as the report shows it, read from the folder that the experiment wrote."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+VERDICTS = ("PASS", "FAIL", "INCONCLUSIVE", "NOT RUN")
+PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"IEND\xaeB`\x82"
+CLAIM_FIELDS = ("id", "statement", "source", "statistic", "threshold", "value", "interval", "verdict")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG: its bytes in base64, its width and height in pixels."""
+
+    base64: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run behind a figure.
+
+    Attributes:
+        name: What the experiment calls the run.
+        folder: Name of the folder that holds its record.
+        settings: Its configuration, dotted field ↦ value in the notation of a command.
+        provenance: Where its numbers come from, as the record holds it.
+    """
+
+    name: str
+    folder: str
+    settings: dict[str, str]
+    provenance: Any
+
+    def origin(self, *path: str) -> Any:
+        """The entry of `provenance` at ``path``; None if there is none."""
+        return _entry(self.provenance, *path)
+
+    @property
+    def training_seconds(self) -> float | None:
+        """Training time in seconds; None if it is not noted."""
+        seconds = self.origin("training_seconds")
+        return seconds if isinstance(seconds, (int, float)) and math.isfinite(seconds) else None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one folder of an experiment holds.
+
+    Attributes:
+        folder: Where it was found, relative to the current folder or to the folder that was searched.
+        name: The experiment's name; the folder's where the experiment's cannot be read.
+        verdicts: The objects of ``claims.json``, each with every one of `CLAIM_FIELDS`.
+        picture: None if there is no figure.
+        problems: What could not be read, a sentence each; the other attributes then hold what could.
+    """
+
+    folder: str
+    name: str
+    title: str
+    command: str
+    scale: str
+    seed: str
+    drawn: str
+    runs: tuple[Run, ...]
+    verdicts: tuple[dict[str, Any], ...]
+    picture: Picture | None
+    problems: tuple[str, ...]
+
+    @classmethod
+    def read(cls, folder: Path, label: str) -> Result:
+        """Read ``folder``, which the page calls ``label``. What is malformed becomes a problem, never an error."""
+        problems: list[str] = []
+        described = _read_json(folder / "experiment.json", dict, problems)
+        if described is not None and not (described.get("name") and isinstance(described.get("runs"), dict)):
+            problems.append("experiment.json does not say which experiment with which runs this is.")
+        claims = _read_json(folder / "claims.json", list, problems)
+        described = described or {}
+        runs = described.get("runs")
+        return cls(
+            folder=label,
+            name=str(described.get("name") or folder.name),
+            title=str(described.get("title") or described.get("name") or folder.name),
+            command=str(described.get("command", "")),
+            scale=str(described.get("scale", "unknown")),
+            seed=str(described.get("seed", "unknown")),
+            drawn=str(described.get("drawn", "")),
+            runs=tuple(_run(name, run) for name, run in runs.items()) if isinstance(runs, dict) else (),
+            verdicts=tuple(_sound(claims or [], problems)),
+            picture=_read_picture(folder / "figure.png", problems),
+            problems=tuple(problems),
+        )
+
+    @cached_property
+    def shared_settings(self) -> dict[str, list[tuple[str, str]]]:
+        """The settings that all runs have in common: part of the configuration ↦ (field in it, value)."""
+        shared: dict[str, list[tuple[str, str]]] = {}
+        settings = self.runs[0].settings if self.runs else {}
+        parts = {field.rpartition(".")[0] for field in settings}
+        for field, value in settings.items():
+            if field not in self.differing_settings:
+                part, _, name = (field, "", "") if field in parts else field.rpartition(".")
+                shared.setdefault(part or name, []).append((name if part else "", value))
+        return shared
+
+    @cached_property
+    def differing_settings(self) -> list[str]:
+        """The fields in which the runs differ."""
+        fields = dict.fromkeys(field for run in self.runs for field in run.settings)
+        return [field for field in fields if len({run.settings.get(field) for run in self.runs}) > 1]
+
+    @property
+    def data_sets(self) -> list[tuple[str, int | None, str]]:
+        """(name, number of training examples, sha256) of every data set that the runs trained on."""
+        found = [
+            (str(run.origin("data", "name")), run.origin("data", "examples"), str(run.origin("data", "sha256") or ""))
+            for run in self.runs
+            if run.origin("data", "name")
+        ]
+        return list(dict.fromkeys((name, n if isinstance(n, int) else None, sha256) for name, n, sha256 in found))
+
+    @property
+    def training_seconds(self) -> float | None:
+        """Training time of all runs together, in seconds; None if no run has noted it."""
+        noted = [run.training_seconds for run in self.runs if run.training_seconds is not None]
+        return sum(noted) if noted else None
+
+    @property
+    def origins(self) -> dict[str, list[str]]:
+        """What else is known about the origin of the numbers: label ↦ distinct values over the runs."""
+        listed = {
+            "Machine": (_machine(run.origin("machine")) for run in self.runs),
+            "Commit": (str(run.origin("commit") or "") for run in self.runs),
+            "Versions": (_versions(run.origin("versions")) for run in self.runs),
+            "Records": (run.folder for run in self.runs),
+        }
+        distinct = {label: [value for value in dict.fromkeys(values) if value] for label, values in listed.items()}
+        return {label: values for label, values in distinct.items() if values}
+
+
+def _read_json(path: Path, kind: type, problems: list[str]) -> Any:
+    """The content of ``path``, None and a problem if it is not a JSON ``kind``."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        problems.append(f"{path.name} is missing.")
+    except OSError as error:
+        problems.append(f"{path.name} cannot be read: {error.strerror}.")
+    except ValueError as error:
+        problems.append(f"{path.name} is not valid JSON: {error}.")
+    else:
+        if isinstance(content, kind):
+            return content
+        problems.append(f"{path.name} holds no {'object' if kind is dict else 'list'}.")
+    return None
+
+
+def _sound(claims: list[Any], problems: list[str]) -> Iterator[dict[str, Any]]:
+    for number, claim in enumerate(claims, start=1):
+        missing = [field for field in CLAIM_FIELDS if field not in claim] if isinstance(claim, dict) else CLAIM_FIELDS
+        if missing:
+            problems.append(f"claims.json: claim {number} has no {', '.join(missing)}.")
+        elif claim["verdict"] not in VERDICTS:
+            problems.append(f"claims.json: the verdict on {claim['id']} is none of {', '.join(VERDICTS)}.")
+        else:
+            yield claim
+
+
+def _read_picture(path: Path, problems: list[str]) -> Picture | None:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        problems.append(f"{path.name} is missing: no figure was drawn.")
+        return None
+    except OSError as error:
+        problems.append(f"{path.name} cannot be read: {error.strerror}.")
+        return None
+    if not (content.startswith(PNG_START) and content.endswith(PNG_END)):
+        problems.append(f"{path.name} is not a whole PNG file.")
+        return None
+    width, height = struct.unpack(">II", content[len(PNG_START) :][:8])  # the first chunk begins with them
+    return Picture(base64.b64encode(content).decode("ascii"), width, height)
+
+
+def _run(name: str, described: Any) -> Run:
+    return Run(
+        name=name,
+        folder=str(_entry(described, "folder") or ""),
+        settings=dict(_settings(_entry(described, "configuration") or {})),
+        provenance=_entry(described, "provenance"),
+    )
+
+
+def _settings(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """Dotted field and value of every leaf; a class or function stands under the field that it fills."""
+    if not isinstance(tree, dict):
+        yield ".".join(path), tree if isinstance(tree, str) else json.dumps(tree, ensure_ascii=False)
+        return
+    for field, value in tree.items():
+        if field == "_target_":
+            yield ".".join(path), str(value).rpartition(".")[2]
+        elif field != "_partial_" and (*path, field) not in {("job",), ("run", "name")}:
+            yield from _settings(value, (*path, field))
+
+
+def _machine(described: Any) -> str:
+    entries = described.items() if isinstance(described, dict) else ()
+    return ", ".join(f"{value} {name}" if isinstance(value, int) else str(value) for name, value in entries)
+
+
+def _versions(described: Any) -> str:
+    entries = described.items() if isinstance(described, dict) else ()
+    return ", ".join(f"{package} {version}" for package, version in entries)
+
+
+def _entry(tree: Any, *path: str) -> Any:
+    """The entry of nested JSON objects at ``path``; None if there is none."""
+    for name in path:
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree

@@ -1,0 +1,91 @@
+"""A recorded run as figures and claims read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from hydra.utils import instantiate
+
+from opposing_signals.data import Dataset
+from opposing_signals.record import Record, Series
+from opposing_signals.signals.pairs import OpposingPair, find_pairs
+
+
+class Trajectory:
+    """What a record holds and what follows from it, each computed once.
+
+    Args:
+        record: Of the run.
+        data_root: Folder of the data set, where it needs one; only pictures of training examples are read from it.
+        pairing: Keyword arguments of `find_pairs`.
+    """
+
+    def __init__(self, record: Record, data_root: str | None = None, pairing: Mapping[str, Any] | None = None) -> None:
+        self.record = record
+        self._data_root = data_root
+        self._pairing = dict(pairing or {})
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What decided the run's numbers."""
+        return self.record.configuration
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The run's data set, loaded again."""
+        data = dict(self.configuration["data"])
+        if "cifar10" in data["_target_"]:
+            data["root"] = self._data_root
+        return instantiate(data)
+
+    @property
+    def step_size(self) -> float:
+        """η."""
+        return float(self.configuration["optimizer"]["lr"])
+
+    @cached_property
+    def losses(self) -> Series:
+        """``values`` ``[T, N]``: ℓ_i(θ_t) at each recorded step."""
+        return self.record["sample_loss"]
+
+    @cached_property
+    def mean_loss(self) -> Series:
+        """L(θ_t) over all training points at each step at which they were recorded."""
+        return Series(self.losses.steps, np.asarray(self.losses.values).mean(1, dtype=np.float64))
+
+    @cached_property
+    def changes(self) -> Series:
+        """``values`` ``[T', N]``: one-step changes Δ_i(t), for each t where θ_t and θ_{t+1} were both recorded."""
+        steps, values = np.asarray(self.losses.steps), self.losses.values
+        rows = np.flatnonzero(np.diff(steps) == 1)
+        changes = np.empty((len(rows), values.shape[1]), values.dtype)
+        for i, row in enumerate(rows):
+            np.subtract(values[row + 1], values[row], out=changes[i])
+        return Series(steps[rows], changes)
+
+    @cached_property
+    def sharpness(self) -> Series:
+        """λ at each step at which it was measured."""
+        return self.record["sharpness"]
+
+    @cached_property
+    def break_even(self) -> int | None:
+        """The first measured step with λ >= 2/η; None if the run never got there or λ was not measured."""
+        if "sharpness" not in self.record:
+            return None
+        reached = np.flatnonzero(self.sharpness.values >= 2 / self.step_size)
+        return int(self.sharpness.steps[reached[0]]) if len(reached) else None
+
+    def after_break_even(self, series: Series) -> Series:
+        """The part of ``series`` from the break-even step on; empty if the run never got there."""
+        start = np.inf if self.break_even is None else self.break_even
+        chosen = np.asarray(series.steps) >= start
+        return Series(np.asarray(series.steps)[chosen], np.asarray(series.values)[chosen])
+
+    @cached_property
+    def pairs(self) -> list[OpposingPair]:
+        """The dominant opposing pairs, the largest amplitude first; their rows are those of `changes`."""
+        return find_pairs(self.changes.values, **self._pairing)

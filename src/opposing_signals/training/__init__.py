@@ -1,0 +1,1 @@
+"""Training: one Lightning step is one optimizer step of the paper."""

@@ -1,0 +1,112 @@
+"""Train what a configuration describes and write its record."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from logging import getLogger
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from opposing_signals._lightning import Logger, Trainer
+from opposing_signals.data import Dataset
+from opposing_signals.errors import InputError, TrainingStoppedError
+from opposing_signals.instruments import Instrument
+from opposing_signals.provenance import environment
+from opposing_signals.record import Record
+from opposing_signals.risk import EmpiricalRisk
+from opposing_signals.training.batches import Batches
+from opposing_signals.training.checkpoint import TimedCheckpoint
+from opposing_signals.training.module import TrainingModule
+from opposing_signals.training.progress import Progress
+
+
+def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
+    """Train from the record's checkpoint, or from the start if there is none, until ``config.steps`` are taken.
+
+    Args:
+        config: data, model, loss, optimizer, risk, batch, instruments, steps, seed, trainer, threads and
+            checkpoint_seconds.
+        record: Open for writing.
+        logger: Where scalars are mirrored.
+
+    Raises:
+        InputError: A setting that cannot work.
+        TrainingStoppedError: The loss is not finite; the rows so far are kept.
+    """
+    _check(config)
+    started = time.monotonic()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    dataset: Dataset = instantiate(config.data)
+    module = training_module(config, dataset)
+    instruments: list[Instrument] = [
+        instantiate(instrument, risk=module.risk, record=record) for instrument in config.instruments.values()
+    ]
+    _quieten_lightning()
+    trainer = Trainer(
+        **config.trainer,
+        max_steps=config.steps,
+        max_epochs=-1,
+        logger=logger if logger is not None else False,
+        callbacks=[
+            *instruments,
+            Progress(record.folder.name, config.steps),
+            TimedCheckpoint(record, config.checkpoint_seconds),
+        ],
+        enable_progress_bar=False,  # ours shows the run's steps, not those of an endless epoch
+        enable_model_summary=False,
+        inference_mode=False,
+        default_root_dir=record.folder,
+    )
+    module.batches.begin_at(lambda: trainer.global_step)
+    resuming = record.checkpoint.is_file()
+    record.cut(_steps_taken(record) if resuming else 0)
+    seconds_before = record.provenance.get("training_seconds", 0.0) if resuming else 0.0
+    origin = {
+        **environment(trainer.strategy.root_device),
+        "data": {"name": dataset.name, "sha256": dataset.checksum, "examples": len(dataset)},
+        "parameters": sum(p.numel() for p in module.risk.parameters),
+    }
+    record.write_provenance({**origin, "training_seconds": seconds_before})
+    try:
+        trainer.fit(module, ckpt_path=record.checkpoint if resuming else None, weights_only=True)
+    finally:
+        seconds = seconds_before + time.monotonic() - started
+        record.write_provenance({**origin, "training_seconds": round(seconds, 1)})
+    if module.stop_reason:
+        record.write_state(f"stopped: {module.stop_reason}")
+        raise TrainingStoppedError(module.stop_reason)
+    if trainer.global_step < config.steps:  # Lightning turns Ctrl-C into an early return in some versions
+        raise KeyboardInterrupt
+    record.write_state("complete")
+
+
+def training_module(config: DictConfig, dataset: Dataset) -> TrainingModule:
+    """Model, loss, data and optimizer of ``config``, initialized from its seed."""
+    torch.manual_seed(config.seed)
+    model = instantiate(config.model, input_shape=tuple(dataset.inputs.shape[1:]), outputs=dataset.output_width)
+    risk = EmpiricalRisk(model, instantiate(config.loss), dataset.inputs, dataset.targets, **config.risk)
+    return TrainingModule(risk, instantiate(config.optimizer), Batches(len(dataset), config.batch, config.seed))
+
+
+def _check(config: DictConfig) -> None:
+    if not config.optimizer.lr > 0:
+        raise InputError(f"optimizer.lr={config.optimizer.lr}: expected a step size larger than 0")
+    if config.steps < 1:
+        raise InputError(f"steps={config.steps}: expected at least 1")
+
+
+def _steps_taken(record: Record) -> int:
+    checkpoint: dict[str, Any] = torch.load(record.checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    return checkpoint["global_step"]
+
+
+def _quieten_lightning() -> None:
+    """Drop advice that does not fit: data rest on the device, and ours is the progress bar."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        getLogger(name).setLevel("ERROR")
+    warnings.filterwarnings("ignore", module="lightning.*")

@@ -1,0 +1,73 @@
+import pytest
+from rich.console import Console
+
+from opposing_signals.claims import Claim, Estimate, Threshold, verdict_table
+
+
+@pytest.mark.parametrize(
+    ("text", "holds", "fails"),
+    [
+        ("< -0.8", [-0.81, -1], [-0.8, 0.5]),
+        ("<= 2", [2, -1], [2.01]),
+        ("> 5", [5.1], [5, 0]),
+        (">= 0.5", [0.5, 1], [0.49]),
+        ("> 1e-3", [0.01], [1e-4]),
+        ("in [0.8, 2.0]", [0.8, 1.4, 2.0], [0.79, 2.01]),
+    ],
+)
+def test_thresholds(text, holds, fails):
+    threshold = Threshold(text)
+    assert all(threshold.holds(value) for value in holds)
+    assert not any(threshold.holds(value) for value in fails)
+    assert not threshold.holds(float("nan"))
+
+
+@pytest.mark.parametrize("text", ["", "about 3", "< x", "in (0, 1)", "== 2"])
+def test_a_text_that_is_no_threshold_is_refused(text):
+    with pytest.raises(ValueError, match="threshold"):
+        Threshold(text)
+
+
+class Recorded:
+    class record:  # noqa: N801
+        provenance = {"data": {"name": "made up"}}  # noqa: RUF012
+
+
+def claim_with(estimate: Estimate) -> Claim:
+    def statistic(trajectories):
+        """What is measured.
+
+        And more about it.
+        """
+        return estimate
+
+    return Claim("fig99a", "It is so", "Figure 99", statistic, {"cpu": "> 1", "paper": "> 3"})
+
+
+@pytest.mark.parametrize(
+    ("value", "scale", "verdict"), [(2, "cpu", "PASS"), (2, "paper", "FAIL"), (float("nan"), "cpu", "INCONCLUSIVE")]
+)
+def test_the_value_alone_decides_at_the_threshold_of_its_scale(value, scale, verdict):
+    checked, _ = claim_with(Estimate(value, (0.5, 4))).check({"run": Recorded()}, scale, 3)
+    assert checked.verdict == verdict
+    assert (checked.statistic, checked.data, checked.seed) == ("What is measured", "made up", 3)
+    assert checked.as_json()["interval"] == [0.5, 4]
+
+
+def test_without_runs_nothing_is_claimed():
+    checked, reason = claim_with(Estimate(2)).check({}, "cpu", 1)
+    assert checked.verdict == "NOT RUN"
+    assert checked.value is None
+    assert reason
+
+
+def test_the_table_shows_value_verdict_and_reason():
+    rows = [
+        claim_with(Estimate(2.5, (2, 3))).check({"run": Recorded()}, "cpu", 1),
+        claim_with(Estimate.unknown("too short")).check({"run": Recorded()}, "cpu", 1),
+    ]
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(verdict_table(rows, "claims"))
+    text = console.export_text()
+    for part in ("fig99a", "It is so", "2.5", "2 to 3", "PASS", "INCONCLUSIVE", "too short"):
+        assert part in text

@@ -1,0 +1,132 @@
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from fabricated import run, verdict, write_result
+
+from opposing_signals.report import build
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+OPTIONS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--dump-dom",
+)
+WIDTHS = (390, 1280)
+MEASURE = """
+addEventListener("load", () => {
+  const measured = {};
+  for (const frame of document.querySelectorAll("iframe")) {
+    const page = frame.contentDocument;
+    for (const details of page.querySelectorAll("details")) details.open = true;
+    const pictures = [...page.images];
+    measured[frame.title] = {
+      viewport: frame.contentWindow.innerWidth,
+      width: page.documentElement.scrollWidth,
+      body: page.body.scrollWidth,
+      pictures: pictures.map((picture) => [picture.naturalWidth, picture.clientWidth]),
+      buttons: [...page.querySelectorAll("button")].map((button) => button.getClientRects().length),
+      cut: [...page.querySelectorAll("td, dd, li, pre, h1, h2, h3, p")]
+        .filter((element) => element.scrollWidth > element.clientWidth + 1)
+        .map((element) => element.outerHTML),
+    };
+  }
+  const result = document.createElement("pre");
+  result.id = "measured";
+  result.textContent = JSON.stringify(measured);
+  document.body.append(result);
+});
+"""
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> dict[str, dict]:
+    """What the browser makes of a page with extreme content, by the width of its window."""
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium to render the page: install chromium")
+    folder = tmp_path_factory.mktemp("browser")
+    runs = {
+        f"resnet56_sgd_{i}": run(
+            optimizer={"_target_": "torch.optim.SGD", "lr": 10.0**-i, "momentum": i / 10, "dampening": i / 20},
+            model={"_target_": "opposing_signals.models.resnet", "depth": 56 + i, "width": 16 + i},
+            data={"_target_": "opposing_signals.data.cifar10", "images": 1000 * i},
+        )
+        for i in range(1, 9)
+    }
+    write_result(folder / "results" / "fig01_an_experiment_with_quite_a_long_name_" / "x", name="fig01" + "_long" * 20)
+    write_result(folder / "results" / "fig39", runs=runs, size=(3000, 700), title="Long " * 40)
+    extreme = {
+        "statement": "Unbreakable" * 20,
+        "statistic": "share_of_points; " * 20,
+        "threshold": "in [-1.234e-05, 1.234e+05]",
+    }
+    extreme |= {"value": -1.2345e-5, "interval": [-1.2345e-5, 1.2345e105]}
+    write_result(
+        folder / "results" / "fig46",
+        [verdict(f"fig46{i}", "PASS", **extreme) for i in range(30)],
+        size=(200, 2000),
+        command="opposing-signals experiment=fig46 " + "optimizer.lr=0.000000001," * 20,
+    )
+    (write_result(folder / "results" / "fig50") / "claims.json").write_text("broken")
+    page = build([folder / "results"], folder / "index.html").read_text(encoding="utf-8")
+    page = html.escape(page.replace('loading="lazy"', ""))  # so that all pictures are there when the page is loaded
+    frames = "".join(
+        f'<iframe title="{width}" style="border: 0; width: {width}px; height: 844px" srcdoc="{page}"></iframe>'
+        for width in WIDTHS
+    )
+    wrapper = folder / "wrapper.html"
+    wrapper.write_text(f'<!DOCTYPE html><meta charset="utf-8">{frames}<script>{MEASURE}</script>', encoding="utf-8")
+    return json.loads(html.unescape(_found(r'<pre id="measured">(.*?)</pre>', _dom(wrapper, folder / "profile"))))
+
+
+def _dom(page: Path, profile: Path) -> str:
+    """The document that Chromium makes of ``page``, after its scripts."""
+    finished = subprocess.run(
+        [str(CHROMIUM), *OPTIONS, f"--user-data-dir={profile}", page.as_uri()],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return finished.stdout
+
+
+def _found(pattern: str, text: str) -> str:
+    match = re.search(pattern, text, flags=re.DOTALL)
+    assert match, f"{pattern} is not in the document"
+    return match[1]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_page_does_not_scroll_sideways(measured, width) -> None:
+    found = measured[str(width)]
+    assert found["viewport"] == width
+    assert found["width"] <= width
+    assert found["body"] <= width
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_text_is_cut_off(measured, width) -> None:
+    assert measured[str(width)]["cut"] == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_pictures_are_shown(measured, width) -> None:
+    natural, shown = zip(*measured[str(width)]["pictures"], strict=True)
+    assert natural == (1800, 3000, 200, 1800)
+    assert min(shown) > 100
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_commands_can_be_copied(measured, width) -> None:
+    assert measured[str(width)]["buttons"] == [1, 1, 1, 1]

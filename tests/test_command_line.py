@@ -1,0 +1,176 @@
+"""The command line as a user meets it: exit codes, one clear line for bad input, every experiment by name."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from opposing_signals import record as record_module
+from opposing_signals.__main__ import experiments, main
+from opposing_signals.record import Record
+
+CLAIM_FIELDS = [
+    "id", "statement", "source", "statistic", "threshold", "value", "interval", "verdict", "scale", "data", "seed",
+]  # fmt: skip
+TINY = ("scale=smoke", "logger=none", "steps=3", "threads=1")
+
+
+@pytest.fixture
+def command(tmp_path, capfd):
+    """Run the command line in this process with its outputs in ``tmp_path``; exit code, stdout and stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = main([*arguments, *([f"output_dir={tmp_path}"] if arguments and "=" in arguments[0] else [])])
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def assert_refused(result: tuple[int, str, str], *parts: str) -> None:
+    code, _, error = result
+    assert code == 2
+    assert "Traceback" not in error
+    message = [line for line in error.splitlines() if line.startswith("opposing-signals: ")]
+    assert len(message) == 1, error
+    for part in parts:
+        assert part in message[0]
+
+
+@pytest.mark.parametrize("experiment", sorted(experiments()))
+def test_every_experiment_runs_at_smoke_scale(command, tmp_path, experiment):
+    code, out, _ = command(f"experiment={experiment}", "scale=smoke", "logger=none", "threads=1")
+    assert code == 0
+    folder = tmp_path / experiment
+    claims = json.loads((folder / "claims.json").read_text())
+    assert claims
+    for claim in claims:
+        assert list(claim) == CLAIM_FIELDS
+        assert claim["verdict"] in ("PASS", "FAIL", "INCONCLUSIVE")
+        assert (claim["value"] is None) == (claim["verdict"] == "INCONCLUSIVE")
+        assert (claim["scale"], claim["seed"]) == ("smoke", 1)
+        assert claim["id"] in out
+    assert (folder / "figure.png").stat().st_size > 10_000
+    assert (folder / "figure.pdf").read_bytes().startswith(b"%PDF")
+    described = json.loads((folder / "experiment.json").read_text())
+    assert described["command"].startswith(f"opposing-signals experiment={experiment}")
+    assert described["runs"]
+
+
+def test_help_lists_the_experiments_within_three_seconds():
+    start = time.monotonic()
+    shown = subprocess.run(
+        [sys.executable, "-m", "opposing_signals", "--help"], capture_output=True, text=True, check=True
+    )
+    seconds = time.monotonic() - start
+    for name, (title, cost) in experiments().items():
+        assert name in shown.stdout
+        assert title
+        assert set(cost) == {"smoke", "cpu", "paper"}
+    assert seconds < 3
+
+
+def test_a_complete_run_is_reused(command, tmp_path):
+    command("experiment=fig01_group_losses", *TINY)
+    (folder,) = (tmp_path / "runs").iterdir()
+    before = (folder / "sample_loss.npy").stat().st_mtime_ns
+    code, out, _ = command("experiment=talk_loss_change_distribution", *TINY)
+    assert code == 0
+    assert "talk_kurtosis" in out
+    assert (folder / "sample_loss.npy").stat().st_mtime_ns == before
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["experiment=nonsense"], ["experiment=nonsense", "fig01_group_losses", "fig03_chebyshev"]),
+        (["experiment=fig03_chebyshev", "model=nonsense"], ["model=nonsense", "mlp, resnet18"]),
+        (["experiment=fig03_chebyshev", "data=nonsense"], ["data=nonsense", "chebyshev, cifar10"]),
+        (["experiment=fig03_chebyshev", "scale=huge"], ["scale=huge", "cpu, paper, smoke"]),
+        (["scale=smoke"], ["no experiment given", "fig03_chebyshev"]),
+        (["experiment=fig03_chebyshev", "nonsense=3"], ["nonsense"]),
+        (["experiment=fig03_chebyshev", "steps=many"], ["steps"]),
+        (["experiment=fig03_chebyshev", *TINY, "optimizer.lr=0"], ["optimizer.lr=0", "larger than 0"]),
+        (["experiment=fig03_chebyshev", *TINY, "risk.chunk=21"], ["risk.chunk=21", "1 to 20"]),
+        (["experiment=fig03_chebyshev", *TINY, "batch=21"], ["batch=21", "1 to 20"]),
+        (["experiment=fig03_chebyshev", *TINY, "data.points=1"], ["points"]),
+        (["experiment=fig01_group_losses", *TINY, "data=cifar10", "data.root=/nowhere"], ["data.root=/nowhere"]),
+        (["experiment=fig01_group_losses", *TINY, "data=cifar10", "data.images=50001"], ["data.images=50001", "50000"]),
+        (["report", "/nowhere"], ["nowhere"]),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(command, arguments, parts):
+    assert_refused(command(*arguments), *parts)
+
+
+def test_a_record_of_another_configuration_is_refused(command, tmp_path):
+    run_dir = f"run_dir={tmp_path / 'mine'}"
+    assert command("experiment=fig03_chebyshev", *TINY, run_dir)[0] == 0
+    assert_refused(command("experiment=fig03_chebyshev", *TINY, run_dir, "seed=2"), "another configuration", "seed = 1")
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_record_readable(command, tmp_path, monkeypatch):
+    write_all = record_module._write_all
+    calls = []
+
+    def full_after_a_while(descriptor, data, offset):
+        calls.append(len(data))
+        if len(calls) > 12:
+            raise OSError(28, "No space left on device")
+        write_all(descriptor, data, offset)
+
+    monkeypatch.setattr(record_module, "_write_all", full_after_a_while)
+    assert_refused(command("experiment=fig03_chebyshev", *TINY), "No space left on device")
+    (folder,) = (tmp_path / "runs").iterdir()
+    record = Record(folder)
+    assert not record.is_complete
+    assert np.isfinite(record["sample_loss"].values).all()
+    assert len(record["sample_loss"]) > 0
+    monkeypatch.undo()
+    assert command("experiment=fig03_chebyshev", *TINY)[0] == 0
+
+
+def test_a_diverging_run_says_so_and_is_not_trained_again(command):
+    diverging = ["experiment=fig03_chebyshev", *TINY, "steps=60", "optimizer.lr=1000"]
+    for _ in range(2):
+        code, _, error = command(*diverging)
+        assert code == 1
+        assert "training stopped: the training loss is" in error
+        assert "smaller optimizer.lr" in error
+
+
+def test_a_failed_job_does_not_stop_a_sweep(command, tmp_path):
+    code, out, error = command("experiment=fig36_share_increasing", *TINY, "optimizer.lr=1e20")
+    assert code == 1
+    assert error.count("failed:") >= 1
+    assert "fig36_vgg11bn_sgd" in out
+    claims = json.loads((tmp_path / "fig36_share_increasing" / "claims.json").read_text())
+    assert {claim["verdict"] for claim in claims} <= {"INCONCLUSIVE", "NOT RUN"}
+
+
+def test_one_dashboard_run_a_job_holds_scalars_figure_and_claims(command, tmp_path):
+    code, _, _ = command("experiment=fig03_chebyshev", "scale=smoke", "steps=12", "threads=1", "logger=wandb")
+    assert code == 0
+    (offline,) = (tmp_path / "wandb").glob("offline-run-*")
+    (log,) = offline.glob("*.wandb")
+    inspected = subprocess.run(
+        [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", log],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    content = inspected.stdout
+    for expected in (
+        "sharpness",
+        "train_loss",
+        "fig03_chebyshev",
+        "verdict/fig03b",
+        "media/table/claims",
+        "media/images/figure",
+    ):
+        assert expected in content, expected

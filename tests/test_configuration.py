@@ -1,0 +1,64 @@
+import json
+
+import pytest
+from composing import composed
+from omegaconf import OmegaConf
+
+from opposing_signals.__main__ import experiments
+from opposing_signals.claims.claim import Threshold
+from opposing_signals.configuration import configuration_folder, decisive, run_folder, run_key
+
+SCALES = ("smoke", "cpu", "paper")
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("experiment", sorted(experiments()))
+def test_every_experiment_composes_at_every_scale(experiment, scale):
+    config = composed(experiment, f"scale={scale}")
+    assert config.experiment.name == experiment
+    assert config.scale.name == scale
+    assert json.loads(json.dumps(decisive(config))) == decisive(config)
+    for claim in config.claims:
+        Threshold(claim.threshold if isinstance(claim.threshold, str) else claim.threshold[scale])
+
+
+def test_claim_identifiers_are_unique():
+    identifiers = [claim.id for name in experiments() for claim in composed(name).claims]
+    assert len(identifiers) == len(set(identifiers))
+
+
+def test_every_file_says_what_it_is():
+    for path in configuration_folder().rglob("*.yaml"):
+        if path.parent.parent.name == "run":  # the sizes of a run, named by their folder and file
+            continue
+        head = next(line for line in path.read_text().splitlines() if line != "# @package _global_")
+        assert head.startswith("# "), path
+
+
+def test_the_key_ignores_what_does_not_decide_the_numbers():
+    key = run_key(composed("fig01_group_losses", "data=cifar10"))
+    for override in (
+        "trainer.accelerator=cpu",
+        "logger=wandb",
+        "data.root=/elsewhere",
+        "threads=3",
+        "output_dir=other",
+    ):
+        assert run_key(composed("fig01_group_losses", "data=cifar10", override)) == key, override
+    assert run_key(composed("talk_loss_change_distribution", "data=cifar10")) == key
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=2", "steps=25", "optimizer.lr=0.3", "risk.chunk=31", "model.width=5", "data.images=97", "batch=9"],
+)
+def test_the_key_changes_with_what_decides_the_numbers(override):
+    assert run_key(composed("fig01_group_losses", override)) != run_key(composed("fig01_group_losses"))
+
+
+def test_a_run_is_kept_below_the_output_folder_unless_a_field_says_otherwise(tmp_path):
+    config = composed("fig03_chebyshev", output_dir=tmp_path)
+    assert run_folder(config).parent == tmp_path / "runs"
+    assert run_folder(config).name.startswith("chebyshev_gd-smoke-seed1-")
+    OmegaConf.update(config, "run_dir", str(tmp_path / "mine"))
+    assert run_folder(config) == tmp_path / "mine"

@@ -1,0 +1,45 @@
+"""The package as it is shipped."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, ROOT],
+        check=True,
+    )
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_the_wheel_holds_configurations_template_and_type_marker(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for path in (ROOT / "conf").rglob("*.yaml"):
+        assert f"opposing_signals/conf/{path.relative_to(ROOT / 'conf')}" in names
+    for path in (ROOT / "src").rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            assert str(path.relative_to(ROOT / "src")) in names
+
+
+def test_an_installed_wheel_works_from_any_folder(wheel, tmp_path):
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    zipfile.ZipFile(wheel).extractall(site)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); import opposing_signals; "
+        "assert opposing_signals.__file__.startswith(sys.path[0]); "
+        "from opposing_signals.__main__ import main; sys.exit(main())"
+    )
+    arguments = ["experiment=fig03_chebyshev", "scale=smoke", "steps=12", "logger=none"]
+    ran = subprocess.run([sys.executable, "-c", code, site, *arguments], cwd=elsewhere, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert (elsewhere / "outputs" / "fig03_chebyshev" / "claims.json").is_file()

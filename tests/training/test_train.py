@@ -1,0 +1,150 @@
+"""Training is bit-identical with and without instruments, and a killed run ends as an uninterrupted one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from composing import composed
+
+from opposing_signals.configuration import decisive
+from opposing_signals.errors import InputError, TrainingStoppedError
+from opposing_signals.record import Record
+from opposing_signals.training.job import train
+
+SMALL = ("data=planted", "data.images=24", "risk.chunk=10", "model.width=4", "steps=6", "threads=1")
+MINIBATCH = ("batch=7", "instruments.sample_losses.every=2", "optimizer.momentum=0.9")
+
+
+def trained(folder: Path, *overrides: str) -> Record:
+    config = composed("fig01_group_losses", *SMALL, *overrides)
+    with Record.writing(folder, decisive(config)) as record:
+        train(config, record, None)
+    return Record(folder)
+
+
+def weights(record: Record) -> dict[str, torch.Tensor]:
+    return torch.load(record.checkpoint, weights_only=True)["state_dict"]
+
+
+def assert_same(one: Record, other: Record) -> None:
+    assert set(one) == set(other)
+    for quantity in one:
+        np.testing.assert_array_equal(one[quantity].steps, other[quantity].steps, quantity)
+        np.testing.assert_array_equal(one[quantity].values, other[quantity].values, quantity)
+    theirs = weights(other)
+    for name, tensor in weights(one).items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.mark.parametrize("overrides", [(), MINIBATCH], ids=["full batch", "minibatch"])
+def test_training_is_bit_identical_with_and_without_instruments(tmp_path, overrides):
+    every_step = "instruments.sharpness.every=1", "instruments.sharpness.consecutive=1"
+    watched = trained(tmp_path / "watched", *overrides, *every_step)
+    alone = trained(tmp_path / "alone", *overrides[:1], *overrides[2:], "~instruments", "+instruments={}")
+    assert list(alone) == []
+    assert {"sample_loss", "sharpness", "train_loss"} <= set(watched)
+    theirs = weights(alone)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in weights(watched).items())
+
+
+def test_recorded_losses_are_those_before_the_step(tmp_path):
+    record = trained(tmp_path)
+    losses = np.asarray(record["sample_loss"].values)
+    assert losses.shape == (6, 24)
+    np.testing.assert_allclose(losses.mean(1), record["train_loss"].values, rtol=1e-6)
+    assert losses[0].mean() > losses[-1].mean()
+    assert record["sample_loss"].steps.tolist() == [0, 1, 2, 3, 4, 5]
+    assert record.is_complete
+    assert record.provenance["data"]["examples"] == 24
+
+
+@pytest.mark.parametrize("overrides", [(), MINIBATCH], ids=["full batch", "minibatch"])
+def test_a_run_killed_at_any_moment_ends_with_the_same_bits(tmp_path, overrides):
+    uninterrupted = trained(tmp_path / "whole", *overrides, "steps=40")
+    folder = tmp_path / "killed"
+    script = (
+        "import sys; from pathlib import Path; from test_train import trained\n"
+        "trained(Path(sys.argv[1]), *sys.argv[2:])"
+    )
+    command = [sys.executable, "-c", script, str(folder), *overrides, "steps=40", "checkpoint_seconds=0.0"]
+    tests = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": f"{tests}:{tests / 'training'}"}
+    for wanted in (5, 23):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if (folder / "train_loss.npy").is_file() and len(Record(folder)["train_loss"]) >= wanted:
+                break
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+        assert not Record(folder).is_complete
+    resumed = trained(folder, *overrides, "steps=40")
+    assert resumed.is_complete
+    assert_same(resumed, uninterrupted)
+
+
+def test_a_run_killed_between_two_checkpoints_cuts_its_record_back(tmp_path, monkeypatch):
+    uninterrupted = trained(tmp_path / "whole")
+    folder = tmp_path / "cut"
+    config = composed("fig01_group_losses", *SMALL, "checkpoint_seconds=0.0")
+    stopped_at = 4
+
+    class KilledError(Exception):
+        pass
+
+    append = Record.append
+
+    def append_until(record, quantity, step, value):
+        if (quantity, step) == ("train_loss", stopped_at):
+            raise KilledError
+        append(record, quantity, step, value)
+
+    with monkeypatch.context() as patched, Record.writing(folder, decisive(config)) as record:
+        patched.setattr(Record, "append", append_until)
+        with pytest.raises(KilledError):
+            train(config, record, None)
+    assert len(Record(folder)["sample_loss"]) == stopped_at + 1  # written in the step that was cut short
+    assert_same(trained(folder), uninterrupted)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_record(tmp_path):
+    with pytest.raises(TrainingStoppedError, match=r"the training loss is (nan|inf) at step \d+"):
+        trained(tmp_path, "optimizer.lr=1e30")
+    record = Record(tmp_path)
+    assert record.state.startswith("stopped: the training loss is")
+    assert np.isfinite(record["train_loss"].values[0])
+    assert not np.isfinite(record["train_loss"].values[-1])
+    assert json.loads((tmp_path / "state.json").read_text())["state"] == record.state
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lr=0", "optimizer.lr=0: expected a step size larger than 0"),
+        ("optimizer.lr=-0.1", "optimizer.lr=-0.1"),
+        ("steps=0", "steps=0: expected at least 1"),
+        ("risk.chunk=25", "risk.chunk=25: expected 1 to 24"),
+        ("batch=25", "batch=25: expected 1 to 24"),
+        ("instruments.sharpness.every=0", "Sharpness: every=0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(tmp_path, override, message):
+    with pytest.raises(Exception, match=message) as caught:
+        trained(tmp_path, override)
+    error = caught.value
+    assert isinstance(error, InputError) or isinstance(error.__cause__, InputError)
+
+
+@pytest.mark.parametrize("precision", ["float64", "bfloat16"])
+def test_other_precisions_train(tmp_path, precision):
+    record = trained(tmp_path, f"risk.precision={precision}", "steps=3")
+    assert np.isfinite(record["sample_loss"].values).all()
+    assert record["sharpness"].values[0] > 0
