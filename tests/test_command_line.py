@@ -35,6 +35,7 @@ def assert_refused(result: tuple[int, str, str], *parts: str) -> None:
     code, _, error = result
     assert code == 2
     assert "Traceback" not in error
+    assert "Error executing job" not in error
     message = [line for line in error.splitlines() if line.startswith("opposing-signals: ")]
     assert len(message) == 1, error
     for part in parts:

@@ -64,7 +64,7 @@ def experiments() -> dict[str, tuple[str, dict[str, str]]]:
 
 def print_help() -> None:
     """What can be run, and what it costs."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     console.print(
         "Which training examples drive the optimization of a neural network.\n\n"
         "  [bold]opposing-signals experiment=NAME[/] \\[scale=smoke|cpu|paper] \\[seed=N] \\[FIELD=VALUE ...]\n"
@@ -76,7 +76,7 @@ def print_help() -> None:
     )
     table = Table(title="\nExperiments (cost: two CPU cores at smoke and cpu, one GPU at paper)", title_justify="left")
     for column in ("experiment", "what it shows", "smoke", "cpu", "paper"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, no_wrap=column == "experiment")
     for name, (title, cost) in experiments().items():
         table.add_row(name, title, *(str(cost.get(scale, "-")) for scale in ("smoke", "cpu", "paper")))
     console.print(table)

@@ -35,9 +35,14 @@ log = getLogger(__name__)
 
 
 class SweepNote(Callback):
-    """Notes the configuration of a sweep, so that the figure can be drawn when its last job has ended."""
+    """Notes what Hydra does not hand back to its caller: a sweep's configuration, and the failure of a single job.
+
+    With the first the figure can be drawn when the last job has ended; the second is raised where Hydra no longer
+    prints its own report of it.
+    """
 
     config: DictConfig | None = None
+    failure: Exception | None = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Forget the jobs of an earlier sweep."""
@@ -52,13 +57,15 @@ def run(arguments: list[str]) -> int:
         InputError: The arguments name what is not there, or ask for what cannot work.
         TrainingStoppedError: The loss is not finite.
     """
-    SweepNote.config = None
+    SweepNote.config = SweepNote.failure = None
     GlobalHydra.instance().clear()
     sys.argv[1:] = arguments
     user_wants_tracebacks = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach this function instead of Hydra's own report
     try:
         hydra.main(version_base="1.3", config_path=str(configuration_folder()), config_name="config")(_job)()
+        if SweepNote.failure is not None:
+            raise SweepNote.failure
     except (HydraException, OmegaConfBaseException) as error:
         if user_wants_tracebacks:
             raise
@@ -78,9 +85,12 @@ def _job(config: DictConfig) -> None:
     """One run: alone it is drawn at once, in a sweep it leaves a note for `_finish_sweep`."""
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.RUN:
-        with _logger(config, config.run.name) as logger:
-            record = _recorded(config, logger)
-            _conclude(config, {config.run.name: record}, logger)
+        try:
+            with _logger(config, config.run.name) as logger:
+                record = _recorded(config, logger)
+                _conclude(config, {config.run.name: record}, logger)
+        except Exception as error:
+            SweepNote.failure = error
         return
     note = experiment_folder(config) / "jobs" / f"{hydra_config.job.num}.json"
     label = hydra_config.job.override_dirname or config.run.name
@@ -96,7 +106,9 @@ def _job(config: DictConfig) -> None:
 def _finish_sweep(config: DictConfig) -> int:
     notes = [json.loads(path.read_text()) for path in sorted((experiment_folder(config) / "jobs").glob("*.json"))]
     failures = [note for note in notes if note["failure"]]
-    records = {note["run"]: Record(note["folder"]) for note in notes if not note["failure"]}
+    names = [note["run"] for note in notes]
+    by = "run" if len(set(names)) == len(names) else "job"
+    records = {note[by]: Record(note["folder"]) for note in notes if not note["failure"]}
     with _logger(config, "figure") as logger:
         _conclude(config, records, logger)
     for note in failures:

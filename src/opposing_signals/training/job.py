@@ -94,10 +94,11 @@ def training_module(config: DictConfig, dataset: Dataset) -> TrainingModule:
 
 
 def _check(config: DictConfig) -> None:
-    if not config.optimizer.lr > 0:
+    for name, least in (("steps", 1), ("seed", 0)):
+        if not isinstance(config[name], int) or config[name] < least:
+            raise InputError(f"{name}={config[name]}: expected a whole number, at least {least}")
+    if not isinstance(config.optimizer.lr, int | float) or not config.optimizer.lr > 0:
         raise InputError(f"optimizer.lr={config.optimizer.lr}: expected a step size larger than 0")
-    if config.steps < 1:
-        raise InputError(f"steps={config.steps}: expected at least 1")
 
 
 def _steps_taken(record: Record) -> int:
