@@ -313,3 +313,8 @@ def test_contrast(mode, tmp_path, page_of) -> None:
             assert contrast(colours[text], colours[ground]) >= 4.5, f"{text} on {ground}"
     for fill in ("pass", "fail"):
         assert contrast(colours["on-fill"], colours[fill]) >= 4.5
+
+
+def test_why_a_claim_has_no_value(tmp_path, page_of) -> None:
+    write_result(tmp_path / "fig01", reasons={"fig012": "λ did not reach 2/η & <more>"})
+    assert "No value: λ did not reach 2/η & <more>" in page_of(tmp_path).text

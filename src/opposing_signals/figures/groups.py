@@ -9,13 +9,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpecFromSubplotSpec, SubplotSpec
+from matplotlib.ticker import MaxNLocator
 
 from opposing_signals.data import Dataset
 from opposing_signals.figures import style
 from opposing_signals.signals import OpposingPair, Trajectory
 
 
-def group_losses(trajectories: Mapping[str, Trajectory], thumbnails: int = 8, zoom: int = 30) -> Figure:
+def group_losses(trajectories: Mapping[str, Trajectory], thumbnails: int = 10, zoom: int = 30) -> Figure:
     """Overall train loss, sharpness, and the mean loss of each group of the found pairs, with sample images.
 
     Args:
@@ -25,7 +26,9 @@ def group_losses(trajectories: Mapping[str, Trajectory], thumbnails: int = 8, zo
     """
     (trajectory,) = trajectories.values()
     pairs = trajectory.pairs
-    figure = style.figure(12, 9 if pairs else 4.6, "Outliers with opposing signals")
+    run, data = trajectory.configuration["run"]["name"], trajectory.record.provenance["data"]["name"]
+    title = f"Outliers with opposing signals: {run}, {data}, η = {trajectory.step_size:g}"
+    figure = style.figure(12, 9 if pairs else 4.6, title)
     grid = figure.add_gridspec(2 if pairs else 1, 1, height_ratios=[1.15, 1] if pairs else None)
     upper = GridSpecFromSubplotSpec(2, 1, grid[0], height_ratios=[2.2, 1], hspace=0.05)
     overview = figure.add_subplot(upper[0])
@@ -53,11 +56,8 @@ def _draw_overview(axes: Axes, trajectory: Trajectory) -> None:
     axes.plot(trajectory.mean_loss.steps, trajectory.mean_loss.values, color=style.INK, linewidth=2, label="train loss")
     style.mark_break_even(axes, trajectory.break_even)
     axes.set_ylabel("loss")
-    axes.set_ylim(bottom=0)
     axes.tick_params(labelbottom=False)
-    axes.legend(ncols=len(trajectory.pairs) + 1, loc="upper right")
-    run = trajectory.configuration["run"]["name"]
-    axes.set_title(f"{run}, {trajectory.record.provenance['data']['name']}, η = {trajectory.step_size:g}")
+    axes.legend(ncols=2 * len(trajectory.pairs) + 1, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
 
 
 def _draw_sharpness(axes: Axes, trajectory: Trajectory) -> None:
@@ -100,7 +100,7 @@ def _draw_pair(
     axes.plot(losses.steps[rows], losses.values[rows].mean(1), color=style.INK, linewidth=1.8)
     axes.set_title(f"pair {number + 1}: correlation {pair.correlation:.2f}", color=colours[0])
     axes.set_xlabel("step")
-    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if has_images:
         for row, (group, colour) in enumerate(zip(pair.groups, colours, strict=True)):
             _draw_images(

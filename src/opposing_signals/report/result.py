@@ -6,7 +6,7 @@ import base64
 import json
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -61,6 +61,7 @@ class Result:
         folder: Where it was found, relative to the current folder or to the folder that was searched.
         name: The experiment's name; the folder's where the experiment's cannot be read.
         verdicts: The objects of ``claims.json``, each with every one of `CLAIM_FIELDS`.
+        reasons: Why a claim has no value, by its id.
         picture: None if there is no figure.
         problems: What could not be read, a sentence each; the other attributes then hold what could.
     """
@@ -74,6 +75,7 @@ class Result:
     drawn: str
     runs: tuple[Run, ...]
     verdicts: tuple[dict[str, Any], ...]
+    reasons: dict[str, str]
     picture: Picture | None
     problems: tuple[str, ...]
 
@@ -97,6 +99,7 @@ class Result:
             drawn=str(described.get("drawn", "")),
             runs=tuple(_run(name, run) for name, run in runs.items()) if isinstance(runs, dict) else (),
             verdicts=tuple(_sound(claims or [], problems)),
+            reasons={str(claim): str(reason) for claim, reason in _entries(described.get("reasons"))},
             picture=_read_picture(folder / "figure.png", problems),
             problems=tuple(problems),
         )
@@ -163,6 +166,10 @@ def _read_json(path: Path, kind: type, problems: list[str]) -> Any:
             return content
         problems.append(f"{path.name} holds no {'object' if kind is dict else 'list'}.")
     return None
+
+
+def _entries(tree: Any) -> Iterable[tuple[Any, Any]]:
+    return tree.items() if isinstance(tree, dict) else ()
 
 
 def _sound(claims: list[Any], problems: list[str]) -> Iterator[dict[str, Any]]:
