@@ -15,7 +15,7 @@ setup: .venv/.installed
 demo: setup
 	$(BIN)/opposing-signals experiment=fig03_chebyshev scale=paper
 	$(BIN)/opposing-signals experiment=demo_planted scale=cpu
-	$(BIN)/opposing-signals report outputs
+	$(BIN)/opposing-signals report outputs results
 
 test: setup
 	$(BIN)/python -m pytest

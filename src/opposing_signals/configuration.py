@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 UNDECISIVE = frozenset(
     {
+        "animation",
         "checkpoint_seconds",
         "claims",
         "experiment",

@@ -22,7 +22,7 @@ models = st.builds(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(model=models)
 def test_balance_is_conserved_and_forces_the_final_c(model):
     path = f.gradient_flow(model)
@@ -35,7 +35,7 @@ def test_balance_is_conserved_and_forces_the_final_c(model):
 share = st.floats(-0.7, 0.7)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     alpha=st.floats(0.5, 100),
     beta_norm=st.floats(1, 20),
@@ -68,7 +68,7 @@ def test_balance_in_the_full_vectors_and_its_change_under_gradient_descent():
     assert change == pytest.approx(step_size**2 * balance(gradient))
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(alpha=st.floats(0.1, 1e4), beta_norm=st.floats(0.1, 100), c_squared=st.floats(0.01, 100))
 def test_sharpness_of_every_minimum_and_the_flattest_of_them(alpha, beta_norm, c_squared):
     c = np.sqrt(c_squared)
@@ -80,7 +80,7 @@ def test_sharpness_of_every_minimum_and_the_flattest_of_them(alpha, beta_norm, c
     assert exact.sharpness_at_minimum(at, alpha, beta_norm) == pytest.approx(float(flattest))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(d1=st.integers(1, 10**4), factor=st.floats(1.0001, 1e3), alpha=st.floats(0.2, 1e5), excess=st.floats(1.0, 10.0))
 def test_fast_phase_bounds_hold_at_all_times_for_every_alpha(d1, factor, alpha, excess):
     d2 = int(d1 * factor) + 1
@@ -217,7 +217,7 @@ def test_growth_far_above_the_valleys_rate_has_half_the_peak():
     assert path.states.o.max() == pytest.approx(predicted.largest_o / 2, rel=0.05)
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     d1=st.integers(1, 10**6), factor=st.floats(1.0001, 1e3), alpha=st.floats(0.01, 1e6), beta_norm=st.floats(0.1, 1e3)
 )

@@ -150,7 +150,7 @@ def test_a_b_o_below_float64_still_grows_back_at_the_edge():
     assert 1.1 * 2 / 10_000 * path.sharpness[-1] < 2
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     d1=st.integers(1, 10**6),
     factor=st.floats(1.0001, 1e3),

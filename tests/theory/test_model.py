@@ -84,7 +84,7 @@ def test_groups_of_the_data_have_the_stated_losses():
 coordinate = st.floats(-3, 3)
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     d1=st.integers(1, 4),
     extra=st.integers(1, 4),
@@ -109,7 +109,7 @@ def test_reduced_spectrum_is_the_dense_one(d1, extra, alpha, beta_norm, signal, 
     np.testing.assert_allclose(np.sort(listed), dense, atol=1e-12 * scale)
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     alpha=st.floats(0.05, 50),
     beta_norm=st.floats(0.1, 20),

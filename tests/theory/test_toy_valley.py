@@ -13,7 +13,7 @@ shares = st.floats(0.05, 0.95)
 magnitudes = st.floats(0.1, 30)
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(magnitude=magnitudes, share=shares, w=st.floats(-3, 3))
 def test_average_loss_and_its_derivatives(magnitude, share, w):
     losses = toy.group_losses(w, magnitude, share)
@@ -27,7 +27,7 @@ def test_average_loss_and_its_derivatives(magnitude, share, w):
     assert (values[0] - 2 * values[1] + values[2]) / h**2 == pytest.approx(toy.curvature(magnitude, share), rel=1e-3)
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(magnitude=magnitudes, share=shares)
 def test_groups_pull_in_opposite_directions_everywhere(magnitude, share):
     w = np.linspace(-3, 3, 50) / magnitude
@@ -36,7 +36,7 @@ def test_groups_pull_in_opposite_directions_everywhere(magnitude, share):
     assert np.all(np.diff(losses.other) > 0)
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(step_size=st.floats(0.01, 10), share=shares, ratio=st.floats(0.1, 3), offset=st.sampled_from([-1, 1]))
 def test_stable_exactly_below_the_break_even_magnitude(step_size, share, ratio, offset):
     assume(abs(ratio - 1) > 0.1)

@@ -34,8 +34,8 @@ _CONVERGED = 1e-8  # relative to ‖β‖, the residual of f = 0
 _CHUNK = 256  # grid points integrated together; more share their step sizes with ever stiffer neighbours
 
 
-class IntegrationError(ArithmeticError):
-    """An integration failed; the message says at which time and in which state."""
+class IntegrationError(InputError):
+    """An integration failed for these parameters; the message says at which time and in which state."""
 
 
 @dataclass(frozen=True)
@@ -329,8 +329,15 @@ def _solve(
 
 
 def _failure(t: float, y: np.ndarray, reason: str) -> str:
-    epsilon, c, S = (f"{part[0]:.6g}" if part.size == 1 else str(part) for part in np.split(y, 3))
+    epsilon, c, S = (_one_line(part) for part in np.split(y, 3))
     return f"gradient flow stopped at t = {t:.6g} with epsilon = {epsilon}, c = {c}, integral of c^2 = {S}: {reason}"
+
+
+def _one_line(values: np.ndarray) -> str:
+    """One number as it is; of many the first and the last three."""
+    if values.size == 1:
+        return f"{values[0]:.6g}"
+    return np.array2string(values, precision=6, threshold=6, max_line_width=10**6)
 
 
 @np.errstate(over="ignore", invalid="ignore", under="ignore")

@@ -77,9 +77,9 @@ class TwoLayerModel:
             raise InputError(f"d2 = {self.d2} with d1 = {self.d1}: §3.3 needs d2 > d1; raise d2 or lower d1")
         for name in ("alpha", "beta_norm"):
             value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
+            if not (isinstance(value, (int, float, np.number)) and value > 0 and math.isfinite(value)):
                 raise InputError(f"{name} = {value!r}: expected a finite number above 0")
-        if not 0 < self.p <= 1:
+        if not (isinstance(self.p, (int, float, np.number)) and 0 < self.p <= 1):
             raise InputError(f"p = {self.p!r}: expected the share of outliers, in (0, 1]")
         if self.signal not in get_args(Signal):
             raise InputError(f"signal = {self.signal!r}: expected one of {', '.join(get_args(Signal))}")

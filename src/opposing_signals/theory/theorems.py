@@ -82,9 +82,9 @@ def check_grid(alpha: Real, k: Real, beta_norm: Real, d1: int = 100, samples: in
 
     Statements of theorem 3.1: ``initial_lower``, ``initial_upper``, ``turn_in_time``, ``minimum_in_time``,
     ``outlier_decay``, ``sharpness_decay``, ``sharpness_falls``. Of theorem 3.2: ``sharpness_grows``,
-    ``final_sharpness``. Sharper: ``balance``, ``outlier_bound``, ``signal_grows``, ``sharpness_floor``,
-    ``final_exact``, ``initial_floor``, ``initial_threshold``; of these ``outlier_bound`` and ``signal_grows`` assume
-    ‖β‖ ≥ d1/√(d1+d2), the others nothing.
+    ``sharpness_grows_from_turn``, ``final_sharpness``. Sharper: ``balance``, ``outlier_bound``, ``signal_grows``,
+    ``sharpness_floor``, ``final_exact``, ``initial_floor``, ``initial_threshold``; of these ``outlier_bound`` and
+    ``signal_grows`` assume ‖β‖ ≥ d1/√(d1+d2), the others nothing.
 
     Raises:
         InputError: A value is outside the model's range.
@@ -92,9 +92,11 @@ def check_grid(alpha: Real, k: Real, beta_norm: Real, d1: int = 100, samples: in
     d2 = np.maximum(np.rint(np.asarray(k, dtype=float) * d1), d1 + 1)
     for name, value in (("alpha", alpha), ("beta_norm", beta_norm)):
         if not (np.all(np.asarray(value) > 0) and np.all(np.isfinite(value))):
-            raise InputError(f"{name} = {value!r}: expected finite numbers above 0")
+            raise InputError(f"{name} from {np.min(value):g} to {np.max(value):g}: expected finite numbers above 0")
     if d1 < 1 or not np.all(np.asarray(k) > 1):
-        raise InputError(f"d1 = {d1!r}, k = {k!r}: expected d1 of 1 or more and every k = d2/d1 above 1")
+        raise InputError(
+            f"d1 = {d1!r}, smallest k = {np.min(k):g}: expected d1 of 1 or more and every k = d2/d1 above 1"
+        )
     return _check(d1, d2, alpha, beta_norm, samples)
 
 
@@ -195,6 +197,12 @@ def _statements(
             "theorem 3.2",
             "largest relative fall of λ after its minimum",
             _largest_fall(values, np.arange(t.shape[-1]) >= lowest[..., None]),
+            _TOLERANCE,
+        ),
+        "sharpness_grows_from_turn": at_most(
+            "theorem 3.2",
+            "largest relative fall of λ after the turn of c, the t1 of the proof of theorem 3.1",
+            _largest_fall(values, t >= turn[..., None]),
             _TOLERANCE,
         ),
         "final_sharpness": above("theorem 3.2", "λ(∞)/(α‖β‖) is at least 5/8", final, 5 / 8),
