@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from opposing_signals.__main__ import experiments
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -43,3 +45,9 @@ def test_an_installed_wheel_works_from_any_folder(wheel, tmp_path):
     ran = subprocess.run([sys.executable, "-c", code, site, *arguments], cwd=elsewhere, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert (elsewhere / "outputs" / "fig03_chebyshev" / "claims.json").is_file()
+
+
+def test_the_readme_lists_every_experiment_as_its_configuration_describes_it():
+    readme = (ROOT / "README.md").read_text()
+    for name, (title, cost) in experiments().items():
+        assert f"| `{name}` | {title} | {cost['cpu']} | {cost['paper']} |" in readme, name
