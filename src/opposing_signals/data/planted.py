@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opposing_signals.data.cifar10 import Examples, image_dataset
 from opposing_signals.data.dataset import Dataset
+from opposing_signals.data.images import Examples, image_dataset
 from opposing_signals.errors import InputError
 
 CLASS_NAMES = ("plane", "bird", "car", "truck", "frog", "cat")
