@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
 from torch.nn import functional as F
 
 from opposing_signals.configuration import configuration_folder, decisive
@@ -30,8 +32,8 @@ from opposing_signals.training.module import TrainingModule
 
 WARM_UP = 3
 CASES = {
-    "MLP 3072-200-200-10, 5,000 images": ("model=mlp", "data.images=5000", "risk.chunk=1000"),
-    "ResNet-18 of width 16, 1,000 images": ("model=resnet18", "model.width=16", "data.images=1000", "risk.chunk=250"),
+    "MLP 3072-200-200-10, 5,000 images": ("mlp", {}, 5000, 1000),
+    "ResNet-18 of width 16, 1,000 images": ("resnet18", {"width": 16}, 1000, 250),
 }
 
 
@@ -67,15 +69,16 @@ class BareLoop(Instrument):
 INSTANCES: list[BareLoop] = []
 
 
-def measure(overrides: tuple[str, ...], steps: int, folder: Path) -> BareLoop:
+def measure(case: tuple[str, dict[str, int], int, int], data: str, steps: int, folder: Path) -> BareLoop:
     """Train ``steps`` steps with all per-sample losses recorded and the bare loop in between."""
+    model, fields, images, chunk = case
+    overrides = [f"data={data}", f"data.images={images}", f"risk.chunk={chunk}", f"steps={steps + WARM_UP}"]
     with initialize_config_dir(str(configuration_folder()), version_base="1.3"):
-        common = ["experiment=fig01_group_losses", "scale=smoke", "logger=none", f"steps={steps + WARM_UP}"]
-        config = compose("config", [*common, "instruments=[sample_losses,train_loss]", *overrides])
-    del config.instruments["sharpness"]
+        config = compose("config", ["experiment=fig01_group_losses", "scale=smoke", "logger=none", *overrides])
+    config.model = {**OmegaConf.load(configuration_folder() / "model" / f"{model}.yaml"), **fields}
     config.instruments = {
         "bare": {"_target_": "__main__.BareLoop", "lr": config.optimizer.lr},
-        **config.instruments,
+        **{name: config.instruments[name] for name in ("sample_losses", "train_loss")},
     }
     with Record.writing(folder, decisive(config)) as record:
         train(config, record, None)
@@ -90,14 +93,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     steps = parser.parse_args().steps
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {steps} steps in turn; median [quartiles]")
-    for name, overrides in CASES.items():
-        for data in ("data=cifar10", "data=planted"):
+    for name, case in CASES.items():
+        for data in ("cifar10", "planted"):
             try:
                 with tempfile.TemporaryDirectory() as folder:
-                    timed = measure((data, *overrides), steps, Path(folder))
+                    timed = measure(case, data, steps, Path(folder))
                 break
-            except InputError as error:
-                print(f"without real images ({error})")
+            except InstantiationException as error:
+                if not isinstance(error.__cause__, InputError):
+                    raise
+                print(f"without real images: {error.__cause__}")
         ours, bare = np.array(timed.ours[WARM_UP:]), np.array(timed.bare[WARM_UP : len(timed.ours)])
         low, ratio, high = np.percentile(ours / bare, [25, 50, 75])
         print(

@@ -99,20 +99,17 @@ def peak_sharpness_over_threshold(trajectories: Trajectories) -> Estimate:
     return Estimate(float(np.max(trajectory.sharpness.values)) * trajectory.step_size / 2)
 
 
-def group_alternations(trajectories: Trajectories) -> Estimate:
-    """How often the group changes from one point of the dominant pair to the next, in the order of x.
+def interval_coverage(trajectories: Trajectories) -> Estimate:
+    """Share of the points between the outermost points of the dominant pair, in the order of x, that belong to it.
 
-    1 or 2 when one group is an interval and the other its neighbours on one side or on both; three or more when the
-    groups are interleaved.
+    1 when one group is an interval and the other its neighbours.
     """
     trajectory = _only(trajectories)
     if not trajectory.pairs:
         return Estimate.unknown("no opposing pair was found")
-    pair = trajectory.pairs[0]
-    x = trajectory.dataset.inputs.numpy().ravel()
-    members = np.concatenate([pair.rising, pair.falling])
-    in_rising = np.isin(members[np.argsort(x[members])], pair.rising)
-    return Estimate(float(np.count_nonzero(np.diff(in_rising.astype(int)))))
+    order = trajectory.dataset.inputs.numpy().ravel().argsort()
+    members = np.flatnonzero(np.isin(order, np.concatenate(trajectory.pairs[0].groups)))
+    return Estimate(len(members) / float(members[-1] - members[0] + 1))
 
 
 def share_increasing(trajectories: Trajectories, run: str, after_break_even: bool) -> Estimate:
