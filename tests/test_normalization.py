@@ -1,0 +1,53 @@
+import pytest
+import torch
+from torch import nn
+
+from opposing_signals.models import resnet18
+from opposing_signals.normalization import captured, frozen
+
+
+def small_resnet() -> nn.Module:
+    torch.manual_seed(0)
+    return resnet18((3, 32, 32), 10, width=2).double()
+
+
+def test_an_example_of_the_chunk_gets_its_training_output_back() -> None:
+    model, images = small_resnet(), torch.randn(6, 3, 32, 32, dtype=torch.float64)
+    with captured(model) as statistics:
+        outputs = model(images)
+    with frozen(model, statistics):
+        alone = torch.cat([model(image[None]) for image in images])
+    torch.testing.assert_close(alone, outputs, rtol=1e-9, atol=1e-12)
+
+
+def test_only_the_first_chunk_is_captured() -> None:
+    model, images = small_resnet(), torch.randn(8, 3, 32, 32, dtype=torch.float64)
+    with captured(model) as statistics:
+        first = model(images[:4])
+        model(images[4:])
+    with frozen(model, statistics):
+        torch.testing.assert_close(model(images[:4]), first, rtol=1e-9, atol=1e-12)
+
+
+def test_running_statistics_and_mode_stay() -> None:
+    model, images = small_resnet(), torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    with captured(model) as statistics:
+        model(images)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with frozen(model, statistics):
+        model(images[:1])
+    assert model.training
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_evaluation_mode_has_nothing_to_freeze() -> None:
+    model = small_resnet().eval()
+    with captured(model) as statistics:
+        model(torch.randn(2, 3, 32, 32, dtype=torch.float64))
+    assert statistics == {}
+
+
+def test_a_module_without_statistics_is_an_error() -> None:
+    with pytest.raises(KeyError), frozen(small_resnet(), {}):
+        pass
