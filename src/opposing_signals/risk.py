@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from opposing_signals.errors import InputError
+from opposing_signals.second_order import TwiceDifferentiable, check_graph, check_layers
 
 Precision = Literal["float32", "float64", "bfloat16"]
 Batch = slice | Tensor
@@ -34,18 +34,18 @@ class ForwardPass:
 
 
 @dataclass(frozen=True)
-class HessianProducts:
-    """What one curvature pass shows of θ_t.
+class CurvaturePass(ForwardPass):
+    """What one pass with Hessian-vector products shows of θ_t beside that.
 
     Attributes:
-        losses: ``[N]`` ℓ_i(θ_t).
-        gradient: ``[P]`` ∇L(θ_t).
+        gradient: ``[P]`` ∇L(θ_t), L the batch's mean loss.
         products: ``[k, P]`` ∇²L(θ_t) v_j.
+        slopes: ``[k, n]`` ∇ℓ_i(θ_t)·v_j; their mean over i is ∇L·v_j.
     """
 
-    losses: Tensor
     gradient: Tensor
     products: Tensor
+    slopes: Tensor
 
 
 class EmpiricalRisk:
@@ -94,6 +94,7 @@ class EmpiricalRisk:
         self.chunk = chunk
         self.precision = precision
         self._loss = loss
+        self._compiled = compile_training
         self._training_forward = torch.compile(self._forward) if compile_training else self._forward
 
     def __len__(self) -> int:
@@ -110,13 +111,12 @@ class EmpiricalRisk:
         self.inputs, self.targets = self.inputs.to(device), self.targets.to(device)
         return self
 
-    def _forward(
-        self, inputs: Tensor, targets: Tensor, state: dict[str, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Per-sample losses and outputs, of the model as it is or with another ``state`` of parameters and buffers."""
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            outputs = self.model(inputs) if state is None else functional_call(self.model, state, (inputs,))
-        if self.precision == "bfloat16":
+    def _forward(self, inputs: Tensor, targets: Tensor, autocast: bool = True) -> tuple[Tensor, Tensor]:
+        """Per-sample losses and outputs."""
+        autocast = autocast and self.precision == "bfloat16"
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=autocast):
+            outputs = self.model(inputs)
+        if autocast:
             outputs = outputs.float()
         return self._loss(outputs, targets), outputs.detach()
 
@@ -147,41 +147,92 @@ class EmpiricalRisk:
             outputs.append(output)
         return ForwardPass(torch.cat(losses), torch.cat(outputs))
 
+    def backward_with_products(self, vectors: Tensor, batch: Batch = WHOLE) -> CurvaturePass:
+        """`backward`, and ∇²L v_j of the same batch from the same graph.
+
+        ``.grad`` gets the bits that `backward` would give it. Where the training pass is compiled or runs in
+        bfloat16, a graph of its own is built for the products, in the weights' precision.
+        """
+        if self.precision == "bfloat16" or self._compiled:
+            forward_pass = self.backward(batch)
+            curvature = self.hessian_products(vectors, batch)
+            return replace(curvature, losses=forward_pass.losses, outputs=forward_pass.outputs)
+        result, gradients = self._curvature_pass(vectors, batch)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return result
+
     def sample_losses(self, batch: Batch = WHOLE) -> ForwardPass:
         """ℓ_i(θ) without a gradient and without a trace: see `probe`."""
         with self.probe(), torch.no_grad():
             results = [self._forward(*chunk) for chunk in self._chunks(batch)]
         return ForwardPass(torch.cat([r[0] for r in results]), torch.cat([r[1] for r in results]))
 
-    def hessian_products(self, vectors: Tensor) -> HessianProducts:
-        """∇²L v for several v in one pass, with the gradient and the losses as by-products.
+    def hessian_products(self, vectors: Tensor, batch: Batch = WHOLE) -> CurvaturePass:
+        """∇²L v for several v in one pass, with gradient, losses and per-sample slopes as by-products, and no trace.
 
-        Double backward (Pearlmutter 1994): the gradient's graph is built once a chunk and shared by all products.
+        Double backward (Pearlmutter 1994) over layers whose second derivatives are cheap (`TwiceDifferentiable`):
+        the gradient's graph is built once a chunk and shared by all products.
 
         Args:
-            vectors: ``[k, P]``; k = 0 gives losses and gradient alone.
+            vectors: ``[k, P]``; k = 0 gives the by-products alone.
+            batch: Examples over which L is the mean.
+
+        Raises:
+            InputError: The vectors have another length than θ, or the model has a layer without second derivative.
         """
-        names = [name for name, p in self.model.named_parameters() if p.requires_grad]
-        # Copies in the default layout: the second derivative of batch norm is 2.5 times slower in channels_last.
-        theta = [p.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for p in self.parameters]
+        with self.probe():
+            return self._curvature_pass(vectors, batch)[0]
+
+    def _curvature_pass(self, vectors: Tensor, batch: Batch) -> tuple[CurvaturePass, list[Tensor]]:
+        """The pass and its gradient in the parameters' shapes and layouts, with the bits of `backward`."""
+        self._check_vectors(vectors)
+        check_layers(self.model)
+        parameters, weight = self.parameters, 1 / self._size(batch)
         directions = [self.unflatten(v) for v in vectors]
-        gradient = vectors.new_zeros(vectors.shape[1])
-        products = torch.zeros_like(vectors)
-        losses = []
-        with self.probe(), torch.enable_grad():
-            for inputs, targets in self._chunks(WHOLE):
-                state = dict(zip(names, theta, strict=True))
-                sample_losses, _ = self._forward(inputs.contiguous(), targets, state)
-                mean = sample_losses.sum() / len(self)
-                slopes = torch.autograd.grad(mean, theta, create_graph=len(vectors) > 0)
-                for j, direction in enumerate(directions):
-                    rows = torch.autograd.grad(
-                        slopes, theta, direction, retain_graph=j + 1 < len(vectors), materialize_grads=True
-                    )
-                    products[j] += flatten(rows)
-                gradient += flatten([slope.detach() for slope in slopes])
-                losses.append(sample_losses.detach())
-        return HessianProducts(torch.cat(losses), gradient, products)
+        products = [[torch.zeros_like(p) for p in parameters] for _ in directions]
+        gradients: list[Tensor] = []
+        losses: list[Tensor] = []
+        outputs: list[Tensor] = []
+        slopes: list[list[Tensor]] = [[] for _ in directions]
+        for inputs, targets in self._chunks(batch):
+            with torch.enable_grad(), TwiceDifferentiable():
+                sample_losses, output = self._forward(inputs, targets, autocast=False)
+                weights = sample_losses.new_full(sample_losses.shape, weight).requires_grad_()
+                mean = (sample_losses * weights).sum()
+            gradient = torch.autograd.grad(mean, parameters, create_graph=True, materialize_grads=True)
+            if not losses:
+                check_graph(gradient)
+            for j, direction in enumerate(directions):
+                *rows, slope = torch.autograd.grad(
+                    gradient,
+                    [*parameters, weights],
+                    direction,
+                    retain_graph=j + 1 < len(directions),
+                    materialize_grads=True,
+                )
+                torch._foreach_add_(products[j], rows)
+                slopes[j].append(slope)
+            pieces = [piece.detach() for piece in gradient]
+            gradients = list(torch._foreach_add(gradients, pieces)) if gradients else pieces
+            losses.append(sample_losses.detach())
+            outputs.append(output)
+        result = CurvaturePass(
+            torch.cat(losses),
+            torch.cat(outputs),
+            flatten(gradients),
+            torch.stack([flatten(row) for row in products]) if len(vectors) else torch.zeros_like(vectors),
+            torch.stack([torch.cat(row) for row in slopes]) if len(vectors) else vectors.new_zeros(0, len(losses)),
+        )
+        return result, gradients
+
+    def _check_vectors(self, vectors: Tensor) -> None:
+        size = sum(p.numel() for p in self.parameters)
+        if vectors.ndim != 2 or vectors.shape[1] != size:
+            raise InputError(
+                f"vectors of shape {list(vectors.shape)}: expected [k, {size}], one entry a parameter of this model; "
+                "a vector of another model cannot be used"
+            )
 
     def unflatten(self, vector: Tensor) -> list[Tensor]:
         """A ``[P]`` vector as one tensor a parameter, in the parameters' shapes."""

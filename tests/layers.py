@@ -1,0 +1,134 @@
+"""One tiny network for each kind of layer, and the Hessian of its loss by plain double backward."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from opposing_signals.risk import EmpiricalRisk
+
+CROSS_ENTROPY = nn.CrossEntropyLoss(reduction="none", label_smoothing=0.1)
+
+
+class Attention(nn.Module):
+    """Causal self-attention by torch's fused function."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(width, 3 * width, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        query, key, value = (part.unflatten(2, (2, -1)).transpose(1, 2) for part in self.projection(tokens).chunk(3, 2))
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2).flatten(2)
+
+
+class MultiHeadAttention(nn.Module):
+    """The same by `nn.MultiheadAttention`, which calls the fused function inside another."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.attention(tokens, tokens, tokens, need_weights=False)[0]
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 2, 3, padding=1, bias=False), nn.Conv2d(2, 2, 3, padding=1)
+        self.norm, self.again = nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.relu(images + self.again(self.second(F.relu(self.norm(self.first(images)), inplace=True))))
+
+
+def head(width: int) -> list[nn.Module]:
+    return [nn.Flatten(), nn.Linear(width, 3)]
+
+
+NETWORKS = {
+    "linear": lambda: [nn.Flatten(), nn.Linear(32, 5), nn.ReLU(), nn.Linear(5, 3)],
+    "tanh": lambda: [nn.Flatten(), nn.Linear(32, 5), nn.Tanh(), nn.Linear(5, 3)],
+    "gelu": lambda: [nn.Flatten(), nn.Linear(32, 5), nn.GELU(), nn.Linear(5, 3)],
+    "conv": lambda: [nn.Conv2d(2, 3, 3), nn.ReLU(), *head(12)],
+    "conv_strided": lambda: [
+        nn.Conv2d(2, 4, 3, 2, 1, groups=2),
+        nn.GELU(),
+        nn.Conv2d(4, 4, 2, dilation=1, bias=False),
+        *head(4),
+    ],
+    "conv_same": lambda: [nn.Conv2d(2, 3, 3, padding="same"), nn.Tanh(), *head(48)],
+    "conv1d": lambda: [nn.Flatten(2), nn.Conv1d(2, 3, 3, padding=1), nn.ReLU(), *head(48)],
+    "max_pool": lambda: [nn.Conv2d(2, 3, 3, padding=1), nn.MaxPool2d(2), *head(12)],
+    "average_pool": lambda: [nn.Conv2d(2, 3, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), *head(3)],
+    "batch_norm": lambda: [nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), *head(12)],
+    "batch_norm_first": lambda: [nn.BatchNorm2d(2), nn.Conv2d(2, 3, 3), nn.GELU(), *head(12)],
+    "batch_norm_plain": lambda: [nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3, affine=False), nn.Tanh(), *head(12)],
+    "batch_norm_1d": lambda: [nn.Flatten(), nn.Linear(32, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)],
+    "batch_norm_eval": lambda: [nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3).eval(), nn.ReLU(), *head(12)],
+    "residual": lambda: [Residual(), nn.AdaptiveAvgPool2d(1), *head(2)],
+    "layer_norm": lambda: [nn.Flatten(), nn.Linear(32, 5), nn.LayerNorm(5), nn.GELU(), nn.Linear(5, 3)],
+    "group_norm": lambda: [nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), *head(16)],
+    "attention": lambda: [nn.Flatten(2), nn.Linear(16, 4), Attention(4), *head(8)],
+    "multi_head_attention": lambda: [nn.Flatten(2), nn.Linear(16, 4), MultiHeadAttention(4), *head(8)],
+    "embedding": lambda: [nn.Embedding(7, 4), nn.LayerNorm(4), Attention(4), *head(128)],
+}
+
+
+def network(layer: str) -> nn.Sequential:
+    """The same weights at every call."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*NETWORKS[layer]())
+    for parameter in model.parameters():  # normalizations begin at weight 1 and bias 0, where terms vanish
+        if parameter.ndim == 1:
+            nn.init.normal_(parameter, 0.5, 0.5)
+    return model
+
+
+class Tokens(nn.Module):
+    """A token model as the image model that `EmpiricalRisk` converts data for: inputs are whole numbers as floats."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.model(inputs.long().flatten(1))
+
+
+def risk_of(
+    layer: str, loss=CROSS_ENTROPY, examples: int = 11, chunk: int = 4, precision="float64", **settings
+) -> EmpiricalRisk:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(examples, 2, 4, 4, generator=generator)
+    model: nn.Module = network(layer)
+    if layer == "embedding":
+        inputs, model = torch.randint(7, inputs.shape, generator=generator).float(), Tokens(model)
+    targets = torch.randint(3, (examples,), generator=generator)
+    return EmpiricalRisk(model, loss, inputs, targets, chunk=chunk, precision=precision, **settings)
+
+
+def plain_losses(risk: EmpiricalRisk, loss=CROSS_ENTROPY) -> Tensor:
+    """ℓ ``[N]`` with a graph of PyTorch's own derivatives, chunk by chunk as the risk does."""
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        chunks = zip(risk.inputs.split(risk.chunk), risk.targets.split(risk.chunk), strict=True)
+        losses = []
+        for inputs, targets in chunks:
+            buffers = {name: buffer.clone() for name, buffer in risk.model.named_buffers()}
+            losses.append(loss(functional_call(risk.model, buffers, (inputs,)), targets))
+        return torch.cat(losses)
+
+
+def plain_gradient(value: Tensor, risk: EmpiricalRisk) -> Tensor:
+    gradient = torch.autograd.grad(value, risk.parameters, create_graph=True, materialize_grads=True)
+    return torch.cat([piece.reshape(-1) for piece in gradient])
+
+
+def plain_hessian(value: Tensor, risk: EmpiricalRisk) -> Tensor:
+    """``[P, P]``, a row at a time."""
+    rows = []
+    for entry in plain_gradient(value, risk):
+        row = torch.autograd.grad(entry, risk.parameters, retain_graph=True, materialize_grads=True)
+        rows.append(torch.cat([piece.reshape(-1) for piece in row]))
+    return torch.stack(rows)

@@ -1,0 +1,139 @@
+import pytest
+import torch
+from layers import CROSS_ENTROPY, NETWORKS, network, plain_gradient, plain_hessian, plain_losses, risk_of
+from torch import nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from opposing_signals.errors import InputError
+from opposing_signals.models import resnet18, vgg11
+from opposing_signals.risk import EmpiricalRisk
+
+
+@pytest.mark.parametrize("layer", NETWORKS)
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_products_gradient_and_slopes_agree_with_plain_double_backward(layer, channels_last):
+    risk = risk_of(layer, channels_last=channels_last)
+    losses = plain_losses(risk)
+    dense = plain_hessian(losses.mean(), risk)
+    vectors = torch.randn(2, len(dense), dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+    measured = risk.hessian_products(vectors)
+
+    torch.testing.assert_close(measured.products, vectors @ dense, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(measured.losses, losses.detach(), rtol=1e-12, atol=1e-14)
+    gradients = torch.stack([plain_gradient(loss, risk).detach() for loss in losses])
+    torch.testing.assert_close(measured.slopes, vectors @ gradients.T, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(measured.gradient, gradients.mean(0), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("layer", ["batch_norm", "layer_norm", "attention", "max_pool"])
+def test_plain_double_backward_agrees_with_differences_of_the_gradient(layer):
+    """The reference itself, against what needs no second derivative."""
+    risk = risk_of(layer, channels_last=False)
+    dense = plain_hessian(plain_losses(risk).mean(), risk)
+    theta = nn.utils.parameters_to_vector(risk.parameters).detach()
+    direction = torch.randn(len(theta), dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+    def gradient_at(shift):
+        nn.utils.vector_to_parameters(theta + shift * direction, risk.parameters)
+        return plain_gradient(plain_losses(risk).mean(), risk).detach()
+
+    difference = (gradient_at(1e-6) - gradient_at(-1e-6)) / 2e-6
+    torch.testing.assert_close(difference, direction @ dense, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("layer", NETWORKS)
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_training_gradient_has_the_same_bits_with_and_without_products(layer, channels_last):
+    plain, measured = (risk_of(layer, precision="float32", channels_last=channels_last) for _ in range(2))
+    vectors = torch.randn(2, sum(p.numel() for p in plain.parameters))
+    expected, seen = plain.backward(), measured.backward_with_products(vectors)
+    assert torch.equal(seen.losses, expected.losses)
+    assert torch.equal(seen.outputs, expected.outputs)
+    for ours, theirs in zip(measured.parameters, plain.parameters, strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+    assert all(torch.equal(a, b) for a, b in zip(measured.model.buffers(), plain.model.buffers(), strict=True))
+
+
+@pytest.mark.parametrize("factory", [resnet18, vgg11])
+def test_whole_networks_keep_their_bits_and_agree_with_plain_double_backward(factory):
+    generator = torch.Generator().manual_seed(1)
+    images, labels = torch.randn(10, 3, 32, 32, generator=generator), torch.randint(10, (10,), generator=generator)
+
+    def risk(precision):
+        torch.manual_seed(0)
+        return EmpiricalRisk(
+            factory((3, 32, 32), 10, width=8), CROSS_ENTROPY, images, labels, chunk=6, precision=precision
+        )
+
+    plain, measured, exact = risk("float32"), risk("float32"), risk("float64")
+    vector = torch.randn(sum(p.numel() for p in plain.parameters), dtype=torch.float64)
+    plain.backward()
+    measured.backward_with_products(vector[None].float())
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(measured.parameters, plain.parameters, strict=True))
+
+    gradient = plain_gradient(plain_losses(exact).mean(), exact)
+    rows = torch.autograd.grad(gradient @ vector, exact.parameters)
+    expected = torch.cat([row.reshape(-1) for row in rows])
+    torch.testing.assert_close(exact.hessian_products(vector[None]).products[0], expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("settings", [{"precision": "bfloat16"}, {"compile_training": True}])
+def test_a_pass_that_cannot_be_shared_is_made_beside_training(settings):
+    settings = {"precision": "float32", **settings}
+    plain, measured = risk_of("batch_norm", **settings), risk_of("batch_norm", **settings)
+    vectors = torch.randn(1, sum(p.numel() for p in plain.parameters))
+    expected, seen = plain.backward(), measured.backward_with_products(vectors)
+    assert torch.equal(seen.losses, expected.losses)
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(measured.parameters, plain.parameters, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(measured.model.buffers(), plain.model.buffers(), strict=True))
+    exact = risk_of("batch_norm").hessian_products(vectors.double()).products
+    torch.testing.assert_close(seen.products, exact.float(), rtol=1e-3, atol=1e-4)
+
+
+def test_products_of_a_batch_are_those_of_its_mean_loss():
+    risk = risk_of("linear")
+    batch = torch.tensor([7, 2, 2, 9, 0])
+    dense = plain_hessian(plain_losses(risk)[batch].mean(), risk)
+    vectors = torch.randn(2, len(dense), dtype=torch.float64)
+    torch.testing.assert_close(risk.hessian_products(vectors, batch).products, vectors @ dense, rtol=1e-9, atol=1e-11)
+
+
+class OnceOnly(Function):
+    @staticmethod
+    def forward(_, values):
+        return values * 2
+
+    @staticmethod
+    @once_differentiable
+    def backward(_, slope):
+        return slope * 2
+
+
+class OnceOnlyLayer(nn.Module):
+    def forward(self, values):
+        return OnceOnly.apply(values)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: nn.Sequential(network("linear"), nn.Dropout(0.5)), r"layer '1' is Dropout\(p=0.5\) in training mode"),
+        (
+            lambda: nn.Sequential(network("linear"), OnceOnlyLayer()),
+            "a layer whose backward is marked once_differentiable",
+        ),
+        (lambda: torch.compile(network("linear")), "a compiled model has no second derivatives"),
+    ],
+)
+def test_what_has_no_right_second_derivative_is_refused(model, message):
+    inputs, targets = torch.randn(4, 2, 4, 4), torch.zeros(4, dtype=torch.long)
+    risk = EmpiricalRisk(model(), CROSS_ENTROPY, inputs, targets, chunk=4)
+    with pytest.raises(InputError, match=message):
+        risk.hessian_products(torch.zeros(1, sum(p.numel() for p in risk.parameters)))
+
+
+def test_a_vector_of_another_model_is_refused():
+    with pytest.raises(InputError, match=r"shape \[1, 5\]: expected \[k, 183\]"):
+        risk_of("linear").hessian_products(torch.zeros(1, 5))
