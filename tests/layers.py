@@ -132,3 +132,11 @@ def plain_hessian(value: Tensor, risk: EmpiricalRisk) -> Tensor:
         row = torch.autograd.grad(entry, risk.parameters, retain_graph=True, materialize_grads=True)
         rows.append(torch.cat([piece.reshape(-1) for piece in row]))
     return torch.stack(rows)
+
+
+def plain_curvature(value: Tensor, risk: EmpiricalRisk, v: Tensor) -> Tensor:
+    """vᵀ∇²(value) v."""
+    rows = torch.autograd.grad(
+        plain_gradient(value, risk) @ v, risk.parameters, retain_graph=True, materialize_grads=True
+    )
+    return torch.cat([row.reshape(-1) for row in rows]) @ v

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from opposing_signals.errors import InputError
 from opposing_signals.second_order import TwiceDifferentiable, check_graph, check_layers
@@ -111,6 +112,16 @@ class EmpiricalRisk:
         self.inputs, self.targets = self.inputs.to(device), self.targets.to(device)
         return self
 
+    def losses_at(self, parameters: Sequence[Tensor], batch: Batch = WHOLE) -> Iterator[Tensor]:
+        """ℓ_i of each chunk of the batch at other parameters than θ, one tensor for each of `parameters`.
+
+        They may be of any kind that the model can compute with. Call it within `probe`.
+        """
+        names = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        state = dict(zip(names, parameters, strict=True))
+        for inputs, targets in self._chunks(batch):
+            yield self._loss(functional_call(self.model, state, (inputs,)), targets)
+
     def _forward(self, inputs: Tensor, targets: Tensor, autocast: bool = True) -> tuple[Tensor, Tensor]:
         """Per-sample losses and outputs."""
         autocast = autocast and self.precision == "bfloat16"
@@ -162,6 +173,22 @@ class EmpiricalRisk:
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         return result
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the training pass is one compiled graph, into which no hook sees."""
+        return self._compiled
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """``[n, C]`` f(x; θ) of inputs that need not be training data, without a trace: see `probe`.
+
+        Args:
+            inputs: ``[n, ...]``, normalized as the training data are.
+        """
+        autocast = torch.autocast(self.inputs.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        with self.probe(), torch.no_grad(), autocast:
+            outputs = self.model(inputs.to(self.inputs))
+        return outputs.float() if self.precision == "bfloat16" else outputs
+
     def sample_losses(self, batch: Batch = WHOLE) -> ForwardPass:
         """ℓ_i(θ) without a gradient and without a trace: see `probe`."""
         with self.probe(), torch.no_grad():
@@ -186,7 +213,7 @@ class EmpiricalRisk:
 
     def _curvature_pass(self, vectors: Tensor, batch: Batch) -> tuple[CurvaturePass, list[Tensor]]:
         """The pass and its gradient in the parameters' shapes and layouts, with the bits of `backward`."""
-        self._check_vectors(vectors)
+        self.check_vectors(vectors)
         check_layers(self.model)
         parameters, weight = self.parameters, 1 / self._size(batch)
         directions = [self.unflatten(v) for v in vectors]
@@ -226,7 +253,12 @@ class EmpiricalRisk:
         )
         return result, gradients
 
-    def _check_vectors(self, vectors: Tensor) -> None:
+    def check_vectors(self, vectors: Tensor) -> None:
+        """Refuse ``vectors`` that are not ``[k, P]``.
+
+        Raises:
+            InputError: They belong to another model.
+        """
         size = sum(p.numel() for p in self.parameters)
         if vectors.ndim != 2 or vectors.shape[1] != size:
             raise InputError(

@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 
-from opposing_signals.curvature import TopEigenpair
+from opposing_signals.curvature import EigenTracker, power_iteration
+from opposing_signals.curvature.eigen import COLD_PRODUCTS
+from opposing_signals.errors import InputError
 
 
 def matrix_with(eigenvalues, seed=0):
@@ -25,7 +27,7 @@ def matrix_with(eigenvalues, seed=0):
 )
 def test_a_cold_start_finds_the_algebraically_largest_pair(eigenvalues):
     matrix = matrix_with([float(e) for e in eigenvalues])
-    pair = TopEigenpair(tolerance=1e-7, max_products=60)(lambda v: v @ matrix, matrix[0])
+    pair = EigenTracker(tolerance=1e-7, max_products=60)(lambda v: v @ matrix, matrix[0])
     assert pair.value == pytest.approx(max(eigenvalues), rel=1e-9)
     residual = matrix @ pair.vector - pair.value * pair.vector
     assert float(residual.norm()) == pytest.approx(pair.residual, abs=1e-9)
@@ -34,14 +36,16 @@ def test_a_cold_start_finds_the_algebraically_largest_pair(eigenvalues):
 
 
 def test_the_residual_bounds_the_distance_to_an_eigenvalue():
-    matrix = matrix_with([10.0 * 0.9**i for i in range(40)])
-    pair = TopEigenpair(tolerance=0, max_products=5)(lambda v: v @ matrix, matrix[0])
+    matrix, before = matrix_with([10.0 * 0.9**i for i in range(60)]), matrix_with([1.0] * 60, seed=5)
+    tracker = EigenTracker(tolerance=0, max_products=5)
+    assert tracker(lambda v: v @ before, matrix[0]).products <= COLD_PRODUCTS
+    pair = tracker(lambda v: v @ matrix, matrix[0])
     assert pair.products == 5
     assert torch.linalg.eigvalsh(matrix).sub(pair.value).abs().min() <= pair.residual + 1e-12
 
 
 def test_a_warm_start_follows_a_slow_change_with_few_products_and_a_steady_sign():
-    solver = TopEigenpair(tolerance=1e-2, max_products=60)
+    solver = EigenTracker(tolerance=1e-2, max_products=60)
     drift = matrix_with([1.0] + [0.0] * 39, seed=1)
     spent, last = [], None
     for t in range(20):
@@ -57,7 +61,7 @@ def test_a_warm_start_follows_a_slow_change_with_few_products_and_a_steady_sign(
 
 def test_alternating_operators_are_followed_by_the_last_two_vectors():
     even, odd = matrix_with([9.0] + [1.0] * 20, seed=3), matrix_with([8.0] + [1.0] * 20, seed=4)
-    solver = TopEigenpair(tolerance=1e-6, max_products=60)
+    solver = EigenTracker(tolerance=1e-6, max_products=60)
     for t in range(8):
         matrix = even if t % 2 == 0 else odd
         pair = solver(lambda v, m=matrix: v @ m, matrix[0])
@@ -68,7 +72,7 @@ def test_alternating_operators_are_followed_by_the_last_two_vectors():
 
 def test_a_restored_solver_goes_on_exactly():
     matrix, later = matrix_with([5.0, 4.0, 3.0, 2.0, 1.0]), matrix_with([5.5, 4.0, 3.0, 2.0, 1.0], seed=2)
-    solver, restored = TopEigenpair(1e-3, 9), TopEigenpair(1e-3, 9)
+    solver, restored = EigenTracker(1, "largest", 1e-3, 9), EigenTracker(1, "largest", 1e-3, 9)
     solver(lambda v: v @ matrix, matrix[0])
     restored.load_state_dict(solver.state_dict())
     a, b = (s(lambda v: v @ later, later[0]) for s in (solver, restored))
@@ -77,6 +81,77 @@ def test_a_restored_solver_goes_on_exactly():
 
 
 def test_a_one_dimensional_operator_is_exact():
-    pair = TopEigenpair()(lambda v: 7 * v, torch.zeros(1, dtype=torch.float64))
+    pair = EigenTracker()(lambda v: 7 * v, torch.zeros(1, dtype=torch.float64))
     assert (pair.value, pair.products) == (pytest.approx(7), 1)
     assert math.isclose(pair.residual, 0, abs_tol=1e-12)
+
+
+SPECTRUM = [9.0, 7.0, 4.0, 1.0, 0.5, 0.0, -2.0, -8.0]
+
+
+@pytest.mark.parametrize(
+    ("which", "expected"),
+    [("largest", [9.0, 7.0, 4.0]), ("smallest", [-8.0, -2.0, 0.0]), ("magnitude", [9.0, -8.0, 7.0])],
+)
+def test_several_pairs_are_those_that_are_asked_for(which, expected):
+    matrix = matrix_with(SPECTRUM)
+    pairs = EigenTracker(3, which, tolerance=1e-8)(lambda v: v @ matrix, matrix[0])
+    assert pairs.values.tolist() == pytest.approx(expected, abs=1e-9)
+    torch.testing.assert_close(pairs.vectors @ pairs.vectors.T, torch.eye(3, dtype=torch.float64))
+    torch.testing.assert_close(pairs.vectors @ matrix, pairs.values[:, None] * pairs.vectors, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest", "magnitude"])
+def test_a_block_follows_a_slow_change(which):
+    tracker, drift = EigenTracker(3, which, tolerance=1e-3), matrix_with([1.0] * 4 + [-1.0] * 16, seed=1)
+    base = matrix_with([float(i) for i in range(-10, 10)])
+    for t in range(12):
+        matrix = base + 0.01 * t * drift
+        pairs = tracker(lambda v, m=matrix: v @ m, matrix[0])
+        values = torch.linalg.eigvalsh(matrix)
+        wanted = {"largest": values, "smallest": -values, "magnitude": values.abs()}[which].argsort(descending=True)[:3]
+        assert pairs.values.tolist() == pytest.approx(values[wanted].tolist(), rel=1e-4, abs=1e-4)
+    assert pairs.products < 20
+
+
+def test_a_block_is_orthonormal_and_ordered_where_eigenvalues_meet():
+    matrix = matrix_with([5.0, 5.0, 5.0, 1.0, 0.0, -1.0])
+    pairs = EigenTracker(3, tolerance=1e-8)(lambda v: v @ matrix, matrix[0])
+    assert pairs.values.tolist() == pytest.approx([5.0, 5.0, 5.0])
+    torch.testing.assert_close(pairs.vectors @ pairs.vectors.T, torch.eye(3, dtype=torch.float64))
+
+
+def test_power_iteration_finds_the_largest_in_absolute_value_and_needs_more_products():
+    matrix = matrix_with([9.0, *[0.2 * i for i in range(40)]])
+    pair = power_iteration(lambda v: v @ matrix, torch.ones(41, dtype=torch.float64), 1e-4, 500)
+    ours = EigenTracker(tolerance=1e-4)(lambda v: v @ matrix, matrix[0])
+    assert pair.value == pytest.approx(9.0) == ours.value
+    assert pair.products > ours.products
+    negative = power_iteration(lambda v: -v @ matrix, torch.ones(41, dtype=torch.float64), 1e-4, 500)
+    assert negative.value == pytest.approx(-9.0)
+
+
+def test_products_that_are_not_finite_are_reported_and_forgotten():
+    matrix = matrix_with(SPECTRUM)
+    tracker = EigenTracker(tolerance=1e-6)
+    tracker(lambda v: v @ matrix, matrix[0])
+    assert math.isnan(tracker(lambda v: v * torch.nan, matrix[0]).value)
+    assert tracker(lambda v: v @ matrix, matrix[0]).value == pytest.approx(9.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"k": 0}, "k=0: expected at least one"),
+        ({"k": 3, "max_products": 2}, "max_products=2: expected at least k=3"),
+        ({"which": "widest"}, "which=widest: expected largest, smallest or magnitude"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        EigenTracker(**settings)
+
+
+def test_more_pairs_than_parameters_are_refused():
+    with pytest.raises(InputError, match="k=5: expected at most 3, the number of parameters"):
+        EigenTracker(5).directions(torch.zeros(3))

@@ -1,95 +1,190 @@
-"""The algebraically largest eigenpair of a symmetric operator that changes a little from call to call."""
+"""Extreme eigenpairs of a symmetric operator that changes a little from call to call."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from opposing_signals.errors import InputError
+
 Products = Callable[[Tensor], Tensor]
 """``[k, P]`` vectors ↦ ``[k, P]`` products with a symmetric matrix."""
 
+Which = Literal["largest", "smallest", "magnitude"]
+
+COLD_PRODUCTS = 40
+"""What a cold start may spend whatever the budget of a step: every later step leans on it."""
+
 
 @dataclass(frozen=True)
-class Eigenpair:
-    """A Ritz pair and how far to trust it.
+class Eigenpairs:
+    """Ritz pairs and how far to trust them, in the order that was asked for.
 
     Attributes:
-        value: Rayleigh quotient λ = vᵀHv.
-        vector: ``[P]``, unit norm.
-        residual: ‖Hv − λv‖; some eigenvalue of H lies within it of λ.
+        values: ``[k]`` float64, Rayleigh quotients λ_j = v_jᵀHv_j.
+        vectors: ``[k, P]``, orthonormal.
+        residuals: ``[k]`` float64, ‖Hv_j − λ_j v_j‖; some eigenvalue of H lies within it of λ_j.
         products: Matrix-vector products spent.
     """
 
-    value: float
-    vector: Tensor
-    residual: float
+    values: Tensor
+    vectors: Tensor
+    residuals: Tensor
     products: int
 
+    @property
+    def value(self) -> float:
+        """λ of the first pair."""
+        return float(self.values[0])
 
-class TopEigenpair:
-    """Warm-started Lanczos: Rayleigh-Ritz on {u_{t-1}, u_{t-2}}, widened by residuals until one is small.
+    @property
+    def vector(self) -> Tensor:
+        """``[P]``, v of the first pair."""
+        return self.vectors[0]
 
-    At the edge of stability the Hessian alternates with period two, so the last eigenvector alone is a bad start and
-    the last two are a good one. Widening the basis by the residual of the current Ritz pair spans, from one start
-    vector, exactly the Krylov space, so a cold start is the Lanczos method with full reorthogonalization
-    (Saad 2011, §6.3).
+    @property
+    def residual(self) -> float:
+        """‖Hv − λv‖ of the first pair."""
+        return float(self.residuals[0])
+
+
+class EigenTracker:
+    """Warm-started block Rayleigh-Ritz, widened by residuals until they are small.
+
+    At the edge of stability the Hessian alternates with period two, so a warm start needs the last two eigenvectors.
+    It takes their products {Hu_{t-1}, Hu_{t-2}}, which are at hand and one step of power iteration ahead. They are
+    known *before* the operator is, so their products can ride on a pass that is made anyway: `directions` before it,
+    `update` after it. Widening the basis by the residuals of the current Ritz vectors spans, from one start vector,
+    exactly the Krylov space, so a cold start is the Lanczos method with full reorthogonalization (Saad 2011, §6.3).
 
     Args:
-        tolerance: Stop when the residual is at most ``tolerance`` x |λ|. The relative error of λ is then at most
+        k: How many pairs.
+        which: The algebraically largest eigenvalues, the smallest, or the largest in absolute value.
+        tolerance: Stop when every residual is at most ``tolerance`` x |λ_1|. The relative error of λ is then at most
             about tolerance² x |λ| / gap.
-        max_products: Stop after this many products in any case.
-        seed: Of the random vector of the cold start.
+        max_products: Stop after this many products a step; the first 2k are those of the start. A cold start may
+            spend `COLD_PRODUCTS`.
+        seed: Of the random vectors of the cold start.
+
+    Raises:
+        InputError: A setting that cannot work.
     """
 
-    def __init__(self, tolerance: float = 0.03, max_products: int = 40, seed: int = 0) -> None:
+    def __init__(
+        self, k: int = 1, which: Which = "largest", tolerance: float = 0.03, max_products: int = 40, seed: int = 0
+    ) -> None:
+        if k < 1:
+            raise InputError(f"k={k}: expected at least one eigenpair")
+        if which not in ("largest", "smallest", "magnitude"):
+            raise InputError(f"which={which}: expected largest, smallest or magnitude")
+        if max_products < k:
+            raise InputError(f"max_products={max_products}: expected at least k={k}")
+        self.k, self.which = k, which
         self.tolerance = tolerance
         self.max_products = max_products
         self._seed = seed
-        self._recent: list[Tensor] = []
+        self._starts: list[Tensor] = []  # [k, P] each, the latest first
+        self._vectors: Tensor | None = None
+        self._directions: Tensor
 
-    def __call__(self, products: Products, like: Tensor) -> Eigenpair:
-        """Find the pair of the operator as it is now.
+    def directions(self, like: Tensor) -> Tensor:
+        """``[m, P]``, orthonormal: the vectors whose products `update` wants first.
 
         Args:
-            products: The operator. It is called with a block first and with single vectors after.
             like: A ``[P]`` tensor whose length, dtype and device the vectors take.
+
+        Raises:
+            InputError: k is larger than P.
         """
-        start = self._start(like)
-        basis = _extended(start[:0], start)
-        images = products(basis)
+        if self.k > len(like):
+            raise InputError(f"k={self.k}: expected at most {len(like)}, the number of parameters")
+        if self._starts:
+            start = torch.cat(self._starts).to(like)[: max(self.max_products, self.k)]
+        else:
+            generator = torch.Generator().manual_seed(self._seed)
+            start = torch.randn(self.k, len(like), generator=generator, dtype=torch.float64).to(like)
+        self._directions = _extended(start[:0], start)
+        return self._directions
+
+    def update(self, images: Tensor, products: Products) -> Eigenpairs:
+        """Find the pairs of the operator as it is now.
+
+        Args:
+            images: ``[m, P]``, its products with `directions`.
+            products: The operator, for what is wanted beyond.
+        """
+        basis = self._directions
+        budget = self.max_products if self._starts else max(self.max_products, COLD_PRODUCTS)
         while True:
-            value, vector, residual_vector = _largest_ritz_pair(basis, images)
-            residual = float(residual_vector.norm())
+            values, vectors, vector_images = _ritz_pairs(basis, images, self.k, self.which)
+            residual_vectors = vector_images - values[:, None].to(vectors) * vectors
+            residuals = residual_vectors.norm(dim=1).double()
             # A basis as large as the space is exact; its residual is rounding and must not be widened by.
-            exhausted = len(basis) >= min(self.max_products, len(like))
-            if exhausted or residual <= self.tolerance * abs(value):
+            room = min(budget, basis.shape[1]) - len(basis)
+            unsure = residuals > self.tolerance * values.abs().max()
+            if room < 1 or not unsure.any():
                 break
-            widened = _extended(basis, residual_vector[None])
-            if len(widened) == len(basis):  # the residual lies in the basis: nothing new to learn
+            widened = _extended(basis, residual_vectors[unsure.to(residual_vectors.device)][:room])
+            if len(widened) == len(basis):  # the residuals lie in the basis: nothing new to learn
                 break
             images = torch.cat([images, products(widened[len(basis) :])])
             basis = widened
-        if self._recent and vector @ self._recent[0] < 0:
-            vector = -vector
-        self._recent = [vector, *self._recent][:2]
-        return Eigenpair(value, vector, residual, len(basis))
+        if not torch.isfinite(values).all():  # nothing to lean on; the next call starts from what was good
+            return Eigenpairs(values, vectors, residuals, len(basis))
+        vectors, vector_images = self._with_steady_signs(vectors, vector_images)
+        start = vectors if self.which == "smallest" else vector_images  # H shrinks what belongs to a small eigenvalue
+        self._starts = [start, *self._starts][:2]
+        self._vectors = vectors
+        return Eigenpairs(values, vectors, residuals, len(basis))
 
-    def _start(self, like: Tensor) -> Tensor:
-        if self._recent:
-            return torch.stack(self._recent).to(like)
-        generator = torch.Generator().manual_seed(self._seed)
-        return torch.randn(1, len(like), generator=generator, dtype=torch.float64).to(like)
+    def __call__(self, products: Products, like: Tensor) -> Eigenpairs:
+        """Both halves at once. See `directions` for ``like``."""
+        directions = self.directions(like)
+        return self.update(products(directions), products)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The last two eigenvectors, so that a resumed run measures what an uninterrupted one would."""
-        return {"recent": torch.stack(self._recent) if self._recent else torch.empty(0)}
+    def _with_steady_signs(self, vectors: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Each vector with the sign in which it overlaps with the nearest of the last ones."""
+        if self._vectors is None:
+            return vectors, images
+        overlaps = vectors @ self._vectors.to(vectors).T
+        nearest = overlaps.gather(1, overlaps.abs().argmax(1, keepdim=True))
+        signs = torch.where(nearest < 0, -1.0, 1.0).to(vectors)
+        return vectors * signs, images * signs
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """The warm start, so that a resumed run measures what an uninterrupted one would."""
+        return {"starts": list(self._starts), "vectors": self._vectors}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
-        self._recent = list(state["recent"].unbind(0)) if state["recent"].numel() else []
+        self._starts, self._vectors = list(state["starts"]), state["vectors"]
+
+
+def power_iteration(products: Products, start: Tensor, tolerance: float = 0.03, max_products: int = 100) -> Eigenpairs:
+    """The eigenpair largest in absolute value by power iteration: the simple alternative, for comparison.
+
+    It converges as the ratio of the two largest eigenvalues, has no memory of the Krylov space, and finds a negative
+    eigenvalue where that is the larger in absolute value.
+
+    Args:
+        products: The operator.
+        start: ``[P]``.
+        tolerance: As in `EigenTracker`.
+        max_products: Stop after this many.
+    """
+    vector = start / start.norm()
+    for spent in range(1, max_products + 1):
+        image = products(vector[None])[0]
+        value = (vector @ image).double()
+        residual = (image - value.to(image) * vector).norm().double()
+        if residual <= tolerance * value.abs() or spent == max_products:
+            break
+        vector = image / image.norm()
+    return Eigenpairs(value[None], vector[None], residual[None], spent)
 
 
 def _extended(basis: Tensor, vectors: Tensor) -> Tensor:
@@ -98,8 +193,7 @@ def _extended(basis: Tensor, vectors: Tensor) -> Tensor:
     Gram-Schmidt, twice (Giraud et al. 2005: twice is enough). Vectors that nearly depend on earlier ones are left out.
     """
     for vector in vectors:
-        unit = vector / vector.norm()
-        remainder = unit
+        remainder = vector / vector.norm()
         for _ in range(2):
             remainder = remainder - basis.T @ (basis @ remainder)
         norm = remainder.norm()
@@ -108,11 +202,18 @@ def _extended(basis: Tensor, vectors: Tensor) -> Tensor:
     return basis
 
 
-def _largest_ritz_pair(basis: Tensor, images: Tensor) -> tuple[float, Tensor, Tensor]:
-    """Value, vector and residual vector of the largest Ritz pair in span(basis)."""
-    small = (basis @ images.T).double()
+def _ritz_pairs(basis: Tensor, images: Tensor, k: int, which: Which) -> tuple[Tensor, Tensor, Tensor]:
+    """Values ``[k]``, vectors and their images of the k wanted Ritz pairs in span(basis), the most wanted first.
+
+    With fewer basis vectors than k there are fewer pairs.
+    """
+    small = (basis @ images.T).double().cpu()
+    if not torch.isfinite(small).all():
+        return torch.full((k,), torch.nan, dtype=torch.float64), basis[:k], images[:k]
     values, coefficients = torch.linalg.eigh((small + small.T) / 2)
-    weights = coefficients[:, -1].to(basis)
-    vector, image = weights @ basis, weights @ images
-    value = float(values[-1])
-    return value, vector / vector.norm(), image - value * vector
+    wanted = {"largest": values, "smallest": -values, "magnitude": values.abs()}[which]
+    chosen = wanted.argsort(descending=True)[:k]
+    weights = coefficients[:, chosen].T.to(basis)
+    vectors, vector_images = weights @ basis, weights @ images
+    norms = vectors.norm(dim=1, keepdim=True)
+    return values[chosen], vectors / norms, vector_images / norms

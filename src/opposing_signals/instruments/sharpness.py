@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from opposing_signals.curvature import TopEigenpair
+import numpy as np
+import torch
+from torch import Tensor
+
+from opposing_signals.curvature import Eigenpairs, EigenTracker
+from opposing_signals.curvature.eigen import Which
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.record import Record
 from opposing_signals.risk import EmpiricalRisk, flatten
@@ -14,13 +19,22 @@ from opposing_signals.training.module import TrainingModule
 class Sharpness(Instrument):
     """Writes ``sharpness`` λ(θ_t), ``sharpness_residual`` ‖Hv − λv‖ and ``sharpness_products`` (products spent).
 
+    Beside them stands ``eigenvector_share`` ``[tensors]``: the share of v's squared entries in each parameter tensor
+    (figures 32 to 35), in the model's order; and with k > 1 ``eigenvalues`` ``[k]``.
+
+    Under full-batch training the first products come out of the step's own pass, which then costs two more gradients
+    (``max_products=2``) and not two more passes. Under minibatch training each measurement is a pass of its own over
+    the whole training set. A later instrument of the same step finds v in ``module.eigenvector``.
+
     Args:
         risk: What is being trained.
         record: Where rows go.
         every: See `Instrument`.
         consecutive: See `Instrument`.
-        tolerance: See `TopEigenpair`.
-        max_products: See `TopEigenpair`.
+        tolerance: See `EigenTracker`.
+        max_products: See `EigenTracker`; 2 means one pass a step.
+        k: See `EigenTracker`.
+        which: See `EigenTracker`.
     """
 
     def __init__(
@@ -31,22 +45,41 @@ class Sharpness(Instrument):
         consecutive: int = 1,
         tolerance: float = 0.03,
         max_products: int = 40,
+        k: int = 1,
+        which: Which = "largest",
     ) -> None:
         super().__init__(risk, record, every, consecutive)
-        self.solver = TopEigenpair(tolerance, max_products)
+        self.tracker = EigenTracker(k, which, tolerance, max_products)
 
     def before_step(self, module: TrainingModule, step: int) -> None:
-        """Find the top eigenpair, starting from the last two."""
-        like = flatten([parameter.detach() for parameter in self.risk.parameters])
-        pair = self.solver(lambda vectors: self.risk.hessian_products(vectors).products, like)
-        self.write(module, step, "sharpness", pair.value)
-        self.write(module, step, "sharpness_residual", pair.residual)
-        self.write(module, step, "sharpness_products", pair.products)
+        """Ask for the first products; under minibatch training make them."""
+        directions = self.tracker.directions(flatten([parameter.detach() for parameter in self.risk.parameters]))
+        if module.batches.is_full:
+            module.request_products(directions, lambda products: self._measure(module, step, products))
+        else:
+            self._measure(module, step, self._products(directions))
+
+    def _products(self, vectors: Tensor) -> Tensor:
+        return self.risk.hessian_products(vectors).products
+
+    def _measure(self, module: TrainingModule, step: int, products: Tensor) -> None:
+        pairs = self.tracker.update(products, self._products)
+        module.eigenvector = pairs.vector
+        self._write(module, step, pairs)
+
+    def _write(self, module: TrainingModule, step: int, pairs: Eigenpairs) -> None:
+        self.write(module, step, "sharpness", pairs.value)
+        self.write(module, step, "sharpness_residual", pairs.residual)
+        self.write(module, step, "sharpness_products", pairs.products)
+        shares = torch.stack([piece.double().square().sum() for piece in self.risk.unflatten(pairs.vector)])
+        self.write(module, step, "eigenvector_share", shares.float().cpu().numpy())
+        if self.tracker.k > 1:
+            self.write(module, step, "eigenvalues", np.asarray(pairs.values))
 
     def state_dict(self) -> dict[str, Any]:
-        """The solver's warm start."""
-        return self.solver.state_dict()
+        """The tracker's warm start."""
+        return self.tracker.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore `state_dict`."""
-        self.solver.load_state_dict(state_dict)
+        self.tracker.load_state_dict(state_dict)

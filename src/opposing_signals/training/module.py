@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
 
 from opposing_signals._lightning import LightningModule
-from opposing_signals.risk import Batch, EmpiricalRisk, ForwardPass
+from opposing_signals.errors import InputError
+from opposing_signals.risk import Batch, CurvaturePass, EmpiricalRisk, ForwardPass
 from opposing_signals.training.batches import Batches
 
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+Request = tuple[torch.Tensor, Callable[[torch.Tensor], None]]
 
 
 class TrainingModule(LightningModule):
@@ -29,7 +32,10 @@ class TrainingModule(LightningModule):
         forward_pass: ℓ_i(θ_t) of the step's batch, seen before the step.
         loss: Their mean.
         scalars: What instruments measured in this step, for the logger.
+        direction: ``[P]``, the fixed unit vector along which the run is measured, if it has a reference.
+        observers: Contexts around the step's own pass over its batch at θ_t, for what can only be seen inside it.
         stop_reason: Why training cannot go on; empty as long as it can.
+        is_finished: Whether the run has shown what it is for, before its last step; see `finish`.
     """
 
     def __init__(self, risk: EmpiricalRisk, optimizer: OptimizerFactory, batches: Batches) -> None:
@@ -44,7 +50,12 @@ class TrainingModule(LightningModule):
         self.forward_pass: ForwardPass
         self.loss = math.nan
         self.scalars: dict[str, float] = {}
+        self.direction: torch.Tensor | None = None
+        self.observers: list[Callable[[], AbstractContextManager]] = []
         self.stop_reason = ""
+        self.is_finished = False
+        self._requests: list[Request] = []
+        self._eigenvector: torch.Tensor | None = None
         self._random_state: dict[str, torch.Tensor] = {}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -60,13 +71,75 @@ class TrainingModule(LightningModule):
         optimizer: Any = self.optimizers()
         optimizer.zero_grad(set_to_none=True)
         self.step, self.batch = self.global_step, batch
-        self.forward_pass = self.risk.backward(batch)
+        requests, self._requests = self._requests, []
+        with ExitStack() as observed:
+            for observer in self.observers:
+                observed.enter_context(observer())
+            self.forward_pass = self._pass(batch, [vectors for vectors, _ in requests])
         self.loss = self.forward_pass.losses.double().mean().item()
         if math.isfinite(self.loss):
-            optimizer.step()
+            self._answer(requests)
+            optimizer.step(self._closure(batch))
         else:
             self.stop_reason = f"the training loss is {self.loss} at step {self.step}"
             self.trainer.should_stop = True
+
+    def _closure(self, batch: Batch) -> Callable[[], float]:
+        """∇L of the batch into ``.grad`` at the weights of the moment, for optimizers that take several a step.
+
+        The first call is made at θ_t and finds what the step's pass has left there.
+        """
+        is_first = True
+
+        def closure() -> float:
+            nonlocal is_first
+            if is_first:
+                is_first = False
+                return self.loss
+            self.model.zero_grad(set_to_none=True)
+            return self.risk.backward(batch).losses.double().mean().item()
+
+        return closure
+
+    # -- curvature in the pass of the step ----------------------------------------------------------------------
+
+    def request_products(self, vectors: torch.Tensor, then: Callable[[torch.Tensor], None]) -> None:
+        """Let the coming step's pass compute ∇²L v_j of its batch as well; asked for in front of the step.
+
+        Args:
+            vectors: ``[k, P]``; with k = 0 ``then`` is called all the same.
+            then: Called with the ``[k, P]`` products once the gradient is there and the weights are still θ_t, in
+                the order of the requests.
+        """
+        self._requests.append((vectors, then))
+
+    @property
+    def eigenvector(self) -> torch.Tensor:
+        """``[P]``, the Hessian's top eigenvector at θ_t, from the moment in the step at which it was measured.
+
+        Raises:
+            InputError: It was not measured in this step.
+        """
+        if self._eigenvector is None:
+            raise InputError(
+                f"no top eigenvector was measured at step {self.global_step}: expected the instrument sharpness in "
+                "front of those that need it, and at every step at which they measure (every, consecutive)"
+            )
+        return self._eigenvector
+
+    @eigenvector.setter
+    def eigenvector(self, vector: torch.Tensor) -> None:
+        self._eigenvector = vector
+
+    def _pass(self, batch: Batch, requested: list[torch.Tensor]) -> ForwardPass:
+        vectors = torch.cat(requested) if requested else torch.empty(0)
+        return self.risk.backward_with_products(vectors, batch) if len(vectors) else self.risk.backward(batch)
+
+    def _answer(self, requests: list[Request]) -> None:
+        seen = self.forward_pass
+        products = seen.products if isinstance(seen, CurvaturePass) else torch.empty(0)
+        for (_, then), part in zip(requests, products.split([len(vectors) for vectors, _ in requests]), strict=True):
+            then(part)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """After the instruments: hand one row of scalars to each logger."""
@@ -74,6 +147,12 @@ class TrainingModule(LightningModule):
             for logger in self.trainer.loggers:
                 logger.log_metrics(self.scalars, self.step)
             self.scalars = {}
+        self._eigenvector = None
+
+    def finish(self) -> None:
+        """End the run after the current step: the record is complete."""
+        self.is_finished = True
+        self.trainer.should_stop = True
 
     # -- exact resume -------------------------------------------------------------------------------------------
 

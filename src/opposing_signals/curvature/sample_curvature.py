@@ -1,0 +1,93 @@
+"""Slope and curvature of every training point's loss along one direction, and what they make of a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from opposing_signals.curvature.taylor import Jet, orders
+from opposing_signals.risk import EmpiricalRisk
+from opposing_signals.second_order import check_layers
+
+
+@dataclass(frozen=True)
+class AlongLine:
+    """ℓ_i(θ + t v) to second order in t, for every training point.
+
+    Attributes:
+        losses: ``[N]`` ℓ_i(θ).
+        slopes: ``[N]`` ∇ℓ_i·v; their mean is ∇L·v.
+        curvatures: ``[N]`` vᵀ∇²ℓ_i v; their mean is vᵀ∇²L v.
+    """
+
+    losses: Tensor
+    slopes: Tensor
+    curvatures: Tensor
+
+
+def sample_curvature(risk: EmpiricalRisk, vector: Tensor) -> AlongLine:
+    """Slope and curvature of each ℓ_i along ``vector``, in one forward pass of Taylor arithmetic.
+
+    Under batch norm in training mode ℓ_i is a function of θ through the statistics of its chunk as well, so that the
+    means over i are exactly those of L.
+
+    Args:
+        risk: Evaluated at its θ, without a trace.
+        vector: ``[P]``, of any length ‖v‖.
+
+    Raises:
+        InputError: The vector has another length than θ, or a layer is random.
+    """
+    risk.check_vectors(vector[None])
+    check_layers(risk.model)
+    line = [Jet(p.detach(), v) for p, v in zip(risk.parameters, risk.unflatten(vector), strict=True)]
+    with risk.probe(), torch.no_grad():
+        chunks = [orders(losses) for losses in risk.losses_at(line)]
+    losses, slopes, halves = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    return AlongLine(losses, slopes, 2 * halves)
+
+
+@dataclass(frozen=True)
+class StepExpansion:
+    """The change of each ℓ_i in a gradient step θ ↦ θ − η ∇L, to second order.
+
+    Δ_i ≈ first + second, and of that the share along the unit vector v is along_first + along_second.
+
+    Attributes:
+        first: ``[N]`` −η ∇ℓ_i·∇L.
+        second: ``[N]`` ½ η² ∇Lᵀ∇²ℓ_i ∇L.
+        along_first: ``[N]`` −η (∇L·v) ∇ℓ_i·v.
+        along_second: ``[N]`` ½ η² (∇L·v)² vᵀ∇²ℓ_i v.
+    """
+
+    first: Tensor
+    second: Tensor
+    along_first: Tensor
+    along_second: Tensor
+
+
+def step_expansion(
+    risk: EmpiricalRisk, gradient: Tensor, step_size: float, along: AlongLine, v: Tensor
+) -> StepExpansion:
+    """Expand a gradient step, and its part along v.
+
+    Args:
+        risk: Evaluated at its θ, without a trace.
+        gradient: ``[P]`` ∇L.
+        step_size: η.
+        along: `sample_curvature` of ``v``.
+        v: ``[P]``, a unit vector.
+
+    Raises:
+        InputError: As in `sample_curvature`.
+    """
+    whole = sample_curvature(risk, gradient)
+    shift = -step_size * float(gradient @ v)
+    return StepExpansion(
+        -step_size * whole.slopes,
+        step_size**2 / 2 * whole.curvatures,
+        shift * along.slopes,
+        shift**2 / 2 * along.curvatures,
+    )

@@ -1,0 +1,107 @@
+import pytest
+import torch
+from layers import CROSS_ENTROPY, NETWORKS, network, plain_curvature, plain_gradient, plain_losses, risk_of
+from torch import nn
+
+from opposing_signals.curvature import sample_curvature, step_expansion
+from opposing_signals.errors import InputError
+from opposing_signals.losses import logistic_loss, square_loss
+from opposing_signals.models import resnet18
+from opposing_signals.risk import EmpiricalRisk
+
+
+def direction(risk: EmpiricalRisk) -> torch.Tensor:
+    size = sum(p.numel() for p in risk.parameters)
+    return torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("layer", NETWORKS)
+def test_slopes_and_curvatures_agree_with_a_loop_over_the_points(layer):
+    risk = risk_of(layer, examples=5, chunk=3)
+    v = direction(risk)
+    losses = plain_losses(risk)
+    slopes = torch.stack([plain_gradient(loss, risk).detach() @ v for loss in losses])
+    curvatures = torch.stack([plain_curvature(loss, risk, v) for loss in losses])
+
+    measured = sample_curvature(risk, v)
+
+    torch.testing.assert_close(measured.losses, losses.detach(), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(measured.slopes, slopes, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(measured.curvatures, curvatures, rtol=1e-9, atol=1e-11)
+    products = risk.hessian_products(v[None])
+    torch.testing.assert_close(measured.curvatures.mean(), products.products[0] @ v, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(measured.slopes, products.slopes[0], rtol=1e-9, atol=1e-12)
+
+
+class Arithmetic(nn.Module):
+    """Operations that models use between layers, each with parameters on both sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(2, 4, 4))
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, images):
+        x = images * self.scale + self.shift
+        x = x - 0.5 * torch.sigmoid(x) / (1 + self.scale.square())
+        x = x + torch.cat([x[:, 1:], x[:, :1]], 1).softmax(-1) @ self.shift[0]
+        x = x.permute(0, 2, 3, 1).reshape(len(images), -1).clamp(min=-1).abs().sqrt()
+        x = x * torch.where(x > 0.5, x, 1 / (1 + x))
+        x += self.head.weight.mean()
+        x *= 2
+        return self.head(x) ** 2 - self.head.bias.exp()
+
+
+@pytest.mark.parametrize("loss", [CROSS_ENTROPY, square_loss, logistic_loss])
+def test_arithmetic_between_layers_and_other_losses(loss):
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(5, 2, 4, 4), torch.randint(3, (5,))
+    risk = EmpiricalRisk(Arithmetic(), loss, inputs, targets, chunk=2, precision="float64")
+    v = direction(risk)
+    losses = plain_losses(risk, loss)
+    expected = torch.stack([plain_curvature(value, risk, v) for value in losses])
+    torch.testing.assert_close(sample_curvature(risk, v).curvatures, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_a_whole_network_agrees_with_its_hessian_vector_products():
+    torch.manual_seed(0)
+    model, images, labels = resnet18((3, 32, 32), 10, width=4), torch.randn(7, 3, 32, 32), torch.randint(10, (7,))
+    risk = EmpiricalRisk(model, CROSS_ENTROPY, images, labels, chunk=4, precision="float64")
+    v = direction(risk)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    measured, products = sample_curvature(risk, v), risk.hessian_products(v[None])
+    torch.testing.assert_close(measured.curvatures.mean(), products.products[0] @ v, rtol=1e-9, atol=0)
+    torch.testing.assert_close(measured.slopes, products.slopes[0], rtol=1e-8, atol=1e-10)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_step_is_its_expansion_to_second_order():
+    risk = risk_of("tanh")
+    gradient = risk.hessian_products(torch.empty(0, len(direction(risk)))).gradient
+    v = direction(risk)
+    v /= v.norm()
+    theta = nn.utils.parameters_to_vector(risk.parameters).detach()
+    before = risk.sample_losses().losses
+
+    def change(shift):
+        nn.utils.vector_to_parameters(theta + shift, risk.parameters)
+        after = risk.sample_losses().losses
+        nn.utils.vector_to_parameters(theta, risk.parameters)
+        return after - before
+
+    eta = 1e-3
+    terms = step_expansion(risk, gradient, eta, sample_curvature(risk, v), v)
+    torch.testing.assert_close(terms.first + terms.second, change(-eta * gradient), rtol=0, atol=1e-9)
+    along = change(-eta * (gradient @ v) * v)
+    torch.testing.assert_close(terms.along_first + terms.along_second, along, rtol=0, atol=1e-9)
+    assert terms.second.abs().max() > 1e-7
+
+
+def test_what_cannot_be_measured_is_refused():
+    with pytest.raises(InputError, match=r"expected \[k, 183\]"):
+        sample_curvature(risk_of("linear"), torch.zeros(5))
+    risk = risk_of("linear")
+    model = nn.Sequential(network("linear"), nn.Dropout())
+    random = EmpiricalRisk(model, CROSS_ENTROPY, risk.inputs, risk.targets, chunk=4)
+    with pytest.raises(InputError, match="in training mode: its loss is random"):
+        sample_curvature(random, torch.zeros(183))
