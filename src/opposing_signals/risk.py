@@ -131,15 +131,44 @@ class EmpiricalRisk:
             outputs = outputs.float()
         return self._loss(outputs, targets), outputs.detach()
 
+    def parts(self, batch: Batch = WHOLE) -> list[slice]:
+        """Positions in ``batch`` of the chunks that this process evaluates.
+
+        Alone it evaluates all; of several processes (`torch.distributed`) the r-th takes every world-th, and what
+        they find is put together by `assembled` and `summed`.
+
+        Raises:
+            InputError: There are fewer chunks than processes.
+        """
+        size, processes, rank = self._size(batch), _processes(), _rank()
+        parts = [slice(first, min(first + self.chunk, size)) for first in range(0, size, self.chunk)]
+        if len(parts) < processes:
+            raise InputError(
+                f"risk.chunk={self.chunk}: {size} examples are {len(parts)} chunks, fewer than the {processes} "
+                f"processes; expected at most {size // processes}"
+            )
+        return parts[rank::processes]
+
+    def assembled(self, pieces: Sequence[Tensor], batch: Batch = WHOLE, axis: int = 0) -> Tensor:
+        """One tensor out of one piece for each of `parts`, in the batch's order along ``axis``, on every process."""
+        if _processes() == 1:
+            return torch.cat(list(pieces), axis)
+        shape = list(pieces[0].shape)
+        shape[axis] = self._size(batch)
+        whole = pieces[0].new_zeros(shape)
+        for part, piece in zip(self.parts(batch), pieces, strict=True):
+            whole.narrow(axis, part.start, part.stop - part.start).copy_(piece)
+        return summed(whole)
+
     def _chunks(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-        if isinstance(batch, slice):
-            start, stop, _ = batch.indices(len(self))
-            for first in range(start, stop, self.chunk):
-                part = slice(first, min(first + self.chunk, stop))
-                yield self.inputs[part], self.targets[part]
-        else:
-            for part in batch.split(self.chunk):
-                yield self.inputs[part], self.targets[part]
+        """Inputs and targets of each of `parts`."""
+        for part in self.parts(batch):
+            if isinstance(batch, slice):
+                first = batch.indices(len(self))[0]
+                rows: Batch = slice(first + part.start, first + part.stop)
+            else:
+                rows = batch[part]
+            yield self.inputs[rows], self.targets[rows]
 
     def _size(self, batch: Batch) -> int:
         return len(range(*batch.indices(len(self)))) if isinstance(batch, slice) else len(batch)
@@ -156,7 +185,18 @@ class EmpiricalRisk:
             (sample_losses.sum() * weight).backward()
             losses.append(sample_losses.detach())
             outputs.append(output)
-        return ForwardPass(torch.cat(losses), torch.cat(outputs))
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                summed(parameter.grad)
+        self._agree_on_buffers()
+        return ForwardPass(self.assembled(losses, batch), self.assembled(outputs, batch))
+
+    def _agree_on_buffers(self) -> None:
+        """Of several processes each has moved batch norm's running statistics by its own chunks: take the mean."""
+        if _processes() > 1:
+            for buffer in self.model.buffers():
+                if buffer.is_floating_point():
+                    summed(buffer.div_(_processes()))
 
     def backward_with_products(self, vectors: Tensor, batch: Batch = WHOLE) -> CurvaturePass:
         """`backward`, and ∇²L v_j of the same batch from the same graph.
@@ -169,6 +209,7 @@ class EmpiricalRisk:
             curvature = self.hessian_products(vectors, batch)
             return replace(curvature, losses=forward_pass.losses, outputs=forward_pass.outputs)
         result, gradients = self._curvature_pass(vectors, batch)
+        self._agree_on_buffers()
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         return result
@@ -192,8 +233,8 @@ class EmpiricalRisk:
     def sample_losses(self, batch: Batch = WHOLE) -> ForwardPass:
         """ℓ_i(θ) without a gradient and without a trace: see `probe`."""
         with self.probe(), torch.no_grad():
-            results = [self._forward(*chunk) for chunk in self._chunks(batch)]
-        return ForwardPass(torch.cat([r[0] for r in results]), torch.cat([r[1] for r in results]))
+            losses, outputs = zip(*(self._forward(*chunk) for chunk in self._chunks(batch)), strict=True)
+        return ForwardPass(self.assembled(losses, batch), self.assembled(outputs, batch))
 
     def hessian_products(self, vectors: Tensor, batch: Batch = WHOLE) -> CurvaturePass:
         """∇²L v for several v in one pass, with gradient, losses and per-sample slopes as by-products, and no trace.
@@ -215,7 +256,7 @@ class EmpiricalRisk:
         """The pass and its gradient in the parameters' shapes and layouts, with the bits of `backward`."""
         self.check_vectors(vectors)
         check_layers(self.model)
-        parameters, weight = self.parameters, 1 / self._size(batch)
+        parameters, size = self.parameters, self._size(batch)
         directions = [self.unflatten(v) for v in vectors]
         products = [[torch.zeros_like(p) for p in parameters] for _ in directions]
         gradients: list[Tensor] = []
@@ -225,7 +266,7 @@ class EmpiricalRisk:
         for inputs, targets in self._chunks(batch):
             with torch.enable_grad(), TwiceDifferentiable():
                 sample_losses, output = self._forward(inputs, targets, autocast=False)
-                weights = sample_losses.new_full(sample_losses.shape, weight).requires_grad_()
+                weights = sample_losses.new_full(sample_losses.shape, 1 / size).requires_grad_()
                 mean = (sample_losses * weights).sum()
             gradient = torch.autograd.grad(mean, parameters, create_graph=True, materialize_grads=True)
             if not losses:
@@ -244,12 +285,13 @@ class EmpiricalRisk:
             gradients = list(torch._foreach_add(gradients, pieces)) if gradients else pieces
             losses.append(sample_losses.detach())
             outputs.append(output)
+        gradients = [summed(piece) for piece in gradients]
         result = CurvaturePass(
-            torch.cat(losses),
-            torch.cat(outputs),
+            self.assembled(losses, batch),
+            self.assembled(outputs, batch),
             flatten(gradients),
-            torch.stack([flatten(row) for row in products]) if len(vectors) else torch.zeros_like(vectors),
-            torch.stack([torch.cat(row) for row in slopes]) if len(vectors) else vectors.new_zeros(0, len(losses)),
+            summed(torch.stack([flatten(row) for row in products])) if products else torch.zeros_like(vectors),
+            torch.stack([self.assembled(row, batch) for row in slopes]) if slopes else vectors.new_zeros(0, size),
         )
         return result, gradients
 
@@ -298,3 +340,18 @@ class EmpiricalRisk:
 def flatten(tensors: Iterable[Tensor]) -> Tensor:
     """One ``[P]`` vector out of one tensor a parameter; the inverse of `EmpiricalRisk.unflatten`."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """``tensor`` added up over the processes, in place."""
+    if _processes() > 1:
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+def _processes() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0

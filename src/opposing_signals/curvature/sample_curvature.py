@@ -45,7 +45,7 @@ def sample_curvature(risk: EmpiricalRisk, vector: Tensor) -> AlongLine:
     line = [Jet(p.detach(), v) for p, v in zip(risk.parameters, risk.unflatten(vector), strict=True)]
     with risk.probe(), torch.no_grad():
         chunks = [orders(losses) for losses in risk.losses_at(line)]
-    losses, slopes, halves = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    losses, slopes, halves = (risk.assembled(pieces) for pieces in zip(*chunks, strict=True))
     return AlongLine(losses, slopes, 2 * halves)
 
 

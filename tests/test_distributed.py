@@ -1,0 +1,65 @@
+"""Two processes find what one finds."""
+
+import os
+import socket
+
+import pytest
+import torch
+from layers import risk_of
+from torch.multiprocessing.spawn import spawn
+
+from opposing_signals.curvature import EigenTracker, sample_curvature
+from opposing_signals.errors import InputError
+
+
+def measured(layer: str) -> dict[str, torch.Tensor]:
+    risk = risk_of(layer, examples=11, chunk=2)
+    size = sum(p.numel() for p in risk.parameters)
+    vectors = torch.randn(2, size, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    batch = torch.tensor([3, 1, 4, 1, 5, 9, 2])
+    products = risk.hessian_products(vectors)
+    minibatch = risk.hessian_products(vectors, batch)
+    along = sample_curvature(risk, vectors[0])
+    pair = EigenTracker(tolerance=1e-8)(lambda v: risk.hessian_products(v).products, vectors[0])
+    forward_pass = risk.backward(batch)
+    risk.backward_with_products(vectors)
+    return {
+        "losses": products.losses,
+        "gradient": products.gradient,
+        "products": products.products,
+        "slopes": products.slopes,
+        "minibatch_products": minibatch.products,
+        "minibatch_slopes": minibatch.slopes,
+        "curvatures": along.curvatures,
+        "eigenvalue": pair.values,
+        "outputs": forward_pass.outputs,
+        "sample_losses": risk.sample_losses().losses,
+        "accumulated": torch.cat([p.grad.reshape(-1) for p in risk.parameters]),
+    }
+
+
+def worker(rank: int, port: int, layers: tuple[str, ...], folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    try:
+        torch.save({layer: measured(layer) for layer in layers}, f"{folder}/{rank}.pt")
+        with pytest.raises(InputError, match="1 chunks, fewer than the 2 processes; expected at most 5"):
+            risk_of("linear", chunk=11).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_two_processes_measure_what_one_measures(tmp_path):
+    layers = "linear", "batch_norm", "residual", "attention"
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    spawn(worker, (port, layers, str(tmp_path)), nprocs=2)
+    for layer in layers:
+        alone = measured(layer)
+        for rank in range(2):
+            shared = torch.load(tmp_path / f"{rank}.pt")[layer]
+            assert shared.keys() == alone.keys()
+            for name, value in alone.items():
+                torch.testing.assert_close(shared[name], value, rtol=1e-9, atol=1e-11, msg=f"{layer}: {name}")
