@@ -20,6 +20,17 @@ def test_an_example_of_the_chunk_gets_its_training_output_back() -> None:
     torch.testing.assert_close(alone, outputs, rtol=1e-9, atol=1e-12)
 
 
+def test_statistics_of_a_bfloat16_pass_are_float32() -> None:
+    model, images = small_resnet().float(), torch.randn(6, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        with captured(model) as statistics:
+            outputs = model(images)
+        with frozen(model, statistics):
+            alone = torch.cat([model(image[None]) for image in images])
+    assert {tensor.dtype for pair in statistics.values() for tensor in pair} == {torch.float32}
+    torch.testing.assert_close(alone, outputs, rtol=0.05, atol=0.05)
+
+
 def test_only_the_first_chunk_is_captured() -> None:
     model, images = small_resnet(), torch.randn(8, 3, 32, 32, dtype=torch.float64)
     with captured(model) as statistics:

@@ -109,6 +109,20 @@ def test_a_second_process_may_not_write(tmp_path):
     assert "another process is writing" in second.stdout
 
 
+def test_a_second_writer_can_wait_for_the_first(tmp_path):
+    code = (
+        "import sys; from opposing_signals.record import Record\n"
+        "with Record.writing(sys.argv[1], {'steps': 5, 'model': {'width': 4}}, wait=True) as record:\n"
+        "  print(record.state)"
+    )
+    with Record.writing(tmp_path, CONFIGURATION) as writer:
+        second = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.wait(timeout=2)
+        writer.write_state("complete")
+    assert second.communicate(timeout=60)[0] == "complete\n"
+
+
 def test_a_folder_of_another_configuration_is_refused(tmp_path):
     with Record.writing(tmp_path, CONFIGURATION):
         pass

@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from opposing_signals.claims import Claim, verdict_table
-from opposing_signals.configuration import configuration_folder, decisive, experiment_folder, run_folder
+from opposing_signals.configuration import configuration_folder, decisive, experiment_folder, reference_of, run_folder
 from opposing_signals.errors import InputError, TrainingStoppedError
 from opposing_signals.record import Record, write_json
 from opposing_signals.signals import Trajectory
@@ -116,11 +116,15 @@ def _finish_sweep(config: DictConfig) -> int:
     return 1 if failures else 0
 
 
-def _recorded(config: DictConfig, logger: Any) -> Record:
-    """The complete record of ``config``: reused if it is there, otherwise begun or gone on with."""
+def _recorded(config: DictConfig, logger: Any, wait: bool = False) -> Record:
+    """The complete record of ``config``: reused if it is there, otherwise begun or gone on with.
+
+    A run that is measured against a reference has that completed first. Jobs of a parallel sweep that share a
+    reference ``wait`` for the one that trains it.
+    """
     folder = run_folder(config)
     configuration = decisive(config)
-    with Record.writing(folder, configuration) as record:
+    with Record.writing(folder, configuration, wait) as record:
         if record.is_complete:
             log.info("reusing %s", folder)
         elif record.state.startswith("stopped"):
@@ -128,6 +132,8 @@ def _recorded(config: DictConfig, logger: Any) -> Record:
                 f"{record.state.removeprefix('stopped: ')} ({folder}); try a smaller optimizer.lr"
             )
         else:
+            if "reference" in config:
+                _recorded(reference_of(config), None, wait=True)
             try:
                 get_method(config.job)(config, record, logger)
             except TrainingStoppedError as stop:

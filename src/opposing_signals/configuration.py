@@ -51,6 +51,14 @@ def run_key(config: DictConfig) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
 
+def reference_of(config: DictConfig) -> DictConfig:
+    """The configuration of a run's reference: the run's, with the fields of ``config.reference`` in their place."""
+    fields = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(fields, dict)
+    changes = fields.pop("reference")
+    return OmegaConf.create({**fields, "run_dir": None, **changes})
+
+
 def run_folder(config: DictConfig) -> Path:
     """Where the run's record is kept."""
     if config.run_dir is not None:

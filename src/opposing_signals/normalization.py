@@ -41,6 +41,7 @@ def captured(model: nn.Module) -> Iterator[Statistics]:
         if name not in statistics:
             with torch.no_grad():
                 values = inputs[0].detach()
+                values = values.to(torch.promote_types(values.dtype, torch.float32))  # under autocast it is bfloat16
                 axes = [axis for axis in range(values.ndim) if axis != 1]
                 variance, mean = torch.var_mean(values, axes, correction=0)
             statistics[name] = (mean, variance)

@@ -176,17 +176,22 @@ class Record:
 
     @classmethod
     @contextmanager
-    def writing(cls, folder: str | Path, configuration: Mapping[str, Any]) -> Iterator[Record]:
+    def writing(cls, folder: str | Path, configuration: Mapping[str, Any], wait: bool = False) -> Iterator[Record]:
         """Open (or create) the record of ``configuration`` in ``folder`` as its only writer.
 
+        Args:
+            folder: The run's folder.
+            configuration: What decides the run's numbers.
+            wait: For the end of another process that writes it.
+
         Raises:
-            InputError: Another process writes it, or it was written by another configuration.
+            InputError: Another process writes it (unless ``wait``), or it was written by another configuration.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
             raise InputError(
                 f"another process is writing {folder}: wait for it to end, or choose another output_dir"

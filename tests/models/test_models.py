@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from opposing_signals.models import mlp, resnet18, vgg11
+from opposing_signals.errors import InputError
+from opposing_signals.models import mlp, resnet18, vgg11, vit
+from opposing_signals.models.vit import Block
 
 
 def parameters(model: torch.nn.Module) -> int:
@@ -14,6 +16,7 @@ def parameters(model: torch.nn.Module) -> int:
         (lambda: resnet18((3, 32, 32), 10), 11_173_962),  # the usual CIFAR ResNet-18
         (lambda: vgg11((3, 32, 32), 10, batch_norm=False), 9_750_922),
         (lambda: vgg11((3, 32, 32), 10, batch_norm=True), 9_756_426),
+        (lambda: vit((3, 32, 32), 10, width=192, depth=8), 3_583_306),
         (lambda: mlp((3, 32, 32), 10, (200, 200), "relu"), 656_810),
         (lambda: mlp((1,), 1, (50, 50), "tanh"), 2_701),
     ],
@@ -40,3 +43,53 @@ def test_equal_seeds_give_equal_weights():
 
     one, other = drawn(), drawn()
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_a_transformer_block_is_torchs_encoder_layer():
+    torch.manual_seed(0)
+    block = Block(width=12, heads=3).double()
+    theirs = torch.nn.TransformerEncoderLayer(
+        12, 3, 48, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    ).double()
+    names = {
+        "attention": "self_attn.in_proj_",
+        "projection": "self_attn.out_proj.",
+        "norm1": "norm1.",
+        "norm2": "norm2.",
+        "mlp.0": "linear1.",
+        "mlp.2": "linear2.",
+    }
+    state = block.state_dict()
+    theirs.load_state_dict(
+        {f"{name}{kind}": state[f"{ours}.{kind}"] for ours, name in names.items() for kind in ("weight", "bias")}
+    )
+    tokens = torch.randn(2, 5, 12, dtype=torch.float64)
+    torch.testing.assert_close(block(tokens), theirs(tokens))
+
+
+def test_a_transformer_sees_each_patch_at_its_position():
+    torch.manual_seed(0)
+    network = vit((3, 32, 32), 7, width=8, depth=1, heads=2).double()
+    image = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    logits = network(image)
+    assert logits.shape == (1, 7)
+    swapped = image.clone()
+    swapped[..., :4, :4], swapped[..., 8:12, 4:8] = image[..., 8:12, 4:8], image[..., :4, :4]
+    assert not torch.allclose(network(swapped), logits)
+    with torch.no_grad():  # patches 0 and 17, behind the class token
+        network.positions[:, [1, 18]] = network.positions[:, [18, 1]].clone()
+    torch.testing.assert_close(network(swapped), logits)
+    assert list(dict(network.named_parameters()))[-2:] == ["head.weight", "head.bias"]
+
+
+def test_the_layers_of_the_standard_transformer_are_counted():
+    assert len(list(vit((3, 32, 32), 10).parameters())) == 104
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [({"patch": 5}, "model.patch=5: expected a divisor"), ({"heads": 5}, "model.heads=5: expected")],
+)
+def test_a_transformer_that_cannot_be_built_is_refused(sizes, message):
+    with pytest.raises(InputError, match=message):
+        vit((3, 32, 32), 10, **sizes)

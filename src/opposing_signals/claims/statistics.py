@@ -24,14 +24,14 @@ Trajectories = Mapping[str, Trajectory]
 
 def pair_correlation(trajectories: Trajectories) -> Estimate:
     """Largest correlation, over the dominant pairs, of the two groups' one-step changes, selecting step left out."""
-    trajectory = _only(trajectories)
+    trajectory = only_run(trajectories)
     if not trajectory.pairs:
         return Estimate.unknown("no opposing pair was found")
     weakest = max(trajectory.pairs, key=lambda pair: pair.correlation)
     window = _window_without_selection(weakest)
     upper = trajectory.changes.values[:, weakest.rising].mean(1)[window]
     lower = trajectory.changes.values[:, weakest.falling].mean(1)[window]
-    interval = _interval(lambda rows: float(np.corrcoef(upper[rows], lower[rows])[0, 1]), len(window))
+    interval = block_bootstrap(lambda rows: float(np.corrcoef(upper[rows], lower[rows])[0, 1]), len(window))
     return Estimate(weakest.correlation, interval)
 
 
@@ -40,7 +40,7 @@ def group_amplitude_ratio(trajectories: Trajectories, random_groups: int = 200) 
 
     The random group's is the mean over ``random_groups`` draws at each step, over the same window.
     """
-    trajectory = _only(trajectories)
+    trajectory = only_run(trajectories)
     if not trajectory.pairs:
         return Estimate.unknown("no opposing pair was found")
     return min(
@@ -65,12 +65,12 @@ def _amplitude_ratio(
     def ratio(rows: np.ndarray | slice) -> float:
         return float(np.median(dominant[rows]) / np.median(random[rows]))
 
-    return Estimate(ratio(slice(None)), _interval(ratio, len(random)))
+    return Estimate(ratio(slice(None)), block_bootstrap(ratio, len(random)))
 
 
 def spike_concentration(trajectories: Trajectories, steps: float = 0.05, points: float = 0.01) -> Estimate:
     """Share of the summed positive change carried by the top points by Δ_i, mean over the steps of most rise in L."""
-    trajectory = _only(trajectories)
+    trajectory = only_run(trajectories)
     changes = trajectory.changes.values
     rises = changes.mean(1, dtype=np.float64)
     count = max(1, round(steps * len(rises)))
@@ -81,21 +81,21 @@ def spike_concentration(trajectories: Trajectories, steps: float = 0.05, points:
     top = max(1, round(points * changes.shape[1]))
     positive = np.sort(np.maximum(changes[spikes], 0).astype(np.float64), axis=1)
     shares = positive[:, -top:].sum(1) / positive.sum(1)
-    return Estimate(float(shares.mean()), _interval(lambda rows: float(shares[rows].mean()), len(shares)))
+    return Estimate(float(shares.mean()), block_bootstrap(lambda rows: float(shares[rows].mean()), len(shares)))
 
 
 def sharpness_over_threshold(trajectories: Trajectories) -> Estimate:
     """Median of λ/(2/η) over the measured steps from break-even on."""
-    trajectory = _only(trajectories)
+    trajectory = only_run(trajectories)
     late = trajectory.after_break_even(trajectory.sharpness)
     if len(late) < FEWEST_STEPS:
-        return Estimate.unknown(_too_few(trajectory, len(late)))
-    return _median(late.values * trajectory.step_size / 2)
+        return Estimate.unknown(too_few_steps(trajectory, len(late)))
+    return median_over_steps(late.values * trajectory.step_size / 2)
 
 
 def peak_sharpness_over_threshold(trajectories: Trajectories) -> Estimate:
     """Largest measured λ/(2/η)."""
-    trajectory = _only(trajectories)
+    trajectory = only_run(trajectories)
     return Estimate(float(np.max(trajectory.sharpness.values)) * trajectory.step_size / 2)
 
 
@@ -104,7 +104,7 @@ def interval_coverage(trajectories: Trajectories) -> Estimate:
 
     1 when one group is an interval and the other its neighbours.
     """
-    trajectory = _only(trajectories)
+    trajectory = only_run(trajectories)
     if not trajectory.pairs:
         return Estimate.unknown("no opposing pair was found")
     order = trajectory.dataset.inputs.numpy().ravel().argsort()
@@ -119,31 +119,32 @@ def share_increasing(trajectories: Trajectories, run: str, after_break_even: boo
     trajectory = trajectories[run]
     changes = trajectory.after_break_even(trajectory.changes) if after_break_even else trajectory.changes
     if len(changes) < FEWEST_STEPS:
-        return Estimate.unknown(_too_few(trajectory, len(changes)))
-    return _median((changes.values > 0).mean(1))
+        return Estimate.unknown(too_few_steps(trajectory, len(changes)))
+    return median_over_steps((changes.values > 0).mean(1))
 
 
 def change_kurtosis(trajectories: Trajectories) -> Estimate:
     """Median over the steps from break-even on of the excess kurtosis of Δ_i over the training points."""
-    trajectory = _only(trajectories)
+    trajectory = only_run(trajectories)
     changes = trajectory.after_break_even(trajectory.changes)
     if len(changes) < FEWEST_STEPS:
-        return Estimate.unknown(_too_few(trajectory, len(changes)))
-    return _median(np.array([kurtosis(row.astype(np.float64)) for row in changes.values]))
+        return Estimate.unknown(too_few_steps(trajectory, len(changes)))
+    return median_over_steps(np.array([kurtosis(row.astype(np.float64)) for row in changes.values]))
 
 
 def change_concentration(trajectories: Trajectories, points: float = 0.01) -> Estimate:
     """Median over the steps from break-even on of the share of Σ abs Δ_i that the top points hold."""
-    trajectory = _only(trajectories)
+    trajectory = only_run(trajectories)
     changes = trajectory.after_break_even(trajectory.changes)
     if len(changes) < FEWEST_STEPS:
-        return Estimate.unknown(_too_few(trajectory, len(changes)))
+        return Estimate.unknown(too_few_steps(trajectory, len(changes)))
     top = max(1, round(points * changes.values.shape[1]))
     sizes = np.sort(np.abs(changes.values).astype(np.float64), axis=1)
-    return _median(sizes[:, -top:].sum(1) / sizes.sum(1))
+    return median_over_steps(sizes[:, -top:].sum(1) / sizes.sum(1))
 
 
-def _only(trajectories: Trajectories) -> Trajectory:
+def only_run(trajectories: Trajectories) -> Trajectory:
+    """The run of an experiment that has one."""
     (trajectory,) = trajectories.values()
     return trajectory
 
@@ -152,17 +153,21 @@ def _window_without_selection(pair: OpposingPair) -> np.ndarray:
     return np.delete(np.arange(*pair.window), pair.change - pair.window[0])
 
 
-def _too_few(trajectory: Trajectory, steps: int) -> str:
+def too_few_steps(trajectory: Trajectory, steps: int) -> str:
+    """Why a statistic over ``steps`` steps from break-even on is not given."""
     if trajectory.break_even is None:
         return "λ did not reach 2/η"
     return f"{steps} steps after break-even at step {trajectory.break_even}; at least {FEWEST_STEPS} are needed"
 
 
-def _median(values: np.ndarray) -> Estimate:
-    return Estimate(float(np.median(values)), _interval(lambda rows: float(np.median(values[rows])), len(values)))
+def median_over_steps(values: np.ndarray) -> Estimate:
+    """The median of ``values`` ``[T]`` with its interval."""
+    return Estimate(float(np.median(values)), block_bootstrap(lambda rows: float(np.median(values[rows])), len(values)))
 
 
-def _interval(statistic: Callable[[np.ndarray], float], steps: int, draws: int = 500) -> tuple[float, float] | None:
+def block_bootstrap(
+    statistic: Callable[[np.ndarray], float], steps: int, draws: int = 500
+) -> tuple[float, float] | None:
     """95% percentile interval of ``statistic(rows)`` under a moving-block bootstrap of the rows 0 to ``steps`` − 1."""
     if steps < FEWEST_STEPS:
         return None

@@ -46,5 +46,6 @@ def image_dataset(
         images=images,
         test_inputs=normalized(test[0]),
         test_targets=torch.from_numpy(test[1]),
+        normalize=normalized,
         truth=truth or {},
     )

@@ -54,3 +54,8 @@ def mark_break_even(axes: Axes, step: int | None) -> None:
     """A vertical line at the step where λ first reaches 2/η."""
     if step is not None:
         axes.axvline(step, color=MUTED, linewidth=0.8, linestyle=":")
+
+
+def ramp(count: int) -> list[tuple[float, float, float, float]]:
+    """``count`` colours for an ordered family of lines, from dark to light."""
+    return [plt.get_cmap("viridis")(0.85 * index / max(1, count - 1)) for index in range(count)]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from opposing_signals._lightning import Callback, LightningModule, Trainer
+from opposing_signals.data import Dataset
 from opposing_signals.errors import InputError
 from opposing_signals.record import Record
 from opposing_signals.risk import EmpiricalRisk
@@ -40,6 +41,9 @@ class Instrument(Callback):
         self.record = record
         self.every = every
         self.consecutive = consecutive
+
+    def prepare(self, dataset: Dataset) -> None:
+        """Take from the training data what the measurement needs, before the run begins."""
 
     def before_step(self, module: TrainingModule, step: int) -> None:
         """Measure θ_step with passes of its own. After the step the weights are θ_{step+1} already."""

@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from opposing_signals._lightning import Logger, Trainer
+from opposing_signals.configuration import reference_of, run_folder
 from opposing_signals.data import Dataset
 from opposing_signals.errors import InputError, TrainingStoppedError
 from opposing_signals.instruments import Instrument
@@ -22,6 +23,7 @@ from opposing_signals.training.batches import Batches
 from opposing_signals.training.checkpoint import TimedCheckpoint
 from opposing_signals.training.module import TrainingModule
 from opposing_signals.training.progress import Progress
+from opposing_signals.training.reference import break_even_direction
 
 
 def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
@@ -29,7 +31,7 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
 
     Args:
         config: data, model, loss, optimizer, risk, batch, instruments, steps, seed, trainer, threads and
-            checkpoint_seconds.
+            checkpoint_seconds; with reference, the record of that run must be complete.
         record: Open for writing.
         logger: Where scalars are mirrored.
 
@@ -43,9 +45,14 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
         torch.set_num_threads(config.threads)
     dataset: Dataset = instantiate(config.data)
     module = training_module(config, dataset)
+    if "reference" in config:
+        parameters = sum(p.numel() for p in module.risk.parameters)
+        module.direction = break_even_direction(Record(run_folder(reference_of(config))), parameters)
     instruments: list[Instrument] = [
         instantiate(instrument, risk=module.risk, record=record) for instrument in config.instruments.values()
     ]
+    for instrument in instruments:
+        instrument.prepare(dataset)
     _quieten_lightning()
     trainer = Trainer(
         **config.trainer,
@@ -70,6 +77,7 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
         **environment(trainer.strategy.root_device),
         "data": {"name": dataset.name, "sha256": dataset.checksum, "examples": len(dataset)},
         "parameters": sum(p.numel() for p in module.risk.parameters),
+        "tensors": [name for name, p in module.model.named_parameters() if p.requires_grad],
     }
     record.write_provenance({**origin, "training_seconds": seconds_before})
     try:
@@ -80,8 +88,8 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
     if module.stop_reason:
         record.write_state(f"stopped: {module.stop_reason}")
         raise TrainingStoppedError(module.stop_reason)
-    if trainer.global_step < config.steps:  # Lightning turns Ctrl-C into an early return in some versions
-        raise KeyboardInterrupt
+    if trainer.global_step < config.steps and not module.is_finished:
+        raise KeyboardInterrupt  # Lightning turns Ctrl-C into an early return in some versions
     record.write_state("complete")
 
 

@@ -1,0 +1,206 @@
+"""What the curvature benchmarks share: the networks and their runs, clocks, and tables."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peers
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from opposing_signals.configuration import configuration_folder
+from opposing_signals.errors import InputError
+from opposing_signals.risk import EmpiricalRisk
+from opposing_signals.training.job import training_module
+
+LAYOUTS = {"": torch.contiguous_format, ", channels_last": torch.channels_last}
+"""Memory layouts, by what a table adds to the name of a tool that gets it."""
+
+
+@dataclass
+class Case:
+    """A network, its images, and the run of gradient descent on which it is measured.
+
+    Attributes:
+        warm_up: Steps before anything is measured, so that the run has reached the edge of stability.
+        settle: Steps that are measured and not counted: trackers start cold.
+        steps: Steps that count.
+        references: At how many of them λ is compared with a converged value.
+        values: At how many of them other tools compute λ.
+        repetitions: Of what is timed by itself.
+        bounds: Targets that differ between networks: cost of a run with λ at every step and with a stride of 5, time
+            of a product over a gradient's, of others' products over ours, of all gradient norms over a gradient's.
+    """
+
+    title: str
+    model: str
+    fields: dict[str, Any]
+    bounds: dict[str, float]
+    images: int
+    chunk: int
+    channels_last: bool
+    warm_up: int
+    steps: int
+    references: int
+    values: int
+    repetitions: int
+    settle: int = 20
+    lr: float = 0.05
+    data: str = "cifar10"
+
+    def configuration(self, steps: int) -> DictConfig:
+        overrides = [f"data={self.data}", f"data.images={self.images}", f"risk.chunk={self.chunk}", f"steps={steps}"]
+        overrides += [f"risk.channels_last={self.channels_last}", f"optimizer.lr={self.lr}"]
+        with initialize_config_dir(str(configuration_folder()), version_base="1.3"):
+            config = compose("config", ["experiment=fig01_group_losses", "scale=smoke", "logger=none", *overrides])
+        config.model = {**OmegaConf.load(configuration_folder() / "model" / f"{self.model}.yaml"), **self.fields}
+        config.checkpoint_seconds = 1e9  # no checkpoint while the clock runs
+        return config
+
+    def risk(self, checkpoint: Path) -> EmpiricalRisk:
+        """What is trained, at the checkpoint's θ, in training mode."""
+        config = self.configuration(1)
+        module = training_module(config, instantiate(config.data))
+        module.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
+        module.risk.model.train()
+        return module.risk
+
+    @property
+    def layouts(self) -> dict[str, torch.memory_format]:
+        """Those in which other tools are tried; the faster one counts."""
+        return LAYOUTS if self.channels_last else {"": torch.contiguous_format}
+
+    def look_for_images(self) -> None:
+        """Fall back to planted images where CIFAR-10 cannot be had."""
+        try:
+            instantiate(self.configuration(1).data)
+        except InstantiationException as error:
+            if not isinstance(error.__cause__, InputError):
+                raise
+            print(f"without real images: {error.__cause__}")
+            self.data = "planted"
+
+
+CASES = {
+    "mlp": Case(
+        title="MLP 3072-200-200-10",
+        model="mlp",
+        fields={},
+        bounds={"every step": 3.4, "stride": 1.6, "norms": 1.5},
+        images=5000,
+        chunk=1000,
+        channels_last=False,
+        warm_up=300,
+        steps=120,
+        references=48,
+        values=5,
+        repetitions=15,
+    ),
+    "resnet18": Case(
+        title="ResNet-18 of width 16",
+        model="resnet18",
+        fields={"width": 16},
+        bounds={"every step": 6.0, "stride": 2.2, "product": 2.5, "others' product": 1.8},
+        images=2000,
+        chunk=250,
+        channels_last=True,
+        warm_up=40,
+        steps=60,
+        references=24,
+        values=2,
+        repetitions=5,
+    ),
+}
+
+
+# -- the same product for everybody -----------------------------------------------------------------------------
+
+
+def plain(risk: EmpiricalRisk, layout: torch.memory_format) -> tuple[nn.Module, peers.Chunks]:
+    """Model and chunks as other tools get them."""
+    inputs = risk.inputs.contiguous(memory_format=layout)
+    return peers.without_statistics(risk.model, layout), peers.Chunks(inputs, risk.targets, risk.chunk)
+
+
+def products(case: Case, risk: EmpiricalRisk) -> dict[str, Callable[[Tensor], Tensor]]:
+    """v ↦ ∇²L v by ourselves first, then by others in every layout."""
+    found = {"ours: gradient and 1 product": lambda v: risk.hessian_products(v[None]).products[0]}
+    for name, build in peers.PRODUCTS.items():
+        found |= {name + suffix: build(*plain(risk, layout)) for suffix, layout in case.layouts.items()}
+    return found
+
+
+def fastest(tools: Mapping[str, Any], seconds: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """The suffix of the layout in which each of ``tools`` took the least time."""
+    suffixes = {tool: [suffix for suffix in LAYOUTS if tool + suffix in seconds] for tool in tools}
+    return {
+        tool: min(of_tool, key=lambda suffix: np.median(seconds[tool + suffix])) for tool, of_tool in suffixes.items()
+    }
+
+
+def in_float64(case: Case, risk: EmpiricalRisk) -> EmpiricalRisk:
+    """The first chunk in float64, where errors are not those of rounding."""
+    part = slice(0, risk.chunk)
+    return EmpiricalRisk(
+        copy.deepcopy(risk.model),
+        nn.CrossEntropyLoss(reduction="none"),
+        risk.inputs[part],
+        risk.targets[part],
+        chunk=risk.chunk,
+        precision="float64",
+        channels_last=case.channels_last,
+    )
+
+
+# -- clocks -----------------------------------------------------------------------------------------------------
+
+
+def interleaved(candidates: Mapping[str, Callable[[], Any]], repetitions: int) -> dict[str, np.ndarray]:
+    """Seconds of each candidate, ``[repetitions]``, called in turn; a first round is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(repetitions + 1):
+        for name, candidate in candidates.items():
+            started = time.perf_counter()
+            candidate()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: np.array(times[1:]) for name, times in seconds.items()}
+
+
+# -- tables -----------------------------------------------------------------------------------------------------
+
+
+def milliseconds(seconds: float | np.ndarray) -> str:
+    """Of several, the median."""
+    return f"{1e3 * np.median(seconds):.1f}"
+
+
+def spread(ratios: np.ndarray) -> str:
+    """Median and quartiles."""
+    low, middle, high = np.percentile(ratios, [25, 50, 75])
+    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def target(value: float, relation: str, bound: float, of: str = "") -> str:
+    met = {"<=": value <= bound, "<": value < bound, ">=": value >= bound}[relation]
+    return f"{of} {value:.3g} {relation} {bound:.3g} {'met' if met else 'MISSED'}".strip()
+
+
+def table(title: str, head: tuple[str, ...], rows: list[dict[str, str]]) -> None:
+    """Rows by column; a column that a row lacks stays empty."""
+    cells = [list(head), *([row.get(column, "") for column in head] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    print(f"\n{title}")
+    for line in cells:
+        print(
+            "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip(), flush=True
+        )

@@ -1,0 +1,64 @@
+"""Where curvature comes from: the loss's curvature in the outputs, or the network's own in the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from opposing_signals.risk import WHOLE, EmpiricalRisk
+from opposing_signals.second_order import TwiceDifferentiable, check_graph, check_layers
+
+
+@dataclass(frozen=True)
+class CurvatureSplit:
+    """vᵀ∇²L v in two parts.
+
+    Attributes:
+        gauss_newton: vᵀGv with G = (1/N) Σ J_iᵀ ∇²_f ℓ_i J_i, J_i the Jacobian of the outputs f(x_i; θ) in θ.
+        functional: vᵀ(∇²L − G)v = (1/N) Σ_i Σ_c (∂ℓ_i/∂f_c) vᵀ∇²f_c(x_i; θ)v, which is 0 for a network linear in θ
+            ("functional Hessian", Singh et al. 2021).
+    """
+
+    gauss_newton: float
+    functional: float
+
+
+def curvature_split(risk: EmpiricalRisk, vector: Tensor) -> CurvatureSplit:
+    """The Gauss-Newton part of vᵀ∇²L v and what remains.
+
+    One double backward: with w for the loss's derivative in the outputs, the gradient is g(w, θ) = Jᵀw, and the
+    derivative of g·v is Jv in w and, w held constant, the rest of the Hessian-vector product in θ. Batch norm in
+    training mode couples the examples of a chunk, here as in training.
+
+    Args:
+        risk: Its model, in the mode that it is in.
+        vector: ``[P]``, v.
+
+    Raises:
+        InputError: The vector has another length than θ, or the model's second derivatives would be wrong or random.
+    """
+    risk.check_vectors(vector[None])
+    check_layers(risk.model)
+    parameters, direction = risk.parameters, risk.unflatten(vector)
+    gauss_newton = functional = 0.0
+    with risk.probe():
+        for inputs, targets in risk._chunks(WHOLE):
+            with torch.enable_grad(), TwiceDifferentiable():
+                outputs = risk.model(inputs)
+                detached = outputs.detach().requires_grad_()
+                loss = risk._loss(detached, targets).sum() / len(risk)
+            (slope,) = torch.autograd.grad(loss, detached, create_graph=True)
+            weights = slope.detach().requires_grad_()
+            gradient = torch.autograd.grad(outputs, parameters, weights, create_graph=True, materialize_grads=True)
+            check_graph(gradient)
+            *rows, tangent = torch.autograd.grad(gradient, [*parameters, weights], direction, materialize_grads=True)
+            functional += sum(_dot(row, piece) for row, piece in zip(rows, direction, strict=True))
+            if slope.requires_grad:  # the loss is not linear in the outputs
+                gauss_newton += _dot(torch.autograd.grad(slope, detached, tangent)[0], tangent)
+    return CurvatureSplit(gauss_newton, functional)
+
+
+def _dot(one: Tensor, other: Tensor) -> float:
+    return float((one.double() * other.double()).sum())

@@ -1,0 +1,119 @@
+"""Sensitivity of the network to its inputs: the input-output Jacobian, and the layers that make it up (talk, §3.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from opposing_signals.curvature.examples import by_chunk, independent_examples
+from opposing_signals.errors import InputError
+from opposing_signals.risk import EmpiricalRisk
+
+_NO_DERIVATIVE = (
+    "the outputs have no derivative in the inputs, as where these are tokens: expected a model of images or vectors; "
+    "leave jacobian out of instruments"
+)
+
+
+def jacobian_norms(risk: EmpiricalRisk, indices: Tensor) -> Tensor:
+    """Spectral norm of ∂f(x_i; θ)/∂x for chosen training points i.
+
+    One backward pass an output makes the Jacobian ``[C, D]``, whose singular values are exact. Under batch norm in
+    training mode f is the point's own output with the mean and variance of its chunk held constant (see
+    `opposing_signals.normalization`).
+
+    Args:
+        risk: Its model, in the mode that it is in.
+        indices: ``[m]`` positions in the training set.
+
+    Returns:
+        ``[m]`` float64, in the units of outputs over those of (normalized) inputs.
+
+    Raises:
+        InputError: An index that is none, a random layer, or outputs that have no derivative in the inputs.
+    """
+    indices = indices.cpu()
+    norms = torch.zeros(len(indices), dtype=torch.float64)
+    for chunk, positions in by_chunk(risk, indices):
+        with independent_examples(risk, chunk), torch.enable_grad():
+            inputs = risk.inputs[indices[positions]]
+            if not inputs.is_floating_point():
+                raise InputError(_NO_DERIVATIVE)
+            columns = risk.model(inputs.requires_grad_()).unbind(1)
+            rows = [
+                torch.autograd.grad(column.sum(), inputs, retain_graph=True, allow_unused=True)[0] for column in columns
+            ]
+        if any(row is None for row in rows):
+            raise InputError(_NO_DERIVATIVE)
+        jacobians = torch.stack(rows, 1).flatten(2).double()
+        gram = torch.bmm(jacobians, jacobians.transpose(1, 2))
+        norms[positions] = torch.linalg.eigvalsh(gram)[:, -1].clamp(min=0).sqrt().cpu()
+    return norms
+
+
+@dataclass(frozen=True)
+class LayerSpectra:
+    """The largest singular value σ of each layer's weight, and how its singular vectors fit those of its neighbours.
+
+    Attributes:
+        names: L linear layers and convolutions with a weight in θ, in the order in which the model holds them. In a
+            residual network neighbours in this order are not always neighbours in the computation.
+        norms: ``[L]`` σ_l. The weight of a convolution counts as the matrix ``[out, in x kernel]``, which is not the
+            norm of the map between images.
+        alignments: ``[L - 1]``, in [0, 1], NaN where the shapes of two neighbours do not fit. Between linear layers
+            abs(u_l·v_{l+1}), u_l being the left singular vector of σ_l in the space of its outputs, v_{l+1} the right
+            one of σ_{l+1} in that of its inputs. Where each of the layer's outputs is read at several places (by the
+            entries of a kernel, or by a linear layer behind flattened images), v_{l+1} is a matrix ``[outputs of l,
+            places]``, and the alignment is ‖u_lᵀ v_{l+1}‖, the length of its part in the subspace u_l.
+    """
+
+    names: list[str]
+    norms: Tensor
+    alignments: Tensor
+
+
+def layer_spectra(model: nn.Module) -> LayerSpectra:
+    """Exact, by the eigenvectors of the smaller Gram matrix, in float64.
+
+    Raises:
+        InputError: The model has no such layer.
+    """
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.weight.requires_grad
+    }
+    if not layers:
+        raise InputError("the model has no linear layer and no convolution: leave jacobian out of instruments")
+    with torch.no_grad():
+        triples = [_top_singular_triple(layer.weight.double()) for layer in layers.values()]
+        alignments = [_alignment(left, right) for (_, left, _), (_, _, right) in pairwise(triples)]
+    return LayerSpectra(
+        list(layers), torch.stack([norm for norm, _, _ in triples]), torch.tensor(alignments, dtype=torch.float64)
+    )
+
+
+def _top_singular_triple(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """σ, u ``[out]`` and v in the shape of one output's weights."""
+    matrix = weight.flatten(1)
+    if matrix.shape[0] <= matrix.shape[1]:
+        left = torch.linalg.eigh(matrix @ matrix.T)[1][:, -1]
+        right = matrix.T @ left
+        norm = right.norm()
+        right = right / norm
+    else:
+        right = torch.linalg.eigh(matrix.T @ matrix)[1][:, -1]
+        left = matrix @ right
+        norm = left.norm()
+        left = left / norm
+    return norm, left, right.view(weight.shape[1:])
+
+
+def _alignment(left: Tensor, right: Tensor) -> float:
+    is_flat = right.ndim == 1 and len(right) % len(left) == 0
+    if len(right) != len(left) and not is_flat:
+        return float("nan")
+    return float((left @ right.reshape(len(left), -1)).norm())

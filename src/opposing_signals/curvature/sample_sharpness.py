@@ -1,0 +1,91 @@
+"""The sharpness of single training points: the largest eigenvalue of each point's own Hessian."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from opposing_signals.curvature.eigen import Products
+from opposing_signals.curvature.examples import by_chunk, independent_examples
+from opposing_signals.curvature.lanczos import lanczos, tridiagonal
+from opposing_signals.risk import EmpiricalRisk, flatten
+from opposing_signals.second_order import TwiceDifferentiable, check_graph
+
+
+def sample_sharpness(
+    risk: EmpiricalRisk, indices: Tensor, tolerance: float = 0.03, max_products: int = 20
+) -> tuple[Tensor, Tensor]:
+    """The algebraically largest eigenvalue of ∇²ℓ_i(θ) for chosen training points i.
+
+    Under batch norm in training mode ℓ_i is the point's own loss with the mean and variance of its chunk held constant
+    (see `opposing_signals.normalization`).
+
+    Each point's gradient graph is built once, and products by double backward feed a Lanczos recurrence of three
+    vectors. Points go one after another: convolutions with other weights for each point, which a batch of products
+    with different vectors needs, cost twice as much on a CPU. A random vector, the same for the same point, starts the
+    recurrence; a point's gradient would be nearer to the wanted eigenvector as a rule, and now and then so near to
+    another one that the recurrence ended there.
+
+    Args:
+        risk: Its model, in the mode that it is in.
+        indices: ``[m]`` positions in the training set.
+        tolerance: Stop at a point when its residual is at most ``tolerance`` x |λ|. The relative error of λ is then at
+            most about tolerance² x |λ| / gap.
+        max_products: Stop at a point after this many products in any case.
+
+    Returns:
+        ``[m]`` eigenvalues and ``[m]`` residuals ‖Hu − λu‖ of their unit eigenvectors, float64.
+
+    Raises:
+        InputError: An index that is none, or a model whose second derivatives would be wrong or random.
+    """
+    values = torch.zeros(len(indices), dtype=torch.float64)
+    residuals = torch.zeros_like(values)
+    indices = indices.cpu()
+    for chunk, positions in by_chunk(risk, indices):
+        with independent_examples(risk, chunk):
+            for position in positions.tolist():
+                index = int(indices[position])
+                generator = torch.Generator().manual_seed(index)
+                like = risk.parameters[0]
+                start = torch.randn(1, sum(p.numel() for p in risk.parameters), generator=generator).to(like)
+                found = _largest_eigenvalue(_own_products(risk, index), start, tolerance, max_products)
+                values[position], residuals[position] = found
+    return values, residuals
+
+
+def _own_products(risk: EmpiricalRisk, index: int) -> Products:
+    """v ↦ ∇²ℓ_i v for one point, by double backward over one graph."""
+    parameters = risk.parameters
+    with torch.enable_grad(), TwiceDifferentiable():
+        losses, _ = risk._forward(risk.inputs[index : index + 1], risk.targets[index : index + 1], autocast=False)
+    slopes = torch.autograd.grad(losses.sum(), parameters, create_graph=True, materialize_grads=True)
+    check_graph(slopes)
+    curved = [position for position, slope in enumerate(slopes) if slope.requires_grad]
+
+    def products(vectors: Tensor) -> Tensor:
+        if not curved:
+            return torch.zeros_like(vectors)
+        direction = risk.unflatten(vectors[0])
+        rows = torch.autograd.grad(
+            [slopes[position] for position in curved],
+            parameters,
+            [direction[position] for position in curved],
+            retain_graph=True,
+            materialize_grads=True,
+        )
+        return flatten(rows)[None]
+
+    return products
+
+
+def _largest_eigenvalue(products: Products, start: Tensor, tolerance: float, max_products: int) -> tuple[float, float]:
+    diagonal, beside = [], []
+    for alpha, beta in lanczos(products, start, reorthogonalize=False):
+        diagonal.append(alpha)
+        beside.append(beta)
+        values, vectors = torch.linalg.eigh(tridiagonal(diagonal, beside)[0].cpu())
+        value, residual = float(values[-1]), float(beta) * abs(float(vectors[-1, -1]))
+        if residual <= tolerance * abs(value) or len(diagonal) >= max_products:
+            break
+    return value, residual

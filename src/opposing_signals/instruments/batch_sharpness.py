@@ -1,0 +1,61 @@
+"""The curvature that minibatch gradient descent meets."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from opposing_signals.curvature import batch_sharpness
+from opposing_signals.errors import InputError
+from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.record import Record
+from opposing_signals.risk import EmpiricalRisk
+from opposing_signals.training.module import TrainingModule
+
+
+class BatchSharpness(Instrument):
+    """Writes ``batch_sharpness``: the mean of gᵀHg/‖g‖² over random batches of the run's batch size, at θ_t.
+
+    g and H are gradient and Hessian of one batch's loss (see `opposing_signals.curvature.batch_sharpness`). The batches
+    are other ones than those of training, drawn from the seed and the step. Beside it stands
+    ``batch_sharpness_error``, the standard error of the mean.
+
+    Args:
+        risk: What is being trained.
+        record: Where rows go.
+        every: See `Instrument`.
+        consecutive: See `Instrument`.
+        batches: How many, at least 2.
+        seed: Of the batches.
+
+    Raises:
+        InputError: Fewer than 2 batches.
+    """
+
+    def __init__(
+        self,
+        risk: EmpiricalRisk,
+        record: Record,
+        every: int = 1,
+        consecutive: int = 1,
+        batches: int = 16,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(risk, record, every, consecutive)
+        if batches < 2:
+            raise InputError(f"BatchSharpness: batches={batches}: expected at least 2")
+        self.batches = batches
+        self.seed = seed
+
+    def before_step(self, module: TrainingModule, step: int) -> None:
+        """Two passes over each batch."""
+        if module.batches.size is None:
+            raise InputError(
+                "BatchSharpness: batch=null: expected minibatch training; with full batches it is the curvature along "
+                "the gradient; leave batch_sharpness out of instruments"
+            )
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        orders = (torch.randperm(len(self.risk), generator=generator) for _ in range(self.batches))
+        values = [batch_sharpness(self.risk, order[: module.batches.size]) for order in orders]
+        self.write(module, step, "batch_sharpness", float(np.mean(values)))
+        self.write(module, step, "batch_sharpness_error", float(np.std(values, ddof=1) / np.sqrt(self.batches)))

@@ -1,0 +1,135 @@
+"""What the network makes of a pure signal, step by step (figures 5 and 10 to 31)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from opposing_signals._lightning import LightningModule, Trainer
+from opposing_signals.data import Dataset
+from opposing_signals.data.probes import probe_images
+from opposing_signals.errors import InputError
+from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.normalization import Statistics, captured, frozen
+from opposing_signals.record import Record
+from opposing_signals.risk import EmpiricalRisk
+from opposing_signals.training.module import TrainingModule
+
+
+class BlockProbe(Instrument):
+    """Passes inputs that are no training examples through θ_t and writes what comes out.
+
+    * ``probe_logits`` ``[P, C]``; under cross-entropy the class probabilities are their softmax.
+    * ``probe_feature_norm`` ``[P]``: Euclidean norm of each probe's penultimate feature, the input of the last linear
+      layer.
+    * ``mean_feature_norm``: its mean over the step's batch, which is the training set in full-batch training.
+    * ``probe_image`` ``[P, H, W, 3]`` uint8: the pictures, at step 0 only.
+
+    Batch norm: a probe is normalized by the statistics of the first chunk of the step's own pass over its batch, held
+    constant. So it is treated as one more image of that chunk would be if one image more did not move the statistics,
+    and it does not move them: training is bit-identical with and without probes, and an image of that chunk would get
+    exactly its training output.
+
+    Statistics and mean norm are taken inside the training pass, and the probes are passed between that and the
+    optimizer's update. No hook sees into a compiled training pass (``risk.compile_training``); there the batch takes
+    a second, uncompiled forward pass at each measurement, which costs about a third of a step and leaves the compiled
+    pass and its rounding alone.
+
+    Args:
+        risk: What is being trained.
+        record: Where rows go.
+        probes: Names or image files, see `probe_images`.
+        every: See `Instrument`.
+        consecutive: See `Instrument`.
+
+    Raises:
+        InputError: No probe is named; or the model's last layer with parameters is not linear, so that "penultimate
+            feature" has no meaning.
+    """
+
+    def __init__(
+        self, risk: EmpiricalRisk, record: Record, probes: Sequence[str], every: int = 1, consecutive: int = 1
+    ) -> None:
+        super().__init__(risk, record, every, consecutive)
+        if not probes:
+            raise InputError("BlockProbe: probes=[]: expected at least one, such as sky")
+        self.probes = list(probes)
+        self._head = _last_linear(risk.model)
+        self._seen: tuple[Statistics, list[Tensor]] = {}, []
+        self._last_step = -1
+
+    def prepare(self, dataset: Dataset) -> None:
+        """Make the probes, in the size and normalization of the training images."""
+        self._images = probe_images(self.probes, dataset)
+        assert dataset.normalize is not None
+        self._inputs = dataset.normalize(self._images)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look into every training pass that can be looked into."""
+        assert isinstance(pl_module, TrainingModule)
+        if not self.risk.is_compiled:
+            pl_module.observers.append(partial(self._observe, pl_module))
+
+    @contextmanager
+    def _observe(self, module: TrainingModule) -> Iterator[None]:
+        """Take the batch-norm statistics of the first chunk and the feature norms of every chunk that passes."""
+        if not self._is_due(module.step):
+            yield
+            return
+        with captured(self.risk.model) as statistics, self._feature_norms() as norms:
+            yield
+        self._seen = statistics, norms
+
+    @contextmanager
+    def _feature_norms(self) -> Iterator[list[Tensor]]:
+        """``[n]`` norms of the penultimate features of each chunk that passes."""
+        norms: list[Tensor] = []
+        hook = self._head.register_forward_pre_hook(
+            lambda _, inputs: norms.append(inputs[0].detach().flatten(1).double().norm(dim=1))
+        )
+        try:
+            yield norms
+        finally:
+            hook.remove()
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Lightning's hook behind each gradient that the optimizer asks for; the first one stands at θ_t."""
+        assert isinstance(pl_module, TrainingModule)
+        if self._is_due(pl_module.step) and pl_module.step != self._last_step:
+            self._last_step = pl_module.step
+            self._measure(pl_module, pl_module.step)
+
+    def _measure(self, module: TrainingModule, step: int) -> None:
+        if self.risk.is_compiled:
+            with self._observe(module):
+                self.risk.sample_losses(module.batch)
+        statistics, norms = self._seen
+        with frozen(self.risk.model, statistics), self._feature_norms() as probe_norms:
+            logits = self.risk.outputs(self._inputs)
+        examples = len(module.forward_pass.losses)  # a pass of its own for curvature may have followed
+        self.write(module, step, "probe_logits", logits.float().cpu().numpy())
+        self.write(module, step, "probe_feature_norm", torch.cat(probe_norms).float().cpu().numpy())
+        self.write(module, step, "mean_feature_norm", torch.cat(norms)[:examples].mean().item())
+        if step == 0:
+            self.write(module, step, "probe_image", self._images)
+
+
+def _last_linear(model: nn.Module) -> nn.Linear:
+    """The last layer with parameters of its own, in the order in which the model registers them."""
+    name, last = [
+        (name, module)
+        for name, module in model.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+    ][-1]
+    if not isinstance(last, nn.Linear):
+        raise InputError(
+            f"BlockProbe: the model's last layer with parameters is {name!r}, {type(last).__name__}: expected "
+            "torch.nn.Linear, whose input is the penultimate feature; leave block_probe out of instruments"
+        )
+    return last

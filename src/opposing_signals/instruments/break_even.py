@@ -1,0 +1,35 @@
+"""The top eigenvector at break-even, for other runs to be measured along."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.training.module import TrainingModule
+from opposing_signals.training.reference import BREAK_EVEN_EIGENVECTOR
+
+
+class BreakEven(Instrument):
+    """Writes ``break_even_eigenvector`` ``[P]`` once, at the first measured step with λ > 2/η, and ends the run there.
+
+    It reads what `Sharpness` measured in the same step, and stands behind it in the configuration.
+    """
+
+    _found = False
+
+    def from_step(self, module: TrainingModule, step: int) -> None:
+        """Compare λ(θ_t) with the optimizer's step size."""
+        optimizer: Any = module.optimizers()
+        if not self._found and module.scalars.get("sharpness", 0.0) > 2 / optimizer.param_groups[0]["lr"]:
+            self.write(module, step, BREAK_EVEN_EIGENVECTOR, module.eigenvector.float().cpu().numpy())
+            self._found = True
+        if self._found:
+            module.finish()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether it has been found: a run killed just behind break-even only ends when it is resumed."""
+        return {"found": self._found}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self._found = state_dict["found"]

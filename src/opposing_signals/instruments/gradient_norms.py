@@ -1,0 +1,15 @@
+"""Norms of the training points' own gradients."""
+
+from __future__ import annotations
+
+from opposing_signals.curvature import gradient_norms
+from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.training.module import TrainingModule
+
+
+class GradientNorms(Instrument):
+    """Writes ``gradient_norm`` ``[N]``: ‖∇ℓ_i(θ_t)‖ of every training point (figure 2)."""
+
+    def before_step(self, module: TrainingModule, step: int) -> None:
+        """One forward and one backward pass over the training set."""
+        self.write(module, step, "gradient_norm", gradient_norms(self.risk).float().cpu().numpy())

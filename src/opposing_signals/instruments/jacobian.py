@@ -1,0 +1,55 @@
+"""Sensitivity of the outputs to the inputs."""
+
+from __future__ import annotations
+
+import torch
+
+from opposing_signals.curvature import jacobian_norms, layer_spectra
+from opposing_signals.errors import InputError
+from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.record import Record
+from opposing_signals.risk import EmpiricalRisk
+from opposing_signals.training.module import TrainingModule
+
+
+class Jacobian(Instrument):
+    """Writes how sensitive the network is to its inputs, and what of it is in the layers (talk, §3.1).
+
+    ``jacobian_norm`` and ``jacobian_norm_max`` are mean and maximum of ‖∂f(x_i; θ_t)/∂x‖₂ over a fixed random subset of
+    the training points. ``layer_norms`` ``[L]`` and ``layer_alignment`` ``[L - 1]`` are the largest singular values of
+    the weights and the alignment of neighbours' singular vectors (see `opposing_signals.curvature.LayerSpectra`).
+
+    Args:
+        risk: What is being trained.
+        record: Where rows go.
+        every: See `Instrument`.
+        consecutive: See `Instrument`.
+        points: Size of the subset.
+        seed: Of the subset.
+
+    Raises:
+        InputError: ``points`` is not from 1 to N.
+    """
+
+    def __init__(
+        self,
+        risk: EmpiricalRisk,
+        record: Record,
+        every: int = 1,
+        consecutive: int = 1,
+        points: int = 64,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(risk, record, every, consecutive)
+        if not 1 <= points <= len(risk):
+            raise InputError(f"Jacobian: points={points}: expected 1 to {len(risk)}, the number of examples")
+        self._points = torch.randperm(len(risk), generator=torch.Generator().manual_seed(seed))[:points]
+
+    def before_step(self, module: TrainingModule, step: int) -> None:
+        """One backward pass of the subset for each output."""
+        norms = jacobian_norms(self.risk, self._points)
+        layers = layer_spectra(self.risk.model)
+        self.write(module, step, "jacobian_norm", float(norms.mean()))
+        self.write(module, step, "jacobian_norm_max", float(norms.max()))
+        self.write(module, step, "layer_norms", layers.norms.cpu().numpy())
+        self.write(module, step, "layer_alignment", layers.alignments.numpy())

@@ -1,0 +1,60 @@
+"""Sharpness in the geometry of Adam."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opposing_signals.curvature import EigenTracker, adam_preconditioner, preconditioned
+from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.record import Record
+from opposing_signals.risk import EmpiricalRisk
+from opposing_signals.training.module import TrainingModule
+
+
+class PreconditionedSharpness(Instrument):
+    """Writes ``preconditioned_sharpness``, the largest eigenvalue of P⁻¹∇²L(θ_t), with its residual and products.
+
+    P is the preconditioner with which Adam took the step to θ_t (see `opposing_signals.curvature.adam_preconditioner`),
+    so nothing is written at step 0. ``preconditioned_sharpness_residual`` is that of P^(-1/2) H P^(-1/2), which is
+    symmetric and has the same eigenvalues, ``preconditioned_sharpness_products`` the products spent.
+
+    Args:
+        risk: What is being trained.
+        record: Where rows go.
+        every: See `Instrument`.
+        consecutive: See `Instrument`.
+        tolerance: See `EigenTracker`.
+        max_products: See `EigenTracker`.
+    """
+
+    def __init__(
+        self,
+        risk: EmpiricalRisk,
+        record: Record,
+        every: int = 1,
+        consecutive: int = 1,
+        tolerance: float = 0.03,
+        max_products: int = 40,
+    ) -> None:
+        super().__init__(risk, record, every, consecutive)
+        self.tracker = EigenTracker(1, "largest", tolerance, max_products)
+
+    def before_step(self, module: TrainingModule, step: int) -> None:
+        """Passes of its own."""
+        if step == 0:
+            return
+        optimizer: Any = module.optimizers()
+        preconditioner = adam_preconditioner(optimizer.optimizer, self.risk.parameters)
+        products = preconditioned(lambda vectors: self.risk.hessian_products(vectors).products, preconditioner)
+        pairs = self.tracker(products, preconditioner)
+        self.write(module, step, "preconditioned_sharpness", pairs.value)
+        self.write(module, step, "preconditioned_sharpness_residual", pairs.residual)
+        self.write(module, step, "preconditioned_sharpness_products", pairs.products)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tracker's warm start."""
+        return self.tracker.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self.tracker.load_state_dict(state_dict)

@@ -1,0 +1,79 @@
+"""A run seen along one fixed direction v: the top eigenvector of its reference at break-even (figures 6b and 38a)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opposing_signals.errors import InputError
+from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.risk import flatten
+from opposing_signals.training.module import TrainingModule
+
+
+class Projection(Instrument):
+    """Writes ``projection`` θ_t·v."""
+
+    def before_step(self, module: TrainingModule, step: int) -> None:
+        """Summed in float64, because successive values differ little."""
+        theta = flatten([parameter.detach() for parameter in self.risk.parameters])
+        self.write(module, step, "projection", float(theta.double() @ _direction(self, module).double()))
+
+
+class FloorDistance(Instrument):
+    """Writes ``floor_distance`` (∇L·v) / (vᵀ∇²L v): how far θ_t stands from the valley's floor along v, with its sign.
+
+    The floor is where the second-order expansion of the full training loss in the direction v is lowest. There is
+    none, and the value is NaN, where the loss curves downwards along v.
+    """
+
+    def before_step(self, module: TrainingModule, step: int) -> None:
+        """One Hessian-vector product."""
+        direction = _direction(self, module)
+        seen = self.risk.hessian_products(direction[None])
+        slope, curvature = float(seen.gradient @ direction), float(seen.products[0] @ direction)
+        self.write(module, step, "floor_distance", slope / curvature if curvature > 0 else float("nan"))
+
+
+class EffectiveStepSize(Instrument):
+    """Writes ``effective_step_size`` abs(Σ_j v_j η/(√v̂_j + ε)): Adam's parameter-wise step sizes along v (figure 6b).
+
+    v̂_t is the bias-corrected second moment with which the step from θ_t was taken.
+
+    Raises:
+        InputError: The optimizer is not Adam.
+    """
+
+    def from_step(self, module: TrainingModule, step: int) -> None:
+        """The optimizer's state is that of the step just taken."""
+        optimizer: Any = module.optimizers()
+        if not isinstance(optimizer.optimizer, torch.optim.Adam):
+            raise InputError(
+                f"EffectiveStepSize: the optimizer is {type(optimizer.optimizer).__name__}: expected torch.optim.Adam, "
+                "whose parameters have step sizes of their own; leave effective_step_size out of instruments"
+            )
+        sizes = {
+            parameter: _step_sizes(optimizer.state[parameter], group)
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        along = flatten([sizes[parameter] for parameter in self.risk.parameters]) @ _direction(self, module)
+        self.write(module, step, "effective_step_size", abs(float(along)))
+
+
+def _step_sizes(state: dict[str, Tensor], group: dict[str, Any]) -> Tensor:
+    """η/(√v̂ + ε) of one parameter tensor."""
+    second_moment = state.get("max_exp_avg_sq", state["exp_avg_sq"])
+    corrected = second_moment / (1 - group["betas"][1] ** float(state["step"]))
+    return group["lr"] / (corrected.sqrt() + group["eps"])
+
+
+def _direction(instrument: Instrument, module: TrainingModule) -> Tensor:
+    if module.direction is None:
+        raise InputError(
+            f"{type(instrument).__name__}: the run has no reference to take a direction from: expected the field "
+            "reference (conf/reference)"
+        )
+    return module.direction.to(instrument.risk.parameters[0])

@@ -1,0 +1,97 @@
+"""Sharpness of single training points: those whose loss changes most, and some others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opposing_signals._lightning import LightningModule, Trainer
+from opposing_signals.curvature import sample_sharpness
+from opposing_signals.errors import InputError
+from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.record import Record
+from opposing_signals.risk import EmpiricalRisk
+from opposing_signals.training.module import TrainingModule
+
+
+class SampleSharpness(Instrument):
+    """Writes the largest eigenvalue of chosen training points' own Hessians ∇²ℓ_i(θ_t) (figure 2).
+
+    The points are the ``count`` whose loss rose most in the last step, from θ_{t-1} to θ_t, the ``count`` whose loss
+    fell most, and ``count`` random ones, the same at every step. ``sample_sharpness_points`` ``[3 count]`` has their
+    positions in the training set, in this order, ``sample_sharpness`` the eigenvalues λ_i and
+    ``sample_sharpness_residual`` ‖Hu − λu‖. At step 0 there is no last step, and nothing is written.
+
+    Args:
+        risk: What is being trained.
+        record: Where rows go.
+        every: See `Instrument`.
+        consecutive: See `Instrument`.
+        count: Points of each kind.
+        tolerance: See `opposing_signals.curvature.sample_sharpness`.
+        max_products: See there.
+        seed: Of the random points.
+
+    Raises:
+        InputError: ``count`` is not from 1 to N.
+    """
+
+    def __init__(
+        self,
+        risk: EmpiricalRisk,
+        record: Record,
+        every: int = 1,
+        consecutive: int = 1,
+        count: int = 20,
+        tolerance: float = 0.03,
+        max_products: int = 20,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(risk, record, every, consecutive)
+        if not 1 <= count <= len(risk):
+            raise InputError(f"SampleSharpness: count={count}: expected 1 to {len(risk)}, the number of examples")
+        self.count = count
+        self.tolerance = tolerance
+        self.max_products = max_products
+        self._random = torch.randperm(len(risk), generator=torch.Generator().manual_seed(seed))[:count]
+        self._losses: Tensor | None = None  # of the last step
+
+    def before_step(self, module: TrainingModule, step: int) -> None:
+        """Wait for the step's own pass, which shows ℓ(θ_t)."""
+        if not module.batches.is_full:
+            raise InputError(
+                f"SampleSharpness: batch={module.batches.size}: expected full-batch training (batch=null), whose steps "
+                "show every loss; leave sample_sharpness out of instruments"
+            )
+        nothing = self.risk.parameters[0].new_empty(0, sum(p.numel() for p in self.risk.parameters))
+        module.request_products(nothing, lambda _: self._measure(module, step))
+
+    def _measure(self, module: TrainingModule, step: int) -> None:
+        if self._losses is None:
+            return
+        changes = module.forward_pass.losses - self._losses.to(module.forward_pass.losses)
+        rising, falling = (change.topk(self.count).indices.cpu() for change in (changes, -changes))
+        points = torch.cat([rising, falling, self._random])
+        measured, where = points.unique(return_inverse=True)
+        values, residuals = sample_sharpness(self.risk, measured, self.tolerance, self.max_products)
+        self.write(module, step, "sample_sharpness_points", points.numpy())
+        self.write(module, step, "sample_sharpness", values[where].numpy())
+        self.write(module, step, "sample_sharpness_residual", residuals[where].numpy())
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep ℓ(θ_t) where the next step asks for the change."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        assert isinstance(pl_module, TrainingModule)
+        self._losses = pl_module.forward_pass.losses if self._is_due(pl_module.step + 1) else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The losses of the last step, if the next one needs them."""
+        return {"losses": self._losses}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self._losses = state_dict["losses"]

@@ -1,0 +1,50 @@
+"""Spectral density of the Hessian."""
+
+from __future__ import annotations
+
+from opposing_signals.curvature import spectral_density
+from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.record import Record
+from opposing_signals.risk import EmpiricalRisk, flatten
+from opposing_signals.training.module import TrainingModule
+
+
+class SpectralDensity(Instrument):
+    """Writes ``density_nodes`` and ``density_weights`` ``[probes x steps]``: the spectrum of ∇²L(θ_t) as a quadrature.
+
+    See `opposing_signals.curvature.spectral_density`. One measurement costs probes x steps products, so it is meant
+    for a few steps of a run.
+
+    Args:
+        risk: What is being trained.
+        record: Where rows go.
+        every: See `Instrument`.
+        consecutive: See `Instrument`.
+        probes: Random vectors, the same at every step.
+        steps: Lanczos steps of each.
+        seed: Of the random vectors.
+    """
+
+    def __init__(
+        self,
+        risk: EmpiricalRisk,
+        record: Record,
+        every: int = 100,
+        consecutive: int = 1,
+        probes: int = 1,
+        steps: int = 80,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(risk, record, every, consecutive)
+        self.probes = probes
+        self.steps = steps
+        self.seed = seed
+
+    def before_step(self, module: TrainingModule, step: int) -> None:
+        """Passes of its own."""
+        like = flatten([parameter.detach() for parameter in self.risk.parameters])
+        density = spectral_density(
+            lambda vectors: self.risk.hessian_products(vectors).products, like, self.probes, self.steps, self.seed
+        )
+        self.write(module, step, "density_nodes", density.nodes.numpy())
+        self.write(module, step, "density_weights", density.weights.numpy())

@@ -1,0 +1,46 @@
+"""Measurements along a run in the form in which figures and claims both need them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from opposing_signals.record import Series
+from opposing_signals.signals.trajectory import Trajectory
+
+Metric = Literal["loss_change", "gradient_norm", "sample_curvature"]
+SizeAlongV = Literal["effective_step_size", "step_along_v"]
+
+
+def metric_of_points(trajectory: Trajectory, metric: Metric) -> Series:
+    """``values`` ``[T, N]``: abs Δ_i, ‖∇ℓ_i‖ or vᵀ∇²ℓ_i v of every training point (figure 2)."""
+    if metric == "loss_change":
+        changes = trajectory.changes
+        return Series(changes.steps, np.abs(changes.values))
+    return trajectory.record[metric]
+
+
+def sizes_by_floor_distance(
+    trajectory: Trajectory, quantity: SizeAlongV, first_step: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distances to the valley's floor, and Adam's effective step size or its actual step along v (figure 6b).
+
+    Args:
+        trajectory: A run with the instruments `Projection`, `FloorDistance` and `EffectiveStepSize`.
+        quantity: Which size; ``"step_along_v"`` is abs((θ_{t+1} − θ_t)·v).
+        first_step: Steps before it are left out.
+
+    Returns:
+        ``[T]`` each, for the steps at which both were measured and the valley has a floor.
+    """
+    distance = trajectory.record["floor_distance"]
+    if quantity == "step_along_v":
+        projection = trajectory.record["projection"]
+        size = Series(projection.steps[:-1], np.abs(np.diff(projection.values)))
+    else:
+        size = trajectory.record[quantity]
+    steps = np.intersect1d(distance.steps, size.steps)
+    distances, sizes = (np.asarray(one.values)[np.isin(one.steps, steps)] for one in (distance, size))
+    chosen = (steps >= first_step) & np.isfinite(distances)
+    return np.abs(distances[chosen]), sizes[chosen]

@@ -1,0 +1,293 @@
+from importlib import import_module
+
+import pytest
+import torch
+import torch.nn.functional as F
+from constant_statistics import own_losses
+from layers import CROSS_ENTROPY, NETWORKS, network, plain_gradient, risk_of
+from torch import nn
+
+from opposing_signals.curvature import gradient_norms
+from opposing_signals.errors import InputError
+from opposing_signals.losses import logistic_loss, square_loss
+from opposing_signals.models import resnet18, vgg11, vit
+from opposing_signals.risk import EmpiricalRisk
+
+MODULE = import_module("opposing_signals.curvature.gradient_norms")
+
+
+def expected(risk, loss=CROSS_ENTROPY):
+    """Norms of one gradient after the other."""
+    return torch.stack([plain_gradient(value, risk).detach().norm() for value in own_losses(risk, loss)])
+
+
+def must_not_be_called(*_):
+    raise AssertionError("not the path that this model should take")
+
+
+@pytest.fixture
+def in_one_pass(monkeypatch):
+    monkeypatch.setattr(MODULE, "_norms_one_by_one", must_not_be_called)
+
+
+@pytest.fixture
+def one_by_one(monkeypatch):
+    def no_rule(risk):
+        raise MODULE.NoRuleError
+
+    monkeypatch.setattr(MODULE, "_shapes_behind_examples", no_rule)
+
+
+@pytest.mark.parametrize("layer", NETWORKS)
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_norms_from_one_pass_agree_with_single_gradients(layer, channels_last, in_one_pass):
+    risk = risk_of(layer, channels_last=channels_last)
+    torch.testing.assert_close(gradient_norms(risk), expected(risk), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("layer", NETWORKS)
+def test_norms_example_by_example_agree_with_single_gradients(layer, one_by_one):
+    risk = risk_of(layer)
+    torch.testing.assert_close(gradient_norms(risk), expected(risk), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("loss", [square_loss, logistic_loss])
+@pytest.mark.parametrize("layer", ["conv", "batch_norm"])
+def test_other_losses(loss, layer, one_by_one, monkeypatch):
+    risk = risk_of(layer, loss)
+    norms = gradient_norms(risk)
+    monkeypatch.undo()
+    torch.testing.assert_close(gradient_norms(risk), norms, rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(norms, expected(risk, loss), rtol=1e-10, atol=1e-13)
+
+
+def images_risk(model: nn.Module, examples: int = 7, chunk: int = 4, side: int = 4, channels: int = 2, **settings):
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(examples, channels, side, side, generator=generator)
+    targets = torch.randint(3, (examples,), generator=generator)
+    return EmpiricalRisk(model, CROSS_ENTROPY, inputs, targets, chunk=chunk, precision="float64", **settings)
+
+
+@pytest.mark.parametrize(
+    ("factory", "settings"),
+    [(resnet18, {"width": 4}), (vgg11, {"width": 8}), (vit, {"width": 12, "depth": 2, "heads": 3, "patch": 8})],
+)
+def test_whole_networks_in_one_pass(factory, settings, in_one_pass):
+    torch.manual_seed(0)
+    risk = images_risk(factory((3, 32, 32), 3, **settings), examples=5, chunk=4, side=32, channels=3)
+    torch.testing.assert_close(gradient_norms(risk), expected(risk), rtol=1e-8, atol=1e-12)
+
+
+def test_a_convolution_with_few_positions(in_one_pass):
+    """Many channels at few places: Gram matrices take fewer multiplications than gradients."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 16, 3), nn.ReLU(inplace=True), nn.Conv2d(16, 32, (2, 1)), nn.Flatten(), nn.Linear(64, 3)
+    )
+    risk = images_risk(model)
+    torch.testing.assert_close(gradient_norms(risk), expected(risk), rtol=1e-10, atol=1e-13)
+
+
+def test_tensors_are_cut_into_parts_when_they_are_large(monkeypatch, in_one_pass):
+    risk = risk_of("attention")
+    whole = gradient_norms(risk)
+    monkeypatch.setitem(MODULE.BLOCK, "cpu", 1)
+    torch.testing.assert_close(gradient_norms(risk), whole, rtol=1e-12, atol=0)
+
+
+class Shared(nn.Module):
+    """One weight, used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(32, 32), nn.Linear(32, 3)
+
+    def forward(self, images):
+        return self.outer(torch.tanh(self.inner(torch.tanh(self.inner(images.flatten(1))))))
+
+
+class Tied(nn.Module):
+    """A language model's output weight that is its embedding as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(3, 4)
+
+    def forward(self, images):
+        tokens = self.embedding((images.flatten(1) > 0).long())
+        return F.linear(torch.tanh(tokens).mean(1), self.embedding.weight)
+
+
+class Scaled(nn.Module):
+    """A parameter as a factor, for which there is no rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.head = nn.Parameter(torch.full((32,), 0.7)), nn.Linear(32, 3)
+
+    def forward(self, images):
+        return self.head(torch.tanh(self.scale * images.flatten(1)))
+
+
+class Positions(nn.Module):
+    """A table of four positions, as many as there are examples in a chunk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(4, 8), nn.Linear(8, 3)
+
+    def forward(self, images):
+        return self.head(torch.tanh(images.reshape(-1, 4, 8) + self.table(torch.arange(4))).mean(1))
+
+
+class TimeFirst(nn.Module):
+    """A sequence in front of the examples: four tokens in chunks of four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm, self.head = nn.Linear(8, 5), nn.LayerNorm(5), nn.Linear(5, 3)
+
+    def forward(self, images):
+        return self.head(torch.tanh(self.norm(self.inner(images.reshape(-1, 4, 8).transpose(0, 1)))).mean(0))
+
+
+class Doubled(torch.autograd.Function):
+    """A product that function modes do not see."""
+
+    @staticmethod
+    def forward(values, weight):
+        return 2 * values @ weight.T
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # noqa: ARG004  # torch's signature
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, slope):
+        values, weight = ctx.saved_tensors
+        return 2 * slope @ weight, 2 * slope.T @ values
+
+    generate_vmap_rule = True
+
+
+class Hidden(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(32, 3, bias=False)
+
+    def forward(self, images):
+        return Doubled.apply(images.flatten(1), self.head.weight)
+
+
+class CrossAttention(nn.Module):
+    """Queries that are not the keys, so that the packed weight is used in parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, images):
+        tokens = images.reshape(-1, 4, 8)
+        return self.head(self.attention(tokens[:, :2], tokens, tokens)[0].mean(1))
+
+
+@pytest.mark.parametrize("model", [Shared, Tied, Scaled, Positions, TimeFirst, Hidden, CrossAttention])
+def test_what_has_no_rule_is_taken_example_by_example(model, monkeypatch):
+    monkeypatch.setattr(MODULE, "_ghost_norms", must_not_be_called)
+    torch.manual_seed(0)
+    risk = images_risk(model())
+    torch.testing.assert_close(gradient_norms(risk), expected(risk), rtol=1e-10, atol=1e-13)
+
+
+class Summands(nn.Module):
+    """Parameters that are broadcast over examples and tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.positions = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(1, 5, 8))
+        self.shift, self.level = nn.Parameter(torch.randn(8)), nn.Parameter(torch.randn(5, 1))
+        self.rows, self.head = nn.Embedding(3, 8, padding_idx=1), nn.Linear(8, 3)
+
+    def forward(self, images):
+        tokens = torch.cat([self.token.expand(len(images), -1, -1), images.reshape(-1, 4, 8)], 1)
+        tokens = tokens + self.positions + self.rows((tokens[..., 0] > 0).long() + (tokens[..., 1] > 0).long())
+        return self.head(torch.tanh(torch.add(self.level + tokens, self.shift)).sum(1))
+
+
+def test_summands_and_rows_in_one_pass(in_one_pass):
+    torch.manual_seed(0)
+    risk = images_risk(Summands(), examples=9, chunk=4)  # the last chunk is a single example
+    torch.testing.assert_close(gradient_norms(risk), expected(risk), rtol=1e-10, atol=1e-13)
+
+
+def test_parameters_that_are_not_trained_do_not_count(in_one_pass):
+    risk = risk_of("batch_norm")
+    frozen = [*risk.model[0].parameters(), risk.model[1].weight]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    assert len(risk.parameters) == 3
+    torch.testing.assert_close(gradient_norms(risk), expected(risk), rtol=1e-10, atol=1e-13)
+
+
+def test_two_examples_are_enough():
+    risk = risk_of("conv", examples=2, chunk=2)
+    torch.testing.assert_close(gradient_norms(risk), expected(risk), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_other_precisions(precision, in_one_pass):
+    exact = gradient_norms(risk_of("batch_norm"))
+    seen = gradient_norms(risk_of("batch_norm", precision=precision))
+    assert seen.dtype == torch.float32
+    torch.testing.assert_close(seen.double(), exact, rtol=1e-5 if precision == "float32" else 0.1, atol=0)
+
+
+@pytest.mark.parametrize("layer", ["batch_norm", "attention"])
+def test_no_trace_is_left(layer):
+    risk = risk_of(layer)
+    risk.backward()
+    state = {name: tensor.clone() for name, tensor in risk.model.state_dict().items()}
+    gradients, random = [p.grad.clone() for p in risk.parameters], torch.get_rng_state()
+    gradient_norms(risk)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in risk.model.state_dict().items())
+    assert all(torch.equal(p.grad, gradient) for p, gradient in zip(risk.parameters, gradients, strict=True))
+    assert all(p.requires_grad for p in risk.parameters)
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+class DropoutByFunction(nn.Module):
+    def forward(self, values):
+        return F.dropout(values, 0.5, self.training)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.Dropout(0.5), r"layer '1' is Dropout\(p=0.5\) in training mode"),
+        (DropoutByFunction(), "the model draws random numbers"),
+    ],
+)
+def test_random_layers_are_refused(layer, message):
+    model = nn.Sequential(network("linear"), layer)
+    with pytest.raises(InputError, match=message):
+        gradient_norms(images_risk(model))
+    model.eval()
+    assert gradient_norms(images_risk(model)).isfinite().all()
+
+
+class Branching(nn.Module):
+    """What depends on a value cannot be taken for many examples at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, images):
+        values = images.flatten(1)[:, :3]
+        return self.scale * (values if values.sum() > 0 else -values)
+
+
+def test_a_gradient_that_cannot_be_taken_is_refused_in_one_line():
+    with pytest.raises(InputError, match="the gradient of a single example cannot be taken") as caught:
+        gradient_norms(images_risk(Branching()))
+    assert "\n" not in str(caught.value)
