@@ -1,0 +1,67 @@
+"""λ along gradient descent into the edge of stability, against what a converged solver finds at the same weights."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from opposing_signals.curvature import EigenTracker
+from opposing_signals.losses import square_loss
+from opposing_signals.risk import EmpiricalRisk, flatten
+
+STEP_SIZE = 0.4
+
+
+@pytest.fixture(scope="module")
+def trajectory() -> list[tuple[torch.Tensor, float]]:
+    """θ_t and λ(θ_t), from 60 products, of the steps around and behind break-even."""
+    risk = problem()
+    tracker = EigenTracker(tolerance=1e-7, max_products=60)
+    seen = []
+    for step in range(260):
+        if step >= 110:
+            theta = nn.utils.parameters_to_vector(risk.parameters).detach().clone()
+            seen.append((theta, tracker(lambda v: risk.hessian_products(v).products, theta).value))
+        risk.model.zero_grad()
+        risk.backward()
+        with torch.no_grad():
+            for parameter in risk.parameters:
+                parameter -= STEP_SIZE * parameter.grad
+    return seen
+
+
+def problem() -> EmpiricalRisk:
+    torch.manual_seed(0)
+    x = torch.linspace(-1, 1, 20)[:, None]
+    targets = torch.cos(4 * torch.arccos(x))
+    model = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 1))
+    return EmpiricalRisk(model, square_loss, x, targets, chunk=7, precision="float64")
+
+
+def errors(trajectory: list[tuple[torch.Tensor, float]], tracker: EigenTracker) -> np.ndarray:
+    """Relative errors of λ tracked in the training pass."""
+    risk = problem()
+    found = []
+    for theta, value in trajectory:
+        nn.utils.vector_to_parameters(theta, risk.parameters)
+        directions = tracker.directions(flatten([p.detach() for p in risk.parameters]))
+        images = risk.backward_with_products(directions).products
+        found.append(abs(tracker.update(images, lambda v: risk.hessian_products(v).products).value / value - 1))
+    return np.array(found)
+
+
+def test_the_trajectory_is_one_at_the_edge_of_stability(trajectory):
+    values = np.array([value for _, value in trajectory]) * STEP_SIZE / 2
+    assert values[0] < 1 < np.median(values)
+    assert np.abs(np.diff(values)).max() > 0.1  # it is thrown out of the valley once
+
+
+def test_two_products_in_the_training_pass_follow_the_sharpness(trajectory):
+    found = errors(trajectory, EigenTracker(max_products=2, tolerance=0))
+    assert np.median(found) < 1e-3
+    assert np.quantile(found, 0.95) < 0.025
+
+
+def test_a_tolerance_keeps_the_error_below_a_thousandth(trajectory):
+    found = errors(trajectory, EigenTracker(tolerance=0.01))
+    assert np.quantile(found, 0.95) < 1e-3
