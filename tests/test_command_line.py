@@ -42,11 +42,19 @@ def assert_refused(result: tuple[int, str, str], *parts: str) -> None:
         assert part in message[0]
 
 
+@pytest.fixture(scope="module")
+def shared_outputs(tmp_path_factory):
+    """Where experiments find the runs that earlier ones have trained."""
+    return tmp_path_factory.mktemp("outputs")
+
+
 @pytest.mark.parametrize("experiment", sorted(experiments()))
-def test_every_experiment_runs_at_smoke_scale(command, tmp_path, experiment):
-    code, out, _ = command(f"experiment={experiment}", "scale=smoke", "logger=none", "threads=1")
+def test_every_experiment_runs_at_smoke_scale(shared_outputs, capfd, experiment):
+    settings = "scale=smoke", "logger=none", "threads=1", f"output_dir={shared_outputs}"
+    code = main([f"experiment={experiment}", *settings])
+    out = capfd.readouterr().out
     assert code == 0
-    folder = tmp_path / experiment
+    folder = shared_outputs / experiment
     claims = json.loads((folder / "claims.json").read_text())
     assert claims
     for claim in claims:

@@ -1,0 +1,194 @@
+"""What the curvature instruments write, and that a resumed run writes the same."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from composing import composed
+from omegaconf import OmegaConf
+
+from opposing_signals.configuration import configuration_folder, decisive
+from opposing_signals.errors import InputError
+from opposing_signals.record import Record
+from opposing_signals.training.job import train
+
+CURVE = ("fig03_chebyshev", "steps=5", "threads=1", "risk.chunk=8")  # an MLP on 20 points
+IMAGES = (
+    "fig01_group_losses",
+    "data=planted",
+    "data.images=20",
+    "risk.chunk=8",
+    "model.width=2",
+    "steps=3",
+    "threads=1",
+)
+ADAM = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.002}
+BASE = ("sample_losses", "train_loss", "sharpness")
+CONFIGURED = {
+    "sharpness": {"every": 2, "consecutive": 1, "max_products": 2},
+    "gradient_norms": {"every": 2},
+    "sample_sharpness": {"every": 2, "consecutive": 1, "count": 2, "max_products": 4},
+    "jacobian": {"every": 2, "points": 5},
+    "gauss_newton": {"every": 2},
+    "spectral_density": {"every": 4, "probes": 2, "steps": 3},
+    "preconditioned_sharpness": {"every": 2, "max_products": 3},
+    "batch_sharpness": {"every": 2, "batches": 2},
+}
+
+
+def configured(*instruments: str, run=CURVE, base=BASE, minibatch: bool = False, adam: bool = False):
+    config = composed(*run)
+    OmegaConf.set_struct(config, False)
+    config.instruments = {}
+    for name in (*base, *instruments):
+        settings = OmegaConf.load(configuration_folder() / "instruments" / f"{name}.yaml")
+        config.instruments = OmegaConf.merge(config.instruments, settings, {name: CONFIGURED.get(name, {})})
+    if minibatch:
+        config.batch = 7
+    if adam:
+        config.optimizer = ADAM
+    return config
+
+
+def trained(folder: Path, config) -> Record:
+    with Record.writing(folder, decisive(config)) as record:
+        train(config, record, None)
+    return Record(folder)
+
+
+def stopped(folder: Path, config, step: int, monkeypatch) -> None:
+    """A run that ends without a word while it writes the losses of ``step``."""
+
+    class KilledError(Exception):
+        pass
+
+    append = Record.append
+
+    def append_until(record, quantity, at, value):
+        if (quantity, at) == ("train_loss", step):
+            raise KilledError
+        append(record, quantity, at, value)
+
+    config.checkpoint_seconds = 0.0
+    with monkeypatch.context() as patched, Record.writing(folder, decisive(config)) as record:
+        patched.setattr(Record, "append", append_until)
+        with pytest.raises(KilledError):
+            train(config, record, None)
+
+
+def weights(record: Record):
+    return torch.load(record.checkpoint, weights_only=True)["state_dict"]
+
+
+FULL_BATCH = (
+    "gradient_norms",
+    "sample_sharpness",
+    "jacobian",
+    "gauss_newton",
+    "spectral_density",
+    "preconditioned_sharpness",
+)
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory) -> Record:
+    return trained(tmp_path_factory.mktemp("run"), configured(*FULL_BATCH, adam=True))
+
+
+def test_each_quantity_has_its_shape_at_its_steps(record):
+    expected = {
+        "gradient_norm": ([0, 2, 4], (20,)),
+        "sample_sharpness": ([2, 4], (6,)),
+        "sample_sharpness_residual": ([2, 4], (6,)),
+        "sample_sharpness_points": ([2, 4], (6,)),
+        "jacobian_norm": ([0, 2, 4], ()),
+        "jacobian_norm_max": ([0, 2, 4], ()),
+        "layer_norms": ([0, 2, 4], (3,)),
+        "layer_alignment": ([0, 2, 4], (2,)),
+        "sharpness_gauss_newton": ([0, 2, 4], ()),
+        "sharpness_functional": ([0, 2, 4], ()),
+        "density_nodes": ([0, 4], (6,)),
+        "density_weights": ([0, 4], (6,)),
+        "preconditioned_sharpness": ([2, 4], ()),
+        "preconditioned_sharpness_residual": ([2, 4], ()),
+        "preconditioned_sharpness_products": ([2, 4], ()),
+    }
+    for quantity, (steps, shape) in expected.items():
+        series = record[quantity]
+        assert (series.steps.tolist(), series.values.shape[1:]) == (steps, shape), quantity
+        assert np.isfinite(series.values).all(), quantity
+
+
+def test_the_points_are_those_whose_loss_changed_most_in_the_last_step(record):
+    losses, points = record["sample_loss"].values, record["sample_sharpness_points"]
+    for step, row in zip(points.steps, points.values, strict=True):
+        order = np.argsort(losses[step] - losses[step - 1])
+        assert row[:2].tolist() == order[::-1][:2].tolist()
+        assert row[2:4].tolist() == order[:2].tolist()
+    assert points.values[0, 4:].tolist() == points.values[1, 4:].tolist()
+    assert points.values.dtype == np.int64
+
+
+def test_the_parts_of_the_sharpness_sum_to_it(record):
+    total = record["sharpness_gauss_newton"].values + record["sharpness_functional"].values
+    np.testing.assert_allclose(total, record["sharpness"].values, rtol=1e-3)
+
+
+def test_mean_and_maximum_of_the_jacobian(record):
+    assert (record["jacobian_norm"].values <= record["jacobian_norm_max"].values).all()
+
+
+@pytest.mark.parametrize("run", [CURVE, IMAGES], ids=["curve", "images"])
+def test_training_is_bit_identical_with_and_without_them(run, tmp_path):
+    instruments = ("gradient_norms", "sample_sharpness", "jacobian", "spectral_density")
+    if run is CURVE:
+        instruments += ("sharpness", "gauss_newton")
+    watched = weights(trained(tmp_path / "watched", configured(*instruments, run=run, base=())))
+    alone = weights(trained(tmp_path / "alone", configured(run=run, base=())))
+    assert all(torch.equal(tensor, alone[name]) for name, tensor in watched.items())
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_a_resumed_run_measures_what_an_uninterrupted_one_does(record, step, tmp_path, monkeypatch):
+    config = configured("sample_sharpness", "gauss_newton", "preconditioned_sharpness", adam=True)
+    stopped(tmp_path, config, step, monkeypatch)
+    resumed = trained(tmp_path, config)
+    for quantity in resumed:
+        np.testing.assert_array_equal(resumed[quantity].steps, record[quantity].steps, quantity)
+        np.testing.assert_array_equal(resumed[quantity].values, record[quantity].values, quantity)
+
+
+def test_batch_sharpness_under_minibatch_training(tmp_path):
+    found = trained(tmp_path, configured("batch_sharpness", minibatch=True))
+    assert found["batch_sharpness"].steps.tolist() == [0, 2, 4]
+    assert np.isfinite(found["batch_sharpness"].values).all()
+    assert (found["batch_sharpness_error"].values >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("instrument", "settings", "message"),
+    [
+        ("sample_sharpness", {"minibatch": True}, "SampleSharpness: batch=7: expected full-batch training"),
+        ("batch_sharpness", {}, "BatchSharpness: batch=null: expected minibatch training"),
+        ("preconditioned_sharpness", {}, "the optimizer is SGD: expected"),
+    ],
+)
+def test_instruments_that_do_not_fit_the_run_are_refused(instrument, settings, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        trained(tmp_path, configured(instrument, **settings))
+
+
+def test_gauss_newton_needs_the_sharpness_in_front_of_it(tmp_path):
+    config = configured("gauss_newton")
+    del config.instruments["sharpness"]
+    with pytest.raises(InputError, match="no top eigenvector was measured at step 0"):
+        trained(tmp_path, config)
+
+
+@pytest.mark.parametrize("count", [0, 21])
+def test_more_points_than_there_are_cannot_be_chosen(count, tmp_path):
+    config = configured("sample_sharpness")
+    config.instruments.sample_sharpness.count = count
+    with pytest.raises(Exception, match=f"SampleSharpness: count={count}: expected 1 to 20"):
+        trained(tmp_path, config)
