@@ -86,27 +86,15 @@ def network(layer: str) -> nn.Sequential:
     return model
 
 
-class Tokens(nn.Module):
-    """A token model as the image model that `EmpiricalRisk` converts data for: inputs are whole numbers as floats."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.model(inputs.long().flatten(1))
-
-
 def risk_of(
     layer: str, loss=CROSS_ENTROPY, examples: int = 11, chunk: int = 4, precision="float64", **settings
 ) -> EmpiricalRisk:
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(examples, 2, 4, 4, generator=generator)
-    model: nn.Module = network(layer)
     if layer == "embedding":
-        inputs, model = torch.randint(7, inputs.shape, generator=generator).float(), Tokens(model)
+        inputs = torch.randint(7, (examples, 32), generator=generator)
     targets = torch.randint(3, (examples,), generator=generator)
-    return EmpiricalRisk(model, loss, inputs, targets, chunk=chunk, precision=precision, **settings)
+    return EmpiricalRisk(network(layer), loss, inputs, targets, chunk=chunk, precision=precision, **settings)
 
 
 def plain_losses(risk: EmpiricalRisk, loss=CROSS_ENTROPY) -> Tensor:

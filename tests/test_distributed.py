@@ -8,7 +8,7 @@ import torch
 from layers import risk_of
 from torch.multiprocessing.spawn import spawn
 
-from opposing_signals.curvature import EigenTracker, sample_curvature
+from opposing_signals.curvature import EigenTracker, curvature_split, gradient_norms, sample_curvature, sample_sharpness
 from opposing_signals.errors import InputError
 
 
@@ -23,7 +23,11 @@ def measured(layer: str) -> dict[str, torch.Tensor]:
     pair = EigenTracker(tolerance=1e-8)(lambda v: risk.hessian_products(v).products, vectors[0])
     forward_pass = risk.backward(batch)
     risk.backward_with_products(vectors)
+    split = curvature_split(risk, vectors[0])
     return {
+        "gradient_norms": gradient_norms(risk),
+        "sample_sharpness": sample_sharpness(risk, torch.tensor([10, 3]))[0],
+        "split": torch.tensor([split.gauss_newton, split.functional]),
         "losses": products.losses,
         "gradient": products.gradient,
         "products": products.products,

@@ -59,7 +59,7 @@ class EmpiricalRisk:
     Args:
         model: Maps ``[n, ...]`` inputs to ``[n, C]`` outputs; its parameters with ``requires_grad`` are θ.
         loss: Per-sample loss, (outputs, targets) ↦ ``[n]``.
-        inputs: ``[N, ...]``.
+        inputs: ``[N, ...]``; whole numbers, such as tokens, keep their type.
         targets: ``[N]`` or ``[N, C]``.
         chunk: Examples per forward pass.
         precision: Of weights, data and arithmetic. ``"bfloat16"`` keeps float32 weights and runs under autocast.
@@ -90,13 +90,13 @@ class EmpiricalRisk:
         self.model = model.to(dtype=dtype)
         if layout is torch.channels_last:
             self.model = model.to(memory_format=layout)  # type: ignore[call-overload]  # torch documents it
-        self.inputs = inputs.to(dtype=dtype, memory_format=layout)
+        self.inputs = inputs.to(dtype=dtype, memory_format=layout) if inputs.is_floating_point() else inputs
         self.targets = targets.to(dtype=dtype) if targets.is_floating_point() else targets
         self.chunk = chunk
         self.precision = precision
-        self._loss = loss
+        self.loss = loss
         self._compiled = compile_training
-        self._training_forward = torch.compile(self._forward) if compile_training else self._forward
+        self._training_forward = torch.compile(self.evaluate) if compile_training else self.evaluate
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -119,17 +119,23 @@ class EmpiricalRisk:
         """
         names = [name for name, p in self.model.named_parameters() if p.requires_grad]
         state = dict(zip(names, parameters, strict=True))
-        for inputs, targets in self._chunks(batch):
-            yield self._loss(functional_call(self.model, state, (inputs,)), targets)
+        for inputs, targets in self.chunks(batch):
+            yield self.loss(functional_call(self.model, state, (inputs,)), targets)
 
-    def _forward(self, inputs: Tensor, targets: Tensor, autocast: bool = True) -> tuple[Tensor, Tensor]:
-        """Per-sample losses and outputs."""
+    def evaluate(self, inputs: Tensor, targets: Tensor, autocast: bool = True) -> tuple[Tensor, Tensor]:
+        """Per-sample losses ``[n]`` and outputs ``[n, C]`` at θ; only the former carry a graph.
+
+        Args:
+            inputs: ``[n, ...]``.
+            targets: ``[n]`` or ``[n, C]``.
+            autocast: Whether to compute as training does under ``precision="bfloat16"``, or in the weights' precision.
+        """
         autocast = autocast and self.precision == "bfloat16"
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=autocast):
             outputs = self.model(inputs)
         if autocast:
             outputs = outputs.float()
-        return self._loss(outputs, targets), outputs.detach()
+        return self.loss(outputs, targets), outputs.detach()
 
     def parts(self, batch: Batch = WHOLE) -> list[slice]:
         """Positions in ``batch`` of the chunks that this process evaluates.
@@ -160,7 +166,7 @@ class EmpiricalRisk:
             whole.narrow(axis, part.start, part.stop - part.start).copy_(piece)
         return summed(whole)
 
-    def _chunks(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+    def chunks(self, batch: Batch = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and targets of each of `parts`."""
         for part in self.parts(batch):
             if isinstance(batch, slice):
@@ -180,7 +186,7 @@ class EmpiricalRisk:
         """
         losses, outputs = [], []
         weight = 1 / self._size(batch)
-        for inputs, targets in self._chunks(batch):
+        for inputs, targets in self.chunks(batch):
             sample_losses, output = self._training_forward(inputs, targets)
             (sample_losses.sum() * weight).backward()
             losses.append(sample_losses.detach())
@@ -233,7 +239,7 @@ class EmpiricalRisk:
     def sample_losses(self, batch: Batch = WHOLE) -> ForwardPass:
         """ℓ_i(θ) without a gradient and without a trace: see `probe`."""
         with self.probe(), torch.no_grad():
-            losses, outputs = zip(*(self._forward(*chunk) for chunk in self._chunks(batch)), strict=True)
+            losses, outputs = zip(*(self.evaluate(*chunk) for chunk in self.chunks(batch)), strict=True)
         return ForwardPass(self.assembled(losses, batch), self.assembled(outputs, batch))
 
     def hessian_products(self, vectors: Tensor, batch: Batch = WHOLE) -> CurvaturePass:
@@ -263,9 +269,9 @@ class EmpiricalRisk:
         losses: list[Tensor] = []
         outputs: list[Tensor] = []
         slopes: list[list[Tensor]] = [[] for _ in directions]
-        for inputs, targets in self._chunks(batch):
+        for inputs, targets in self.chunks(batch):
             with torch.enable_grad(), TwiceDifferentiable():
-                sample_losses, output = self._forward(inputs, targets, autocast=False)
+                sample_losses, output = self.evaluate(inputs, targets, autocast=False)
                 weights = sample_losses.new_full(sample_losses.shape, 1 / size).requires_grad_()
                 mean = (sample_losses * weights).sum()
             gradient = torch.autograd.grad(mean, parameters, create_graph=True, materialize_grads=True)

@@ -16,7 +16,7 @@ def test_each_example_alone_has_the_loss_that_it_has_in_its_chunk(layer):
         chunk = slice(first, min(first + risk.chunk, len(risk)))
         with independent_examples(risk, chunk):
             for i in range(chunk.start, chunk.stop):
-                loss, _ = risk._forward(risk.inputs[i : i + 1], risk.targets[i : i + 1])
+                loss, _ = risk.evaluate(risk.inputs[i : i + 1], risk.targets[i : i + 1])
                 torch.testing.assert_close(loss[0], expected[i], rtol=1e-10, atol=1e-13)
 
 

@@ -35,7 +35,7 @@ def independent_examples(risk: EmpiricalRisk, chunk: slice) -> Iterator[None]:
     seen = chunk if is_coupled else slice(chunk.start, chunk.start + 1)
     with risk.probe():
         with _once(risk.model), captured(risk.model) as statistics, deterministic(risk), torch.no_grad():
-            risk._forward(risk.inputs[seen], risk.targets[seen])
+            risk.evaluate(risk.inputs[seen], risk.targets[seen])
         with frozen(risk.model, statistics):
             yield
 

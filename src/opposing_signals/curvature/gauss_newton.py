@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opposing_signals.risk import WHOLE, EmpiricalRisk
+from opposing_signals.risk import EmpiricalRisk, summed
 from opposing_signals.second_order import TwiceDifferentiable, check_graph, check_layers
 
 
@@ -44,11 +44,11 @@ def curvature_split(risk: EmpiricalRisk, vector: Tensor) -> CurvatureSplit:
     parameters, direction = risk.parameters, risk.unflatten(vector)
     gauss_newton = functional = 0.0
     with risk.probe():
-        for inputs, targets in risk._chunks(WHOLE):
+        for inputs, targets in risk.chunks():
             with torch.enable_grad(), TwiceDifferentiable():
                 outputs = risk.model(inputs)
                 detached = outputs.detach().requires_grad_()
-                loss = risk._loss(detached, targets).sum() / len(risk)
+                loss = risk.loss(detached, targets).sum() / len(risk)
             (slope,) = torch.autograd.grad(loss, detached, create_graph=True)
             weights = slope.detach().requires_grad_()
             gradient = torch.autograd.grad(outputs, parameters, weights, create_graph=True, materialize_grads=True)
@@ -57,7 +57,8 @@ def curvature_split(risk: EmpiricalRisk, vector: Tensor) -> CurvatureSplit:
             functional += sum(_dot(row, piece) for row, piece in zip(rows, direction, strict=True))
             if slope.requires_grad:  # the loss is not linear in the outputs
                 gauss_newton += _dot(torch.autograd.grad(slope, detached, tangent)[0], tangent)
-    return CurvatureSplit(gauss_newton, functional)
+    both = summed(torch.tensor([gauss_newton, functional], dtype=torch.float64, device=vector.device))
+    return CurvatureSplit(*both.tolist())
 
 
 def _dot(one: Tensor, other: Tensor) -> float:

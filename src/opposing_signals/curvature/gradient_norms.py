@@ -45,12 +45,11 @@ def gradient_norms(risk: EmpiricalRisk) -> Tensor:
     Raises:
         InputError: A layer is random, or its gradient cannot be taken example by example.
     """
-    chunks = [slice(first, min(first + risk.chunk, len(risk))) for first in range(0, len(risk), risk.chunk)]
     try:
         shapes = _shapes_behind_examples(risk)
-        return torch.cat([_ghost_norms(risk, chunk, shapes) for chunk in chunks])
+        return risk.assembled([_ghost_norms(risk, chunk, shapes) for chunk in risk.parts()])
     except NoRuleError:
-        return torch.cat([_norms_one_by_one(risk, chunk) for chunk in chunks])
+        return risk.assembled([_norms_one_by_one(risk, chunk) for chunk in risk.parts()])
 
 
 def _shapes_behind_examples(risk: EmpiricalRisk) -> list[torch.Size]:
@@ -77,7 +76,7 @@ def _ghost_norms(risk: EmpiricalRisk, chunk: slice, shapes: list[torch.Size]) ->
 def _watched(risk: EmpiricalRisk, chunk: slice) -> tuple[_Uses, Tensor]:
     inputs, targets = risk.inputs[chunk], risk.targets[chunk]
     with deterministic(risk), torch.enable_grad(), _Uses(risk.parameters, len(inputs)) as uses:
-        losses, _ = risk._forward(inputs, targets)
+        losses, _ = risk.evaluate(inputs, targets)
     return uses, losses
 
 
@@ -96,7 +95,7 @@ def _norms_one_by_one(risk: EmpiricalRisk, chunk: slice) -> Tensor:
             with torch.no_grad():
                 outputs = risk.model(inputs)
             with torch.enable_grad():
-                losses = risk._loss(outputs.requires_grad_(), targets)
+                losses = risk.loss(outputs.requires_grad_(), targets)
             (slopes,) = torch.autograd.grad(losses.sum(), outputs)
             try:
                 pieces = gradients(theta, inputs, slopes)

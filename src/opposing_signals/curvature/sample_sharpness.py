@@ -58,7 +58,7 @@ def _own_products(risk: EmpiricalRisk, index: int) -> Products:
     """v ↦ ∇²ℓ_i v for one point, by double backward over one graph."""
     parameters = risk.parameters
     with torch.enable_grad(), TwiceDifferentiable():
-        losses, _ = risk._forward(risk.inputs[index : index + 1], risk.targets[index : index + 1], autocast=False)
+        losses, _ = risk.evaluate(risk.inputs[index : index + 1], risk.targets[index : index + 1], autocast=False)
     slopes = torch.autograd.grad(losses.sum(), parameters, create_graph=True, materialize_grads=True)
     check_graph(slopes)
     curved = [position for position, slope in enumerate(slopes) if slope.requires_grad]
