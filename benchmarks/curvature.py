@@ -105,7 +105,7 @@ def samples(case: Case, risk: EmpiricalRisk) -> None:
     )
     one, ours, every = seconds["product"], seconds["ours"], seconds["loop"] * len(risk) / len(looped)
     exact, direction = in_float64(case, risk), vector.double()
-    _, curvatures = curvature.sample_curvature(exact, direction)
+    curvatures = curvature.sample_curvature(exact, direction).curvatures
     points = range(0, len(exact), max(1, len(exact) // 3))
     errors = [abs(float(curvatures[i]) - own_curvature(exact, direction, i)) for i in points]
     whole = float(direction @ exact.hessian_products(direction[None]).products[0])

@@ -36,9 +36,9 @@ OURS = "every step, 2 products"
 STRIDE = "stride 5, 2 products"
 SETTINGS: dict[str, dict[str, Any]] = {
     OURS: {"max_products": 2},
-    "every step, tolerance": {},
+    "every step, tolerance": {"tolerance": 0.01},
     STRIDE: {"every": 5, "max_products": 2},
-    "stride 5, tolerance": {"every": 5},
+    "stride 5, tolerance": {"every": 5, "tolerance": 0.01},
 }
 """Of the instrument, over those in conf/instruments/sharpness.yaml."""
 

@@ -138,6 +138,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_record(tmp_path):
         ("risk.chunk=25", "risk.chunk=25: expected 1 to 24"),
         ("batch=25", "batch=25: expected 1 to 24"),
         ("instruments.sharpness.every=0", "Sharpness: every=0"),
+        ("trainer.devices=2", "trainer.devices=2: expected 1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(tmp_path, override, message):
