@@ -107,8 +107,8 @@ def _check(config: DictConfig) -> None:
             raise InputError(f"{name}={config[name]}: expected a whole number, at least {least}")
     if config.trainer.get("devices", 1) != 1:
         raise InputError(
-            f"trainer.devices={config.trainer.devices}: expected 1, a run trains in one process; curvature can be measured "
-            "in several, see docs/curvature.md"
+            f"trainer.devices={config.trainer.devices}: expected 1, a run trains in one process; curvature can be "
+            "measured in several, see docs/curvature.md"
         )
     if not isinstance(config.optimizer.lr, int | float) or not config.optimizer.lr > 0:
         raise InputError(f"optimizer.lr={config.optimizer.lr}: expected a step size larger than 0")
