@@ -155,3 +155,13 @@ def test_settings_that_cannot_work_are_refused(settings, message):
 def test_more_pairs_than_parameters_are_refused():
     with pytest.raises(InputError, match="k=5: expected at most 3, the number of parameters"):
         EigenTracker(5).directions(torch.zeros(3))
+
+
+def test_a_vector_that_few_entries_hold_is_a_unit_vector_in_float32():
+    """Many small entries beside a few large ones: summed in float32 they would be lost."""
+    shape = torch.full((200_000,), 3e-4)
+    shape[:50] = 0.1
+    unit = shape.double() / shape.double().norm()
+    pair = EigenTracker(tolerance=1e-5)(lambda v: (7 * (v.double() @ unit)[:, None] * unit).float(), unit.float())
+    assert float(pair.vector.double().square().sum()) == pytest.approx(1, abs=2e-6)
+    assert pair.value == pytest.approx(7, rel=2e-6)

@@ -122,7 +122,7 @@ class EigenTracker:
         while True:
             values, vectors, vector_images = _ritz_pairs(basis, images, self.k, self.which)
             residual_vectors = vector_images - values[:, None].to(vectors) * vectors
-            residuals = residual_vectors.norm(dim=1).double()
+            residuals = _norms(residual_vectors)
             # A basis as large as the space is exact; its residual is rounding and must not be widened by.
             room = min(budget, basis.shape[1]) - len(basis)
             unsure = residuals > self.tolerance * values.abs().max()
@@ -193,13 +193,24 @@ def _extended(basis: Tensor, vectors: Tensor) -> Tensor:
     Gram-Schmidt, twice (Giraud et al. 2005: twice is enough). Vectors that nearly depend on earlier ones are left out.
     """
     for vector in vectors:
-        remainder = vector / vector.norm()
+        remainder = _normalized(vector[None])
         for _ in range(2):
-            remainder = remainder - basis.T @ (basis @ remainder)
-        norm = remainder.norm()
-        if norm > 1e-3:
-            basis = torch.cat([basis, (remainder / norm)[None]])
+            remainder = remainder - (remainder @ basis.T) @ basis
+        if remainder.norm() > 1e-3:
+            basis = torch.cat([basis, _normalized(remainder)])
     return basis
+
+
+def _normalized(vectors: Tensor) -> Tensor:
+    """Rows divided by their norms, summed in float64.
+
+    Where few entries hold nearly all of a vector, a float32 sum loses the many small ones: 1e-4 of its value.
+    """
+    return vectors / _norms(vectors)[:, None].to(vectors)
+
+
+def _norms(vectors: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)
 
 
 def _ritz_pairs(basis: Tensor, images: Tensor, k: int, which: Which) -> tuple[Tensor, Tensor, Tensor]:
@@ -207,7 +218,7 @@ def _ritz_pairs(basis: Tensor, images: Tensor, k: int, which: Which) -> tuple[Te
 
     With fewer basis vectors than k there are fewer pairs.
     """
-    small = (basis @ images.T).double().cpu()
+    small = (basis.double() @ images.double().T).cpu()
     if not torch.isfinite(small).all():
         return torch.full((k,), torch.nan, dtype=torch.float64), basis[:k], images[:k]
     values, coefficients = torch.linalg.eigh((small + small.T) / 2)
@@ -215,5 +226,5 @@ def _ritz_pairs(basis: Tensor, images: Tensor, k: int, which: Which) -> tuple[Te
     chosen = wanted.argsort(descending=True)[:k]
     weights = coefficients[:, chosen].T.to(basis)
     vectors, vector_images = weights @ basis, weights @ images
-    norms = vectors.norm(dim=1, keepdim=True)
+    norms = _norms(vectors)[:, None].to(vectors)
     return values[chosen], vectors / norms, vector_images / norms
