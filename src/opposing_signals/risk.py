@@ -264,7 +264,8 @@ class EmpiricalRisk:
         check_layers(self.model)
         parameters, size = self.parameters, self._size(batch)
         directions = [self.unflatten(v) for v in vectors]
-        products = [[torch.zeros_like(p) for p in parameters] for _ in directions]
+        products = torch.zeros_like(vectors)
+        pieces_of = [self.unflatten(product) for product in products]  # views
         gradients: list[Tensor] = []
         losses: list[Tensor] = []
         outputs: list[Tensor] = []
@@ -274,8 +275,9 @@ class EmpiricalRisk:
                 sample_losses, output = self.evaluate(inputs, targets, autocast=False)
                 weights = sample_losses.new_full(sample_losses.shape, 1 / size).requires_grad_()
                 mean = (sample_losses * weights).sum()
-            gradient = torch.autograd.grad(mean, parameters, create_graph=True, materialize_grads=True)
-            if not losses:
+            is_curved = len(vectors) > 0
+            gradient = torch.autograd.grad(mean, parameters, create_graph=is_curved, materialize_grads=True)
+            if is_curved and not losses:
                 check_graph(gradient)
             for j, direction in enumerate(directions):
                 *rows, slope = torch.autograd.grad(
@@ -285,7 +287,7 @@ class EmpiricalRisk:
                     retain_graph=j + 1 < len(directions),
                     materialize_grads=True,
                 )
-                torch._foreach_add_(products[j], rows)
+                torch._foreach_add_(pieces_of[j], rows)
                 slopes[j].append(slope)
             pieces = [piece.detach() for piece in gradient]
             gradients = list(torch._foreach_add(gradients, pieces)) if gradients else pieces
@@ -296,7 +298,7 @@ class EmpiricalRisk:
             self.assembled(losses, batch),
             self.assembled(outputs, batch),
             flatten(gradients),
-            summed(torch.stack([flatten(row) for row in products])) if products else torch.zeros_like(vectors),
+            summed(products),
             torch.stack([self.assembled(row, batch) for row in slopes]) if slopes else vectors.new_zeros(0, size),
         )
         return result, gradients
