@@ -1,9 +1,13 @@
 import pytest
 import torch
+from layers import CROSS_ENTROPY, plain_curvature, plain_gradient, plain_hessian, plain_losses
 
+from opposing_signals.curvature import gradient_norms, sample_curvature
 from opposing_signals.errors import InputError
-from opposing_signals.models import mlp, resnet18, vgg11, vit
+from opposing_signals.models import mlp, resnet18, resnet56, resnet110, vgg11, vit
+from opposing_signals.models.resnet import PaddedShortcut
 from opposing_signals.models.vit import Block
+from opposing_signals.risk import EmpiricalRisk
 
 
 def parameters(model: torch.nn.Module) -> int:
@@ -14,6 +18,8 @@ def parameters(model: torch.nn.Module) -> int:
     ("model", "count"),
     [
         (lambda: resnet18((3, 32, 32), 10), 11_173_962),  # the usual CIFAR ResNet-18
+        (lambda: resnet56((3, 32, 32), 10), 853_018),  # 0.85M and 1.7M in table 6 of He et al.
+        (lambda: resnet110((3, 32, 32), 10), 1_727_962),
         (lambda: vgg11((3, 32, 32), 10, batch_norm=False), 9_750_922),
         (lambda: vgg11((3, 32, 32), 10, batch_norm=True), 9_756_426),
         (lambda: vit((3, 32, 32), 10, width=192, depth=8), 3_583_306),
@@ -25,7 +31,7 @@ def test_sizes_are_the_standard_ones(model, count):
     assert parameters(model()) == count
 
 
-@pytest.mark.parametrize("model", [resnet18, vgg11])
+@pytest.mark.parametrize("model", [resnet18, resnet56, vgg11])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_image_models_map_images_to_logits(model, channels):
     network = model((channels, 32, 32), 7, width=4)
@@ -34,6 +40,44 @@ def test_image_models_map_images_to_logits(model, channels):
 
 def test_width_scales_every_stage():
     assert parameters(resnet18((3, 32, 32), 10, width=16)) == 701_466
+
+
+@pytest.mark.parametrize(("model", "layers"), [(resnet18, 18), (resnet56, 56), (resnet110, 110)])
+def test_a_residual_network_is_as_deep_as_its_name_says(model, layers):
+    network = model((3, 32, 32), 10, width=2)
+    weights = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)]
+    projections = [module for module in weights if getattr(module, "kernel_size", None) == (1, 1)]
+    assert len(weights) - len(projections) == layers
+
+
+def test_the_shortcut_without_parameters_passes_every_second_pixel_and_adds_channels_of_zeros():
+    torch.manual_seed(0)
+    network = resnet56((3, 32, 32), 10, width=2).eval()
+    entrance = network.stages[9]  # into the second stage
+    torch.nn.init.zeros_(entrance.bn2.weight)  # the block's own branch is then 0
+    images = torch.rand(2, 2, 32, 32)
+    with torch.no_grad():
+        passed = entrance(images)
+    assert passed.shape == (2, 4, 16, 16)
+    assert torch.equal(passed[:, :2], images[:, :, ::2, ::2])
+    assert not passed[:, 2:].any()
+
+
+def test_derivatives_through_that_shortcut():
+    torch.manual_seed(0)
+    layers = torch.nn.Conv2d(2, 3, 3, padding=1), PaddedShortcut(2), torch.nn.GELU(), torch.nn.Flatten()
+    model = torch.nn.Sequential(*layers, torch.nn.Linear(20, 3))
+    inputs, targets = torch.randn(5, 2, 4, 4), torch.randint(3, (5,))
+    risk = EmpiricalRisk(model, CROSS_ENTROPY, inputs, targets, chunk=3, precision="float64")
+    losses = plain_losses(risk)
+    dense = plain_hessian(losses.mean(), risk)
+    v = torch.randn(len(dense), dtype=torch.float64)
+    close = {"rtol": 1e-9, "atol": 1e-11}
+    torch.testing.assert_close(risk.hessian_products(v[None]).products[0], dense @ v, **close)
+    curvatures = torch.stack([plain_curvature(loss, risk, v) for loss in losses])
+    torch.testing.assert_close(sample_curvature(risk, v).curvatures, curvatures, **close)
+    norms = torch.stack([plain_gradient(loss, risk).detach().norm() for loss in losses])
+    torch.testing.assert_close(gradient_norms(risk), norms, **close)
 
 
 def test_equal_seeds_give_equal_weights():

@@ -4,5 +4,6 @@ from opposing_signals.data.chebyshev import chebyshev
 from opposing_signals.data.cifar10 import cifar10
 from opposing_signals.data.dataset import Dataset
 from opposing_signals.data.planted import planted
+from opposing_signals.data.text import openwebtext, text_demo
 
-__all__ = ["Dataset", "chebyshev", "cifar10", "planted"]
+__all__ = ["Dataset", "chebyshev", "cifar10", "openwebtext", "planted", "text_demo"]

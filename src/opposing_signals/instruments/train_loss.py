@@ -14,5 +14,5 @@ class TrainLoss(Instrument):
         self.write(module, step, "train_loss", module.loss)
         targets = self.risk.targets[module.batch]
         if not targets.is_floating_point():
-            accuracy = (module.forward_pass.outputs.argmax(1) == targets).double().mean().item()
+            accuracy = (module.forward_pass.outputs.argmax(-1) == targets).double().mean().item()
             self.write(module, step, "train_accuracy", accuracy)

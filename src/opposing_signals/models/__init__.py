@@ -1,8 +1,9 @@
 """The architectures of the paper's experiments; torchvision's parts where it has them."""
 
+from opposing_signals.models.gpt import gpt
 from opposing_signals.models.mlp import mlp
-from opposing_signals.models.resnet import resnet18
+from opposing_signals.models.resnet import resnet18, resnet56, resnet110
 from opposing_signals.models.vgg import vgg11
 from opposing_signals.models.vit import vit
 
-__all__ = ["mlp", "resnet18", "vgg11", "vit"]
+__all__ = ["gpt", "mlp", "resnet18", "resnet56", "resnet110", "vgg11", "vit"]

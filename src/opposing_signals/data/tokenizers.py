@@ -1,0 +1,138 @@
+"""Text to tokens: GPT-2's byte-pair encoding, and characters."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from opposing_signals.data.cifar10 import ENVIRONMENT_VARIABLE
+from opposing_signals.errors import InputError
+
+ENCODER_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/encoder.json"
+ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+END_OF_TEXT = "<|endoftext|>"
+
+# GPT-2's published pattern; tiktoken's possessive form of it, which splits alike and runs faster.
+_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """What turns text into tokens.
+
+    Attributes:
+        name: ``"gpt2"`` or ``"characters"``.
+        names: The text of each of the V tokens. Bytes that are no text on their own, such as a part of a character,
+            are lone surrogates (`errors="surrogateescape"`), so that nothing is lost: see `decode`.
+        encode: Text ↦ tokens ``[n]``, whole numbers below V.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    encode: Callable[[str], np.ndarray]
+
+
+def decode(tokens: Iterable[int], names: tuple[str, ...]) -> str:
+    """The text of ``tokens``; what is left of a character that is cut at either end becomes U+FFFD.
+
+    Args:
+        tokens: Whole numbers below V.
+        names: See `Tokenizer`; ``class_names`` of a `Dataset`.
+    """
+    joined = "".join(names[token] for token in tokens)
+    return joined.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def characters(pieces: Iterable[str]) -> Tokenizer:
+    """One token a character; the vocabulary is what occurs in ``pieces``, in the order of code points."""
+    alphabet: set[str] = set()
+    for piece in pieces:
+        alphabet.update(piece)
+    names = tuple(sorted(alphabet))
+    number = np.zeros(ord(names[-1]) + 1, dtype=np.uint32)
+    number[[ord(name) for name in names]] = np.arange(len(names))
+
+    def encode(text: str) -> np.ndarray:
+        return number[np.frombuffer(text.encode("utf-32-le"), dtype="<u4")]
+
+    return Tokenizer("characters", names, encode)
+
+
+def gpt2(root: str | None = None) -> Tokenizer:
+    """GPT-2's byte-pair encoding with 50,257 tokens (Radford et al. 2019); ``<|endoftext|>`` is one of them.
+
+    It is made from OpenAI's file ``encoder.json`` (whose numbers are the ranks of the merges), which is looked for as
+    `find_file` does, in a folder or its sub-folder ``gpt2_bpe``, and never downloaded.
+
+    Args:
+        root: Folder of the file (configuration field ``data.root``).
+
+    Raises:
+        InputError: The file is missing or altered, or tiktoken is not installed.
+    """
+    path = find_file("encoder.json", "gpt2_bpe", root)
+    if path is None:
+        raise InputError(
+            f"data.tokenizer=gpt2: no encoder.json in {places(root)}; fetch it by `curl --create-dirs -o "
+            f"{cache_folder() / 'encoder.json'} {ENCODER_URL}`, or take data.tokenizer=characters"
+        )
+    data = path.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != ENCODER_SHA256:
+        raise InputError(
+            f"{path}: not GPT-2's encoder.json: sha256 {found}, expected {ENCODER_SHA256}; fetch it again by "
+            f"`curl -o {path} {ENCODER_URL}`"
+        )
+    try:
+        from tiktoken import Encoding
+    except ImportError:
+        raise InputError(
+            "data.tokenizer=gpt2 needs tiktoken: install it by `pip install 'opposing-signals[text]'`, or take "
+            "data.tokenizer=characters"
+        ) from None
+    byte = _bytes_by_symbol()
+    ranks = {bytes(byte[symbol] for symbol in text): rank for text, rank in json.loads(data).items()}
+    special = {END_OF_TEXT: ranks.pop(END_OF_TEXT.encode())}
+    encoding = Encoding("gpt2", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    names = (*(text.decode("utf-8", "surrogateescape") for text in sorted(ranks, key=ranks.__getitem__)), END_OF_TEXT)
+    return Tokenizer("gpt2", names, lambda text: encoding.encode_to_numpy(text, allowed_special="all"))
+
+
+def _bytes_by_symbol() -> dict[str, int]:
+    """The printable character that stands for each byte in GPT-2's files: itself, or the next one from U+0100 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+# Where the files are ------------------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """The user's cache of this package."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opposing-signals"
+
+
+def find_file(name: str, subfolder: str, root: str | None) -> Path | None:
+    """The file in the first of these folders or its ``subfolder``: ``root``, ``OPPOSING_SIGNALS_DATA``, the cache."""
+    for folder in _folders(root):
+        for place in (folder, folder / subfolder):
+            if (place / name).is_file():
+                return place / name
+    return None
+
+
+def places(root: str | None) -> str:
+    """Where `find_file` looks, for a message."""
+    return " or ".join(str(folder) for folder in _folders(root))
+
+
+def _folders(root: str | None) -> list[Path]:
+    named = [folder for folder in (root, os.environ.get(ENVIRONMENT_VARIABLE)) if folder]
+    return [*(Path(folder).expanduser() for folder in named), cache_folder()]

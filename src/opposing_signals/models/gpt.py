@@ -1,0 +1,113 @@
+"""GPT-2 for next-token prediction, from a character model to GPT-2 small."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from opposing_signals.errors import InputError
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block without biases: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    Args:
+        width: Of a token.
+        heads: Of the causal attention; they share the width.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width, bias=False)
+        self.attention = nn.Linear(width, 3 * width, bias=False)  # queries, keys and values
+        self.projection = nn.Linear(width, width, bias=False)
+        self.norm2 = nn.LayerNorm(width, bias=False)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width, bias=False), nn.GELU(), nn.Linear(4 * width, width, bias=False)
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``[n, T, width]`` ↦ the same shape; position t sees positions up to t."""
+        parts = self.attention(self.norm1(tokens)).chunk(3, -1)
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        tokens = tokens + self.projection(attended.transpose(1, 2).flatten(2))
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+class GPT(nn.Module):
+    """GPT-2 (Radford et al. 2019) as nanoGPT pretrains it: no biases, no dropout, and a head tied to the embedding.
+
+    Positions are learned. Weights begin normal with standard deviation 0.02, those of the two projections into each
+    block's residual stream with 0.02/√(2 depth). A network of 6 blocks has 39 parameter tensors, the number that the
+    paper counts.
+
+    Args:
+        block: T, the largest number of tokens in a context.
+        vocabulary: V, the number of tokens that there are.
+        width: Of a token.
+        depth: Number of blocks.
+        heads: Of the attention.
+
+    Raises:
+        InputError: The heads do not share the width evenly.
+    """
+
+    def __init__(self, block: int, vocabulary: int, width: int, depth: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise InputError(f"model.heads={heads}: expected a divisor of model.width={width}")
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.positions = nn.Parameter(torch.empty(block, width))
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width, bias=False)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                is_residual = name.endswith(("projection.weight", "mlp.2.weight"))
+                nn.init.normal_(parameter, std=0.02 / (2 * depth) ** 0.5 if is_residual else 0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``[n, t]`` int64 with t <= T ↦ logits of each next token ``[n, t, V]``.
+
+        Raises:
+            InputError: The sequences are longer than T.
+        """
+        length, block = tokens.shape[1], len(self.positions)
+        if length > block:
+            raise InputError(f"sequences of {length} tokens: expected at most {block}, the block of this model")
+        hidden = self.embedding(tokens) + self.positions[:length]
+        return F.linear(self.norm(self.blocks(hidden)), self.embedding.weight)
+
+
+def gpt(
+    input_shape: tuple[int, ...],
+    outputs: int,
+    width: int = 384,
+    depth: int = 6,
+    heads: int = 6,
+    vocabulary: int | None = None,
+) -> GPT:
+    """GPT-2 on contexts of ``input_shape = (T,)`` tokens (see `GPT`).
+
+    Args:
+        input_shape: (T,).
+        outputs: Number of tokens in the data's vocabulary.
+        width: Of a token; 768 in GPT-2 small.
+        depth: Number of blocks; 12 in GPT-2 small.
+        heads: Of the attention; 12 in GPT-2 small.
+        vocabulary: V, which may be larger than ``outputs``: GPUs multiply faster by 50,304 than by GPT-2's 50,257.
+            None is ``outputs``.
+
+    Raises:
+        InputError: The data are not sequences of tokens, or have tokens that the vocabulary lacks; the heads do not
+            share the width evenly.
+    """
+    if len(input_shape) != 1:
+        raise InputError(
+            f"examples of shape {list(input_shape)}: model=gpt takes sequences of tokens, as data=text_demo"
+        )
+    if vocabulary is not None and vocabulary < outputs:
+        raise InputError(
+            f"model.vocabulary={vocabulary}: the data have {outputs} tokens; expected at least as many, or null"
+        )
+    return GPT(input_shape[0], outputs if vocabulary is None else vocabulary, width, depth, heads)
