@@ -148,6 +148,24 @@ def test_settings_that_cannot_work_are_refused(tmp_path, override, message):
     assert isinstance(error, InputError) or isinstance(error.__cause__, InputError)
 
 
+@pytest.mark.parametrize("rule", ["sam", "one_sam", "split_sgd", "sign_sgd", "clipped_sgd", "adam"])
+def test_other_rules_train_and_resume(tmp_path, rule):
+    """With the closure that a run hands them, and their state in its checkpoint."""
+
+    def run(folder: Path, steps: int) -> Record:
+        config = composed("fig03_chebyshev", f"optimizer={rule}", "optimizer.lr=0.001", "steps=6", "threads=1")
+        config.instruments.sharpness.every = 2
+        with Record.writing(folder, decisive(config)) as record:
+            config.steps = steps
+            train(config, record, None)
+        return Record(folder)
+
+    whole = run(tmp_path / "whole", 6)
+    run(tmp_path / "halved", 3)
+    assert_same(run(tmp_path / "halved", 6), whole)
+    assert whole["train_loss"].values[-1] < whole["train_loss"].values[0]
+
+
 @pytest.mark.parametrize("precision", ["float64", "bfloat16"])
 def test_other_precisions_train(tmp_path, precision):
     record = trained(tmp_path, f"risk.precision={precision}", "steps=3")

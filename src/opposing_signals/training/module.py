@@ -11,6 +11,7 @@ import torch
 
 from opposing_signals._lightning import LightningModule
 from opposing_signals.errors import InputError
+from opposing_signals.optim import OneSAM
 from opposing_signals.risk import Batch, CurvaturePass, EmpiricalRisk, ForwardPass
 from opposing_signals.training.batches import Batches
 
@@ -60,7 +61,10 @@ class TrainingModule(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer of all parameters."""
-        return self._optimizer_factory(self.model.parameters())
+        optimizer = self._optimizer_factory(self.model.parameters())
+        if isinstance(optimizer, OneSAM):
+            optimizer.follow(self.risk, lambda: self.batch)
+        return optimizer
 
     def train_dataloader(self) -> Batches:
         """The batches; they hold indices, the data rest on the device."""

@@ -1,0 +1,54 @@
+"""SGD on gradients that are clipped parameter by parameter (§4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim.optimizer import ParamsT
+
+from opposing_signals.errors import InputError
+from opposing_signals.optim.groups import called, check_not_negative, check_share, descend, with_gradient
+
+
+class ClippedSGD(torch.optim.Optimizer):
+    """g ← clamp(g, ± bound) entry by entry, and then SGD: m ← β m + g, θ ← θ − η m.
+
+    Zhang et al. 2020 ("Why are adaptive methods good for attention models?") and Pan and Li 2023 study such clipping,
+    the latter of a fixed share of the entries instead of those above a fixed bound. Unlike a clipped norm it changes
+    the gradient's direction. ``.grad`` stays as it is, where
+    `torch.nn.utils.clip_grad_value_` overwrites it: what is measured after the step sees the gradient itself.
+
+    Args:
+        params: As for any torch optimizer.
+        lr: η.
+        bound: Largest magnitude of an entry of the gradient; ``inf`` clips nothing.
+        momentum: β.
+
+    Raises:
+        InputError: η is negative, β outside [0, 1), or the bound not positive.
+        RuntimeError: In `step`, a gradient is sparse.
+    """
+
+    def __init__(self, params: ParamsT, lr: float = 0.1, bound: float = 0.001, momentum: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "bound": bound, "momentum": momentum})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, with settings of their own if they are given."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        check_not_negative(group, "lr")
+        check_share(group, "momentum")
+        if not group["bound"] > 0:
+            raise InputError(f"optimizer.bound={group['bound']}: expected a number larger than 0, or inf")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take one step; the loss of ``closure``, if there is one."""
+        loss = called(closure)
+        for group in self.param_groups:
+            parameters, gradients = with_gradient(group)
+            bound = group["bound"]
+            descend(self, group, parameters, [gradient.clamp(-bound, bound) for gradient in gradients])
+        return loss

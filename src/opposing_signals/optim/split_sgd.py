@@ -1,0 +1,222 @@
+"""SplitSGD: gradient steps on parameters with small gradients, signed steps on the others (Appendix F)."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from opposing_signals.errors import InputError, TrainingStoppedError
+from opposing_signals.optim.groups import (
+    Group,
+    called,
+    check_not_negative,
+    check_share,
+    momentum_buffers,
+    with_gradient,
+)
+from opposing_signals.optim.quantile import magnitude_quantile
+
+_GRAIN = 32_768  # entries that torch gives to one thread; with all buffers of the rule they fit a core's cache
+
+Tensors = list[Tensor]
+
+
+class SplitSGD(torch.optim.Optimizer):
+    """Algorithm 1 of Rosenfeld and Risteski 2024. With g the gradient and m = 0 to begin with, step t is::
+
+        m ← β m + (1 − τ) g;  m̂ = m / (1 − τ^t)
+        θ ← θ − η1 m̂ where |m̂| <= r, and θ − η2 sign(m̂) elsewhere
+
+    Two other methods bear the name and are unrelated: SplitSGD of Sordello, Dalmasso, He and Su (2019, "Robust learning
+    rate selection for stochastic optimization via splitting diagnostic"), which lowers the learning rate where two
+    threads of SGD disagree, and Split SGD of Kalamkar et al. 2020 for recommender systems, which keeps the two halves
+    of the bits of each float32 weight apart.
+
+    ``lr`` is η2, the counterpart of Adam's: Adam's step of a parameter is about ``lr`` as well. `torch.optim.SGD` with
+    dampening is not this rule with r = ∞: its buffer begins with g_1 undampened, and it does not divide by 1 − τ^t.
+
+    t is counted by parameter, and a step in which a parameter has no gradient does not count, as in torch's Adam.
+    Momenta, counts and the threshold are in `state_dict`.
+
+    Args:
+        params: As for any torch optimizer; a group can set any of the numbers below.
+        lr: η2, the size of signed steps.
+        sgd_lr: η1, the step size of the others; 0 leaves them where they are.
+        momentum: β.
+        dampening: τ.
+        threshold: r; None takes ``quantile`` of the magnitudes of the first gradient, over all parameters.
+        quantile: Without effect when r is given.
+        foreach: Update many tensors a call. False: one after another, as the rule is written.
+        fused: Update by one kernel that `torch.compile` writes at the first step; it needs a C++ compiler on a CPU.
+
+    Raises:
+        InputError: A step size or r is negative, β or τ outside [0, 1), or the quantile outside (0, 1).
+        TrainingStoppedError: In `step`, r is to be taken from a gradient that is not finite.
+        RuntimeError: In `step`, a gradient is sparse.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 0.001,
+        sgd_lr: float = 0.1,
+        momentum: float = 0.9,
+        dampening: float = 0.9,
+        *,
+        threshold: float | None = None,
+        quantile: float = 0.1,
+        foreach: bool = True,
+        fused: bool = False,
+    ) -> None:
+        numbers = {"lr": lr, "sgd_lr": sgd_lr, "momentum": momentum, "dampening": dampening}
+        split = {"threshold": threshold, "quantile": quantile}
+        super().__init__(params, {**numbers, **split, "foreach": foreach, "fused": fused})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters; a threshold that is not given is taken from their first gradient."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        check_not_negative(group, "lr", "sgd_lr")
+        check_share(group, "momentum", "dampening")
+        if group["threshold"] is not None:
+            check_not_negative(group, "threshold")
+        if not 0 < group["quantile"] < 1:
+            raise InputError(f"optimizer.quantile={group['quantile']}: expected a number between 0 and 1, as 0.1")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take one step; the loss of ``closure``, if there is one."""
+        loss = called(closure)
+        self._take_thresholds()
+        for group in self.param_groups:
+            update = _fused if group["fused"] else _foreach if group["foreach"] else _one_by_one
+            parameters, gradients = with_gradient(group)
+            momenta = momentum_buffers(self, parameters)
+            alike: dict[tuple, tuple[Tensors, Tensors, Tensors]] = defaultdict(lambda: ([], [], []))
+            for row in zip(parameters, gradients, momenta, strict=True):
+                state = self.state[row[0]]
+                state["step"] = state.get("step", 0) + 1
+                for column, tensor in zip(alike[state["step"], row[0].dtype, row[0].device], row, strict=True):
+                    column.append(tensor)
+            for (step, dtype, _), columns in alike.items():
+                update(*columns, _factors(group, step, dtype))
+        return loss
+
+    @property
+    def signed_share(self) -> Tensor:
+        """``[]`` share of the parameters that the last step moved by a signed step; nan before the first.
+
+        It is counted when it is asked for, from the momenta, and stays on their device.
+        """
+        counts, entries = [], 0
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state.get(parameter, {})
+                if "step" in state:
+                    limit = _factors(group, state["step"], parameter.dtype).limit
+                    counts.append((state["momentum_buffer"].abs() > limit).count_nonzero())
+                    entries += parameter.numel()
+        if not counts:
+            return torch.tensor(math.nan)
+        return torch.stack([count.to(counts[0].device) for count in counts]).sum() / entries
+
+    def _take_thresholds(self) -> None:
+        waiting = [group for group in self.param_groups if group["threshold"] is None]
+        gradients = [gradient for group in waiting for gradient in with_gradient(group)[1]]
+        if not gradients:
+            return
+        for quantile in {group["quantile"] for group in waiting}:
+            threshold = magnitude_quantile(gradients, quantile)
+            if not math.isfinite(threshold):
+                raise TrainingStoppedError("the first gradient, of which SplitSGD takes its threshold, is not finite")
+            for group in waiting:
+                if group["quantile"] == quantile:
+                    group["threshold"] = threshold
+
+
+class _Factors(NamedTuple):
+    """What a step needs: the limit on |m|, η1 / (1 − τ^t), η2, β and 1 − τ."""
+
+    limit: float
+    plain: float
+    signed: float
+    kept: float
+    added: float
+
+
+def _factors(group: Group, step: int, dtype: torch.dtype) -> _Factors:
+    """Those of the t-th step of a group.
+
+    |m̂| <= r is |m| <= r (1 − τ^t), so that m̂ need not be formed. The limit is a number of the parameters' type: every
+    path then compares with the same one.
+    """
+    debias = 1 - group["dampening"] ** step
+    limit = float(torch.tensor(min(group["threshold"] * debias, torch.finfo(dtype).max), dtype=dtype))
+    return _Factors(limit, group["sgd_lr"] / debias, group["lr"], group["momentum"], 1 - group["dampening"])
+
+
+def _one_by_one(parameters: Tensors, gradients: Tensors, momenta: Tensors, factors: _Factors) -> None:
+    """The rule as it is written. A nan is not larger than the limit, and so reaches its parameter."""
+    limit, plain, signed, kept, added = factors
+    for parameter, gradient, momentum in zip(parameters, gradients, momenta, strict=True):
+        momentum.mul_(kept).add_(gradient * added)
+        parameter.sub_(torch.where(momentum.abs() > limit, momentum.sign() * signed, momentum * plain))
+
+
+def _foreach(parameters: Tensors, gradients: Tensors, momenta: Tensors, factors: _Factors) -> None:
+    """The rule in operations that torch has for many tensors at once.
+
+    With c = clamp(m, ± limit), the sign of m − c is that of m where |m| > limit, and 0 elsewhere. Where it is not 0,
+    c − limit x sign is exactly 0; elsewhere it is m.
+    """
+    limit, plain, signed, kept, added = factors
+    for theta, slopes, averages in _blocks(parameters, gradients, momenta):
+        torch._foreach_mul_(averages, kept)
+        torch._foreach_add_(averages, slopes, alpha=added)
+        small = torch._foreach_clamp_max(averages, limit)
+        torch._foreach_clamp_min_(small, -limit)
+        signs = torch._foreach_sub(averages, small)
+        torch._foreach_sign_(signs)
+        torch._foreach_add_(small, signs, alpha=-limit)
+        torch._foreach_add_(theta, small, alpha=-plain)
+        torch._foreach_add_(theta, signs, alpha=-signed)
+
+
+def _blocks(*lists: Tensors) -> Iterator[list[Tensors]]:
+    """On a CPU, pieces that stay in its cache from one operation to the next: memory is what a step waits for."""
+    if lists[0][0].device.type != "cpu":
+        yield list(lists)
+        return
+    size = _GRAIN * torch.get_num_threads()
+    block: list[tuple[Tensor, ...]] = []
+    entries = 0
+    for tensors in zip(*lists, strict=True):
+        is_divided = tensors[0].numel() > size and all(tensor.is_contiguous() for tensor in tensors)
+        pieces = zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True) if is_divided else [tensors]
+        for piece in pieces:
+            if block and entries + piece[0].numel() > size:
+                yield [list(column) for column in zip(*block, strict=True)]
+                block, entries = [], 0
+            block.append(piece)
+            entries += piece[0].numel()
+    yield [list(column) for column in zip(*block, strict=True)]
+
+
+_compiled = torch.compile(_one_by_one, dynamic=False)
+
+
+def _fused(parameters: Tensors, gradients: Tensors, momenta: Tensors, factors: _Factors) -> None:
+    """The rule as one kernel. Factors go in as tensors: numbers would be compiled in, and change from step to step."""
+    as_tensor = torch.tensor(factors, dtype=parameters[0].dtype).to(parameters[0].device, non_blocking=True)
+    # torch 2.13 loses what a compiled function writes into a CPU tensor without axes
+    parameters, gradients, momenta = (
+        [tensor if tensor.ndim else tensor.view(1) for tensor in tensors]
+        for tensors in (parameters, gradients, momenta)
+    )
+    _compiled(parameters, gradients, momenta, _Factors(*cast(Any, as_tensor.unbind())))
