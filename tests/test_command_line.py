@@ -98,7 +98,7 @@ def test_a_complete_run_is_reused(command, tmp_path):
     ("arguments", "parts"),
     [
         (["experiment=nonsense"], ["experiment=nonsense", "fig01_group_losses", "fig03_chebyshev"]),
-        (["experiment=fig03_chebyshev", "model=nonsense"], ["model=nonsense", "mlp, resnet18"]),
+        (["experiment=fig03_chebyshev", "model=nonsense"], ["model=nonsense", "mlp, resnet110, resnet18"]),
         (["experiment=fig03_chebyshev", "data=nonsense"], ["data=nonsense", "chebyshev, cifar10"]),
         (["experiment=fig03_chebyshev", "scale=huge"], ["scale=huge", "cpu, paper, smoke"]),
         (["scale=smoke"], ["no experiment given", "fig03_chebyshev"]),
