@@ -148,7 +148,7 @@ def test_settings_that_cannot_work_are_refused(tmp_path, override, message):
     assert isinstance(error, InputError) or isinstance(error.__cause__, InputError)
 
 
-@pytest.mark.parametrize("rule", ["sam", "one_sam", "split_sgd", "sign_sgd", "clipped_sgd", "adam"])
+@pytest.mark.parametrize("rule", ["sam", "one_sam", "split_sgd", "sign_sgd", "clipped_sgd", "adam", "gradient_flow"])
 def test_other_rules_train_and_resume(tmp_path, rule):
     """With the closure that a run hands them, and their state in its checkpoint."""
 
@@ -164,6 +164,16 @@ def test_other_rules_train_and_resume(tmp_path, rule):
     run(tmp_path / "halved", 3)
     assert_same(run(tmp_path / "halved", 6), whole)
     assert whole["train_loss"].values[-1] < whole["train_loss"].values[0]
+
+
+def test_the_integrator_tells_what_it_spends(tmp_path):
+    instrument = "+instruments.integration._target_=opposing_signals.instruments.Integration"
+    config = composed("fig03_chebyshev", "optimizer=gradient_flow", "optimizer.lr=0.01", "steps=3", instrument)
+    with Record.writing(tmp_path / "flow", decisive(config)) as record:
+        train(config, record, None)
+    assert (Record(tmp_path / "flow")["flow_gradients"].values >= 2).all()
+    with pytest.raises(InputError, match="the optimizer is SGD: expected GradientFlow"):
+        trained(tmp_path / "sgd", instrument)
 
 
 @pytest.mark.parametrize("precision", ["float64", "bfloat16"])

@@ -6,6 +6,7 @@ from opposing_signals.instruments.break_even import BreakEven
 from opposing_signals.instruments.gauss_newton import GaussNewton
 from opposing_signals.instruments.gradient_norms import GradientNorms
 from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.instruments.integration import Integration
 from opposing_signals.instruments.jacobian import Jacobian
 from opposing_signals.instruments.outputs import Outputs
 from opposing_signals.instruments.preconditioned_sharpness import PreconditionedSharpness
@@ -26,6 +27,7 @@ __all__ = [
     "GaussNewton",
     "GradientNorms",
     "Instrument",
+    "Integration",
     "Jacobian",
     "Outputs",
     "PreconditionedSharpness",
