@@ -7,6 +7,7 @@ from torch import nn
 from opposing_signals.errors import InputError
 from opposing_signals.losses import square_loss
 from opposing_signals.optim import GradientFlow
+from opposing_signals.optim.gradient_flow import _substep
 from opposing_signals.risk import EmpiricalRisk
 
 CURVATURES = torch.logspace(-1, 3, 30, dtype=torch.float64)
@@ -30,8 +31,9 @@ def quadratic_flow(lr: float, steps: int, **settings) -> tuple[torch.Tensor, int
 
 
 def test_a_stiff_quadratic_decays_as_its_exponentials():
-    theta, _ = quadratic_flow(0.5, 4)
-    torch.testing.assert_close(theta, torch.exp(-2 * CURVATURES), rtol=0, atol=2e-3)
+    theta, evaluations = quadratic_flow(1.0, 12, tolerance=0.1)
+    torch.testing.assert_close(theta, torch.exp(-12 * CURVATURES), rtol=0, atol=1e-3)
+    assert evaluations < 0.5 * 12 * 1000 / 2  # Euler steps of 2/λ at most would take 6,000
 
 
 def test_the_error_falls_with_the_tolerance():
@@ -40,6 +42,31 @@ def test_the_error_falls_with_the_tolerance():
         for tolerance in (0.1, 0.01)
     )
     assert tight < loose / 5
+
+
+@pytest.mark.parametrize("stages", [2, 3, 5, 12])
+def test_a_substep_is_stable_for_its_radius_and_of_second_order(stages):
+    def stretched(eigenvalues: torch.Tensor, time: float, radius: float) -> torch.Tensor:
+        ones = torch.ones_like(eigenvalues)
+        taken = _substep(lambda theta: -eigenvalues * theta, ones, -eigenvalues, time, radius)
+        return ones + taken.displacement
+
+    radius = (stages**2 - 1) / 1.54 - 0.01
+    assert (stretched(torch.linspace(0, radius, 500, dtype=torch.float64), 1.0, radius).abs() <= 1 + 1e-9).all()
+    few = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    errors = [float((stretched(few, t, radius / t) - torch.exp(-t * few)).norm()) for t in (0.02, 0.01)]
+    assert errors[0] / errors[1] == pytest.approx(8, rel=0.1)
+
+
+def test_an_interval_along_which_the_loss_rises_is_given_up():
+    theta = torch.ones(1, requires_grad=True)
+
+    def uphill() -> float:
+        theta.grad = -theta.detach()
+        return theta.item() ** 2
+
+    with pytest.raises(InputError, match="the loss rises along the flow even in 1024 substeps"):
+        GradientFlow([theta], 0.1).step(uphill)
 
 
 def network() -> EmpiricalRisk:

@@ -29,7 +29,8 @@ Coefficients = tuple[float, list[tuple[float, float, float, float]]]
 _HEUN: Coefficients = (1.0, [(0.5, 0.0, 0.5, 0.0)])
 _SAFETY = 1.2  # on the measured spectral radius
 _AGREEMENT = 0.05  # relative change at which its power iteration has converged
-_REMEASURE = 5  # intervals after which it is measured again
+_ITERATIONS, _ITERATIONS_AGAIN = 20, 4  # at most: at first, and from the direction of last time
+_REMEASURE = 10  # intervals after which it is measured again
 _MOST = 32  # substeps of an interval for the sake of the tolerance
 _FAILED = 1024  # substeps at which an interval along which the loss still rises is given up
 _REPEAT = 4.0  # times the allowed error from which on an interval is repeated
@@ -64,7 +65,7 @@ class GradientFlow(torch.optim.Optimizer):
             substeps are spent on it.
 
     Raises:
-        InputError: ``lr`` or ``tolerance`` is not positive; in `step`, the weights run away however short the steps.
+        InputError: ``lr`` or ``tolerance`` is not positive; in `step`, the loss rises however short the substeps.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, tolerance: float = 0.01) -> None:
@@ -190,7 +191,7 @@ def _measure_radius(slope: Slope, position: Tensor, here: Tensor, memory: dict[s
     distance = math.sqrt(torch.finfo(position.dtype).eps) * max(1.0, float(position.norm()))
     direction = memory.get("direction", here)
     radius = memory.get("radius", 0.0)
-    for _ in range(20):
+    for _ in range(_ITERATIONS_AGAIN if "direction" in memory else _ITERATIONS):
         length = float(direction.norm())
         if length == 0:  # at a stationary point nothing moves
             break
