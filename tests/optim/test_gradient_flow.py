@@ -65,7 +65,7 @@ def test_a_flow_that_no_substep_follows_is_given_up():
         theta.grad = torch.randn(1, dtype=torch.float64, generator=generator)
         return theta.item()
 
-    with pytest.raises(InputError, match="cannot be followed even in steps of"):
+    with pytest.raises(InputError, match="no flow even in steps of"):
         GradientFlow([theta], lr=1.0, tolerance=1e-9).step(jumping)
 
 

@@ -108,7 +108,7 @@ class GradientFlow(torch.optim.Optimizer):
                 remaining = remaining - time if pieces > 1 else 0.0
             elif memory["substep"] < _SHORTEST * group["lr"]:
                 raise InputError(
-                    f"optimizer.lr={group['lr']}: the flow cannot be followed even in steps of {memory['substep']:.1e}; "
+                    f"optimizer.lr={group['lr']}: no flow even in steps of {memory['substep']:.1e}; "
                     "expected a larger optimizer.tolerance, or an initialization with smaller gradients"
                 )
             else:
