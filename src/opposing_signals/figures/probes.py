@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpecFromSubplotSpec, SubplotSpec
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from opposing_signals.figures import style
 from opposing_signals.signals import (
@@ -139,7 +139,7 @@ def _draw_probabilities(
 def _draw_norm(axes: Axes, positions: np.ndarray, path: ProbePath) -> None:
     axes.plot(positions, path.norm, color=_INPUT, label="input")
     axes.plot(positions, path.mean_norm, color=_MEAN, label="mean over the training data")
-    axes.set(title="feature norm", ylim=(0, 1.15 * max(path.norm.max(), path.mean_norm.max())))
+    axes.set(title="feature norm", ylim=(0, 1.3 * max(path.norm.max(), path.mean_norm.max())))
     axes.legend(loc="upper right")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -201,7 +201,7 @@ def probe_under_adam(trajectories: Mapping[str, Trajectory], probe: str, adam: s
         return block_probe({descent: trajectories[descent]}, probe)
     trajectory = trajectories[adam]
     path = probe_path(trajectory, probe)
-    figure = style.figure(15, 3.9, _title(trajectory, probe))
+    figure = style.figure(15, 4.2, _title(trajectory, probe))
     grid = figure.add_gridspec(1, 5, width_ratios=[0.62, 1.5, 1.35, 1.2, 1.2])
     _draw_input(figure, grid[0], trajectory, path)
     logits, norms = figure.add_subplot(grid[1]), figure.add_subplot(grid[3])
@@ -219,20 +219,23 @@ def probe_under_adam(trajectories: Mapping[str, Trajectory], probe: str, adam: s
 
 
 def _draw_decline(axes: Axes, trajectories: Mapping[str, Trajectory], probe: str, colours: Mapping[str, str]) -> None:
-    """Norm over its peak so far against the smallest train loss so far, with the loss that both runs reach."""
+    """Norm over its peak so far against the smallest train loss so far; dotted the smallest that both runs reach."""
     for name, colour in colours.items():
         if name not in trajectories:
             continue
         path, losses = probe_path(trajectories[name], probe), trajectories[name].record["train_loss"]
         lowest = np.minimum.accumulate(losses.values)
         rows = np.isin(path.steps, losses.steps)
-        values = (path.norm / np.maximum.accumulate(path.norm))[rows]
-        axes.plot(lowest[np.isin(losses.steps, path.steps)], values, color=colour, linewidth=0.9, label=name)
+        rows[-1] = False  # the level is a mean over two steps
+        values = (path.level / np.maximum.accumulate(path.level))[rows[:-1]]
+        axes.plot(lowest[np.isin(losses.steps, path.steps[rows])], values, color=colour, linewidth=0.9, label=name)
     present = [trajectories[name] for name in colours if name in trajectories]
     if len(present) == 2:
         axes.axvline(common_loss(*present), color=style.MUTED, linewidth=0.8, linestyle=":")
-    axes.set(title="norm over its peak so far", xlabel="lowest train loss so far (dotted: equal loss)", xscale="log")
-    axes.set_ylim(0, 1.05)
+    axes.set(title="norm over its peak so far", xlabel="lowest train loss so far", ylim=(0, 1.05), xscale="log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=20))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda loss, _: f"{loss:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.invert_xaxis()
     axes.legend(fontsize=7)
 
@@ -265,7 +268,7 @@ def probe_family(trajectories: Mapping[str, Trajectory], probes: Sequence[str]) 
         axes.set_title(f"{probe.replace('_', ' ')}\n{axes.get_title(loc='left')}", fontsize=8)
     for axes in panels[-1]:
         axes.set_xlabel("step (dotted: break-even)")
-    panels[0, 0].legend(loc="upper left", fontsize=7)
+    panels[0, 0].legend(loc="lower right", fontsize=7)
     return figure
 
 
@@ -296,7 +299,8 @@ def colour_neighbours(trajectories: Mapping[str, Trajectory]) -> Figure:
     dataset = trajectory.dataset
     assert dataset.images is not None
     count = neighbours.shape[1]
-    title = f"Training images nearest to a colour: {trajectory.record.provenance['data']['name']}"
+    data = trajectory.record.provenance["data"]["name"]
+    title = f"Training images nearest to a colour, with their class and mean distance in RGB: {data}"
     figure = style.figure(1.15 * (count + 1), 0.5 + 1.6 * len(names), title)
     panels = figure.subplots(len(names), count + 1, squeeze=False)
     for row, name, colour, indices, apart in zip(panels, names, colours, neighbours, distances, strict=True):

@@ -39,24 +39,30 @@ class ProbePath:
         return softmax(self.logits, axis=1)
 
     @cached_property
+    def level(self) -> np.ndarray:
+        """``[T - 1]``: the norm averaged over two successive steps, so that no phase of an oscillation decides."""
+        return _over_two(self.norm)
+
+    @cached_property
     def peak(self) -> int:
-        """The row of the largest norm, the first of equals."""
-        return int(np.argmax(self.norm))
+        """The row of the highest `level`, the first of equals."""
+        return int(np.argmax(self.level))
 
     @property
     def growth_over_mean(self) -> float:
-        """Growth of the norm from the first step to its peak, over the growth of the data's mean norm meanwhile."""
-        return self.rise * float(self.mean_norm[0] / self.mean_norm[self.peak])
+        """Growth of `level` from the start to its peak, over the growth of the data's mean norm meanwhile."""
+        mean = _over_two(self.mean_norm)
+        return self.rise * float(mean[0] / mean[self.peak])
 
     @property
     def rise(self) -> float:
-        """Peak of the norm over its first value."""
-        return float(self.norm[self.peak] / self.norm[0])
+        """Peak of `level` over its first value."""
+        return float(self.level[self.peak] / self.level[0])
 
     @property
     def remainder(self) -> float:
-        """Last value of the norm over its peak."""
-        return float(self.norm[-1] / self.norm[self.peak])
+        """Last value of `level` over its peak."""
+        return float(self.level[-1] / self.level[self.peak])
 
     @cached_property
     def alternation(self) -> Series:
@@ -92,11 +98,15 @@ class ProbePath:
         return np.stack([changes[rows], changes[rows + 1]], axis=1)
 
 
+def _over_two(values: np.ndarray) -> np.ndarray:
+    return (values[1:] + values[:-1]) / 2
+
+
 def probe_path(trajectory: Trajectory, name: str) -> ProbePath:
     """The way of the probe ``name`` along a run with the instrument `BlockProbe`.
 
     Raises:
-        InputError: The run passed no such probe; its loss is not cross-entropy, so that a softmax of its outputs means
+        InputError: The run passed no such probe, or did so at one step only; its loss is not cross-entropy, so that a softmax of its outputs means
             nothing.
     """
     configuration = trajectory.configuration
@@ -111,6 +121,8 @@ def probe_path(trajectory: Trajectory, name: str) -> ProbePath:
         raise InputError("the class probabilities of a probe need a run with loss=cross_entropy")
     record, column = trajectory.record, probes.index(name)
     logits = record["probe_logits"]
+    if len(logits) < 2:
+        raise InputError("the probes were passed through the network at one step; expected at least 2: set more steps")
     return ProbePath(
         name,
         np.asarray(record["probe_image"].values[0, column]),
@@ -139,7 +151,7 @@ def times(trajectory: Trajectory, steps: np.ndarray) -> np.ndarray:
 
 
 def norm_at_loss(trajectory: Trajectory, path: ProbePath, loss: float) -> float:
-    """Feature norm at the first measured step at which the train loss is at most ``loss``, over its peak until then.
+    """`ProbePath.level` where the train loss is at most ``loss`` for the first time, over its peak until then.
 
     NaN if the run did not get there.
     """
@@ -147,7 +159,7 @@ def norm_at_loss(trajectory: Trajectory, path: ProbePath, loss: float) -> float:
     reached = path.steps[np.isin(path.steps, np.asarray(losses.steps)[np.asarray(losses.values) <= loss])]
     if not len(reached):
         return float("nan")
-    until = path.norm[path.steps <= reached[0]]
+    until = path.level[: int(np.searchsorted(path.steps, reached[0])) + 1]
     return float(until[-1] / until.max())
 
 
