@@ -106,8 +106,8 @@ def probe_path(trajectory: Trajectory, name: str) -> ProbePath:
     """The way of the probe ``name`` along a run with the instrument `BlockProbe`.
 
     Raises:
-        InputError: The run passed no such probe, or did so at one step only; its loss is not cross-entropy, so that a softmax of its outputs means
-            nothing.
+        InputError: The run passed no such probe, or did so at one step only; its loss is not cross-entropy, so that a
+            softmax of its outputs means nothing.
     """
     configuration = trajectory.configuration
     probes = [str(probe) for probe in configuration["instruments"].get("block_probe", {}).get("probes", [])]
