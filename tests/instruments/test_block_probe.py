@@ -30,7 +30,7 @@ def configured(*overrides: str, probes=PROBES):
     OmegaConf.set_struct(config, False)
     kept = ("train_loss", "sharpness", "block_probe")
     config.instruments = {name: config.instruments[name] for name in kept if name in config.instruments}
-    config.instruments.sharpness = {**config.instruments.sharpness, "every": 2, "consecutive": 1}
+    config.instruments.sharpness = {**config.instruments.sharpness, "every": 2, "consecutive": 1, "max_products": 2}
     return config
 
 
@@ -139,11 +139,11 @@ def test_beside_a_compiled_pass_the_batch_is_passed_once_more(record, tmp_path, 
 
 
 def test_of_several_gradients_in_a_step_the_first_counts(record, tmp_path):
-    config = configured("optimizer=gradient_flow", "optimizer.lr=0.05", "steps=2")
-    flow = trained(tmp_path, config)
+    """SAM takes a second one away from θ_t."""
+    twice = trained(tmp_path, configured("optimizer=sam", "optimizer.lr=0.05", "steps=2"))
     for quantity in QUANTITIES:
-        assert flow[quantity].steps.tolist() == [0, 1]
-        np.testing.assert_array_equal(flow[quantity].values[0], record[quantity].values[0], quantity)
+        assert twice[quantity].steps.tolist() == [0, 1]
+        np.testing.assert_array_equal(twice[quantity].values[0], record[quantity].values[0], quantity)
 
 
 def test_under_minibatch_training_the_mean_is_over_the_batch(tmp_path):
