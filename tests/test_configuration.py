@@ -20,6 +20,8 @@ def test_every_experiment_composes_at_every_scale(experiment, scale):
     assert json.loads(json.dumps(decisive(config))) == decisive(config)
     for claim in config.claims:
         Threshold(claim.threshold if isinstance(claim.threshold, str) else claim.threshold[scale])
+    if "probe" in config.experiment:
+        assert config.experiment.probe in config.instruments.block_probe.probes
 
 
 def test_claim_identifiers_are_unique():

@@ -4,6 +4,13 @@ from opposing_signals.figures.changes import change_distribution, share_increasi
 from opposing_signals.figures.chebyshev import chebyshev
 from opposing_signals.figures.curvature import curvature_share, mlp_phases, outlier_metrics, sensitivity
 from opposing_signals.figures.groups import group_losses
+from opposing_signals.figures.probes import (
+    block_probe,
+    colour_neighbours,
+    probe_family,
+    probe_under_adam,
+    probe_under_flow,
+)
 from opposing_signals.figures.projection import projection
 from opposing_signals.figures.theory import (
     theorem31,
@@ -15,12 +22,17 @@ from opposing_signals.figures.theory import (
 )
 
 __all__ = [
+    "block_probe",
     "change_distribution",
     "chebyshev",
+    "colour_neighbours",
     "curvature_share",
     "group_losses",
     "mlp_phases",
     "outlier_metrics",
+    "probe_family",
+    "probe_under_adam",
+    "probe_under_flow",
     "projection",
     "sensitivity",
     "share_increasing",

@@ -2,17 +2,33 @@
 
 from opposing_signals.signals.metrics import Metric, SizeAlongV, metric_of_points, sizes_by_floor_distance
 from opposing_signals.signals.pairs import OpposingPair, find_pairs
+from opposing_signals.signals.probe import (
+    ProbePath,
+    common_loss,
+    is_descent,
+    lag_one_autocorrelation,
+    norm_at_loss,
+    probe_path,
+    times,
+)
 from opposing_signals.signals.selection import fallers, risers
 from opposing_signals.signals.trajectory import Trajectory
 
 __all__ = [
     "Metric",
     "OpposingPair",
+    "ProbePath",
     "SizeAlongV",
     "Trajectory",
+    "common_loss",
     "fallers",
     "find_pairs",
+    "is_descent",
+    "lag_one_autocorrelation",
     "metric_of_points",
+    "norm_at_loss",
+    "probe_path",
     "risers",
     "sizes_by_floor_distance",
+    "times",
 ]
