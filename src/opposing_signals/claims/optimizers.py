@@ -134,6 +134,9 @@ def range_ratio(trajectories: Trajectories, rule: str, other: str, quantity: Qua
 
 def dampening_difference(trajectories: Trajectories, strong: float = 0.9, weak: float = 0.0) -> Estimate:
     """Largest difference, over η1, of SplitSGD's final train loss with dampening ``strong`` less that with ``weak``."""
+    grids = [[(rule.sgd_lr, rule.lr) for rule in under(_all_of(trajectories), "SplitSGD", t)] for t in (strong, weak)]
+    if grids[0] != grids[1]:
+        return Estimate.unknown(f"the runs with τ = {strong:g} and τ = {weak:g} have different step sizes")
     return _of_grid(
         trajectories,
         {"strong": ("SplitSGD", strong), "weak": ("SplitSGD", weak)},
@@ -144,6 +147,11 @@ def dampening_difference(trajectories: Trajectories, strong: float = 0.9, weak: 
 def _range(values: np.ndarray) -> float:
     """Infinite if one of the values is."""
     return float(np.max(values) - np.min(values)) if np.isfinite(values).all() else float("inf")
+
+
+def _all_of(trajectories: Trajectories) -> dict[str, Trajectory]:
+    runs = Runs.of(trajectories)
+    return {**runs, **runs.stopped}
 
 
 def _of_grid(
@@ -163,7 +171,7 @@ def _of_grid(
     runs = Runs.of(trajectories)
     if runs.failures.keys() - runs.stopped.keys():
         return Estimate.unknown("failed: " + ", ".join(runs.failures.keys() - runs.stopped.keys()))
-    chosen = {group: under({**runs, **runs.stopped}, *rule) for group, rule in groups.items()}
+    chosen = {group: under(_all_of(runs), *rule) for group, rule in groups.items()}
     for group, (name, dampening) in groups.items():
         if not chosen[group]:
             return Estimate.unknown(f"no run under {name}" + ("" if dampening is None else f" with τ = {dampening:g}"))
@@ -172,7 +180,8 @@ def _of_grid(
     def of_steps(rows: np.ndarray | slice) -> float:
         return statistic({group: rows_of[:, rows].mean(1) for group, rows_of in values.items()})
 
-    value = of_steps(slice(None))
+    with np.errstate(invalid="ignore"):
+        value = of_steps(slice(None))
     if not np.isfinite(value):
         return Estimate.unknown("it is not finite; stopped: " + (", ".join(runs.stopped) or "none"))
     return Estimate(value, block_bootstrap(of_steps, next(iter(values.values())).shape[1]))
