@@ -1,6 +1,14 @@
 """What a record shows: loss changes, the points that they single out, and the opposing groups among them."""
 
-from opposing_signals.signals.metrics import Metric, SizeAlongV, metric_of_points, sizes_by_floor_distance
+from opposing_signals.signals.metrics import (
+    Metric,
+    SizeAlongV,
+    detrended,
+    gap_changes,
+    metric_of_points,
+    moving_average,
+    sizes_by_floor_distance,
+)
 from opposing_signals.signals.pairs import OpposingPair, find_pairs
 from opposing_signals.signals.probe import (
     ProbePath,
@@ -11,8 +19,9 @@ from opposing_signals.signals.probe import (
     probe_path,
     times,
 )
+from opposing_signals.signals.rules import Quantity, Rule, final, under
 from opposing_signals.signals.selection import fallers, risers
-from opposing_signals.signals.trajectory import Trajectory
+from opposing_signals.signals.trajectory import Runs, Trajectory
 
 __all__ = [
     "Metric",
@@ -21,7 +30,14 @@ __all__ = [
     "SizeAlongV",
     "Trajectory",
     "common_loss",
+    "Quantity",
+    "Rule",
+    "Runs",
+    "SizeAlongV",
+    "Trajectory",
+    "detrended",
     "fallers",
+    "final",
     "find_pairs",
     "is_descent",
     "lag_one_autocorrelation",
@@ -31,4 +47,10 @@ __all__ = [
     "risers",
     "sizes_by_floor_distance",
     "times",
+    "gap_changes",
+    "metric_of_points",
+    "moving_average",
+    "risers",
+    "sizes_by_floor_distance",
+    "under",
 ]
