@@ -37,7 +37,7 @@ class Trajectory:
     def dataset(self) -> Dataset:
         """The run's data set, loaded again."""
         data = dict(self.configuration["data"])
-        if "cifar10" in data["_target_"]:
+        if data["_target_"].endswith((".cifar10", ".openwebtext")):
             data["root"] = self._data_root
         return instantiate(data)
 
