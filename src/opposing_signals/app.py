@@ -164,8 +164,8 @@ def _conclude(config: DictConfig, records: dict[str, Record], logger: Any) -> No
             "reasons": {verdict.id: reason for verdict, reason in checked if reason},
         },
     )
-    for stale in (folder / "figure.png", folder / "figure.pdf", folder / "animation.gif"):
-        stale.unlink(missing_ok=True)
+    for stale in ("figure.png", "figure.pdf", "animation.gif", "tables.txt", "tables.html"):
+        (folder / stale).unlink(missing_ok=True)
     if trajectories:
         figure = instantiate(config.figure)(trajectories)
         figure.savefig(folder / "figure.png", dpi=150)
@@ -173,6 +173,8 @@ def _conclude(config: DictConfig, records: dict[str, Record], logger: Any) -> No
         plt.close(figure)
         if OmegaConf.select(config, "animation") is not None:
             instantiate(config.animation)(trajectories, folder / "animation.gif")
+        if OmegaConf.select(config, "tables") is not None:
+            instantiate(config.tables)(trajectories, folder)
     _mirror(logger, folder, verdicts)
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(verdict_table(checked, f"{config.experiment.name} at scale={config.scale.name}, seed={config.seed}"))

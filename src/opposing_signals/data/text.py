@@ -137,9 +137,7 @@ def _sequences(
 # Tokens on disk -----------------------------------------------------------------------------------------------------
 
 
-def _tokenized(
-    path: Path, kind: str, vocabulary: int | None, root: str | None
-) -> tuple[np.ndarray, tuple[str, ...]]:
+def _tokenized(path: Path, kind: str, vocabulary: int | None, root: str | None) -> tuple[np.ndarray, tuple[str, ...]]:
     """Tokens ``[n]``, mapped from disk, and the text of each token of the vocabulary."""
     sha256 = _checksum(path)
     array = cache_folder() / "tokens" / f"{path.stem}-{kind}-{sha256[:16]}.npy"

@@ -5,6 +5,7 @@ from opposing_signals.figures.chebyshev import chebyshev
 from opposing_signals.figures.curvature import curvature_share, mlp_phases, outlier_metrics, sensitivity
 from opposing_signals.figures.groups import group_losses
 from opposing_signals.figures.projection import projection
+from opposing_signals.figures.text import adam_and_splitsgd, token_losses, token_pair, token_tables
 from opposing_signals.figures.theory import (
     theorem31,
     theorem32,
@@ -15,6 +16,7 @@ from opposing_signals.figures.theory import (
 )
 
 __all__ = [
+    "adam_and_splitsgd",
     "change_distribution",
     "chebyshev",
     "curvature_share",
@@ -28,6 +30,9 @@ __all__ = [
     "theorem32",
     "theorem_map",
     "three_phases",
+    "token_losses",
+    "token_pair",
+    "token_tables",
     "toy_valley",
     "toy_valley_animation",
 ]
