@@ -38,9 +38,7 @@ def token_pair(trajectories: Mapping[str, Trajectory], pair: str, title: str, ro
     if found is None:
         figure = style.figure(11, 2, f"{title}: {data}")
         figure.subplots().set_axis_off()
-        figure.text(
-            0.01, 0.4, "The followed text lacks one of the pair's two patterns, or too few steps were measured."
-        )
+        figure.text(0.01, 0.4, "The followed text lacks one of the two patterns, or too few steps were measured.")
         return figure
     sections = named_sections(track, found, rows)
     lines = [len(section.examples) + 1 for section in sections]

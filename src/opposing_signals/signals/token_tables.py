@@ -32,10 +32,10 @@ class Section:
 
     def as_text(self, width: int = 72) -> str:
         """A table of fixed columns, with the last ``width`` characters of each context."""
-        lines = [
-            f"  {example.context[-width:]:>{width}} {f'[{example.target}]':<14} {example.before:6.2f} → {example.after:5.2f}"
-            for example in self.examples
-        ]
+        lines = []
+        for example in self.examples:
+            target, losses = f"[{example.target}]", f"{example.before:6.2f} → {example.after:5.2f}"
+            lines.append(f"  {example.context[-width:]:>{width}} {target:<14} {losses}")
         return "\n".join([self.title, *lines])
 
 
@@ -65,10 +65,8 @@ def found_sections(track: TokenTrack, row: int, largest: int, rows: int) -> list
         place = {point: i for i, point in enumerate(losses.ids.tolist())}
         for group in token_groups(losses.ids, track.contexts):
             members = losses[np.array([place[point] for point in group.points.tolist()])]
-            name, share = track.contexts.name(group), f"{len(members)} of the {len(losses)} largest {verb}"
-            title = (
-                f"{name}: {share} of step {track.before.steps[row]}, by {abs(members.changes.mean()):.2f} on average"
-            )
+            share = f"{len(members)} of the {len(losses)} largest {verb} of step {track.before.steps[row]}"
+            title = f"{track.contexts.name(group)}: {share}, by {abs(members.changes.mean()):.2f} on average"
             sections.append(_section(track, title, members[np.arange(min(rows, len(members)))]))
     return sections
 

@@ -199,7 +199,7 @@ class TokenTrack:
             for pair in find_pairs(self.changes, clustering=self._clustering)
         ]
 
-    def _clustering(self, part: np.ndarray, columns: np.ndarray) -> list[np.ndarray]:
+    def _clustering(self, _: np.ndarray, columns: np.ndarray) -> list[np.ndarray]:
         column = dict(zip(self.points[columns].tolist(), columns.tolist(), strict=True))
         groups = token_groups(self.points[columns], self.contexts)
         return [np.array([column[point] for point in group.points.tolist()])[:20] for group in groups]
