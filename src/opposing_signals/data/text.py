@@ -141,24 +141,24 @@ def _tokenized(path: Path, kind: str, vocabulary: int | None, root: str | None) 
     """Tokens ``[n]``, mapped from disk, and the text of each token of the vocabulary."""
     sha256 = _checksum(path)
     array = cache_folder() / "tokens" / f"{path.stem}-{kind}-{sha256[:16]}.npy"
-    vocabulary = array.with_suffix(".json")  # written last: where it is, the tokens are complete
+    listing = array.with_suffix(".json")  # written last: where it is, the tokens are complete
     try:
         array.parent.mkdir(parents=True, exist_ok=True)
         # The jobs of a sweep start together: one of them tokenizes, the others wait and find the tokens.
         with FileLock(array.with_suffix(".lock")):
-            if not vocabulary.is_file():
+            if not listing.is_file():
                 made = characters(_pieces(path)) if kind == "characters" else gpt2(root, vocabulary)
                 with tempfile.TemporaryDirectory(dir=array.parent) as scratch:
                     _write_tokens(path, made, Path(scratch) / "tokens.npy")
                     (Path(scratch) / "names.json").write_text(json.dumps({"sha256": sha256, "names": made.names}))
                     os.replace(Path(scratch) / "tokens.npy", array)
-                    os.replace(Path(scratch) / "names.json", vocabulary)
+                    os.replace(Path(scratch) / "names.json", listing)
     except OSError as error:
         raise InputError(
             f"the tokens of {path} cannot be kept in {array.parent} ({error}); let the environment variable "
             "XDG_CACHE_HOME name a folder that can be written"
         ) from error
-    return _read_tokens(array, vocabulary)
+    return _read_tokens(array, listing)
 
 
 def _checksum(path: Path) -> str:
