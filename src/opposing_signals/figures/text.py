@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -41,14 +42,14 @@ def token_pair(trajectories: Mapping[str, Trajectory], pair: str, title: str, ro
         figure.text(0.01, 0.4, "The followed text lacks one of the two patterns, or too few steps were measured.")
         return figure
     sections = named_sections(track, found, rows)
-    lines = [len(section.examples) + 1 for section in sections]
+    lines = [len(section.examples) + 1.2 for section in sections]
     figure = style.figure(11, 3.2 + 0.21 * sum(lines), f"{title}: {data}")
     losses, *tables = figure.subplots(3, 1, height_ratios=[11, *lines])
     centre = found.pair.change
     _draw_losses(losses, track, found, slice(max(0, centre - zoom // 2), centre + zoom // 2 + 1), style.PAIRS[0])
     losses.axvline(track.before.steps[centre], color=style.MUTED, linewidth=0.8, linestyle=":")
     losses.set_title(f"mean loss of each group; correlation of its changes {found.pair.correlation:.2f}")
-    losses.legend(ncols=3)
+    losses.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
     for axes, section, colour in zip(tables, sections, style.PAIRS[0], strict=True):
         _draw_section(axes, section, colour)
     return figure
@@ -75,9 +76,9 @@ def _draw_losses(axes: Axes, track: TokenTrack, found: TokenPair, rows: slice, c
 def _draw_section(axes: Axes, section: Section, colour: str) -> None:
     """One line a context: its end, the next token in brackets, and the two losses."""
     axes.set_axis_off()
-    axes.set(xlim=(0, 1), ylim=(len(section.examples), -1))
-    axes.text(0, -0.6, section.title, color=colour, fontweight="bold", va="center", parse_math=False)
-    style_of = {"family": "DejaVu Sans Mono", "fontsize": 7.5, "va": "center", "parse_math": False}
+    axes.set(xlim=(0, 1), ylim=(len(section.examples) - 0.5, -1.7))
+    axes.text(0, -1.2, section.title, color=colour, fontweight="bold", va="center", parse_math=False)
+    style_of: dict[str, Any] = {"family": "DejaVu Sans Mono", "fontsize": 7.5, "va": "center", "parse_math": False}
     for line, example in enumerate(section.examples):
         context = example.context if len(example.context) <= WIDTH else "…" + example.context[1 - WIDTH :]
         axes.text(0.62, line, context, ha="right", **style_of)
@@ -85,20 +86,17 @@ def _draw_section(axes: Axes, section: Section, colour: str) -> None:
         axes.text(0.86, line, f"{example.before:6.2f} → {example.after:5.2f}", **style_of)
 
 
-def token_losses(
-    trajectories: Mapping[str, Trajectory], pairs: Sequence[str], found: int = 3, zoom: int = 60
-) -> Figure:
+def token_losses(trajectories: Mapping[str, Trajectory], pairs: Sequence[str], zoom: int = 60) -> Figure:
     """Losses of the named pairs and of those that were found, over the run and around their selecting steps.
 
     Args:
         trajectories: One run.
         pairs: Of `token_patterns.PAIRS`.
-        found: Pairs shown beside them, those with the largest amplitude.
         zoom: Steps around the selecting step.
     """
     (trajectory,) = trajectories.values()
     track = trajectory.tokens
-    shown = [pair for name in pairs if (pair := track.named(name)) is not None] + track.pairs[:found]
+    shown = [pair for name in pairs if (pair := track.named(name)) is not None] + track.pairs
     data = trajectory.record.provenance["data"]["name"]
     figure = style.figure(11, 0.8 + 2.1 * max(1, len(shown)), f"Losses of opposing tokens: {data}")
     panels = figure.subplots(max(1, len(shown)), 2, squeeze=False, width_ratios=[1.4, 1])
@@ -108,8 +106,7 @@ def token_losses(
         _draw_losses(whole, track, pair, slice(None), colours)
         _draw_losses(close, track, pair, slice(max(0, centre - zoom // 2), centre + zoom // 2 + 1), colours)
         whole.axvline(track.before.steps[centre], color=style.MUTED, linewidth=0.8, linestyle=":")
-        whole.set_title(" against ".join(map(plain, pair.names)), parse_math=False)
-        whole.legend(ncols=3, loc="upper right")
+        whole.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)
         first, stop = (track.before.steps[row] for row in (pair.pair.window[0], pair.pair.window[1] - 1))
         close.set_title(f"correlation {pair.pair.correlation:.2f} over steps {first} to {stop}")
     return figure

@@ -74,7 +74,6 @@ def found_sections(track: TokenTrack, row: int, largest: int, rows: int) -> list
 def _section(track: TokenTrack, title: str, losses: StreamedLosses) -> Section:
     examples = []
     for point, before, after in zip(losses.ids, losses.before, losses.after, strict=True):
-        context, target = track.contexts.of(point, CONTEXT)
-        text, token = (track.contexts.text(tokens).replace("\n", "\\n") for tokens in (context, [target]))
-        examples.append(Example(text, token, float(before), float(after)))
+        context, target = track.contexts.printed(*track.contexts.of(point, CONTEXT))
+        examples.append(Example(context, target, float(before), float(after)))
     return Section(title, examples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ import numpy as np
 
 from opposing_signals.data import Dataset
 from opposing_signals.data.token_patterns import PAIRS, pattern_points
-from opposing_signals.data.tokenizers import decode
 from opposing_signals.record import Record, Series
 from opposing_signals.signals.pairs import OpposingPair, find_pairs, measured_pair
 from opposing_signals.signals.selection import risers
@@ -71,13 +71,22 @@ class Contexts:
         targets = self.dataset.targets.reshape(-1)[int(point) + 1 : int(point) + 1 + count]
         return tuple(targets.tolist())
 
-    def text(self, tokens: Sequence[int]) -> str:
-        """Tokens as text."""
-        return decode(tokens, self.dataset.class_names)
+    def printed(self, context: Sequence[int], target: int) -> tuple[str, str]:
+        """A context and its next token as text, with line breaks written ``\\n``.
+
+        GPT-2 cuts some characters into several tokens. Where the next token ends such a character, all of it is
+        printed as that token, as in the paper; bytes that are no text are written ``\\xe2``.
+        """
+        names = self.dataset.class_names
+        front = "".join(names[token] for token in context).encode("utf-8", "surrogateescape")
+        start = _incomplete(front)
+        token = front[start:] + names[target].encode("utf-8", "surrogateescape")
+        text = front[:start].decode("utf-8", "ignore")  # what is left of a character cut at the beginning
+        return text.replace("\n", "\\n"), token.decode("utf-8", "backslashreplace").replace("\n", "\\n")
 
     def name(self, group: TokenGroup) -> str:
         """For instance ``:[\\n]``: the shared end of the contexts, and the next token in brackets."""
-        return f"{self.text(group.suffix)}[{self.text([group.target])}]".replace("\n", "\\n")
+        return "{}[{}]".format(*self.printed(group.suffix, group.target))
 
 
 def token_groups(points: Sequence[int] | np.ndarray, contexts: Contexts, smallest: int = 5) -> list[TokenGroup]:
@@ -119,6 +128,13 @@ def _group(members: list[int], target: int, ends: dict[int, tuple[tuple[int, ...
     return TokenGroup(np.array(members), target, context[len(context) - length :])
 
 
+def _incomplete(text: bytes) -> int:
+    """Where a UTF-8 character begins that ``text`` breaks off; its length if there is none."""
+    decoder = getincrementaldecoder("utf-8")("replace")
+    decoder.decode(text)
+    return len(text) - len(decoder.getstate()[0])
+
+
 class TokenTrack:
     """Losses of the tokens that a run has followed, and the opposing pairs among them.
 
@@ -135,6 +151,7 @@ class TokenTrack:
     def __init__(self, record: Record, dataset: Dataset) -> None:
         self.record = record
         self.contexts = Contexts(dataset)
+        self._named: dict[str, TokenPair | None] = {}
         self.points = np.asarray(record["token_points"].values[0])
         if "token_loss" in record:
             losses = record["token_loss"]
@@ -173,7 +190,13 @@ class TokenTrack:
         Returns:
             None if the followed text lacks one of the two, or too few steps were measured.
         """
-        one, other = (np.flatnonzero(np.isin(self.points, self._matches(pattern))) for pattern in PAIRS[pair])
+        if pair not in self._named:
+            self._named[pair] = self._find_named(pair)
+        return self._named[pair]
+
+    def _find_named(self, pair: str) -> TokenPair | None:
+        found_by = (pattern_points(self.contexts.dataset, pattern) for pattern in PAIRS[pair])
+        one, other = (np.flatnonzero(np.isin(self.points, points)) for points in found_by)
         if not len(one) or not len(other) or len(self.changes) < 3:
             return None
         gap = self.changes[:, one].mean(1) - self.changes[:, other].mean(1)
@@ -187,9 +210,6 @@ class TokenTrack:
         if not found:
             return None
         return TokenPair(*max(found, key=lambda candidate: candidate[0].amplitude))
-
-    def _matches(self, pattern: str) -> np.ndarray:
-        return pattern_points(self.contexts.dataset, pattern)
 
     @cached_property
     def pairs(self) -> list[TokenPair]:
