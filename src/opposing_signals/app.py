@@ -184,8 +184,8 @@ def _conclude(
             "reasons": {verdict.id: reason for verdict, reason in checked if reason},
         },
     )
-    for stale in (folder / "figure.png", folder / "figure.pdf", folder / "animation.gif"):
-        stale.unlink(missing_ok=True)
+    for stale in ("figure.png", "figure.pdf", "animation.gif", "tables.txt", "tables.html"):
+        (folder / stale).unlink(missing_ok=True)
     if trajectories or failures:
         figure = instantiate(config.figure)(trajectories) if trajectories else style.figure(8, 2, "No run is complete")
         style.name_failures(figure, failures)
@@ -194,6 +194,8 @@ def _conclude(
         plt.close(figure)
         if trajectories and OmegaConf.select(config, "animation") is not None:
             instantiate(config.animation)(trajectories, folder / "animation.gif")
+        if trajectories and OmegaConf.select(config, "tables") is not None:
+            instantiate(config.tables)(trajectories, folder)
     _mirror(logger, folder, verdicts)
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(verdict_table(checked, f"{config.experiment.name} at scale={config.scale.name}, seed={config.seed}"))

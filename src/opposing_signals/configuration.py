@@ -22,6 +22,7 @@ UNDECISIVE = frozenset(
         "run_dir",
         "scale",
         "signals",
+        "tables",
         "threads",
         "trainer",
     }

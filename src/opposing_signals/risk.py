@@ -27,7 +27,7 @@ class ForwardPass:
 
     Attributes:
         losses: ``[n]`` ℓ_i(θ_t), in the batch's order.
-        outputs: ``[n, C]`` f(x_i; θ_t): logits, or a regression's values.
+        outputs: ``[n, C]`` f(x_i; θ_t): logits, or a regression's values; ``[n, 0]`` where they are not kept.
     """
 
     losses: Tensor
@@ -66,6 +66,8 @@ class EmpiricalRisk:
         channels_last: Memory layout of images and convolutions; faster on most CPUs and on GPUs with tensor cores.
         compile_training: `torch.compile` the forward pass of `backward`. Curvature stays eager: a compiled module
             has no double backward.
+        keep_outputs: Whether a pass returns the outputs of its whole batch. Those of text, V logits a token, are far
+            larger than everything else in the pass; False holds no more than a chunk's.
 
     Raises:
         InputError: The chunk is larger than the data or not positive.
@@ -82,6 +84,7 @@ class EmpiricalRisk:
         precision: Precision = "float32",
         channels_last: bool = True,
         compile_training: bool = False,
+        keep_outputs: bool = True,
     ) -> None:
         if not 1 <= chunk <= len(inputs):
             raise InputError(f"risk.chunk={chunk}: expected 1 to {len(inputs)}, the number of training examples")
@@ -95,6 +98,7 @@ class EmpiricalRisk:
         self.chunk = chunk
         self.precision = precision
         self.loss = loss
+        self.keep_outputs = keep_outputs
         self._compiled = compile_training
         self._training_forward = torch.compile(self.evaluate) if compile_training else self.evaluate
         self._seen: tuple[Batch, Tensor] | None = None
@@ -204,7 +208,7 @@ class EmpiricalRisk:
             sample_losses, output = self._training_forward(inputs, targets)
             (sample_losses.sum() * weight).backward()
             losses.append(sample_losses.detach())
-            outputs.append(output)
+            outputs.append(self._kept(output))
         for parameter in self.parameters:
             if parameter.grad is not None:
                 summed(parameter.grad)
@@ -253,8 +257,15 @@ class EmpiricalRisk:
     def sample_losses(self, batch: Batch = WHOLE) -> ForwardPass:
         """ℓ_i(θ) without a gradient and without a trace: see `probe`."""
         with self.probe(), torch.no_grad():
-            losses, outputs = zip(*(self.evaluate(*chunk) for chunk in self.chunks(batch)), strict=True)
+            losses, outputs = [], []
+            for chunk in self.chunks(batch):
+                sample_losses, output = self.evaluate(*chunk)
+                losses.append(sample_losses)
+                outputs.append(self._kept(output))
         return ForwardPass(self.assembled(losses, batch), self.assembled(outputs, batch))
+
+    def _kept(self, outputs: Tensor) -> Tensor:
+        return outputs if self.keep_outputs else outputs.new_empty(len(outputs), 0)
 
     def hessian_products(self, vectors: Tensor, batch: Batch = WHOLE) -> CurvaturePass:
         """∇²L v for several v in one pass, with gradient, losses and per-sample slopes as by-products, and no trace.
@@ -306,7 +317,7 @@ class EmpiricalRisk:
             pieces = [piece.detach() for piece in gradient]
             gradients = list(torch._foreach_add(gradients, pieces)) if gradients else pieces
             losses.append(sample_losses.detach())
-            outputs.append(output)
+            outputs.append(self._kept(output))
         gradients = [summed(piece) for piece in gradients]
         result = CurvaturePass(
             self.assembled(losses, batch),

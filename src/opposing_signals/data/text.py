@@ -26,6 +26,7 @@ _PIECE = 1 << 22  # bytes that are decoded and tokenized at a time
 
 def openwebtext(
     tokenizer: Literal["gpt2", "characters"] = "gpt2",
+    vocabulary: int | None = None,
     block: int = 1024,
     sequences: int | None = None,
     path: str | None = None,
@@ -39,6 +40,7 @@ def openwebtext(
 
     Args:
         tokenizer: ``"gpt2"`` (see `tokenizers.gpt2`) or ``"characters"``, which needs no file.
+        vocabulary: V of ``"gpt2"``: its first so many tokens; None for all 50,257.
         block: T, tokens in a sequence.
         sequences: N, the first so many; None for all.
         path: A UTF-8 text file; None for ``openwebtext_sample.txt``, which is looked for in ``root``, in the folder
@@ -55,11 +57,14 @@ def openwebtext(
     """
     if tokenizer not in ("gpt2", "characters"):
         raise InputError(f"data.tokenizer={tokenizer}: expected gpt2 or characters")
+    if vocabulary is not None and tokenizer != "gpt2":
+        raise InputError(f"data.vocabulary={vocabulary}: expected null, characters are as many as the text has")
     found = find_file(_SAMPLE, "text", root) if path is None else Path(path).expanduser()
     if found is None:
         raise InputError(f"no {_SAMPLE} in {places(root)}; give a UTF-8 text file of your own by data.path=FILE")
-    tokens, names = _tokenized(found, tokenizer, root)
-    return _sequences(found.name, tokenizer, tokens, names, block, sequences)
+    kind = tokenizer if vocabulary is None else f"{tokenizer}-{vocabulary}"
+    tokens, names = _tokenized(found, kind, vocabulary, root)
+    return _sequences(found.name, kind, tokens, names, block, sequences)
 
 
 def text_demo(
@@ -132,28 +137,28 @@ def _sequences(
 # Tokens on disk -----------------------------------------------------------------------------------------------------
 
 
-def _tokenized(path: Path, tokenizer: str, root: str | None) -> tuple[np.ndarray, tuple[str, ...]]:
+def _tokenized(path: Path, kind: str, vocabulary: int | None, root: str | None) -> tuple[np.ndarray, tuple[str, ...]]:
     """Tokens ``[n]``, mapped from disk, and the text of each token of the vocabulary."""
     sha256 = _checksum(path)
-    array = cache_folder() / "tokens" / f"{path.stem}-{tokenizer}-{sha256[:16]}.npy"
-    vocabulary = array.with_suffix(".json")  # written last: where it is, the tokens are complete
+    array = cache_folder() / "tokens" / f"{path.stem}-{kind}-{sha256[:16]}.npy"
+    listing = array.with_suffix(".json")  # written last: where it is, the tokens are complete
     try:
         array.parent.mkdir(parents=True, exist_ok=True)
         # The jobs of a sweep start together: one of them tokenizes, the others wait and find the tokens.
         with FileLock(array.with_suffix(".lock")):
-            if not vocabulary.is_file():
-                made = gpt2(root) if tokenizer == "gpt2" else characters(_pieces(path))
+            if not listing.is_file():
+                made = characters(_pieces(path)) if kind == "characters" else gpt2(root, vocabulary)
                 with tempfile.TemporaryDirectory(dir=array.parent) as scratch:
                     _write_tokens(path, made, Path(scratch) / "tokens.npy")
                     (Path(scratch) / "names.json").write_text(json.dumps({"sha256": sha256, "names": made.names}))
                     os.replace(Path(scratch) / "tokens.npy", array)
-                    os.replace(Path(scratch) / "names.json", vocabulary)
+                    os.replace(Path(scratch) / "names.json", listing)
     except OSError as error:
         raise InputError(
             f"the tokens of {path} cannot be kept in {array.parent} ({error}); let the environment variable "
             "XDG_CACHE_HOME name a folder that can be written"
         ) from error
-    return _read_tokens(array, vocabulary)
+    return _read_tokens(array, listing)
 
 
 def _checksum(path: Path) -> str:

@@ -17,6 +17,7 @@ from opposing_signals.errors import InputError
 ENCODER_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/encoder.json"
 ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 END_OF_TEXT = "<|endoftext|>"
+_BYTES, _TOKENS = 256, 50257  # of GPT-2: the tokens that are single bytes, and all
 
 # GPT-2's published pattern; tiktoken's possessive form of it, which splits alike and runs faster.
 _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
@@ -27,7 +28,7 @@ class Tokenizer:
     """What turns text into tokens.
 
     Attributes:
-        name: ``"gpt2"`` or ``"characters"``.
+        name: ``"gpt2"``, ``"gpt2-V"`` for its first V tokens, or ``"characters"``.
         names: The text of each of the V tokens. Bytes that are no text on their own, such as a part of a character,
             are lone surrogates (`errors="surrogateescape"`), so that nothing is lost: see `decode`.
         encode: Text ↦ tokens ``[n]``, whole numbers below V.
@@ -64,18 +65,27 @@ def characters(pieces: Iterable[str]) -> Tokenizer:
     return Tokenizer("characters", names, encode)
 
 
-def gpt2(root: str | None = None) -> Tokenizer:
+def gpt2(root: str | None = None, vocabulary: int | None = None) -> Tokenizer:
     """GPT-2's byte-pair encoding with 50,257 tokens (Radford et al. 2019); ``<|endoftext|>`` is one of them.
+
+    Byte-pair encoding adds its tokens in the order of its merges, so fewer merges are a smaller vocabulary of the same
+    kind: any text can be written in it, with more tokens. All numbers but that of ``<|endoftext|>``, the last one,
+    stay those of GPT-2.
 
     It is made from OpenAI's file ``encoder.json`` (whose numbers are the ranks of the merges), which is looked for as
     `find_file` does, in a folder or its sub-folder ``gpt2_bpe``, and never downloaded.
 
     Args:
         root: Folder of the file (configuration field ``data.root``).
+        vocabulary: V, the number of tokens; None for all.
 
     Raises:
-        InputError: The file is missing or altered, or tiktoken is not installed.
+        InputError: The file is missing or altered, tiktoken is not installed, or V is out of range.
     """
+    if vocabulary is not None and not _BYTES < vocabulary <= _TOKENS:
+        raise InputError(
+            f"data.vocabulary={vocabulary}: expected {_BYTES + 1} to {_TOKENS}, or null for all of GPT-2's tokens"
+        )
     path = find_file("encoder.json", "gpt2_bpe", root)
     if path is None:
         raise InputError(
@@ -98,10 +108,14 @@ def gpt2(root: str | None = None) -> Tokenizer:
         ) from None
     byte = _bytes_by_symbol()
     ranks = {bytes(byte[symbol] for symbol in text): rank for text, rank in json.loads(data).items()}
-    special = {END_OF_TEXT: ranks.pop(END_OF_TEXT.encode())}
+    del ranks[END_OF_TEXT.encode()]
+    end = (vocabulary or _TOKENS) - 1
+    ranks = {text: rank for text, rank in ranks.items() if rank < end}
+    special = {END_OF_TEXT: end}
     encoding = Encoding("gpt2", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens=special)
     names = (*(text.decode("utf-8", "surrogateescape") for text in sorted(ranks, key=ranks.__getitem__)), END_OF_TEXT)
-    return Tokenizer("gpt2", names, lambda text: encoding.encode_to_numpy(text, allowed_special="all"))
+    name = "gpt2" if vocabulary is None else f"gpt2-{vocabulary}"
+    return Tokenizer(name, names, lambda text: encoding.encode_to_numpy(text, allowed_special="all"))
 
 
 def _bytes_by_symbol() -> dict[str, int]:

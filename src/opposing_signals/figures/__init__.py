@@ -19,6 +19,7 @@ from opposing_signals.figures.optimizers import (
     signed_shares,
 )
 from opposing_signals.figures.projection import projection
+from opposing_signals.figures.text import adam_and_splitsgd, token_losses, token_pair, token_tables
 from opposing_signals.figures.theory import (
     theorem31,
     theorem32,
@@ -30,6 +31,7 @@ from opposing_signals.figures.theory import (
 
 __all__ = [
     "block_probe",
+    "adam_and_splitsgd",
     "change_distribution",
     "chebyshev",
     "colour_neighbours",
@@ -53,6 +55,9 @@ __all__ = [
     "theorem32",
     "theorem_map",
     "three_phases",
+    "token_losses",
+    "token_pair",
+    "token_tables",
     "toy_valley",
     "toy_valley_animation",
 ]

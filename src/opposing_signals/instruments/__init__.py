@@ -18,6 +18,7 @@ from opposing_signals.instruments.sharpness import Sharpness
 from opposing_signals.instruments.signed_share import SignedShare
 from opposing_signals.instruments.spectral_density import SpectralDensity
 from opposing_signals.instruments.test_accuracy import TestAccuracy
+from opposing_signals.instruments.token_losses import TokenLosses
 from opposing_signals.instruments.train_loss import TrainLoss
 
 __all__ = [
@@ -41,5 +42,6 @@ __all__ = [
     "SignedShare",
     "SpectralDensity",
     "TestAccuracy",
+    "TokenLosses",
     "TrainLoss",
 ]

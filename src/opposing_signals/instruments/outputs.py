@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from opposing_signals.data import Dataset
+from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.training.module import TrainingModule
 
@@ -10,7 +12,15 @@ class Outputs(Instrument):
     """Writes ``outputs`` ``[n, C]``: f(x_i; θ_t) for the points of the step's batch, in the batch's order.
 
     Meant for full-batch training of small networks, where it draws the fit.
+
+    Raises:
+        InputError: The run does not keep outputs.
     """
+
+    def prepare(self, dataset: Dataset) -> None:
+        """Refuse a run without outputs before it begins."""
+        if not self.risk.keep_outputs:
+            raise InputError("Outputs: risk.keep_outputs=false: expected true; leave outputs out of instruments")
 
     def from_step(self, module: TrainingModule, step: int) -> None:
         """They are in the step's own forward pass."""

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from opposing_signals.curvature import Eigenpairs, EigenTracker
 from opposing_signals.curvature.eigen import Which
+from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.record import Record
-from opposing_signals.risk import EmpiricalRisk, flatten
+from opposing_signals.risk import WHOLE, Batch, EmpiricalRisk, flatten
 from opposing_signals.training.module import TrainingModule
 
 
@@ -35,6 +36,11 @@ class Sharpness(Instrument):
         max_products: See `EigenTracker`; 2 means one pass a step.
         k: See `EigenTracker`.
         which: See `EigenTracker`.
+        examples: L is the mean over so many training examples, evenly spaced, for data over which a pass takes too
+            long; None for all. A measurement is then always a pass of its own.
+
+    Raises:
+        InputError: There are fewer examples than that.
     """
 
     def __init__(
@@ -47,20 +53,26 @@ class Sharpness(Instrument):
         max_products: int = 40,
         k: int = 1,
         which: Which = "largest",
+        examples: int | None = None,
     ) -> None:
         super().__init__(risk, record, every, consecutive)
+        if examples is not None and not 1 <= examples <= len(risk):
+            raise InputError(f"Sharpness: examples={examples}: expected 1 to {len(risk)}, or null for all")
+        self._batch: Batch = WHOLE
+        if examples is not None:
+            self._batch = torch.linspace(0, len(risk) - 1, examples, dtype=torch.float64).round().long()
         self.tracker = EigenTracker(k, which, tolerance, max_products)
 
     def before_step(self, module: TrainingModule, step: int) -> None:
         """Ask for the first products; under minibatch training make them."""
         directions = self.tracker.directions(flatten([parameter.detach() for parameter in self.risk.parameters]))
-        if module.batches.is_full:
+        if module.batches.is_full and self._batch is WHOLE:
             module.request_products(directions, lambda products: self._measure(module, step, products))
         else:
             self._measure(module, step, self._products(directions))
 
     def _products(self, vectors: Tensor) -> Tensor:
-        return self.risk.hessian_products(vectors).products
+        return self.risk.hessian_products(vectors, self._batch).products
 
     def _measure(self, module: TrainingModule, step: int, products: Tensor) -> None:
         pairs = self.tracker.update(products, self._products)

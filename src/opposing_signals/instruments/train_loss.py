@@ -7,12 +7,15 @@ from opposing_signals.training.module import TrainingModule
 
 
 class TrainLoss(Instrument):
-    """Writes ``train_loss`` and, for classification, ``train_accuracy`` of the step's batch at θ_t."""
+    """Writes ``train_loss`` and, for classification, ``train_accuracy`` of the step's batch at θ_t.
+
+    The accuracy takes the outputs of the batch: under ``risk.keep_outputs=false`` there is none.
+    """
 
     def from_step(self, module: TrainingModule, step: int) -> None:
         """Both are in the step's own forward pass."""
         self.write(module, step, "train_loss", module.loss)
         targets = self.risk.targets[module.batch]
-        if not targets.is_floating_point():
+        if self.risk.keep_outputs and not targets.is_floating_point():
             accuracy = (module.forward_pass.outputs.argmax(-1) == targets).double().mean().item()
             self.write(module, step, "train_accuracy", accuracy)

@@ -7,6 +7,7 @@ themselves by the correlation of their one-step changes, and pair the clusters t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,9 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from opposing_signals.signals.selection import risers
+
+Clustering = Callable[[np.ndarray, np.ndarray], list[np.ndarray]]
+"""(changes ``[T, N]`` without those of the selecting step, points) ↦ groups of points, the largest first."""
 
 SMALL = 0.25
 """A point whose change is below this fraction of the largest few is no outlier of that step."""
@@ -55,6 +59,7 @@ def find_pairs(
     phases: int = 8,
     linkage_correlation: float = 0.5,
     fade: float = 0.1,
+    clustering: Clustering | None = None,
 ) -> list[OpposingPair]:
     """The dominant opposing pairs of a run, the one with the largest amplitude first.
 
@@ -70,11 +75,16 @@ def find_pairs(
         phases: How many parts of the run are searched.
         linkage_correlation: Points join a cluster while the average correlation of their changes is above this.
         fade: A pair is active while its amplitude is above this fraction of its peak.
+        clustering: Another way to group the risers and the fallers of a step; None: by correlation.
     """
+
+    def by_correlation(part: np.ndarray, points: np.ndarray) -> list[np.ndarray]:
+        return _clusters(part, points, group, smallest_group, linkage_correlation)
+
     found: list[OpposingPair] = []
     for rows in np.array_split(np.arange(len(changes)), min(phases, max(1, len(changes) // 16))):
         if len(rows) >= 3:
-            found += _pairs_of_phase(changes, rows, group, smallest_group, linkage_correlation, fade)
+            found += _pairs_of_phase(changes, rows, group, smallest_group, clustering or by_correlation, fade)
     found.sort(key=lambda pair: -pair.amplitude)
     kept: list[OpposingPair] = []
     for pair in found:
@@ -84,7 +94,7 @@ def find_pairs(
 
 
 def _pairs_of_phase(
-    changes: np.ndarray, rows: np.ndarray, group: int, smallest: int, threshold: float, fade: float
+    changes: np.ndarray, rows: np.ndarray, group: int, smallest: int, clusters: Clustering, fade: float
 ) -> list[OpposingPair]:
     extremes = min(3 * group, changes.shape[1] // 2)
     part = np.asarray(changes[rows])
@@ -94,8 +104,8 @@ def _pairs_of_phase(
     falling = _outliers(-part[selecting], extremes, smallest)
     others = np.delete(part, selecting, axis=0)
     pairs = []
-    lower_clusters = _clusters(others, falling, group, smallest, threshold)
-    for upper in _clusters(others, rising, group, smallest, threshold):
+    lower_clusters = clusters(others, falling)
+    for upper in clusters(others, rising):
         if not lower_clusters:
             break
         opposition = [_correlation(others[:, upper].mean(1), others[:, lower].mean(1)) for lower in lower_clusters]
@@ -132,6 +142,25 @@ def _measured(
     changes: np.ndarray, rising: np.ndarray, falling: np.ndarray, selecting: int, fade: float
 ) -> OpposingPair | None:
     """The pair with its window, correlation and amplitude; None if its groups do not oppose each other."""
+    pair = measured_pair(changes, rising, falling, selecting, fade)
+    return pair if pair is not None and pair.correlation < 0 else None
+
+
+def measured_pair(
+    changes: np.ndarray, rising: np.ndarray, falling: np.ndarray, selecting: int, fade: float = 0.1
+) -> OpposingPair | None:
+    """Two groups as a pair with its window, correlation and amplitude, whether they oppose each other or not.
+
+    Args:
+        changes: ``[T, N]`` one-step changes Δ_i(t).
+        rising: Points of one group.
+        falling: Points of the other.
+        selecting: Row of ``changes`` at which they were selected.
+        fade: See `find_pairs`.
+
+    Returns:
+        None if the groups are active in fewer than three rows beside the selecting one.
+    """
     upper, lower = changes[:, rising].mean(1), changes[:, falling].mean(1)
     gap = np.abs(upper - lower) / 2
     envelope = np.maximum(gap, np.maximum(np.roll(gap, 1), np.roll(gap, -1)))  # an oscillation passes through zero
@@ -142,8 +171,6 @@ def _measured(
     if len(window) < 3:
         return None
     correlation = _correlation(upper[window], lower[window])
-    if not correlation < 0:
-        return None
     return OpposingPair(rising, falling, selecting, (start, stop), correlation, float(np.median(gap[start:stop])))
 
 

@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from opposing_signals.data import Dataset
 from opposing_signals.record import Record, Series
 from opposing_signals.signals.pairs import OpposingPair, find_pairs
+from opposing_signals.signals.tokens import TokenTrack
 
 
 class Trajectory:
@@ -37,7 +38,7 @@ class Trajectory:
     def dataset(self) -> Dataset:
         """The run's data set, loaded again."""
         data = dict(self.configuration["data"])
-        if "cifar10" in data["_target_"]:
+        if data["_target_"].endswith((".cifar10", ".openwebtext")):
             data["root"] = self._data_root
         return instantiate(data)
 
@@ -84,6 +85,11 @@ class Trajectory:
         start = np.inf if self.break_even is None else self.break_even
         chosen = np.asarray(series.steps) >= start
         return Series(np.asarray(series.steps)[chosen], np.asarray(series.values)[chosen])
+
+    @cached_property
+    def tokens(self) -> TokenTrack:
+        """The tokens that a text run has followed."""
+        return TokenTrack(self.record, self.dataset)
 
     @cached_property
     def pairs(self) -> list[OpposingPair]:

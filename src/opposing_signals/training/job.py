@@ -31,7 +31,8 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
 
     Args:
         config: data, model, loss, optimizer, risk, batch, instruments, steps, seed, trainer, threads and
-            checkpoint_seconds; with reference, the record of that run must be complete; augmentation may be left out.
+            checkpoint_seconds; with reference, the record of that run must be complete; augmentation and before_update
+            may be left out.
         record: Open for writing.
         logger: Where scalars are mirrored.
 
@@ -45,6 +46,7 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
         torch.set_num_threads(config.threads)
     dataset: Dataset = instantiate(config.data)
     module = training_module(config, dataset)
+    module.before_update = [instantiate(adjust) for adjust in config.get("before_update", {}).values()]
     if "reference" in config:
         parameters = sum(p.numel() for p in module.risk.parameters)
         module.direction = break_even_direction(Record(run_folder(reference_of(config))), parameters)

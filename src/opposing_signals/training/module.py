@@ -17,6 +17,7 @@ from opposing_signals.training.batches import Batches
 
 Augmentation = Callable[[torch.Tensor, int], torch.Tensor]
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+Adjustment = Callable[[torch.optim.Optimizer, int], None]
 Request = tuple[torch.Tensor, Callable[[torch.Tensor], None]]
 
 
@@ -42,6 +43,7 @@ class TrainingModule(LightningModule):
         scalars: What instruments measured in this step, for the logger.
         direction: ``[P]``, the fixed unit vector along which the run is measured, if it has a reference.
         observers: Contexts around the step's own pass over its batch at θ_t, for what can only be seen inside it.
+        before_update: What changes gradient or step sizes between a step's pass and its update (`training.schedule`).
         stop_reason: Why training cannot go on; empty as long as it can.
         is_finished: Whether the run has shown what it is for, before its last step; see `finish`.
     """
@@ -67,6 +69,7 @@ class TrainingModule(LightningModule):
         self.scalars: dict[str, float] = {}
         self.direction: torch.Tensor | None = None
         self.observers: list[Callable[[], AbstractContextManager]] = []
+        self.before_update: list[Adjustment] = []
         self.stop_reason = ""
         self.is_finished = False
         self._requests: list[Request] = []
@@ -101,6 +104,8 @@ class TrainingModule(LightningModule):
         self.loss = self.forward_pass.losses.double().mean().item()
         if math.isfinite(self.loss):
             self._answer(requests)
+            for adjust in self.before_update:
+                adjust(optimizer.optimizer, self.step)
             optimizer.step(self._closure(batch))
         else:
             self.stop_reason = f"the training loss is {self.loss} at step {self.step}"

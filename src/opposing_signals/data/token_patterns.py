@@ -1,0 +1,81 @@
+"""The paper's opposing tokens, found by their text: quotation marks around a period, and what follows a colon."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from opposing_signals.data.dataset import Dataset
+from opposing_signals.errors import InputError
+
+PATTERNS = {
+    "quote_after_period": rb'\.(?P<target>"|\xe2\x80\x9d)',
+    "quote_before_period": rb'(?P<target>"|\xe2\x80\x9d)\.',
+    "newline_after_colon": rb":(?P<target>\n)",
+    "the_after_colon": rb":(?P<target> )the\b",
+}
+"""By name, a regular expression of UTF-8 text; the token that holds its target's last byte is the one to predict.
+
+GPT-2 writes a curly quotation mark as two tokens, and the paper follows the second."""
+
+PAIRS = {
+    "quotes": ("quote_after_period", "quote_before_period"),
+    "colon": ("newline_after_colon", "the_after_colon"),
+}
+"""The paper's pairs (figures 7 and 8) by name, each of two patterns."""
+
+LEAST_CONTEXT = 8
+"""A token that follows fewer tokens than this in its sequence is no match: the model does not see what opposes."""
+
+_PIECE = 1 << 20  # tokens that are decoded at a time
+
+
+def pattern_points(dataset: Dataset, pattern: str) -> np.ndarray:
+    """Every token of a text that ``pattern`` names.
+
+    A point is the number of a (context, next token): n T + t for the target at position t of sequence n.
+
+    Args:
+        dataset: Text, as `data.openwebtext` returns it.
+        pattern: One of `PATTERNS`.
+
+    Returns:
+        ``[m]`` int64, ascending.
+
+    Raises:
+        InputError: The data are no text, or there is no such pattern.
+    """
+    check_text(dataset)
+    if pattern not in PATTERNS:
+        raise InputError(f"pattern {pattern}: expected one of {', '.join(PATTERNS)}")
+    width = dataset.inputs.shape[1]
+    points = np.concatenate([first + _matches(dataset, tokens, pattern) for first, tokens in _pieces(dataset)])
+    return points[points % width >= LEAST_CONTEXT]
+
+
+def check_text(dataset: Dataset) -> None:
+    """Refuse data that are no sequences of tokens.
+
+    Raises:
+        InputError: They are images or points.
+    """
+    if dataset.inputs.ndim != 2 or dataset.inputs.shape != dataset.targets.shape or not dataset.class_names:
+        raise InputError(f"{dataset.name} is no text: expected sequences of tokens, as data=text_demo")
+
+
+def _pieces(dataset: Dataset) -> Iterator[tuple[int, np.ndarray]]:
+    """Number of the first point of each piece of the text, and the targets in it."""
+    rows = max(1, _PIECE // dataset.inputs.shape[1])
+    for first in range(0, len(dataset), rows):
+        yield first * dataset.inputs.shape[1], dataset.targets[first : first + rows].flatten().numpy()
+
+
+def _matches(dataset: Dataset, tokens: np.ndarray, pattern: str) -> np.ndarray:
+    """``[m]``: positions in ``tokens`` of the targets."""
+    encoded = [name.encode("utf-8", "surrogateescape") for name in dataset.class_names]
+    ends = np.cumsum(np.array([len(text) for text in encoded])[tokens])
+    text = b"".join([encoded[token] for token in tokens.tolist()])
+    last = np.array([match.end("target") - 1 for match in re.finditer(PATTERNS[pattern], text)], dtype=np.int64)
+    return np.unique(np.searchsorted(ends, last, side="right"))

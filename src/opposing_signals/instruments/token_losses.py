@@ -1,0 +1,152 @@
+"""The loss of every (context, next token) of a tracking set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opposing_signals.data import Dataset
+from opposing_signals.data.token_patterns import PATTERNS, check_text, pattern_points
+from opposing_signals.errors import InputError
+from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.losses import token_losses
+from opposing_signals.record import Record
+from opposing_signals.risk import EmpiricalRisk
+from opposing_signals.signals.streaming import LossChangeStream
+from opposing_signals.training.module import TrainingModule
+
+
+class TokenLosses(Instrument):
+    """Follows −log p(next token) of every token of a fixed set of training sequences (figures 7 to 9).
+
+    A point is the number of a (context, next token): n T + t for the target at position t of training sequence n.
+    Losses are computed in the weights' precision: bfloat16 would round the changes of most points to nothing.
+
+    With ``keep`` null all losses are written at each measured step, one pass a step:
+    ``token_points`` ``[m]`` int64 once, and ``token_loss`` ``[m]``: ℓ_i(θ_t).
+
+    With ``keep`` k memory and disk are bounded however large the tracking set is. The changes of a measured step go
+    through a `LossChangeStream`, which takes one pass at θ_t and one at θ_{t+1}, chunk by chunk, and a copy of θ_t:
+    ``token_top`` ``[2, k]``: the points of the k largest rises and of the k largest falls, and ``token_top_loss``
+    ``[2, 2, k]``: their losses, in front of the step and behind it;
+    ``token_points`` ``[m]`` once: a uniform sample and the points of the paper's pairs, and ``token_followed``
+    ``[2, m]``: their losses, in front and behind; ``token_rising``: the share of all points whose loss rises.
+
+    Args:
+        risk: What is being trained.
+        record: Where rows go.
+        every: See `Instrument`.
+        consecutive: See `Instrument`; with ``keep`` null a change takes two.
+        sequences: Sequences in the tracking set, evenly spaced in the data; None for all.
+        with_pattern: Sequences beside them for each of the paper's token patterns (`data.token_patterns`) that hold
+            it, evenly spaced among those; 0 for none. Without them, rare tokens have few points.
+        keep: k; None keeps all.
+        sample: Points of the sample that is followed with ``keep`` k.
+
+    Raises:
+        InputError: A number is out of range, or, in `prepare`, the data are no text.
+    """
+
+    def __init__(
+        self,
+        risk: EmpiricalRisk,
+        record: Record,
+        every: int = 1,
+        consecutive: int = 1,
+        sequences: int | None = 64,
+        with_pattern: int = 24,
+        keep: int | None = None,
+        sample: int = 10_000,
+    ) -> None:
+        super().__init__(risk, record, every, consecutive)
+        for field, value in (("sequences", sequences), ("keep", keep)):
+            if value is not None and value < 1:
+                raise InputError(f"TokenLosses: {field}={value}: expected at least 1, or null for all")
+        for field, value in (("with_pattern", with_pattern), ("sample", sample)):
+            if value < 0:
+                raise InputError(f"TokenLosses: {field}={value}: expected at least 0")
+        self.sequences = sequences
+        self.with_pattern = with_pattern
+        self.keep = keep
+        self.sample = sample
+        self._tracked: EmpiricalRisk
+        self._points: np.ndarray
+        self._named: np.ndarray
+        self._before: list[Tensor] = []
+
+    def prepare(self, dataset: Dataset) -> None:
+        """Choose the tracking set."""
+        check_text(dataset)
+        width = dataset.inputs.shape[1]
+        if self.sequences is not None and self.sequences > len(dataset):
+            raise InputError(
+                f"TokenLosses: sequences={self.sequences}: {dataset.name} has {len(dataset)}; expected at most as many"
+            )
+        named = {pattern: pattern_points(dataset, pattern) for pattern in PATTERNS}
+        rows = {*_evenly(np.arange(len(dataset)), self.sequences)}
+        for points in named.values():
+            rows |= {*_evenly(np.unique(points // width), self.with_pattern)}
+        chosen = np.array(sorted(rows))
+        self._points = (chosen[:, None] * width + np.arange(width)).ravel()
+        self._named = np.flatnonzero(np.isin(self._points, np.concatenate(list(named.values()))))
+        index = torch.from_numpy(chosen)
+        self._tracked = EmpiricalRisk(
+            self.risk.model,
+            token_losses,
+            dataset.inputs[index],
+            dataset.targets[index],
+            chunk=min(self.risk.chunk, len(index)),
+            precision="float64" if self.risk.precision == "float64" else "float32",
+            keep_outputs=False,
+        )
+
+    def before_step(self, module: TrainingModule, step: int) -> None:
+        """All losses at θ_t, or a copy of θ_t."""
+        self._tracked.to(self.risk.inputs.device)
+        if self.keep is None:
+            self._write_points(module, step, self._points)
+            losses = self._tracked.sample_losses().losses.flatten()
+            self.write(module, step, "token_loss", losses.float().cpu().numpy())
+        else:
+            self._before = [parameter.detach().clone() for parameter in self.risk.parameters]
+
+    def from_step(self, module: TrainingModule, step: int) -> None:
+        """The changes of the step just taken, streamed."""
+        if self.keep is None:
+            return
+        stream = LossChangeStream(self.keep, self.sample)
+        followed = [np.empty((2, 0), np.float32)]
+        width = self._tracked.inputs.shape[1]
+        with self._tracked.probe(), torch.no_grad():
+            passes = (self._tracked.losses_at(at) for at in (self._before, self._tracked.parameters))
+            for rows, *chunk in zip(self._tracked.parts(), *passes, strict=True):
+                before, after = (losses.flatten().float().cpu().numpy() for losses in chunk)
+                first, stop = rows.start * width, rows.stop * width
+                stream.update(self._points[first:stop], before, after)
+                inside = self._named[(self._named >= first) & (self._named < stop)] - first
+                followed.append(np.stack([before[inside], after[inside]]))
+        self._before = []
+        sample = stream.sample
+        others = np.flatnonzero(~np.isin(sample.ids, self._points[self._named]))
+        self._write_points(module, step, np.concatenate([self._points[self._named], sample.ids[others]]))
+        followed.append(np.stack([sample.before[others], sample.after[others]]))
+        top = stream.risers, stream.fallers
+        self.write(module, step, "token_top", np.stack([group.ids for group in top]))
+        self.write(module, step, "token_top_loss", np.stack([np.stack([group.before, group.after]) for group in top]))
+        self.write(module, step, "token_followed", np.concatenate(followed, axis=1))
+        self.write(module, step, "token_rising", stream.rising / stream.count)
+
+    def _write_points(self, module: TrainingModule, step: int, points: np.ndarray) -> None:
+        """Once: every measured step has the same."""
+        if "token_points" not in self.record or not len(self.record["token_points"]):
+            self.write(module, step, "token_points", points)
+
+
+def _evenly(values: Sequence[int] | np.ndarray, count: int | None) -> list[int]:
+    """``count`` of ``values``, evenly spaced; all if there are fewer."""
+    if count is None or count >= len(values):
+        return [int(value) for value in values]
+    return [int(values[row]) for row in np.linspace(0, len(values) - 1, count).round().astype(int)]

@@ -1,0 +1,138 @@
+"""What the instrument writes, in both of its modes, and that a resumed run writes the same."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from composing import composed
+from hydra.utils import instantiate
+from torch.nn import functional as F
+
+from opposing_signals.configuration import decisive
+from opposing_signals.data.token_patterns import PATTERNS, pattern_points
+from opposing_signals.errors import InputError
+from opposing_signals.record import Record
+from opposing_signals.signals import fallers, risers
+from opposing_signals.signals.streaming import LossChangeStream
+from opposing_signals.training.job import train, training_module
+
+TEXT = ("fig35_curvature_share_gpt", "threads=1", "data.sentences=120", "steps=5", "instruments.sharpness.every=2")
+BOUNDED = ("instruments.token_losses.keep=7", "instruments.token_losses.sample=30")
+
+
+def trained(folder: Path, *overrides: str, instruments: bool = True) -> Record:
+    config = composed(*TEXT, *overrides)
+    if not instruments:
+        config.instruments = {}
+    with Record.writing(folder, decisive(config)) as record:
+        train(config, record, None)
+    return Record(folder)
+
+
+def weights(record: Record) -> list[torch.Tensor]:
+    return list(torch.load(record.checkpoint, weights_only=True)["state_dict"].values())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Record:
+    return trained(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def bounded(tmp_path_factory) -> Record:
+    return trained(tmp_path_factory.mktemp("bounded"), *BOUNDED)
+
+
+def test_losses_are_those_of_each_next_token_in_front_of_the_step(whole):
+    config = composed(*TEXT)
+    dataset = instantiate(config.data)
+    model = training_module(config, dataset).risk.model  # θ_0
+    logits = model(dataset.inputs)
+    expected = F.cross_entropy(logits.transpose(1, 2), dataset.targets, reduction="none").flatten().detach().numpy()
+    points, losses = whole["token_points"].values[0], whole["token_loss"]
+    assert losses.steps.tolist() == [0, 1, 2, 3, 4]
+    np.testing.assert_allclose(losses.values[0], expected[points], rtol=1e-5)
+    assert losses.values[0].mean() > losses.values[-1].mean()
+    assert whole["sharpness"].steps.tolist() == [0, 2, 4]
+
+
+def test_the_tracking_set_holds_the_papers_pairs(whole):
+    dataset = instantiate(composed(*TEXT).data)
+    points = whole["token_points"].values[0]
+    assert len(np.unique(points)) == len(points)
+    assert len(np.unique(points // 32)) * 32 == len(points)  # whole sequences of 32 tokens
+    for pattern in PATTERNS:
+        assert np.isin(pattern_points(dataset, pattern), points).sum() >= 3, pattern
+
+
+def test_bounded_records_hold_the_largest_changes_and_a_sample(whole, bounded):
+    points, losses = whole["token_points"].values[0], whole["token_loss"].values
+    followed = bounded["token_points"].values[0]
+    column = {point: i for i, point in enumerate(points.tolist())}
+    named = np.concatenate([pattern_points(instantiate(composed(*TEXT).data), pattern) for pattern in PATTERNS])
+    stream = LossChangeStream(1, 30)
+    stream.update(points, losses[0], losses[1])
+    assert set(followed.tolist()) == {*stream.sample.ids.tolist(), *points[np.isin(points, named)].tolist()}
+    assert bounded["token_top"].steps.tolist() == [0, 1, 2, 3, 4]
+    for row in range(4):
+        before, after = losses[row], losses[row + 1]
+        top, top_losses = bounded["token_top"].values[row], bounded["token_top_loss"].values[row]
+        for group, of_group, choose in zip(top, top_losses, (risers, fallers), strict=True):
+            columns = [column[point] for point in group.tolist()]
+            np.testing.assert_allclose(of_group, [before[columns], after[columns]], rtol=1e-5)
+            expected = (after - before)[choose(after - before, 7)]
+            np.testing.assert_allclose(of_group[1] - of_group[0], expected, rtol=1e-3, atol=1e-6)
+        columns = [column[point] for point in followed.tolist()]
+        expected = np.stack([before[columns], after[columns]])
+        np.testing.assert_allclose(bounded["token_followed"].values[row], expected, rtol=1e-5)
+        assert bounded["token_rising"].values[row] == pytest.approx((after > before).mean(), abs=0.01)
+
+
+def test_training_is_bit_identical_with_and_without(whole, bounded, tmp_path):
+    alone = trained(tmp_path, instruments=False)
+    assert list(alone) == []
+    for record in (whole, bounded):
+        assert all(torch.equal(a, b) for a, b in zip(weights(record), weights(alone), strict=True))
+
+
+@pytest.mark.parametrize("settings", [(), BOUNDED], ids=["all", "bounded"])
+def test_a_run_killed_in_a_step_ends_with_the_same_bits(settings, whole, bounded, tmp_path, monkeypatch):
+    config = composed(*TEXT, *settings, "checkpoint_seconds=0.0")
+
+    class KilledError(Exception):
+        pass
+
+    append = Record.append
+
+    def append_until(record, quantity, step, value):
+        append(record, quantity, step, value)
+        if (quantity, step) in (("token_loss", 3), ("token_top", 3)):
+            raise KilledError
+
+    with monkeypatch.context() as patched, Record.writing(tmp_path, decisive(config)) as record:
+        patched.setattr(Record, "append", append_until)
+        with pytest.raises(KilledError):
+            train(config, record, None)
+    resumed, uninterrupted = trained(tmp_path, *settings), bounded if settings else whole
+    assert set(resumed) == set(uninterrupted)
+    for quantity in resumed:
+        np.testing.assert_array_equal(resumed[quantity].steps, uninterrupted[quantity].steps, quantity)
+        np.testing.assert_array_equal(resumed[quantity].values, uninterrupted[quantity].values, quantity)
+    assert all(torch.equal(a, b) for a, b in zip(weights(resumed), weights(uninterrupted), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("instruments.token_losses.keep=0",), "keep=0: expected at least 1, or null for all"),
+        (("instruments.token_losses.sample=-1",), "sample=-1: expected at least 0"),
+        (("instruments.token_losses.sequences=9999",), "sequences=9999: text_demo.* has .*; expected at most"),
+        (("instruments.sharpness.examples=9999",), "examples=9999: expected 1 to"),
+        (("before_update.clipping.norm=0",), "norm=0: expected"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(tmp_path, overrides, message):
+    with pytest.raises(Exception, match=message) as caught:
+        trained(tmp_path, *overrides)
+    assert isinstance(caught.value, InputError) or isinstance(caught.value.__cause__, InputError)
