@@ -4,6 +4,7 @@ from opposing_signals.figures.changes import change_distribution, share_increasi
 from opposing_signals.figures.chebyshev import chebyshev
 from opposing_signals.figures.curvature import curvature_share, mlp_phases, outlier_metrics, sensitivity
 from opposing_signals.figures.groups import group_losses
+from opposing_signals.figures.outliers import outlier_grids
 from opposing_signals.figures.projection import projection
 from opposing_signals.figures.theory import (
     theorem31,
@@ -20,6 +21,7 @@ __all__ = [
     "curvature_share",
     "group_losses",
     "mlp_phases",
+    "outlier_grids",
     "outlier_metrics",
     "projection",
     "sensitivity",

@@ -10,6 +10,7 @@ from opposing_signals.instruments.integration import Integration
 from opposing_signals.instruments.jacobian import Jacobian
 from opposing_signals.instruments.outputs import Outputs
 from opposing_signals.instruments.preconditioned_sharpness import PreconditionedSharpness
+from opposing_signals.instruments.predictions import Predictions
 from opposing_signals.instruments.projection import EffectiveStepSize, FloorDistance, Projection
 from opposing_signals.instruments.sample_curvature import SampleCurvature
 from opposing_signals.instruments.sample_losses import SampleLosses
@@ -31,6 +32,7 @@ __all__ = [
     "Jacobian",
     "Outputs",
     "PreconditionedSharpness",
+    "Predictions",
     "Projection",
     "SampleCurvature",
     "SampleLosses",

@@ -2,17 +2,21 @@
 
 from opposing_signals.signals.metrics import Metric, SizeAlongV, metric_of_points, sizes_by_floor_distance
 from opposing_signals.signals.pairs import OpposingPair, find_pairs
+from opposing_signals.signals.panels import Panel, outlier_panels, pair_panels
 from opposing_signals.signals.selection import fallers, risers
 from opposing_signals.signals.trajectory import Trajectory
 
 __all__ = [
     "Metric",
     "OpposingPair",
+    "Panel",
     "SizeAlongV",
     "Trajectory",
     "fallers",
     "find_pairs",
     "metric_of_points",
+    "outlier_panels",
+    "pair_panels",
     "risers",
     "sizes_by_floor_distance",
 ]
