@@ -47,18 +47,17 @@ def outlier_grids(trajectories: Mapping[str, Trajectory], moments: Sequence[floa
     )
     figure = style.figure(16, 1 + 1.42 * sum(rows) + 0.4 * len(panels), title)
     grid = figure.subplots(len(panels), 2, squeeze=False, gridspec_kw={"height_ratios": [0.3 + r for r in rows]})
-    for axes, panel in zip(grid, panels, strict=True):
-        _draw(axes[0], dataset, panel, panel.rising, f"{panel.title}: loss rises")
-        _draw(axes[1], dataset, panel, panel.falling, f"{panel.title}: loss falls")
+    for axes, panel, count in zip(grid, panels, rows, strict=True):
+        _draw(axes[0], dataset, panel, panel.rising, count, f"{panel.title}: loss rises")
+        _draw(axes[1], dataset, panel, panel.falling, count, f"{panel.title}: loss falls")
     return figure
 
 
-def _draw(axes: Axes, dataset: Dataset, panel: Panel, group: np.ndarray, title: str) -> None:
+def _draw(axes: Axes, dataset: Dataset, panel: Panel, group: np.ndarray, rows: int, title: str) -> None:
     assert dataset.images is not None
     height, width = dataset.images.shape[1:3]
     scale = height / 32
     tall, wide = round((32 + ABOVE + BELOW) * scale), width + round(SIDE * scale)
-    rows = -(-len(group) // COLUMNS)
     sheet = np.full((rows * tall, COLUMNS * wide, 3), 255, np.uint8)
     names = dataset.class_names
     for place, point in enumerate(group):
