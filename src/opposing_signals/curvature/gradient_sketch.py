@@ -3,7 +3,7 @@
 A sketch S g_i of d numbers keeps inner products, (S g_i)·(S g_j) ≈ g_i·g_j, so it tells which points pull the weights
 in opposite directions. For a weight matrix S is made of rank-one pieces r_k c_kᵀ of random signs: the gradient
 Σ_l δ_l a_lᵀ is projected onto them as Σ_l (r_k·δ_l)(c_k·a_l), without being formed. The inner product is unbiased; its
-error is at most √(8/d) ‖g_i‖ ‖g_j‖ (one standard deviation), √(2/d) where no piece is a matrix.
+standard deviation is at most 3/√d ‖g_i‖ ‖g_j‖ (and √(2/d) where all parameters are vectors).
 """
 
 from __future__ import annotations

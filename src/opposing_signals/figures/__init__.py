@@ -3,6 +3,7 @@
 from opposing_signals.figures.changes import change_distribution, share_increasing
 from opposing_signals.figures.chebyshev import chebyshev
 from opposing_signals.figures.curvature import curvature_share, mlp_phases, outlier_metrics, sensitivity
+from opposing_signals.figures.discovery import discovered_pairs
 from opposing_signals.figures.groups import group_losses
 from opposing_signals.figures.outliers import outlier_grids
 from opposing_signals.figures.projection import projection
@@ -19,6 +20,7 @@ __all__ = [
     "change_distribution",
     "chebyshev",
     "curvature_share",
+    "discovered_pairs",
     "group_losses",
     "mlp_phases",
     "outlier_grids",

@@ -5,6 +5,7 @@ from opposing_signals.instruments.block_probe import BlockProbe
 from opposing_signals.instruments.break_even import BreakEven
 from opposing_signals.instruments.gauss_newton import GaussNewton
 from opposing_signals.instruments.gradient_norms import GradientNorms
+from opposing_signals.instruments.gradient_sketch import GradientSketch
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.instruments.integration import Integration
 from opposing_signals.instruments.jacobian import Jacobian
@@ -27,6 +28,7 @@ __all__ = [
     "FloorDistance",
     "GaussNewton",
     "GradientNorms",
+    "GradientSketch",
     "Instrument",
     "Integration",
     "Jacobian",

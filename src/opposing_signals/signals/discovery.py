@@ -1,14 +1,16 @@
 """Opposing pairs with all their members, found in two independent ways and held against each other or the truth.
 
-`find_pairs` names the few points that change most, as the paper's §2 does by eye. Here every training point is judged:
-a member stands out, and it moves with its group. The two ways look at different measurements and share the rest:
+`find_pairs` names the few points that change most, as the paper's §2 does by eye. Here every training point is judged,
+in each phase of the run. The two ways look at different measurements:
 
-- by loss series: a point's vector are its one-step changes over a phase of the run, less their mean, so that the cosine
-  of two vectors is Pearson's correlation;
-- by gradients: its vector is the random projection of its own gradient (`GradientSketch`) at the steps of a phase, so
-  that the cosine says whether a step that helps one point hurts the other.
+- by loss series: a member's one-step changes are large, nearer to those of its group's strongest points than to those
+  of a typical point, and go with its group's, step after step, while those of the other group go against them;
+- by gradients: a member's own gradient, in random projection (`GradientSketch`), points where its group's points, and
+  that of the other group's members points the other way: a step that helps one hurts the other. Its length does not
+  matter, because a group that is fitted already still opposes the other.
 
-Cost and memory grow linearly with the number of points: only the strongest `SEEDS` are compared with each other.
+Both work with the cosines of vectors: one-step changes over the steps of a phase, or sketches at them. Cost and memory
+grow linearly with the number of points: only the strongest `SEEDS` are compared with each other.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 SEEDS = 400
-"""Points that are compared with each other in a phase: the longest vectors among those that stand out."""
+"""Points that are compared with each other in a phase: those with the longest vectors."""
 
 OUTSTANDING = 3.0
 """A point stands out if its vector is this many times as long as the median point's."""
@@ -31,6 +33,9 @@ ALIKE = 0.5
 
 SHORTEST = 8
 """Steps in a phase at the least."""
+
+TINY = float(np.finfo(np.float32).tiny)
+"""No vector counts as shorter: an interpolated point's loss does not change at all."""
 
 FADE = 0.1
 """A pair is active while its amplitude is above this fraction of its peak."""
@@ -46,8 +51,10 @@ class Discovery:
         first_scores: ``[k]`` cosine of each member with its group, over the phase that shows the pair best.
         second_scores: ``[k']`` the same for the other group.
         phase: First and last step of that phase.
-        opposition: Cosine of the two groups; by loss series Pearson's correlation of their mean one-step changes.
-        contrast: How far the weaker group stands out: its median vector's length over the median point's.
+        opposition: Cosine of the two groups' mean vectors over the phase; in an oscillation around zero, Pearson's
+            correlation of their mean one-step changes.
+        contrast: How far the pair stands out: median length of its members' vectors over that of all points'; by loss
+            series of the weaker group, by gradients of the stronger one.
         appears: First step at which the pair is active; −1 where there are no losses to tell.
         fades: Last such step.
         amplitude: Median over these steps of half the gap between the groups' mean one-step changes.
@@ -123,7 +130,7 @@ def discover_by_gradients(
     for rows in np.array_split(np.arange(len(steps)), min(phases, len(steps))):
         part = np.asarray(sketches[rows], dtype=np.float32)
         vectors = part.transpose(0, 2, 1).reshape(-1, part.shape[1])
-        found += _opposed(vectors, (int(steps[rows[0]]), int(steps[rows[-1]])), smallest_group)
+        found += _aligned(vectors, (int(steps[rows[0]]), int(steps[rows[-1]])), smallest_group)
     kept = _distinct(found)
     if changes is None:
         return kept
@@ -149,7 +156,7 @@ def _phases(rows: int, phases: int) -> list[tuple[int, int]]:
 def _opposed(vectors: np.ndarray, phase: tuple[int, int], smallest: int) -> list[Discovery]:
     """Opposing pairs among the columns of ``vectors`` ``[m, N]``."""
     lengths = np.sqrt(np.einsum("mn,mn->n", vectors, vectors))
-    typical = max(float(np.median(lengths)), float(np.finfo(np.float32).tiny))
+    typical = max(float(np.median(lengths)), TINY)
     outliers = np.flatnonzero(lengths > OUTSTANDING * typical)
     seeds = outliers[np.argsort(-lengths[outliers], kind="stable")[:SEEDS]]
     clusters = _clusters(vectors[:, seeds] / lengths[seeds], smallest)
@@ -165,12 +172,33 @@ def _opposed(vectors: np.ndarray, phase: tuple[int, int], smallest: int) -> list
         opponent, opposite = cores.pop(nearest), directions.pop(nearest)
         first, first_scores = _members(vectors, lengths, core, direction, typical)
         second, second_scores = _members(vectors, lengths, opponent, opposite, typical)
-        first, second = (g[~np.isin(g, o)] for g, o in ((first, second), (second, first)))
         if min(len(first), len(second)) < smallest:
             continue
         contrast = min(float(np.median(lengths[group])) for group in (first, second)) / typical
         opposition = float(_unit(vectors[:, first].mean(1)) @ _unit(vectors[:, second].mean(1)))
         pairs.append(Discovery(first, second, first_scores, second_scores, phase, opposition, contrast))
+    return pairs
+
+
+def _aligned(vectors: np.ndarray, phase: tuple[int, int], smallest: int) -> list[Discovery]:
+    """Pairs of groups among the columns of ``vectors`` ``[m, N]`` that point in opposite directions."""
+    lengths = np.sqrt(np.einsum("mn,mn->n", vectors, vectors))
+    units = vectors / np.maximum(lengths, TINY)
+    typical = max(float(np.median(lengths)), TINY)
+    seeds = np.argsort(-lengths, kind="stable")[:SEEDS]
+    pairs = []
+    for cluster in _clusters(units[:, seeds], smallest):
+        direction = _unit(units[:, seeds[cluster]].sum(1))
+        along = direction @ units
+        opposite = _unit(units[:, along < -ALIKE].sum(1))
+        against = opposite @ units
+        first, second = np.flatnonzero(along > ALIKE), np.flatnonzero(against > ALIKE)
+        if direction @ opposite > -ALIKE or min(len(first), len(second)) < smallest:
+            continue
+        first, second = first[np.argsort(-along[first])], second[np.argsort(-against[second])]
+        opposition = float(_unit(vectors[:, first].mean(1)) @ _unit(vectors[:, second].mean(1)))
+        contrast = max(float(np.median(lengths[group])) for group in (first, second)) / typical
+        pairs.append(Discovery(first, second, along[first], against[second], phase, opposition, contrast))
     return pairs
 
 
@@ -194,7 +222,7 @@ def _members(
         Indices and cosines with the core's direction, the best first.
     """
     along = direction @ vectors
-    cosines = along / np.maximum(lengths, np.finfo(np.float32).tiny)
+    cosines = along / np.maximum(lengths, TINY)
     cut = np.sqrt(typical * np.average(lengths[core], weights=lengths[core]))
     chosen = np.flatnonzero((cosines > ALIKE) & (along > cut))
     chosen = chosen[np.argsort(-cosines[chosen], kind="stable")]
