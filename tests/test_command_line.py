@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from composing import composed
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -75,7 +76,7 @@ def test_every_experiment_runs_at_smoke_scale(shared_outputs, capfd, experiment)
         assert list(claim) == CLAIM_FIELDS
         assert claim["verdict"] in ("PASS", "FAIL", "INCONCLUSIVE")
         assert (claim["value"] is None) == (claim["verdict"] == "INCONCLUSIVE")
-        assert (claim["scale"], claim["seed"]) == ("smoke", 1)
+        assert (claim["scale"], claim["seed"]) == ("smoke", composed(experiment).seed)
         assert claim["id"] in out
     assert (folder / "figure.png").stat().st_size > 10_000
     assert (folder / "figure.pdf").read_bytes().startswith(b"%PDF")

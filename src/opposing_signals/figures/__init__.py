@@ -3,6 +3,7 @@
 from opposing_signals.figures.changes import change_distribution, share_increasing
 from opposing_signals.figures.chebyshev import chebyshev
 from opposing_signals.figures.curvature import curvature_share, mlp_phases, outlier_metrics, sensitivity
+from opposing_signals.figures.discovery import discovered_pairs
 from opposing_signals.figures.groups import group_losses
 from opposing_signals.figures.probes import (
     block_probe,
@@ -18,6 +19,7 @@ from opposing_signals.figures.optimizers import (
     sgd_groups,
     signed_shares,
 )
+from opposing_signals.figures.outliers import outlier_grids
 from opposing_signals.figures.projection import projection
 from opposing_signals.figures.text import adam_and_splitsgd, token_losses, token_pair, token_tables
 from opposing_signals.figures.theory import (
@@ -36,10 +38,12 @@ __all__ = [
     "chebyshev",
     "colour_neighbours",
     "curvature_share",
+    "discovered_pairs",
     "group_losses",
     "learning_rates",
     "learning_rates_of_both",
     "mlp_phases",
+    "outlier_grids",
     "outlier_metrics",
     "probe_family",
     "probe_under_adam",

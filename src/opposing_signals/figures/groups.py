@@ -103,12 +103,13 @@ def _draw_pair(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if has_images:
         for row, (group, colour) in enumerate(zip(pair.groups, colours, strict=True)):
-            _draw_images(
+            draw_images(
                 figure.add_subplot(inner[row + 1]), dataset, group, colour, f"{number + 1}{'ab'[row]}", thumbnails
             )
 
 
-def _draw_images(axes: Axes, dataset: Dataset, group: np.ndarray, colour: str, name: str, count: int) -> None:
+def draw_images(axes: Axes, dataset: Dataset, group: np.ndarray, colour: str, name: str, count: int) -> None:
+    """The first ``count`` images of a group in two rows, framed, under its name and classes."""
     assert dataset.images is not None
     shown = dataset.images[group[:count]]
     height, width = shown.shape[1:3]

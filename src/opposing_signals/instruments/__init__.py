@@ -5,11 +5,13 @@ from opposing_signals.instruments.block_probe import BlockProbe
 from opposing_signals.instruments.break_even import BreakEven
 from opposing_signals.instruments.gauss_newton import GaussNewton
 from opposing_signals.instruments.gradient_norms import GradientNorms
+from opposing_signals.instruments.gradient_sketch import GradientSketch
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.instruments.integration import Integration
 from opposing_signals.instruments.jacobian import Jacobian
 from opposing_signals.instruments.outputs import Outputs
 from opposing_signals.instruments.preconditioned_sharpness import PreconditionedSharpness
+from opposing_signals.instruments.predictions import Predictions
 from opposing_signals.instruments.projection import EffectiveStepSize, FloorDistance, Projection
 from opposing_signals.instruments.sample_curvature import SampleCurvature
 from opposing_signals.instruments.sample_losses import SampleLosses
@@ -29,11 +31,13 @@ __all__ = [
     "FloorDistance",
     "GaussNewton",
     "GradientNorms",
+    "GradientSketch",
     "Instrument",
     "Integration",
     "Jacobian",
     "Outputs",
     "PreconditionedSharpness",
+    "Predictions",
     "Projection",
     "SampleCurvature",
     "SampleLosses",

@@ -20,10 +20,25 @@ from opposing_signals.signals.probe import (
     times,
 )
 from opposing_signals.signals.rules import Quantity, Rule, final, under
+from opposing_signals.signals.discovery import (
+    Discovery,
+    Match,
+    agreement,
+    discover,
+    discover_by_gradients,
+    match,
+    match_pair,
+    stability,
+)
+from opposing_signals.signals.metrics import Metric, SizeAlongV, metric_of_points, sizes_by_floor_distance
+from opposing_signals.signals.pairs import OpposingPair, find_pairs
+from opposing_signals.signals.panels import Panel, outlier_panels, pair_panels
 from opposing_signals.signals.selection import fallers, risers
 from opposing_signals.signals.trajectory import Runs, Trajectory
 
 __all__ = [
+    "Discovery",
+    "Match",
     "Metric",
     "OpposingPair",
     "ProbePath",
@@ -36,6 +51,12 @@ __all__ = [
     "SizeAlongV",
     "Trajectory",
     "detrended",
+    "Panel",
+    "SizeAlongV",
+    "Trajectory",
+    "agreement",
+    "discover",
+    "discover_by_gradients",
     "fallers",
     "final",
     "find_pairs",
@@ -53,4 +74,12 @@ __all__ = [
     "risers",
     "sizes_by_floor_distance",
     "under",
+    "match",
+    "match_pair",
+    "metric_of_points",
+    "outlier_panels",
+    "pair_panels",
+    "risers",
+    "sizes_by_floor_distance",
+    "stability",
 ]

@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 
 from opposing_signals.data import Dataset
 from opposing_signals.record import Record, Series
+from opposing_signals.signals.discovery import Discovery, discover, discover_by_gradients
 from opposing_signals.signals.pairs import OpposingPair, find_pairs
 from opposing_signals.signals.tokens import TokenTrack
 
@@ -95,6 +96,17 @@ class Trajectory:
     def pairs(self) -> list[OpposingPair]:
         """The dominant opposing pairs, the largest amplitude first; their rows are those of `changes`."""
         return find_pairs(self.changes.values, **self._pairing)
+
+    @cached_property
+    def discoveries(self) -> list[Discovery]:
+        """The opposing pairs with all their members, by loss series; the one that stands out most first."""
+        return discover(self.changes.steps, self.changes.values)
+
+    @cached_property
+    def gradient_discoveries(self) -> list[Discovery]:
+        """The same by the alignment of per-sample gradients, from a run with the instrument `GradientSketch`."""
+        sketches = self.record["gradient_sketch"]
+        return discover_by_gradients(sketches.steps, sketches.values, (self.changes.steps, self.changes.values))
 
 
 class Runs(dict[str, Trajectory]):
