@@ -108,7 +108,8 @@ def _job(config: DictConfig) -> None:
         return
     path = experiment_folder(config) / "jobs" / f"{hydra_config.job.num}.json"
     label = hydra_config.job.override_dirname or config.run.name
-    note = {"run": config.run.name, "job": label, "folder": "", "failure": UNFINISHED}
+    name = _name_in_grid(config, hydra_config)
+    note = {"name": name, "job": label, "folder": "", "failure": UNFINISHED}
     write_json(path, note)
     try:
         with _logger(config, label) as logger:
@@ -130,6 +131,15 @@ def _is_concluded_as_a_whole(hydra_config: DictConfig) -> bool:
     return bool(hydra_config.sweeper.get("params"))
 
 
+def _name_in_grid(config: DictConfig, hydra_config: DictConfig) -> str:
+    """The run's name in a grid of runs; otherwise the point of the grid, for instance ``optimizer.lr=0.1``."""
+    fields = list(hydra_config.sweeper.get("params") or {})
+    if fields in ([], ["run"]):
+        return config.run.name
+    chosen = dict(override.lstrip("+").split("=", 1) for override in hydra_config.overrides.task)
+    return ",".join(f"{field}={chosen[field]}" for field in fields)
+
+
 def _job_notes(config: DictConfig) -> list[dict[str, str]]:
     paths = (experiment_folder(config) / "jobs").glob("*.json")
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(paths, key=lambda path: int(path.stem))]
@@ -139,8 +149,8 @@ def _finish_sweep(config: DictConfig) -> int:
     notes = _job_notes(config)
     failures = [note for note in notes if note["failure"]]
     if config.conclude and _is_concluded_as_a_whole(config.hydra):
-        names = [note["run"] for note in notes]
-        by = "run" if len(set(names)) == len(names) else "job"
+        names = [note["name"] for note in notes]
+        by = "name" if len(set(names)) == len(names) else "job"
         records = {note[by]: Record(note["folder"]) for note in notes if not note["failure"]}
         with _logger(config, "figure") as logger:
             _conclude(config, records, logger)

@@ -2,6 +2,7 @@
 
 from opposing_signals.figures.changes import change_distribution, share_increasing
 from opposing_signals.figures.chebyshev import chebyshev
+from opposing_signals.figures.conjectures import descents, group_variance, probes_by_rule
 from opposing_signals.figures.curvature import curvature_share, mlp_phases, outlier_metrics, sensitivity
 from opposing_signals.figures.groups import group_losses
 from opposing_signals.figures.projection import projection
@@ -18,9 +19,12 @@ __all__ = [
     "change_distribution",
     "chebyshev",
     "curvature_share",
+    "descents",
     "group_losses",
+    "group_variance",
     "mlp_phases",
     "outlier_metrics",
+    "probes_by_rule",
     "projection",
     "sensitivity",
     "share_increasing",
