@@ -28,7 +28,7 @@ def grid(experiment: str) -> dict[str, list[str]]:
     """The fields and values that an experiment sweeps over; empty if it is no sweep."""
     described = OmegaConf.load(configuration_folder() / "experiment" / f"{experiment}.yaml")
     params = OmegaConf.select(described, "hydra.sweeper.params") or {}
-    return {str(field): str(values).split(",") for field, values in params.items()}
+    return {str(field): [value.strip() for value in str(values).split(",")] for field, values in params.items()}
 
 
 def needs(launcher: str) -> None:
@@ -205,7 +205,9 @@ def test_a_sweep_has_its_experiments_grid_and_renders_commands_that_compose(path
         assert program == sweep["program"] == "opposing-signals"
         _check_names(arguments)
         assert {"hydra.mode=RUN", "conclude=false", f"experiment={path.stem}"} <= set(arguments)
-        ours = composed(path.stem, "logger=wandb", *(argument for argument in arguments if not argument.startswith("hydra.")))
+        ours = composed(
+            path.stem, "logger=wandb", *(argument for argument in arguments if not argument.startswith("hydra."))
+        )
         theirs = composed(
             path.stem, "scale=paper", *(f"{field}={value}" for field, value in zip(values, point, strict=True))
         )

@@ -7,11 +7,12 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from logging import getLogger
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import hydra
@@ -29,7 +30,7 @@ from opposing_signals.claims import Claim, verdict_table
 from opposing_signals.configuration import configuration_folder, decisive, experiment_folder, reference_of, run_folder
 from opposing_signals.errors import InputError, TrainingStoppedError
 from opposing_signals.record import Record, write_json
-from opposing_signals.signals import Trajectory
+from opposing_signals.signals import Runs, Trajectory
 
 log = getLogger(__name__)
 
@@ -116,8 +117,10 @@ def _job(config: DictConfig) -> None:
             record = _recorded(config, logger, wait=True)
             note |= {"folder": str(record.folder.resolve()), "failure": ""}
             if config.conclude and not _is_concluded_as_a_whole(hydra_config):
-                _conclude(config, {config.run.name: record}, logger, label.replace("/", "_"))
+                _conclude(config, {config.run.name: record}, logger, subfolder=label.replace("/", "_"))
     except (InputError, TrainingStoppedError) as error:
+        if isinstance(error, TrainingStoppedError):
+            note["folder"] = str(run_folder(config).resolve())
         note["failure"] = str(error)
         log.error("%s failed: %s", label, error)
     except Exception as error:
@@ -147,15 +150,20 @@ def _job_notes(config: DictConfig) -> list[dict[str, str]]:
 
 def _finish_sweep(config: DictConfig) -> int:
     notes = _job_notes(config)
-    failures = [note for note in notes if note["failure"]]
+    if not notes:
+        raise InputError(
+            f"the grid of the sweep is empty ({OmegaConf.to_container(config.hydra.sweeper.params)}): expected at "
+            "least one value for each of its fields"
+        )
+    names = [note["name"] for note in notes]
+    by = "name" if len(set(names)) == len(names) else "job"
+    failures = {note[by]: note["failure"] for note in notes if note["failure"]}
     if config.conclude and _is_concluded_as_a_whole(config.hydra):
-        names = [note["name"] for note in notes]
-        by = "name" if len(set(names)) == len(names) else "job"
-        records = {note[by]: Record(note["folder"]) for note in notes if not note["failure"]}
+        records = {note[by]: Record(note["folder"]) for note in notes if note["folder"]}
         with _logger(config, "figure") as logger:
-            _conclude(config, records, logger)
-    for note in failures:
-        print(f"opposing-signals: {note['job']} failed: {note['failure']}", file=sys.stderr)
+            _conclude(config, records, logger, failures)
+    for name, failure in failures.items():
+        print(f"opposing-signals: {name} failed: {failure}", file=sys.stderr)
     return FAILED if failures else 0
 
 
@@ -186,16 +194,34 @@ def _recorded(config: DictConfig, logger: Any, wait: bool = False) -> Record:
     return Record(folder)
 
 
-def _conclude(config: DictConfig, records: dict[str, Record], logger: Any, subfolder: str = "") -> None:
-    """Draw the figure, check the claims, write both down and show them."""
+def _conclude(
+    config: DictConfig,
+    records: dict[str, Record],
+    logger: Any,
+    failures: Mapping[str, str] = MappingProxyType({}),
+    subfolder: str = "",
+) -> None:
+    """Draw the figure, check the claims, write both down and show them.
+
+    Args:
+        config: Of the experiment.
+        records: Of its runs, those that were stopped among them, by name.
+        logger: Where the figure and the verdicts are mirrored.
+        failures: Name ↦ why that run is not complete.
+        subfolder: Of the experiment's folder, where they are written.
+    """
     import matplotlib.pyplot as plt
+
+    from opposing_signals.figures import style
 
     folder = experiment_folder(config) / subfolder
     folder.mkdir(parents=True, exist_ok=True)
-    trajectories = {
+    read = {
         name: Trajectory(record, OmegaConf.select(config, "data.root"), config.signals)
         for name, record in records.items()
     }
+    stopped = {name: trajectory for name, trajectory in read.items() if name in failures}
+    trajectories = Runs({name: read[name] for name in read if name not in stopped}, stopped, failures)
     claims = [_claim(claim) for claim in config.claims]
     checked = [claim.check(trajectories, config.scale.name, config.seed) for claim in claims]
     verdicts = [verdict for verdict, _ in checked]
@@ -209,12 +235,13 @@ def _conclude(config: DictConfig, records: dict[str, Record], logger: Any, subfo
     )
     for stale in (folder / "figure.png", folder / "figure.pdf", folder / "animation.gif"):
         stale.unlink(missing_ok=True)
-    if trajectories:
-        figure = instantiate(config.figure)(trajectories)
+    if trajectories or failures:
+        figure = instantiate(config.figure)(trajectories) if trajectories else style.figure(8, 2, "No run is complete")
+        style.name_failures(figure, failures)
         figure.savefig(folder / "figure.png", dpi=150)
         figure.savefig(folder / "figure.pdf")
         plt.close(figure)
-        if OmegaConf.select(config, "animation") is not None:
+        if trajectories and OmegaConf.select(config, "animation") is not None:
             instantiate(config.animation)(trajectories, folder / "animation.gif")
     _mirror(logger, folder, verdicts)
     console = Console(width=None if sys.stdout.isatty() else 140)

@@ -97,6 +97,7 @@ class EmpiricalRisk:
         self.loss = loss
         self._compiled = compile_training
         self._training_forward = torch.compile(self.evaluate) if compile_training else self.evaluate
+        self._seen: tuple[Batch, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -168,13 +169,26 @@ class EmpiricalRisk:
 
     def chunks(self, batch: Batch = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and targets of each of `parts`."""
+        seen = self._seen[1] if self._seen is not None and self._seen[0] is batch else None
         for part in self.parts(batch):
             if isinstance(batch, slice):
                 first = batch.indices(len(self))[0]
                 rows: Batch = slice(first + part.start, first + part.stop)
             else:
                 rows = batch[part]
-            yield self.inputs[rows], self.targets[rows]
+            yield (self.inputs[rows] if seen is None else seen[part]), self.targets[rows]
+
+    @contextmanager
+    def seen_as(self, inputs: Tensor, batch: Tensor) -> Iterator[None]:
+        """Inside, every pass over ``batch`` sees ``inputs`` ``[n, ...]``, its augmented examples, in their place.
+
+        Passes over other examples, the whole set among them, see those as they are.
+        """
+        self._seen = batch, inputs
+        try:
+            yield
+        finally:
+            self._seen = None
 
     def _size(self, batch: Batch) -> int:
         return len(range(*batch.indices(len(self)))) if isinstance(batch, slice) else len(batch)

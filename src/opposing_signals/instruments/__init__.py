@@ -15,7 +15,9 @@ from opposing_signals.instruments.sample_curvature import SampleCurvature
 from opposing_signals.instruments.sample_losses import SampleLosses
 from opposing_signals.instruments.sample_sharpness import SampleSharpness
 from opposing_signals.instruments.sharpness import Sharpness
+from opposing_signals.instruments.signed_share import SignedShare
 from opposing_signals.instruments.spectral_density import SpectralDensity
+from opposing_signals.instruments.test_accuracy import TestAccuracy
 from opposing_signals.instruments.train_loss import TrainLoss
 
 __all__ = [
@@ -36,6 +38,8 @@ __all__ = [
     "SampleLosses",
     "SampleSharpness",
     "Sharpness",
+    "SignedShare",
     "SpectralDensity",
+    "TestAccuracy",
     "TrainLoss",
 ]

@@ -3,23 +3,35 @@
 from opposing_signals.signals.metrics import (
     Metric,
     SizeAlongV,
+    detrended,
+    gap_changes,
     metric_of_points,
+    moving_average,
     relative_feature_norms,
     sizes_by_floor_distance,
 )
 from opposing_signals.signals.pairs import OpposingPair, find_pairs
+from opposing_signals.signals.rules import Quantity, Rule, final, under
 from opposing_signals.signals.selection import fallers, risers
-from opposing_signals.signals.trajectory import Trajectory
+from opposing_signals.signals.trajectory import Runs, Trajectory
 
 __all__ = [
     "Metric",
     "OpposingPair",
+    "Quantity",
+    "Rule",
+    "Runs",
     "SizeAlongV",
     "Trajectory",
+    "detrended",
     "fallers",
+    "final",
     "find_pairs",
+    "gap_changes",
     "metric_of_points",
+    "moving_average",
     "relative_feature_norms",
     "risers",
     "sizes_by_floor_distance",
+    "under",
 ]

@@ -89,3 +89,28 @@ class Trajectory:
     def pairs(self) -> list[OpposingPair]:
         """The dominant opposing pairs, the largest amplitude first; their rows are those of `changes`."""
         return find_pairs(self.changes.values, **self._pairing)
+
+
+class Runs(dict[str, Trajectory]):
+    """The complete runs of an experiment by name, and what became of the others.
+
+    Args:
+        complete: By name.
+        stopped: Runs whose loss is not finite, up to that step.
+        failures: Name ↦ why it is not complete; of every run that was stopped, and of those that never began.
+    """
+
+    def __init__(
+        self,
+        complete: Mapping[str, Trajectory],
+        stopped: Mapping[str, Trajectory] | None = None,
+        failures: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(complete)
+        self.stopped = dict(stopped or {})
+        self.failures = dict(failures or {})
+
+    @classmethod
+    def of(cls, trajectories: Mapping[str, Trajectory]) -> Runs:
+        """``trajectories`` themselves, or complete runs if they say nothing about others."""
+        return trajectories if isinstance(trajectories, cls) else cls(trajectories)

@@ -31,7 +31,7 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
 
     Args:
         config: data, model, loss, optimizer, risk, batch, instruments, steps, seed, trainer, threads and
-            checkpoint_seconds; with reference, the record of that run must be complete.
+            checkpoint_seconds; with reference, the record of that run must be complete; augmentation may be left out.
         record: Open for writing.
         logger: Where scalars are mirrored.
 
@@ -98,7 +98,9 @@ def training_module(config: DictConfig, dataset: Dataset) -> TrainingModule:
     torch.manual_seed(config.seed)
     model = instantiate(config.model, input_shape=tuple(dataset.inputs.shape[1:]), outputs=dataset.output_width)
     risk = EmpiricalRisk(model, instantiate(config.loss), dataset.inputs, dataset.targets, **config.risk)
-    return TrainingModule(risk, instantiate(config.optimizer), Batches(len(dataset), config.batch, config.seed))
+    batches = Batches(len(dataset), config.batch, config.seed)
+    augmentation = instantiate(config.augmentation, seed=config.seed) if config.get("augmentation") else None
+    return TrainingModule(risk, instantiate(config.optimizer), batches, augmentation)
 
 
 def _check(config: DictConfig) -> None:
@@ -109,6 +111,11 @@ def _check(config: DictConfig) -> None:
         raise InputError(
             f"trainer.devices={config.trainer.devices}: expected 1, a run trains in one process; curvature can be "
             "measured in several, see docs/curvature.md"
+        )
+    if config.get("augmentation") and config.batch is None:
+        raise InputError(
+            "augmentation with batch=null: expected a batch size; what is measured of full-batch training is the loss "
+            "of the images as they are"
         )
     if not isinstance(config.optimizer.lr, int | float) or not config.optimizer.lr > 0:
         raise InputError(f"optimizer.lr={config.optimizer.lr}: expected a step size larger than 0")
