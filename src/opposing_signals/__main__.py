@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -19,6 +20,13 @@ from opposing_signals.errors import InputError, TrainingStoppedError
 
 BAD_INPUT = 2
 STOPPED = 1
+LAUNCHERS = {
+    "joblib": ("joblib", "hydra-joblib-launcher"),
+    "submitit_local": ("slurm", "hydra-submitit-launcher"),
+    "submitit_slurm": ("slurm", "hydra-submitit-launcher"),
+    "ray": ("ray", "hydra-ray-launcher"),
+}
+"""Launcher ↦ (the extra that brings it, its package); Hydra itself has ``basic``."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -87,6 +95,9 @@ def _check_names(arguments: list[str]) -> None:
     folder = configuration_folder()
     for argument in arguments:
         group, separator, choices = argument.lstrip("+~").partition("=")
+        if group == "hydra/launcher":
+            _check_launcher(choices)
+            continue
         if not separator or argument.startswith("-") or not (folder / group).is_dir():
             continue
         known = sorted(path.stem for path in (folder / group).glob("*.yaml"))
@@ -96,6 +107,20 @@ def _check_names(arguments: list[str]) -> None:
     chosen = [a for a in arguments if a.startswith("experiment=")]
     if not chosen and not any(a.startswith("--") for a in arguments):
         raise InputError(f"no experiment given: expected experiment=NAME with one of {', '.join(experiments())}")
+
+
+def _check_launcher(launcher: str) -> None:
+    """Refuse a launcher that is not there, and say how to get it."""
+    known = sorted({"basic", *LAUNCHERS})
+    if launcher not in known:
+        raise InputError(f"hydra/launcher={launcher}: unknown; there are {', '.join(known)}")
+    if launcher != "basic":
+        extra, package = LAUNCHERS[launcher]
+        if find_spec("hydra_plugins") is None or find_spec(f"hydra_plugins.{package.replace('-', '_')}") is None:
+            raise InputError(
+                f"hydra/launcher={launcher}: the package {package} is not installed; "
+                f"pip install 'opposing-signals[{extra}]' brings it"
+            )
 
 
 if __name__ == "__main__":

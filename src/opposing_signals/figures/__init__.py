@@ -2,6 +2,7 @@
 
 from opposing_signals.figures.changes import change_distribution, share_increasing
 from opposing_signals.figures.chebyshev import chebyshev
+from opposing_signals.figures.conjectures import descents, group_variance, probes_by_rule
 from opposing_signals.figures.curvature import curvature_share, mlp_phases, outlier_metrics, sensitivity
 from opposing_signals.figures.discovery import discovered_pairs
 from opposing_signals.figures.groups import group_losses
@@ -39,7 +40,9 @@ __all__ = [
     "colour_neighbours",
     "curvature_share",
     "discovered_pairs",
+    "descents",
     "group_losses",
+    "group_variance",
     "learning_rates",
     "learning_rates_of_both",
     "mlp_phases",
@@ -49,6 +52,7 @@ __all__ = [
     "probe_under_adam",
     "probe_under_flow",
     "plain_step_sizes",
+    "probes_by_rule",
     "projection",
     "rules",
     "sensitivity",

@@ -7,6 +7,7 @@ from opposing_signals.signals.metrics import (
     gap_changes,
     metric_of_points,
     moving_average,
+    relative_feature_norms,
     sizes_by_floor_distance,
 )
 from opposing_signals.signals.pairs import OpposingPair, find_pairs
@@ -71,6 +72,7 @@ __all__ = [
     "gap_changes",
     "metric_of_points",
     "moving_average",
+    "relative_feature_norms",
     "risers",
     "sizes_by_floor_distance",
     "under",

@@ -22,6 +22,16 @@ def metric_of_points(trajectory: Trajectory, metric: Metric) -> Series:
     return trajectory.record[metric]
 
 
+def relative_feature_norms(trajectory: Trajectory) -> Series:
+    """``values`` ``[T, P]``: norm of each probe's penultimate feature over the mean norm of the step's batch.
+
+    Args:
+        trajectory: A run with the instrument `BlockProbe`.
+    """
+    probes, batch = trajectory.record["probe_feature_norm"], trajectory.record["mean_feature_norm"]
+    return Series(np.asarray(probes.steps), np.asarray(probes.values) / np.asarray(batch.values)[:, None])
+
+
 def sizes_by_floor_distance(
     trajectory: Trajectory, quantity: SizeAlongV, first_step: int
 ) -> tuple[np.ndarray, np.ndarray]:
