@@ -14,7 +14,7 @@ from torch.func import functional_call
 from opposing_signals.errors import InputError
 from opposing_signals.second_order import TwiceDifferentiable, check_graph, check_layers
 
-Precision = Literal["float32", "float64", "bfloat16"]
+Precision = Literal["float32", "float64", "bfloat16", "unchanged"]
 Batch = slice | Tensor
 """Which examples a step uses: ``slice(0, N)`` for the whole set (no copy is made), else an index tensor."""
 
@@ -62,7 +62,8 @@ class EmpiricalRisk:
         inputs: ``[N, ...]``; whole numbers, such as tokens, keep their type.
         targets: ``[N]`` or ``[N, C]``.
         chunk: Examples per forward pass.
-        precision: Of weights, data and arithmetic. ``"bfloat16"`` keeps float32 weights and runs under autocast.
+        precision: Of weights, data and arithmetic. ``"bfloat16"`` keeps float32 weights and runs under autocast,
+            ``"unchanged"`` takes weights and data as they are.
         channels_last: Memory layout of images and convolutions; faster on most CPUs and on GPUs with tensor cores.
         compile_training: `torch.compile` the forward pass of `backward`. Curvature stays eager: a compiled module
             has no double backward.
@@ -87,11 +88,14 @@ class EmpiricalRisk:
             raise InputError(f"risk.chunk={chunk}: expected 1 to {len(inputs)}, the number of training examples")
         dtype = torch.float64 if precision == "float64" else torch.float32
         layout = torch.channels_last if channels_last and inputs.ndim == 4 else torch.preserve_format
-        self.model = model.to(dtype=dtype)
+        self.model = model.to(dtype=dtype) if precision != "unchanged" else model
         if layout is torch.channels_last:
             self.model = model.to(memory_format=layout)  # type: ignore[call-overload]  # torch documents it
-        self.inputs = inputs.to(dtype=dtype, memory_format=layout) if inputs.is_floating_point() else inputs
-        self.targets = targets.to(dtype=dtype) if targets.is_floating_point() else targets
+        kept = precision == "unchanged"
+        self.inputs = (
+            inputs.to(dtype=dtype, memory_format=layout) if inputs.is_floating_point() and not kept else inputs
+        )
+        self.targets = targets.to(dtype=dtype) if targets.is_floating_point() and not kept else targets
         self.chunk = chunk
         self.precision = precision
         self.loss = loss

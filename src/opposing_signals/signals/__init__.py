@@ -3,15 +3,18 @@
 from opposing_signals.signals.metrics import Metric, SizeAlongV, metric_of_points, sizes_by_floor_distance
 from opposing_signals.signals.pairs import OpposingPair, find_pairs
 from opposing_signals.signals.selection import fallers, risers
+from opposing_signals.signals.spikes import Spike, find_spikes
 from opposing_signals.signals.trajectory import Trajectory
 
 __all__ = [
     "Metric",
     "OpposingPair",
     "SizeAlongV",
+    "Spike",
     "Trajectory",
     "fallers",
     "find_pairs",
+    "find_spikes",
     "metric_of_points",
     "risers",
     "sizes_by_floor_distance",

@@ -39,6 +39,8 @@ class Trajectory:
         data = dict(self.configuration["data"])
         if "cifar10" in data["_target_"]:
             data["root"] = self._data_root
+        elif data["_target_"].endswith(".tracked"):
+            data["folder"] = self.record.folder
         return instantiate(data)
 
     @property
