@@ -56,6 +56,10 @@ class EmpiricalRisk:
     training mode normalizes by the statistics of each chunk ("ghost" batch norm, Hoffer et al. 2017): then the chunk
     size is part of what L *is*, and everything here uses the same chunks.
 
+    Attributes:
+        weights: ``[N]``, how much each example counts in L, in the training pass and in Hessian products: then
+            L = Σ w_i ℓ_i / Σ w_i over the batch. None: all count the same.
+
     Args:
         model: Maps ``[n, ...]`` inputs to ``[n, C]`` outputs; its parameters with ``requires_grad`` are θ.
         loss: Per-sample loss, (outputs, targets) ↦ ``[n]``.
@@ -99,6 +103,7 @@ class EmpiricalRisk:
         self.chunk = chunk
         self.precision = precision
         self.loss = loss
+        self.weights: Tensor | None = None
         self._compiled = compile_training
         self._training_forward = torch.compile(self.evaluate) if compile_training else self.evaluate
 
@@ -114,6 +119,7 @@ class EmpiricalRisk:
         """Move data and model; returns itself."""
         self.model.to(device)
         self.inputs, self.targets = self.inputs.to(device), self.targets.to(device)
+        self.weights = None if self.weights is None else self.weights.to(device)
         return self
 
     def losses_at(self, parameters: Sequence[Tensor], batch: Batch = WHOLE) -> Iterator[Tensor]:
@@ -180,6 +186,12 @@ class EmpiricalRisk:
                 rows = batch[part]
             yield self.inputs[rows], self.targets[rows]
 
+    def _shares(self, batch: Batch) -> Iterator[Tensor | None]:
+        """w_i / Σ w_i of each of `parts`; None where all examples count the same."""
+        weights = None if self.weights is None else self.weights[batch]
+        for part in self.parts(batch):
+            yield None if weights is None else weights[part] / weights.sum()
+
     def _size(self, batch: Batch) -> int:
         return len(range(*batch.indices(len(self)))) if isinstance(batch, slice) else len(batch)
 
@@ -190,9 +202,10 @@ class EmpiricalRisk:
         """
         losses, outputs = [], []
         weight = 1 / self._size(batch)
-        for inputs, targets in self.chunks(batch):
+        for (inputs, targets), shares in zip(self.chunks(batch), self._shares(batch), strict=True):
             sample_losses, output = self._training_forward(inputs, targets)
-            (sample_losses.sum() * weight).backward()
+            mean = sample_losses.sum() * weight if shares is None else (sample_losses * shares).sum()
+            mean.backward()
             losses.append(sample_losses.detach())
             outputs.append(output)
         for parameter in self.parameters:
@@ -274,10 +287,11 @@ class EmpiricalRisk:
         losses: list[Tensor] = []
         outputs: list[Tensor] = []
         slopes: list[list[Tensor]] = [[] for _ in directions]
-        for inputs, targets in self.chunks(batch):
+        for (inputs, targets), shares in zip(self.chunks(batch), self._shares(batch), strict=True):
             with torch.enable_grad(), TwiceDifferentiable():
                 sample_losses, output = self.evaluate(inputs, targets, autocast=False)
-                weights = sample_losses.new_full(sample_losses.shape, 1 / size).requires_grad_()
+                equal = sample_losses.new_full(sample_losses.shape, 1 / size)
+                weights = (equal if shares is None else shares.to(equal)).detach().clone().requires_grad_()
                 mean = (sample_losses * weights).sum()
             is_curved = len(vectors) > 0
             gradient = torch.autograd.grad(mean, parameters, create_graph=is_curved, materialize_grads=True)

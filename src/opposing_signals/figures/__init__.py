@@ -4,6 +4,7 @@ from opposing_signals.figures.changes import change_distribution, share_increasi
 from opposing_signals.figures.chebyshev import chebyshev
 from opposing_signals.figures.curvature import curvature_share, mlp_phases, outlier_metrics, sensitivity
 from opposing_signals.figures.groups import group_losses
+from opposing_signals.figures.intervention import intervention
 from opposing_signals.figures.projection import projection
 from opposing_signals.figures.theory import (
     theorem31,
@@ -19,6 +20,7 @@ __all__ = [
     "chebyshev",
     "curvature_share",
     "group_losses",
+    "intervention",
     "mlp_phases",
     "outlier_metrics",
     "projection",

@@ -15,6 +15,7 @@ from opposing_signals.instruments.sample_curvature import SampleCurvature
 from opposing_signals.instruments.sample_losses import SampleLosses
 from opposing_signals.instruments.sample_sharpness import SampleSharpness
 from opposing_signals.instruments.sharpness import Sharpness
+from opposing_signals.instruments.snapshots import Snapshots
 from opposing_signals.instruments.spectral_density import SpectralDensity
 from opposing_signals.instruments.train_loss import TrainLoss
 
@@ -36,6 +37,7 @@ __all__ = [
     "SampleLosses",
     "SampleSharpness",
     "Sharpness",
+    "Snapshots",
     "SpectralDensity",
     "TrainLoss",
 ]
