@@ -6,6 +6,7 @@ from collections import Counter
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -93,7 +94,7 @@ def explain(folder: str | Path, spikes: int = 3) -> str:
         lines.append("the mean loss never rose in a measured step: there is no spike to explain")
     claims = (*CLAIMS, EDGE) if _has_edge(trajectory) else CLAIMS
     run = trajectory.configuration["run"]["name"]
-    seed = trajectory.configuration.get("seed")
+    seed: Any = trajectory.configuration.get("seed")  # null where the user set none
     checked = [claim.check({run: trajectory}, SCALE, seed) for claim in claims]
     figure = group_losses({run: trajectory})
     figure.savefig(record.folder / "figure.png", dpi=150)
@@ -138,7 +139,7 @@ def _check(trajectory: Trajectory) -> None:
 
 def _has_edge(trajectory: Trajectory) -> bool:
     optimizer = trajectory.configuration["optimizer"]
-    rates = trajectory.record["learning_rate"].values if "learning_rate" in trajectory.record else []
+    rates = trajectory.record["learning_rate"].values if "learning_rate" in trajectory.record else np.empty(0)
     return (
         "sharpness" in trajectory.record
         and str(optimizer["_target_"]).endswith(".SGD")
