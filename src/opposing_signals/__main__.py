@@ -44,6 +44,14 @@ def main(arguments: list[str] | None = None) -> int:
 
             print(f"report: {build([Path(a) for a in arguments[1:]] or [Path('outputs'), Path('results')])}")
             return 0
+        if arguments[0] == "explain":
+            from opposing_signals.own_model import explain
+
+            if not arguments[1:]:
+                raise InputError("explain: no folder given: expected opposing-signals explain FOLDER, that of a record")
+            for folder in arguments[1:]:
+                print(explain(folder))
+            return 0
         _check_names(arguments)
         from opposing_signals.app import run
 
@@ -76,7 +84,8 @@ def print_help() -> None:
     console.print(
         "Which training examples drive the optimization of a neural network.\n\n"
         "  [bold]opposing-signals experiment=NAME[/] \\[scale=smoke|cpu|paper] \\[seed=N] \\[FIELD=VALUE ...]\n"
-        "  [bold]opposing-signals report[/] \\[FOLDER ...]      one page of all results\n\n"
+        "  [bold]opposing-signals report[/] \\[FOLDER ...]      one page of all results\n"
+        "  [bold]opposing-signals explain[/] FOLDER ...       which examples carried a run's loss spikes\n\n"
         "An experiment trains what is missing, draws its figure, checks its claims and writes them to outputs/NAME/. "
         "Any field of the configuration can be set: model.width=32, optimizer.lr=0.02, data=planted, logger=none, "
         "output_dir=FOLDER. [bold]--cfg job[/] prints the configuration of a command, [bold]--hydra-help[/] the "

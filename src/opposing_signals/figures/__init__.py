@@ -21,6 +21,7 @@ from opposing_signals.figures.optimizers import (
     signed_shares,
 )
 from opposing_signals.figures.outliers import outlier_grids
+from opposing_signals.figures.intervention import intervention
 from opposing_signals.figures.projection import projection
 from opposing_signals.figures.text import adam_and_splitsgd, token_losses, token_pair, token_tables
 from opposing_signals.figures.theory import (
@@ -45,6 +46,7 @@ __all__ = [
     "group_variance",
     "learning_rates",
     "learning_rates_of_both",
+    "intervention",
     "mlp_phases",
     "outlier_grids",
     "outlier_metrics",

@@ -18,6 +18,7 @@ from opposing_signals.instruments.sample_losses import SampleLosses
 from opposing_signals.instruments.sample_sharpness import SampleSharpness
 from opposing_signals.instruments.sharpness import Sharpness
 from opposing_signals.instruments.signed_share import SignedShare
+from opposing_signals.instruments.snapshots import Snapshots
 from opposing_signals.instruments.spectral_density import SpectralDensity
 from opposing_signals.instruments.test_accuracy import TestAccuracy
 from opposing_signals.instruments.token_losses import TokenLosses
@@ -44,6 +45,7 @@ __all__ = [
     "SampleSharpness",
     "Sharpness",
     "SignedShare",
+    "Snapshots",
     "SpectralDensity",
     "TestAccuracy",
     "TokenLosses",

@@ -62,6 +62,7 @@ class Result:
         name: The experiment's name; the folder's where the experiment's cannot be read.
         verdicts: The objects of ``claims.json``, each with every one of `CLAIM_FIELDS`.
         reasons: Why a claim has no value, by its id.
+        notes: What the result says in words, a line each; leading spaces indent it.
         picture: None if there is no figure.
         problems: What could not be read, a sentence each; the other attributes then hold what could.
     """
@@ -76,6 +77,7 @@ class Result:
     runs: tuple[Run, ...]
     verdicts: tuple[dict[str, Any], ...]
     reasons: dict[str, str]
+    notes: tuple[str, ...]
     picture: Picture | None
     problems: tuple[str, ...]
 
@@ -100,6 +102,7 @@ class Result:
             runs=tuple(_run(name, run) for name, run in runs.items()) if isinstance(runs, dict) else (),
             verdicts=tuple(_sound(claims or [], problems)),
             reasons={str(claim): str(reason) for claim, reason in _entries(described.get("reasons"))},
+            notes=tuple(str(note) for note in notes) if isinstance(notes := described.get("notes"), list) else (),
             picture=_read_picture(folder / "figure.png", problems),
             problems=tuple(problems),
         )

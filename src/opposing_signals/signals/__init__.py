@@ -31,6 +31,7 @@ from opposing_signals.signals.discovery import (
     match_pair,
     stability,
 )
+from opposing_signals.signals.branches import Branches, branches_by_spike
 from opposing_signals.signals.metrics import Metric, SizeAlongV, metric_of_points, sizes_by_floor_distance
 from opposing_signals.signals.pairs import OpposingPair, find_pairs
 from opposing_signals.signals.panels import Panel, outlier_panels, pair_panels
@@ -40,10 +41,16 @@ from opposing_signals.signals.trajectory import Runs, Trajectory
 __all__ = [
     "Discovery",
     "Match",
+from opposing_signals.signals.spikes import Spike, find_spikes
+from opposing_signals.signals.trajectory import Trajectory
+
+__all__ = [
+    "Branches",
     "Metric",
     "OpposingPair",
     "ProbePath",
     "SizeAlongV",
+    "Spike",
     "Trajectory",
     "common_loss",
     "Quantity",
@@ -58,11 +65,13 @@ __all__ = [
     "agreement",
     "discover",
     "discover_by_gradients",
+    "branches_by_spike",
     "fallers",
     "final",
     "find_pairs",
     "is_descent",
     "lag_one_autocorrelation",
+    "find_spikes",
     "metric_of_points",
     "norm_at_loss",
     "probe_path",

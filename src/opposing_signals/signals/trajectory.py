@@ -41,6 +41,8 @@ class Trajectory:
         data = dict(self.configuration["data"])
         if data["_target_"].endswith((".cifar10", ".openwebtext")):
             data["root"] = self._data_root
+        elif data["_target_"].endswith(".tracked"):
+            data["folder"] = self.record.folder
         return instantiate(data)
 
     @property

@@ -21,6 +21,7 @@ from opposing_signals.record import Record
 from opposing_signals.risk import EmpiricalRisk
 from opposing_signals.training.batches import Batches
 from opposing_signals.training.checkpoint import TimedCheckpoint
+from opposing_signals.training.intervention import branch
 from opposing_signals.training.module import TrainingModule
 from opposing_signals.training.progress import Progress
 from opposing_signals.training.reference import break_even_direction
@@ -47,9 +48,14 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
     dataset: Dataset = instantiate(config.data)
     module = training_module(config, dataset)
     module.before_update = [instantiate(adjust) for adjust in config.get("before_update", {}).values()]
+    branched: dict[str, Any] = {}
     if "reference" in config:
-        parameters = sum(p.numel() for p in module.risk.parameters)
-        module.direction = break_even_direction(Record(run_folder(reference_of(config))), parameters)
+        reference = Record(run_folder(reference_of(config)))
+        if config.get("intervention") is not None:
+            _check_stateless(config)
+            branched = {"branch": branch(module, reference, config.intervention)}
+        else:
+            module.direction = break_even_direction(reference, sum(p.numel() for p in module.risk.parameters))
     instruments: list[Instrument] = [
         instantiate(instrument, risk=module.risk, record=record) for instrument in config.instruments.values()
     ]
@@ -78,6 +84,7 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
     origin = {
         **environment(trainer.strategy.root_device),
         "data": {"name": dataset.name, "sha256": dataset.checksum, "examples": len(dataset)},
+        **branched,
         "parameters": sum(p.numel() for p in module.risk.parameters),
         "tensors": [name for name, p in module.model.named_parameters() if p.requires_grad],
     }
@@ -121,6 +128,16 @@ def _check(config: DictConfig) -> None:
         )
     if not isinstance(config.optimizer.lr, int | float) or not config.optimizer.lr > 0:
         raise InputError(f"optimizer.lr={config.optimizer.lr}: expected a step size larger than 0")
+
+
+def _check_stateless(config: DictConfig) -> None:
+    """A snapshot holds the weights alone, so an optimizer that remembers more than they cannot go on from it."""
+    optimizer = config.optimizer
+    if not optimizer._target_.endswith(".SGD") or optimizer.get("momentum", 0) or config.batch is not None:
+        raise InputError(
+            f"optimizer {optimizer._target_}, momentum={optimizer.get('momentum', 0)}, batch={config.batch}: expected "
+            "full-batch gradient descent without momentum; an intervention branches off a snapshot of the weights"
+        )
 
 
 def _steps_taken(record: Record) -> int:
