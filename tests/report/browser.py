@@ -37,7 +37,7 @@ class Browser:
         to_read, self._write = os.pipe()
         self._read, to_write = os.pipe()
         # Chromium reads commands from descriptor 3 and writes answers to 4.
-        command = ["sh", "-c", f'exec "$@" 3<&{to_read} 4>&{to_write}', "sh", str(CHROMIUM), *OPTIONS]
+        command = ["sh", "-c", f'exec "$@" 3</dev/fd/{to_read} 4>/dev/fd/{to_write}', "sh", str(CHROMIUM), *OPTIONS]
         self._process = subprocess.Popen(
             [*command, f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank"],
             pass_fds=(to_read, to_write),

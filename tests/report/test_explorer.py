@@ -161,10 +161,11 @@ def test_pictures_and_classes_are_those_of_the_data(written) -> None:
     ids = written.examples("ids")
     assert written.examples("captions") == [dataset.class_names[int(dataset.targets[i])] for i in ids]
     assert written.run["examples"]["picture"] == [32, 32, COLUMNS]
+    sheets = [np.asarray(Image.open(path)) for path in sorted(written.place.glob("images/*.png"))]
     for rank, point in enumerate(ids):
-        sheet = np.asarray(Image.open(written.place / "images" / f"{rank // BLOCK:04d}.png"))
         row, column = divmod(rank % BLOCK, COLUMNS)
-        np.testing.assert_array_equal(sheet[32 * row :, 32 * column :][:32, :32], dataset.images[point])
+        picture = sheets[rank // BLOCK][32 * row :, 32 * column :][:32, :32]
+        np.testing.assert_array_equal(picture, dataset.images[point])
 
 
 def test_large_pictures_are_reduced(tmp_path, losses) -> None:
@@ -272,6 +273,7 @@ def test_losses_that_are_not_finite(tmp_path, losses) -> None:
         ({"data": {"_target_": "subprocess.run", "args": ["touch", "x"]}}, "the run has data of its own"),
         ({"data": None}, "the run has data of its own"),
         ({"data": {**PLANTED, "images": 0}}, "data.images"),
+        ({"data": {**PLANTED, "images": 299}}, "the data set has 299 of them"),
         ({"sha256": "f" * 64}, "is not the one that the run trained on"),
     ],
 )

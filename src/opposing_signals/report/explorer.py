@@ -113,6 +113,14 @@ class _Examples:
                 f"trained on (sha256 {dataset.checksum[:12]}…, expected {str(recorded)[:12]}…).",
                 "none",
             )
+        points = trajectory.losses.values.shape[1] if "sample_loss" in trajectory.record else len(dataset)
+        if points != len(dataset):
+            return cls(
+                None,
+                f"Training examples are shown by their numbers: the data set has {len(dataset):,} of them, and the "
+                f"record losses of {points:,}.",
+                "none",
+            )
         if dataset.images is not None:
             return cls(dataset, "", "image")
         if dataset.is_classification and dataset.targets.ndim == 2:
