@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fabricated import run, write_result
 from PIL import Image
 from recorded import GROUPS, PLANTED, alternating, write_record
 
@@ -329,3 +330,30 @@ def test_page_of_all_results_links_the_runs(tmp_path, losses) -> None:
     assert "damaged: sharpness.npy is damaged" in text
     assert str(tmp_path) not in text
     assert sorted(path.name for path in (page.parent / "runs").iterdir()) == ["a b", "a b-2"]
+
+
+def test_a_result_links_the_explorers_of_its_runs(tmp_path, losses) -> None:
+    name = run()["folder"]
+    write_record(tmp_path / "outputs" / "runs" / name, losses)
+    write_result(tmp_path / "outputs" / "fig01")
+    runs = {"seed1": run(), "seed2": {**run(), "folder": "not-here"}}
+    write_result(tmp_path / "outputs" / "fig02", runs=runs)
+    text = build([tmp_path / "outputs"], tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert text.count(f'<a href="runs/{name}/index.html">') == 3
+    assert "Explore the run →" in text.partition('<section id="fig01">')[2].partition("</section>")[0]
+    assert "Explore seed1 →" in text.partition('<section id="fig02">')[2]
+    assert "Explore seed2" not in text
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "threshold"),
+    [
+        ({"_target_": "torch.optim.sgd.SGD", "lr": 0.05}, 40.0),
+        ({"_target_": "torch.optim.SGD", "lr": 0.05, "momentum": 0.9}, None),
+        ({"_target_": "opposing_signals.optim.SplitSGD", "lr": 0.05}, None),
+        ({"_target_": "torch.optim.SGD"}, None),
+        (None, None),
+    ],
+)
+def test_the_edge_is_drawn_where_there_is_one(tmp_path, losses, optimizer, threshold) -> None:
+    assert written_with(tmp_path, losses[:20], optimizer=optimizer).run["threshold"] == threshold

@@ -654,7 +654,7 @@ const explorer = (() => {
     try {
       const groups = [pair.rising, pair.falling];
       const members = await Promise.all(groups.map((ranks, side) => Promise.all(ranks.map(async (rank) => ({
-        ...await losses(rank), colour: pairColour(number_, side), dash: DASHES[side], width: 0.7, alpha: 0.45,
+        ...await losses(rank), colour: pairColour(number_, side), dash: DASHES[side], width: 0.7, alpha: 0.35,
       })))));
       if (!isCurrent()) return;
       chart(members.flat());

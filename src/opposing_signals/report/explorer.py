@@ -270,8 +270,7 @@ def _described(trajectory: Trajectory) -> dict[str, str]:
     """What the head of the page says."""
     record, configuration = trajectory.record, trajectory.configuration
     name = str(entry(configuration, "run", "name") or record.folder.resolve().name)
-    step_size = entry(configuration, "optimizer", "lr")
-    step_size = float(step_size) if isinstance(step_size, (int, float)) and step_size > 0 else None
+    step_size = _step_size(trajectory)
     batch, planned = configuration.get("batch"), configuration.get("steps")
     points = (
         trajectory.losses.values.shape[1] if "sample_loss" in record else entry(record.provenance, "data", "examples")
@@ -288,10 +287,17 @@ def _described(trajectory: Trajectory) -> dict[str, str]:
     }
 
 
+def _step_size(trajectory: Trajectory) -> float | None:
+    """η; None if the configuration does not say."""
+    given = entry(trajectory.configuration, "optimizer", "lr")
+    return float(given) if isinstance(given, (int, float)) and given > 0 else None
+
+
 def _has_edge(trajectory: Trajectory) -> bool:
     """Whether 2/η is the edge of stability: plain steps of one size along the gradient."""
     optimizer = trajectory.configuration.get("optimizer")
-    if not str(entry(optimizer, "_target_")).endswith(".SGD") or entry(optimizer, "momentum"):
+    is_plain = str(entry(optimizer, "_target_")).endswith(".SGD") and not entry(optimizer, "momentum")
+    if not is_plain or _step_size(trajectory) is None:
         return False
     record = trajectory.record
     return "learning_rate" not in record or len(np.unique(record["learning_rate"].values)) <= 1
@@ -380,6 +386,8 @@ def _over_steps(trajectory: Trajectory) -> dict[str, Any]:
 
 def _selected(trajectory: Trajectory) -> _Selection:
     changes = trajectory.changes
+    # A copy of the steps: those of the record lie far apart on the disk, one a row.
+    recorded = Series(np.array(trajectory.losses.steps), trajectory.losses.values)
     points, losses, shares = [], [], []
     finite = len(changes)
     for row, (step, change) in enumerate(zip(changes.steps, changes.values, strict=True)):
@@ -389,7 +397,7 @@ def _selected(trajectory: Trajectory) -> _Selection:
         upper, lower = upper[change[upper] > 0], lower[change[lower] < 0]
         points.append((upper, lower))
         chosen = np.concatenate((upper, lower))
-        losses.append(np.stack([trajectory.losses.at(int(step) + following)[chosen] for following in (0, 1)]))
+        losses.append(np.stack([recorded.at(int(step) + following)[chosen] for following in (0, 1)]))
         shares.append(np.count_nonzero(change > 0) / len(change))
     return _Selection(np.asarray(changes.steps), points, losses, np.array(shares), finite)
 
