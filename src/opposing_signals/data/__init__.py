@@ -8,5 +8,4 @@ from opposing_signals.data.planted import planted
 from opposing_signals.data.text import openwebtext, text_demo
 from opposing_signals.data.tracked import tracked
 
-__all__ = ["CropFlip", "Dataset", "chebyshev", "cifar10", "openwebtext", "planted", "text_demo"]
-__all__ = ["Dataset", "chebyshev", "cifar10", "openwebtext", "planted", "text_demo", "tracked"]
+__all__ = ["CropFlip", "Dataset", "chebyshev", "cifar10", "openwebtext", "planted", "text_demo", "tracked"]

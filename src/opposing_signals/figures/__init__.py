@@ -6,12 +6,7 @@ from opposing_signals.figures.conjectures import descents, group_variance, probe
 from opposing_signals.figures.curvature import curvature_share, mlp_phases, outlier_metrics, sensitivity
 from opposing_signals.figures.discovery import discovered_pairs
 from opposing_signals.figures.groups import group_losses
-from opposing_signals.figures.probes import (
-    block_probe,
-    colour_neighbours,
-    probe_family,
-    probe_under_adam,
-    probe_under_flow,
+from opposing_signals.figures.intervention import intervention
 from opposing_signals.figures.optimizers import (
     learning_rates,
     learning_rates_of_both,
@@ -21,7 +16,13 @@ from opposing_signals.figures.optimizers import (
     signed_shares,
 )
 from opposing_signals.figures.outliers import outlier_grids
-from opposing_signals.figures.intervention import intervention
+from opposing_signals.figures.probes import (
+    block_probe,
+    colour_neighbours,
+    probe_family,
+    probe_under_adam,
+    probe_under_flow,
+)
 from opposing_signals.figures.projection import projection
 from opposing_signals.figures.text import adam_and_splitsgd, token_losses, token_pair, token_tables
 from opposing_signals.figures.theory import (
@@ -34,26 +35,26 @@ from opposing_signals.figures.theory import (
 )
 
 __all__ = [
-    "block_probe",
     "adam_and_splitsgd",
+    "block_probe",
     "change_distribution",
     "chebyshev",
     "colour_neighbours",
     "curvature_share",
-    "discovered_pairs",
     "descents",
+    "discovered_pairs",
     "group_losses",
     "group_variance",
+    "intervention",
     "learning_rates",
     "learning_rates_of_both",
-    "intervention",
     "mlp_phases",
     "outlier_grids",
     "outlier_metrics",
+    "plain_step_sizes",
     "probe_family",
     "probe_under_adam",
     "probe_under_flow",
-    "plain_step_sizes",
     "probes_by_rule",
     "projection",
     "rules",
