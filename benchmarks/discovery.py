@@ -162,7 +162,7 @@ def runs(seeds: list[int]) -> Iterator[Run]:
 
 HEAD = (
     f"  {'data':<24}{'seed':>4}{'contrast':>9} | {'members P':>9}{'R':>6}{'F1':>6} | {'pair P':>7}{'R':>6}{'F1':>6} |"
-    f" {'pairs P':>8}{'R':>6} | {'random':>7}{'loss':>6} | {'gradients F1':>12}{'agreement':>10}"
+    f" {'pairs P':>8}{'R':>6} | {'random':>7}{'loss':>6} | {'gradients F1':>12}{'pairs R':>8}{'agreement':>10}"
 )
 
 
@@ -178,14 +178,17 @@ def accuracy(seeds: list[int]) -> None:
         random, largest = baselines(run)
         members, pair = dominant(found, run.truth)
         right = [max((match_pair(one.groups, truth).f1 for truth in run.truth), default=0) >= 0.5 for one in found]
-        caught = [any(match_pair(one.groups, truth).f1 >= 0.5 for one in found) for truth in wanted]
+        caught, caught_too = (
+            [any(match_pair(one.groups, truth).f1 >= 0.5 for one in pairs) for truth in wanted]
+            for pairs in (found, by_gradients)
+        )
         agreed = agreement(found[:1], by_gradients)[0] if found else 0.0
         gradient_f1 = dominant(by_gradients, run.truth)[1][2]
-        precision, recall = (f"{np.mean(one):.2f}" if one else "-" for one in (right, caught))
+        precision, recall, recall_too = (f"{np.mean(one):.2f}" if one else "-" for one in (right, caught, caught_too))
         print(
             f"  {run.name:<24}{run.seed:>4}{contrast:>9.1f} | {members[0]:>9.2f}{members[1]:>6.2f}{members[2]:>6.2f} | "
             f"{pair[0]:>7.2f}{pair[1]:>6.2f}{pair[2]:>6.2f} | {precision:>8}{recall:>6} | {random:>7.2f}{largest:>6.2f}"
-            f" | {gradient_f1:>12.2f}{agreed:>10.2f}",
+            f" | {gradient_f1:>12.2f}{recall_too:>8}{agreed:>10.2f}",
             flush=True,
         )
         if wanted:

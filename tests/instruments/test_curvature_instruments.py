@@ -26,6 +26,7 @@ BASE = ("sample_losses", "train_loss", "sharpness")
 CONFIGURED = {
     "sharpness": {"every": 2, "consecutive": 1, "max_products": 2},
     "gradient_norms": {"every": 2},
+    "gradient_sketch": {"every": 2, "dimensions": 6},
     "sample_sharpness": {"every": 2, "consecutive": 1, "count": 2, "max_products": 4},
     "jacobian": {"every": 2, "points": 5},
     "gauss_newton": {"every": 2},
@@ -51,6 +52,7 @@ def configured(*instruments: str, run=CURVE, base=BASE, minibatch: bool = False,
 
 FULL_BATCH = (
     "gradient_norms",
+    "gradient_sketch",
     "sample_sharpness",
     "jacobian",
     "gauss_newton",
@@ -67,6 +69,7 @@ def record(tmp_path_factory) -> Record:
 def test_each_quantity_has_its_shape_at_its_steps(record):
     expected = {
         "gradient_norm": ([0, 2, 4], (20,)),
+        "gradient_sketch": ([0, 2, 4], (20, 6)),
         "sample_sharpness": ([2, 4], (6,)),
         "sample_sharpness_residual": ([2, 4], (6,)),
         "sample_sharpness_points": ([2, 4], (6,)),
@@ -109,7 +112,7 @@ def test_mean_and_maximum_of_the_jacobian(record):
 
 @pytest.mark.parametrize("run", [CURVE, IMAGES], ids=["curve", "images"])
 def test_training_is_bit_identical_with_and_without_them(run, tmp_path):
-    instruments = ("gradient_norms", "sample_sharpness", "jacobian", "spectral_density")
+    instruments = ("gradient_norms", "gradient_sketch", "sample_sharpness", "jacobian", "spectral_density")
     if run is CURVE:
         instruments += ("sharpness", "gauss_newton")
     watched = weights(trained(tmp_path / "watched", configured(*instruments, run=run, base=())))
@@ -119,7 +122,7 @@ def test_training_is_bit_identical_with_and_without_them(run, tmp_path):
 
 @pytest.mark.parametrize("step", [1, 3, 4])
 def test_a_resumed_run_measures_what_an_uninterrupted_one_does(record, step, tmp_path, monkeypatch):
-    config = configured("sample_sharpness", "gauss_newton", "preconditioned_sharpness", adam=True)
+    config = configured("gradient_sketch", "sample_sharpness", "gauss_newton", "preconditioned_sharpness", adam=True)
     stopped(tmp_path, config, step, monkeypatch)
     resumed = trained(tmp_path, config)
     for quantity in resumed:
@@ -151,6 +154,13 @@ def test_gauss_newton_needs_the_sharpness_in_front_of_it(tmp_path):
     config = configured("gauss_newton")
     del config.instruments["sharpness"]
     with pytest.raises(InputError, match="no top eigenvector was measured at step 0"):
+        trained(tmp_path, config)
+
+
+def test_a_sketch_needs_a_dimension(tmp_path):
+    config = configured("gradient_sketch")
+    config.instruments.gradient_sketch.dimensions = 0
+    with pytest.raises(Exception, match="GradientSketch: dimensions=0: expected at least 1"):
         trained(tmp_path, config)
 
 

@@ -53,10 +53,12 @@ def _draw_courses(axes: Axes, name: str, trajectory: Trajectory, count: int) -> 
     axes.set_xlim(0, int(trajectory.losses.steps[-1]))
 
 
-def _draw_losses(axes: Axes, trajectory: Trajectory) -> None:
+def _draw_losses(axes: Axes, trajectory: Trajectory, margin: int = 20) -> None:
+    """Of the pair that stands out most, around the phase that shows it."""
     losses = trajectory.losses
     if trajectory.discoveries:
         pair = trajectory.discoveries[0]
+        axes.set_xlim(max(0, pair.phase[0] - margin), pair.phase[1] + margin)
         axes.axvspan(*pair.phase, color="#f0f1f3", zorder=0)
         for group, colour, letter in zip(pair.groups, style.PAIRS[0], "ab", strict=True):
             axes.plot(losses.steps, losses.values[:, group].mean(1), color=colour, label=f"1{letter}")

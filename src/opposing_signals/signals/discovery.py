@@ -26,7 +26,8 @@ SEEDS = 400
 """Points that are compared with each other in a phase: those with the longest vectors."""
 
 OUTSTANDING = 3.0
-"""A point stands out if its vector is this many times as long as the median point's."""
+"""A point stands out by its loss series if its vector is this many times as long as the median point's; so does a
+group by its median member."""
 
 ALIKE = 0.5
 """Least cosine of a member with its group; a group's opponent has one below its negative."""
@@ -36,6 +37,9 @@ SHORTEST = 8
 
 TINY = float(np.finfo(np.float32).tiny)
 """No vector counts as shorter: an interpolated point's loss does not change at all."""
+
+ROUNDS = 3
+"""How many times the search is repeated."""
 
 FADE = 0.1
 """A pair is active while its amplitude is above this fraction of its peak."""
@@ -85,26 +89,42 @@ class Discovery:
         return np.concatenate(self.groups)
 
     @property
+    def rank(self) -> float:
+        """By which pairs are ordered: how far it stands out, and how purely its groups oppose each other."""
+        return -self.contrast * self.opposition
+
+    @property
     def size(self) -> int:
         """Number of members."""
         return len(self.members)
 
 
 def discover(steps: np.ndarray, changes: np.ndarray, *, phases: int = 8, smallest_group: int = 4) -> list[Discovery]:
-    """The opposing pairs of a run by its loss series, the one that stands out most first.
+    """The opposing pairs of a run by its loss series, the one of highest rank first.
+
+    At the edge of stability all pairs alternate at every step, so a weaker pair hides behind a stronger one that is in
+    time with it. Hence the search is repeated without the points that are members already.
 
     Args:
         steps: ``[T]`` the iteration t of each row.
         changes: ``[T, N]`` one-step changes Δ_i(t).
-        phases: How many parts of the run are searched, each for itself; a pair found in several is kept where it
-            stands out most.
+        phases: How many parts of the run are searched, each for itself; a pair found in several is kept where its
+            rank is highest.
         smallest_group: Points in a group at the least.
     """
-    found = []
-    for first, last in _phases(len(changes), phases):
-        part = np.asarray(changes[first:last], dtype=np.float32)
-        found += _opposed(part, (int(steps[first]), int(steps[last - 1])), smallest_group)
-    kept = _distinct(found)
+    kept: list[Discovery] = []
+    rest = np.arange(changes.shape[1])
+    for _ in range(ROUNDS):
+        found = []
+        for first, last in _phases(len(changes), phases):
+            part = np.asarray(changes[first:last], dtype=np.float32)[:, rest]
+            found += _opposed(part, (int(steps[first]), int(steps[last - 1])), smallest_group)
+        new = [replace(pair, first=rest[pair.first], second=rest[pair.second]) for pair in _distinct(found)]
+        if not new:
+            break
+        kept += new
+        rest = np.setdiff1d(rest, np.concatenate([pair.members for pair in new]))
+    kept.sort(key=lambda pair: -pair.rank)
     spikes = _spikes(changes)
     return [_along_run(pair, steps, changes, spikes) for pair in kept]
 
@@ -127,7 +147,9 @@ def discover_by_gradients(
         smallest_group: Points in a group at the least.
     """
     found = []
-    for rows in np.array_split(np.arange(len(steps)), min(phases, len(steps))):
+    for rows in np.array_split(np.arange(len(steps)), max(1, min(phases, len(steps)))):
+        if not len(rows):
+            continue
         part = np.asarray(sketches[rows], dtype=np.float32)
         vectors = part.transpose(0, 2, 1).reshape(-1, part.shape[1])
         found += _aligned(vectors, (int(steps[rows[0]]), int(steps[rows[-1]])), smallest_group)
@@ -175,6 +197,8 @@ def _opposed(vectors: np.ndarray, phase: tuple[int, int], smallest: int) -> list
         if min(len(first), len(second)) < smallest:
             continue
         contrast = min(float(np.median(lengths[group])) for group in (first, second)) / typical
+        if contrast < OUTSTANDING:
+            continue
         opposition = float(_unit(vectors[:, first].mean(1)) @ _unit(vectors[:, second].mean(1)))
         pairs.append(Discovery(first, second, first_scores, second_scores, phase, opposition, contrast))
     return pairs
@@ -238,9 +262,9 @@ def _unit(vector: np.ndarray) -> np.ndarray:
 
 
 def _distinct(found: list[Discovery]) -> list[Discovery]:
-    """Each pair once, where it stands out most; the most outstanding first."""
+    """Each pair once, where its rank is highest; by falling rank."""
     kept: list[Discovery] = []
-    for pair in sorted(found, key=lambda pair: -pair.contrast):
+    for pair in sorted(found, key=lambda pair: -pair.rank):
         if all(_shared(pair, other) < 0.5 for other in kept):
             kept.append(pair)
     return kept

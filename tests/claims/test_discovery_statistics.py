@@ -1,0 +1,74 @@
+"""What is claimed of pairs found by machine, and their figure, on losses and gradients made to show the truth."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from opposing_signals.claims.discovery import found_again, planted_match, ways_agree
+from opposing_signals.data import planted
+from opposing_signals.figures import discovered_pairs
+from opposing_signals.record import Record
+from opposing_signals.signals import Trajectory
+
+STEPS = 40
+DATA = {"_target_": "opposing_signals.data.planted", "images": 240, "sky_in_plane": 0.5, "sky_in_bird": 0.5}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run whose losses oppose the planes with sky to the birds with it, and its gradients what ``by`` says."""
+
+    def make(name: str, oppose: str, by: str) -> Trajectory:
+        dataset = planted(**{key: value for key, value in DATA.items() if key != "_target_"})
+        targets, bears = dataset.targets.numpy(), dataset.truth
+        sky = [np.flatnonzero(bears["sky"] & (targets == label)) for label in (0, 1)]
+        wheels = [np.flatnonzero(bears["wheels"] & (targets == label)) for label in (2, 3)]
+        groups = {"sky": sky, "wheels": wheels}
+        generator = np.random.default_rng(0)
+        with Record.writing(tmp_path / name, {"data": DATA}) as record:
+            for step in range(STEPS):
+                losses = 1 + 0.001 * generator.standard_normal(len(dataset))
+                losses[groups[oppose][step % 2]] += 1
+                record.append("sample_loss", step, losses.astype(np.float32))
+                if step % 10 == 0:
+                    sketch = generator.standard_normal((len(dataset), 32)) / 10
+                    sketch[groups[by][0], 0] += 2
+                    sketch[groups[by][1], 0] -= 2
+                    record.append("gradient_sketch", step, sketch.astype(np.float32))
+        return Trajectory(Record(tmp_path / name))
+
+    yield make
+    plt.close("all")
+
+
+def test_the_planted_pair_counts_and_another_does_not(run):
+    runs = {"right": run("right", "sky", "sky"), "other": run("other", "wheels", "sky")}
+    assert planted_match({"right": runs["right"]}, features=["sky"]).value == 1
+    assert planted_match(runs, features=["sky", "wheels"]).value == 1
+    assert planted_match(runs, features=["sky", "texture"]).value == 0
+
+
+def test_agreement_of_losses_and_gradients(run):
+    assert ways_agree({"right": run("right", "sky", "sky")}).value == 1
+    assert ways_agree({"wrong": run("wrong", "sky", "wheels")}).value < 0.3
+
+
+def test_a_pair_is_found_again_in_other_runs_or_not(run):
+    one, same, other = run("one", "sky", "sky"), run("same", "sky", "sky"), run("other", "wheels", "sky")
+    assert found_again({"one": one, "same": same}).value == 1
+    assert found_again({"one": one, "other": other}).value == 0
+    assert np.isnan(found_again({"one": one}).value)
+
+
+def test_every_run_has_a_row_with_its_pairs_losses_and_images(run):
+    trajectories = {"one": run("one", "sky", "sky"), "other": run("other", "wheels", "sky")}
+    figure = discovered_pairs(trajectories, thumbnails=4)
+    courses, losses, first, second = figure.axes[:4]
+    pair = trajectories["one"].discoveries[0]
+    assert f"{len(pair.first)} against {len(pair.second)}" in courses.texts[0].get_text()
+    drawn = trajectories["one"].losses.values[:, pair.first].mean(1)
+    assert any(np.array_equal(line.get_ydata(), drawn) for line in losses.lines)
+    sheet = first.images[0].get_array()
+    np.testing.assert_array_equal(sheet[:32, :32], trajectories["one"].dataset.images[pair.first[0]])
+    assert {axes.get_title(loc="left").split(":")[1].split()[1] for axes in (first, second)} == {"plane", "bird"}
+    assert len(figure.axes) == 8

@@ -1,0 +1,144 @@
+import numpy as np
+import pytest
+
+from opposing_signals.record import Record
+from opposing_signals.signals import (
+    Match,
+    Trajectory,
+    agreement,
+    discover,
+    discover_by_gradients,
+    match,
+    match_pair,
+    stability,
+)
+
+POINTS, STEPS = 800, 160
+
+
+def planted_changes(seed=0):
+    """Two pairs of 60 against 25 that alternate in time with each other: one strong, one later and weaker."""
+    generator = np.random.default_rng(seed)
+    changes = 0.02 * generator.standard_normal((STEPS, POINTS))
+    chosen = generator.permutation(POINTS)[:170]
+    pairs = [(chosen[:60], chosen[60:85]), (chosen[85:145], chosen[145:])]
+    sign = np.where(np.arange(STEPS) % 2 == 0, 1.0, -1.0)
+    for (first, last), size, (many, few) in zip([(30, 90), (60, 140)], [1.0, 0.5], pairs, strict=True):
+        rows = np.arange(first, last)
+        course = size * sign[rows] * np.sin(np.pi * (rows - first + 0.5) / (last - first))
+        changes[np.ix_(rows, many)] += np.outer(course, generator.uniform(0.5, 1.0, len(many)))
+        changes[np.ix_(rows, few)] -= np.outer(course, generator.uniform(1.0, 2.0, len(few)))
+    return changes, pairs
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_planted_pairs_are_found_with_all_their_members(seed):
+    changes, pairs = planted_changes(seed)
+    strong, weak = discover(np.arange(STEPS), changes)
+    for found, wanted, window in ((strong, pairs[0], (30, 90)), (weak, pairs[1], (60, 140))):
+        assert match_pair(found.groups, wanted).f1 > 0.97
+        assert found.opposition < -0.97
+        assert abs(found.appears - window[0]) <= 6
+        assert abs(found.fades - window[1]) <= 6
+        assert window[0] - 5 <= found.phase[0] < found.phase[1] <= window[1] + 5
+        for scores in (found.first_scores, found.second_scores):
+            assert (np.diff(scores) <= 0).all()
+            assert scores[-1] > 0.5
+    assert strong.contrast > weak.contrast > 5
+
+
+def test_steps_are_those_of_the_record():
+    changes, _ = planted_changes()
+    found = discover(np.arange(STEPS), changes)
+    later = discover(np.arange(STEPS) * 2 + 7, changes)
+    for one, other in zip(found, later, strict=True):
+        np.testing.assert_array_equal(one.members, other.members)
+        assert other.appears == 2 * one.appears + 7
+        assert other.phase == tuple(2 * step + 7 for step in one.phase)
+
+
+def test_amplitude_and_share_of_the_spikes():
+    """Six of 100 points rise by 3 every other step and the others by 0.01, so 18 of 18.94 are the members'."""
+    changes = np.full((64, 100), 0.0)
+    changes[::2] = 0.01
+    changes[1::2] = -0.01
+    changes[::2, :6] = 3
+    changes[1::2, :6] = -3
+    changes[::2, 6:10] = -1
+    changes[1::2, 6:10] = 1
+    (pair,) = discover(np.arange(64), changes)
+    assert sorted(pair.members.tolist()) == list(range(10))
+    assert (pair.appears, pair.fades) == (0, 63)
+    assert pair.amplitude == pytest.approx(2)
+    assert pair.spike_share == pytest.approx(18 / (18 + 90 * 0.01))
+    assert pair.contrast == pytest.approx(100)
+
+
+@pytest.mark.parametrize("shape", [(0, 20), (2, 20), (50, 3), (120, 600)])
+def test_noise_and_too_little_data_show_no_pairs(shape):
+    changes = np.random.default_rng(0).normal(size=shape)
+    assert discover(np.arange(len(changes)), changes) == []
+    assert discover(np.arange(len(changes)), np.zeros(shape)) == []
+
+
+def sketched(seed=0, steps=6, dimensions=32):
+    """Gradients in random directions; a long group and a short one point against each other."""
+    generator = np.random.default_rng(seed)
+    sketches = generator.standard_normal((steps, 300, dimensions)) / np.sqrt(dimensions)
+    members = generator.permutation(300)[:50]
+    one, other = members[:20], members[20:]
+    direction = generator.standard_normal(dimensions)
+    direction /= np.linalg.norm(direction)
+    sketches[:, one] = 5 * (direction + 0.5 * sketches[:, one])
+    sketches[:, other] = 0.1 * (-direction + 0.5 * sketches[:, other])
+    return sketches, (one, other)
+
+
+def test_gradients_that_point_against_each_other_are_found_however_short():
+    sketches, wanted = sketched()
+    found, *_ = discover_by_gradients(np.arange(0, 60, 10), sketches)
+    assert match_pair(found.groups, wanted).f1 == 1
+    assert found.opposition < -0.9
+    assert found.appears == -1  # no losses, no course along the run
+    with_losses, *_ = discover_by_gradients(
+        np.arange(0, 60, 10), sketches, (np.arange(60), np.random.default_rng(0).normal(size=(60, 300)))
+    )
+    assert with_losses.appears >= 0
+
+
+def test_no_sketches_show_no_pairs():
+    assert discover_by_gradients(np.arange(0), np.zeros((0, 20, 4))) == []
+
+
+def test_matches():
+    assert match(np.array([1, 2, 3, 4]), np.array([3, 4, 5])) == Match(0.5, 2 / 3)
+    assert match(np.array([1]), np.array([2])).f1 == 0
+    one, other = np.array([1, 2]), np.array([3, 4, 5])
+    assert match_pair((other, one), (one, other)).f1 == 1
+    mixed = np.array([1, 3]), np.array([2, 4, 5])
+    assert match_pair(mixed, (one, other)) == Match(3 / 5, 3 / 5)
+
+
+def test_agreement_and_stability():
+    changes, _ = planted_changes()
+    strong, weak = discover(np.arange(STEPS), changes)
+    assert agreement([strong, weak], [weak, strong]) == [1, 1]
+    assert agreement([strong], []) == [0]
+    assert stability([[strong, weak], [weak, strong], []]) == [0.5, 0.5, 0]
+
+
+def test_a_trajectory_shows_both_ways(tmp_path):
+    changes, pairs = planted_changes()
+    losses = 5 + np.concatenate([np.zeros((1, POINTS)), np.cumsum(changes, 0)])
+    sketches = 0.01 * np.random.default_rng(0).standard_normal((4, POINTS, 32)).astype(np.float32)
+    sketches[:, pairs[0][0], 0] += 1
+    sketches[:, pairs[0][1], 0] -= 3
+    with Record.writing(tmp_path, {}) as record:
+        for step, row in enumerate(losses):
+            record.append("sample_loss", step, row.astype(np.float32))
+            if step % 40 == 0 and step // 40 < 4:
+                record.append("gradient_sketch", step, sketches[step // 40])
+    trajectory = Trajectory(Record(tmp_path))
+    assert match_pair(trajectory.discoveries[0].groups, pairs[0]).f1 > 0.97
+    assert agreement(trajectory.discoveries[:1], trajectory.gradient_discoveries)[0] > 0.97
+    assert trajectory.gradient_discoveries[0].amplitude > 0
