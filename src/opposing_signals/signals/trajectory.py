@@ -38,7 +38,7 @@ class Trajectory:
     def dataset(self) -> Dataset:
         """The run's data set, loaded again."""
         data = dict(self.configuration["data"])
-        if data["_target_"].endswith((".cifar10", ".openwebtext")):
+        if data["_target_"].endswith((".cifar10", ".openwebtext", ".text_stream")):
             data["root"] = self._data_root
         return instantiate(data)
 
