@@ -112,7 +112,6 @@ def test_a_complete_run_is_reused(command, tmp_path):
         (["experiment=fig01_group_losses", *TINY, "data=cifar10", "data.images=50001"], ["data.images=50001", "50000"]),
         (["experiment=fig08_text_colon", *TINY, "data.block=100000"], ["data.block=100000", "text_demo", "tokens"]),
         (["experiment=fig08_text_colon", *TINY, "model.vocabulary=7"], ["model.vocabulary=7", "at least as many"]),
-        (["experiment=fig08_text_colon", *TINY, "data=planted"], ["model=gpt takes sequences of tokens"]),
         (["report", "/nowhere"], ["nowhere"]),
     ],
 )
