@@ -32,9 +32,9 @@ class Case:
     """A network, its images, and the run of gradient descent on which it is measured.
 
     Attributes:
-        warm_up: Steps before anything is measured, so that the run has reached the edge of stability.
+        warm_up: Steps before anything is measured.
         settle: Steps that are measured and not counted: trackers start cold.
-        steps: Steps that count.
+        steps: Steps that count; they lead past break-even.
         references: At how many of them λ is compared with a converged value.
         values: At how many of them other tools compute λ.
         repetitions: Of what is timed by itself.
@@ -100,8 +100,9 @@ CASES = {
         images=5000,
         chunk=1000,
         channels_last=False,
-        warm_up=300,
-        steps=120,
+        lr=0.1,
+        warm_up=1,
+        steps=121,
         references=48,
         values=5,
         repetitions=15,
@@ -115,10 +116,10 @@ CASES = {
         chunk=250,
         channels_last=True,
         lr=0.01,
-        warm_up=80,
+        warm_up=20,
         settle=10,
-        steps=22,
-        references=8,
+        steps=44,
+        references=16,
         values=1,
         repetitions=5,
     ),

@@ -8,14 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from composing import composed
+from omegaconf import OmegaConf
+from PIL import Image
 
 from opposing_signals import record as record_module
 from opposing_signals.__main__ import experiments, main
+from opposing_signals.configuration import configuration_folder
 from opposing_signals.record import Record
 
 CLAIM_FIELDS = [
     "id", "statement", "source", "statistic", "threshold", "value", "interval", "verdict", "scale", "data", "seed",
 ]  # fmt: skip
+PROBES = "instruments.block_probe.probes=[{}]"
 TINY = ("scale=smoke", "logger=none", "steps=3", "threads=1")
 
 
@@ -48,7 +53,17 @@ def shared_outputs(tmp_path_factory):
     return tmp_path_factory.mktemp("outputs")
 
 
-@pytest.mark.parametrize("experiment", sorted(experiments()))
+def representatives() -> list[str]:
+    """One of the experiments that differ in nothing but their description and the input that they show."""
+    different: dict[str, str] = {}
+    for name in sorted(experiments()):
+        described = OmegaConf.load(configuration_folder() / "experiment" / f"{name}.yaml")
+        del described["experiment"]
+        different.setdefault(OmegaConf.to_yaml(described), name)
+    return list(different.values())
+
+
+@pytest.mark.parametrize("experiment", representatives())
 def test_every_experiment_runs_at_smoke_scale(shared_outputs, capfd, experiment):
     settings = "scale=smoke", "logger=none", "threads=1", f"output_dir={shared_outputs}"
     code = main([f"experiment={experiment}", *settings])
@@ -56,12 +71,12 @@ def test_every_experiment_runs_at_smoke_scale(shared_outputs, capfd, experiment)
     assert code == 0
     folder = shared_outputs / experiment
     claims = json.loads((folder / "claims.json").read_text())
-    assert claims
+    assert claims or experiment == "fig12_green_images"  # there the paper claims nothing
     for claim in claims:
         assert list(claim) == CLAIM_FIELDS
         assert claim["verdict"] in ("PASS", "FAIL", "INCONCLUSIVE")
         assert (claim["value"] is None) == (claim["verdict"] == "INCONCLUSIVE")
-        assert (claim["scale"], claim["seed"]) == ("smoke", 1)
+        assert (claim["scale"], claim["seed"]) == ("smoke", composed(experiment).seed)
         assert claim["id"] in out
     assert (folder / "figure.png").stat().st_size > 10_000
     assert (folder / "figure.pdf").read_bytes().startswith(b"%PDF")
@@ -112,11 +127,28 @@ def test_a_complete_run_is_reused(command, tmp_path):
         (["experiment=fig01_group_losses", *TINY, "data=cifar10", "data.images=50001"], ["data.images=50001", "50000"]),
         (["experiment=fig08_text_colon", *TINY, "data.block=100000"], ["data.block=100000", "text_demo", "tokens"]),
         (["experiment=fig08_text_colon", *TINY, "model.vocabulary=7"], ["model.vocabulary=7", "at least as many"]),
+        (
+            ["experiment=fig12_green_images", "scale=smoke", "logger=none", "neighbours.colours=[blue]"],
+            ["'blue'", "green"],
+        ),
+        (["experiment=fig05_sky_block", *TINY, PROBES.format("blue")], ["probe 'blue': unknown", "sky, red, green"]),
+        (["experiment=fig05_sky_block", *TINY, PROBES.format("/nowhere/mine.png")], ["mine.png", "No such file"]),
         (["report", "/nowhere"], ["nowhere"]),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(command, arguments, parts):
     assert_refused(command(*arguments), *parts)
+
+
+def test_an_image_of_ones_own_is_passed_through_and_one_of_another_size_refused(command, tmp_path):
+    picture = tmp_path / "mine.png"
+    own = ["experiment=fig16_vgg11bn_sky_block", *TINY, f"experiment.probe={picture}", PROBES.format(picture)]
+    Image.new("RGB", (32, 32), (200, 10, 90)).save(picture)
+    assert command(*own)[0] == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert Record(folder)["probe_image"].values[0, 0, 0, 0].tolist() == [200, 10, 90]
+    Image.new("RGB", (64, 48)).save(picture)
+    assert_refused(command(*own, "seed=2"), "mine.png", "64x48 pixels; expected 32x32")
 
 
 def test_a_record_of_another_configuration_is_refused(command, tmp_path):

@@ -20,6 +20,21 @@ def test_every_experiment_composes_at_every_scale(experiment, scale):
     assert json.loads(json.dumps(decisive(config))) == decisive(config)
     for claim in config.claims:
         Threshold(claim.threshold if isinstance(claim.threshold, str) else claim.threshold[scale])
+    if "probe" in config.experiment:
+        assert config.experiment.probe in config.instruments.block_probe.probes
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("network", ["resnet18", "vgg11", "vit"])
+def test_the_runs_of_figures_46_to_54_train_as_those_of_the_other_figures(network, scale):
+    settings = [
+        decisive(composed("fig01_group_losses", f"run={network}_{rule}", f"scale={scale}"))
+        for rule in ("gd", "predictions")
+    ]
+    theirs, ours = (
+        {name: value for name, value in one.items() if name not in ("run", "instruments")} for one in settings
+    )
+    assert ours == theirs
 
 
 def test_claim_identifiers_are_unique():

@@ -1,1 +1,19 @@
 """See which training examples drive the optimization of a neural network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from opposing_signals.own_model import OpposingSignals
+
+__all__ = ["OpposingSignals"]
+
+
+def __getattr__(name: str) -> Any:
+    """`OpposingSignals` on first use: it imports torch, and the command line's help must not wait for that."""
+    if name == "OpposingSignals":
+        from opposing_signals.own_model import OpposingSignals
+
+        return OpposingSignals
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -19,6 +20,13 @@ from opposing_signals.errors import InputError, TrainingStoppedError
 
 BAD_INPUT = 2
 STOPPED = 1
+LAUNCHERS = {
+    "joblib": ("joblib", "hydra-joblib-launcher"),
+    "submitit_local": ("slurm", "hydra-submitit-launcher"),
+    "submitit_slurm": ("slurm", "hydra-submitit-launcher"),
+    "ray": ("ray", "hydra-ray-launcher"),
+}
+"""Launcher ↦ (the extra that brings it, its package); Hydra itself has ``basic``."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,6 +43,14 @@ def main(arguments: list[str] | None = None) -> int:
             from opposing_signals.report import build
 
             print(f"report: {build([Path(a) for a in arguments[1:]] or [Path('outputs'), Path('results')])}")
+            return 0
+        if arguments[0] == "explain":
+            from opposing_signals.own_model import explain
+
+            if not arguments[1:]:
+                raise InputError("explain: no folder given: expected opposing-signals explain FOLDER, that of a record")
+            for folder in arguments[1:]:
+                print(explain(folder))
             return 0
         _check_names(arguments)
         from opposing_signals.app import run
@@ -68,7 +84,8 @@ def print_help() -> None:
     console.print(
         "Which training examples drive the optimization of a neural network.\n\n"
         "  [bold]opposing-signals experiment=NAME[/] \\[scale=smoke|cpu|paper] \\[seed=N] \\[FIELD=VALUE ...]\n"
-        "  [bold]opposing-signals report[/] \\[FOLDER ...]      one page of all results\n\n"
+        "  [bold]opposing-signals report[/] \\[FOLDER ...]      one page of all results\n"
+        "  [bold]opposing-signals explain[/] FOLDER ...       which examples carried a run's loss spikes\n\n"
         "An experiment trains what is missing, draws its figure, checks its claims and writes them to outputs/NAME/. "
         "Any field of the configuration can be set: model.width=32, optimizer.lr=0.02, data=planted, logger=none, "
         "output_dir=FOLDER. [bold]--cfg job[/] prints the configuration of a command, [bold]--hydra-help[/] the "
@@ -87,6 +104,9 @@ def _check_names(arguments: list[str]) -> None:
     folder = configuration_folder()
     for argument in arguments:
         group, separator, choices = argument.lstrip("+~").partition("=")
+        if group == "hydra/launcher":
+            _check_launcher(choices)
+            continue
         if not separator or argument.startswith("-") or not (folder / group).is_dir():
             continue
         known = sorted(path.stem for path in (folder / group).glob("*.yaml"))
@@ -96,6 +116,20 @@ def _check_names(arguments: list[str]) -> None:
     chosen = [a for a in arguments if a.startswith("experiment=")]
     if not chosen and not any(a.startswith("--") for a in arguments):
         raise InputError(f"no experiment given: expected experiment=NAME with one of {', '.join(experiments())}")
+
+
+def _check_launcher(launcher: str) -> None:
+    """Refuse a launcher that is not there, and say how to get it."""
+    known = sorted({"basic", *LAUNCHERS})
+    if launcher not in known:
+        raise InputError(f"hydra/launcher={launcher}: unknown; there are {', '.join(known)}")
+    if launcher != "basic":
+        extra, package = LAUNCHERS[launcher]
+        if find_spec("hydra_plugins") is None or find_spec(f"hydra_plugins.{package.replace('-', '_')}") is None:
+            raise InputError(
+                f"hydra/launcher={launcher}: the package {package} is not installed; "
+                f"pip install 'opposing-signals[{extra}]' brings it"
+            )
 
 
 if __name__ == "__main__":

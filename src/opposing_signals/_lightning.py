@@ -5,5 +5,6 @@ from opposing_signals._torchvision import torchvision  # noqa: F401, I001  (firs
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities.seed import isolate_rng
 
-__all__ = ["Callback", "Checkpoint", "LightningModule", "Logger", "Trainer", "WandbLogger"]
+__all__ = ["Callback", "Checkpoint", "LightningModule", "Logger", "Trainer", "WandbLogger", "isolate_rng"]

@@ -7,11 +7,12 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from logging import getLogger
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import hydra
@@ -29,9 +30,12 @@ from opposing_signals.claims import Claim, verdict_table
 from opposing_signals.configuration import configuration_folder, decisive, experiment_folder, reference_of, run_folder
 from opposing_signals.errors import InputError, TrainingStoppedError
 from opposing_signals.record import Record, write_json
-from opposing_signals.signals import Trajectory
+from opposing_signals.signals import Runs, Trajectory
 
 log = getLogger(__name__)
+
+FAILED = 1
+UNFINISHED = "its process was killed or is still at work; the same command goes on with it"
 
 
 class SweepNote(Callback):
@@ -45,7 +49,7 @@ class SweepNote(Callback):
     failure: Exception | None = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Forget the jobs of an earlier sweep."""
+        """Forget the jobs of an earlier sweep. Called in the process that launches the jobs, not in theirs."""
         SweepNote.config = config
         shutil.rmtree(experiment_folder(config) / "jobs", ignore_errors=True)
 
@@ -70,6 +74,12 @@ def run(arguments: list[str]) -> int:
         if user_wants_tracebacks:
             raise
         raise InputError(_one_line(error)) from None
+    except Exception as error:
+        if SweepNote.config is None or not _job_notes(SweepNote.config):
+            raise
+        lost = _one_line(error)  # jobs keep their failures to themselves: this one is the launcher's
+        print(f"opposing-signals: the launcher gave up: {type(error).__name__}: {lost}", file=sys.stderr)
+        return _finish_sweep(SweepNote.config) or FAILED
     finally:
         if not user_wants_tracebacks:
             del os.environ["HYDRA_FULL_ERROR"]
@@ -82,45 +92,86 @@ def _one_line(error: Exception) -> str:
 
 
 def _job(config: DictConfig) -> None:
-    """One run: alone it is drawn at once, in a sweep it leaves a note for `_finish_sweep`."""
+    """One run: alone it is drawn at once, in a sweep it leaves a note for `_finish_sweep`.
+
+    A sweep's jobs may be processes on other machines, or follow each other in one process; what they share lies on
+    the disk. One that fails leaves that in its note, and the others go on.
+    """
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.RUN:
         try:
             with _logger(config, config.run.name) as logger:
                 record = _recorded(config, logger)
-                _conclude(config, {config.run.name: record}, logger)
+                if config.conclude:
+                    _conclude(config, {config.run.name: record}, logger)
         except Exception as error:
             SweepNote.failure = error
         return
-    note = experiment_folder(config) / "jobs" / f"{hydra_config.job.num}.json"
+    path = experiment_folder(config) / "jobs" / f"{hydra_config.job.num}.json"
     label = hydra_config.job.override_dirname or config.run.name
+    name = _name_in_grid(config, hydra_config)
+    note = {"name": name, "job": label, "folder": "", "failure": UNFINISHED}
+    write_json(path, note)
     try:
         with _logger(config, label) as logger:
-            record = _recorded(config, logger)
-        write_json(note, {"run": config.run.name, "job": label, "folder": str(record.folder.resolve()), "failure": ""})
-    except (InputError, TrainingStoppedError) as error:  # the other jobs go on, and the figure shows what failed
-        write_json(note, {"run": config.run.name, "job": label, "folder": "", "failure": str(error)})
+            record = _recorded(config, logger, wait=True)
+            note |= {"folder": str(record.folder.resolve()), "failure": ""}
+            if config.conclude and not _is_concluded_as_a_whole(hydra_config):
+                _conclude(config, {config.run.name: record}, logger, subfolder=label.replace("/", "_"))
+    except (InputError, TrainingStoppedError) as error:
+        if isinstance(error, TrainingStoppedError):
+            note["folder"] = str(run_folder(config).resolve())
+        note["failure"] = str(error)
         log.error("%s failed: %s", label, error)
+    except Exception as error:
+        note["failure"] = f"{type(error).__name__}: {_one_line(error)}"
+        log.exception("%s failed", label)
+    write_json(path, note)
+
+
+def _is_concluded_as_a_whole(hydra_config: DictConfig) -> bool:
+    """Whether the jobs are the grid of an experiment, which has one figure; otherwise each has its own."""
+    return bool(hydra_config.sweeper.get("params"))
+
+
+def _name_in_grid(config: DictConfig, hydra_config: DictConfig) -> str:
+    """The run's name in a grid of runs; otherwise the point of the grid, for instance ``optimizer.lr=0.1``."""
+    fields = list(hydra_config.sweeper.get("params") or {})
+    if fields in ([], ["run"]):
+        return config.run.name
+    chosen = dict(override.lstrip("+").split("=", 1) for override in hydra_config.overrides.task)
+    return ",".join(f"{field}={chosen[field]}" for field in fields)
+
+
+def _job_notes(config: DictConfig) -> list[dict[str, str]]:
+    paths = (experiment_folder(config) / "jobs").glob("*.json")
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(paths, key=lambda path: int(path.stem))]
 
 
 def _finish_sweep(config: DictConfig) -> int:
-    notes = [json.loads(path.read_text()) for path in sorted((experiment_folder(config) / "jobs").glob("*.json"))]
-    failures = [note for note in notes if note["failure"]]
-    names = [note["run"] for note in notes]
-    by = "run" if len(set(names)) == len(names) else "job"
-    records = {note[by]: Record(note["folder"]) for note in notes if not note["failure"]}
-    with _logger(config, "figure") as logger:
-        _conclude(config, records, logger)
-    for note in failures:
-        print(f"opposing-signals: {note['job']} failed: {note['failure']}", file=sys.stderr)
-    return 1 if failures else 0
+    notes = _job_notes(config)
+    if not notes:
+        raise InputError(
+            f"the grid of the sweep is empty ({OmegaConf.to_container(config.hydra.sweeper.params)}): expected at "
+            "least one value for each of its fields"
+        )
+    names = [note["name"] for note in notes]
+    by = "name" if len(set(names)) == len(names) else "job"
+    failures = {note[by]: note["failure"] for note in notes if note["failure"]}
+    if config.conclude and _is_concluded_as_a_whole(config.hydra):
+        records = {note[by]: Record(note["folder"]) for note in notes if note["folder"]}
+        with _logger(config, "figure") as logger:
+            _conclude(config, records, logger, failures)
+    for name, failure in failures.items():
+        print(f"opposing-signals: {name} failed: {failure}", file=sys.stderr)
+    return FAILED if failures else 0
 
 
 def _recorded(config: DictConfig, logger: Any, wait: bool = False) -> Record:
     """The complete record of ``config``: reused if it is there, otherwise begun or gone on with.
 
     A run that is measured against a reference has that completed first. Jobs of a parallel sweep that share a
-    reference ``wait`` for the one that trains it.
+    reference, or the whole run, ``wait`` for the one that trains it.
     """
     folder = run_folder(config)
     configuration = decisive(config)
@@ -143,16 +194,34 @@ def _recorded(config: DictConfig, logger: Any, wait: bool = False) -> Record:
     return Record(folder)
 
 
-def _conclude(config: DictConfig, records: dict[str, Record], logger: Any) -> None:
-    """Draw the figure, check the claims, write both down and show them."""
+def _conclude(
+    config: DictConfig,
+    records: dict[str, Record],
+    logger: Any,
+    failures: Mapping[str, str] = MappingProxyType({}),
+    subfolder: str = "",
+) -> None:
+    """Draw the figure, check the claims, write both down and show them.
+
+    Args:
+        config: Of the experiment.
+        records: Of its runs, those that were stopped among them, by name.
+        logger: Where the figure and the verdicts are mirrored.
+        failures: Name ↦ why that run is not complete.
+        subfolder: Of the experiment's folder, where they are written.
+    """
     import matplotlib.pyplot as plt
 
-    folder = experiment_folder(config)
+    from opposing_signals.figures import style
+
+    folder = experiment_folder(config) / subfolder
     folder.mkdir(parents=True, exist_ok=True)
-    trajectories = {
+    read = {
         name: Trajectory(record, OmegaConf.select(config, "data.root"), config.signals)
         for name, record in records.items()
     }
+    stopped = {name: trajectory for name, trajectory in read.items() if name in failures}
+    trajectories = Runs({name: read[name] for name in read if name not in stopped}, stopped, failures)
     claims = [_claim(claim) for claim in config.claims]
     checked = [claim.check(trajectories, config.scale.name, config.seed) for claim in claims]
     verdicts = [verdict for verdict, _ in checked]
@@ -166,14 +235,15 @@ def _conclude(config: DictConfig, records: dict[str, Record], logger: Any) -> No
     )
     for stale in ("figure.png", "figure.pdf", "animation.gif", "tables.txt", "tables.html"):
         (folder / stale).unlink(missing_ok=True)
-    if trajectories:
-        figure = instantiate(config.figure)(trajectories)
+    if trajectories or failures:
+        figure = instantiate(config.figure)(trajectories) if trajectories else style.figure(8, 2, "No run is complete")
+        style.name_failures(figure, failures)
         figure.savefig(folder / "figure.png", dpi=150)
         figure.savefig(folder / "figure.pdf")
         plt.close(figure)
-        if OmegaConf.select(config, "animation") is not None:
+        if trajectories and OmegaConf.select(config, "animation") is not None:
             instantiate(config.animation)(trajectories, folder / "animation.gif")
-        if OmegaConf.select(config, "tables") is not None:
+        if trajectories and OmegaConf.select(config, "tables") is not None:
             instantiate(config.tables)(trajectories, folder)
     _mirror(logger, folder, verdicts)
     console = Console(width=None if sys.stdout.isatty() else 140)

@@ -15,6 +15,7 @@ UNDECISIVE = frozenset(
         "animation",
         "checkpoint_seconds",
         "claims",
+        "conclude",
         "experiment",
         "figure",
         "logger",

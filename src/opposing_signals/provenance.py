@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import platform
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from opposing_signals.record import Record
 
 PACKAGES = ("opposing-signals", "torch", "torchvision", "lightning", "hydra-core", "numpy")
 
@@ -44,3 +49,20 @@ def commit() -> str:
         return git("rev-parse", "--short=12", "HEAD") + changes if tracked else "unknown"
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+@contextmanager
+def recording(record: Record, data: dict[str, Any]) -> Iterator[None]:
+    """Begin the record of a job without training anew, note ``data`` and the machine, and call it complete at the end.
+
+    If something is raised, the record stays incomplete.
+    """
+    started = time.monotonic()
+    record.cut(0)  # a job that was killed left rows; there is no checkpoint to go on from
+    origin = {**environment(), "data": data}
+    record.write_provenance({**origin, "training_seconds": 0.0})
+    try:
+        yield
+    finally:
+        record.write_provenance({**origin, "training_seconds": round(time.monotonic() - started, 2)})
+    record.write_state("complete")

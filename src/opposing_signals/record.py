@@ -23,6 +23,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from filelock import FileLock, Timeout
 from numpy.lib import format as npy
 
 from opposing_signals.errors import InputError
+
+log = getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -191,11 +194,14 @@ class Record:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock")
         try:
-            lock.acquire(timeout=-1 if wait else 0)
+            lock.acquire(timeout=0)
         except Timeout:
-            raise InputError(
-                f"another process is writing {folder}: wait for it to end, or choose another output_dir"
-            ) from None
+            if not wait:
+                raise InputError(
+                    f"another process is writing {folder}: wait for it to end, or choose another output_dir"
+                ) from None
+            log.info("waiting for another process that is writing %s", folder)
+            lock.acquire()
         try:
             _check_same(folder, json.loads(json.dumps(configuration)))
             record = cls(folder)

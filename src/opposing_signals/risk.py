@@ -14,7 +14,7 @@ from torch.func import functional_call
 from opposing_signals.errors import InputError
 from opposing_signals.second_order import TwiceDifferentiable, check_graph, check_layers
 
-Precision = Literal["float32", "float64", "bfloat16"]
+Precision = Literal["float32", "float64", "bfloat16", "unchanged"]
 Batch = slice | Tensor
 """Which examples a step uses: ``slice(0, N)`` for the whole set (no copy is made), else an index tensor."""
 
@@ -56,13 +56,18 @@ class EmpiricalRisk:
     training mode normalizes by the statistics of each chunk ("ghost" batch norm, Hoffer et al. 2017): then the chunk
     size is part of what L *is*, and everything here uses the same chunks.
 
+    Attributes:
+        weights: ``[N]``, how much each example counts in L, in the training pass and in Hessian products: then
+            L = Σ w_i ℓ_i / Σ w_i over the batch. None: all count the same.
+
     Args:
         model: Maps ``[n, ...]`` inputs to ``[n, C]`` outputs; its parameters with ``requires_grad`` are θ.
         loss: Per-sample loss, (outputs, targets) ↦ ``[n]``.
         inputs: ``[N, ...]``; whole numbers, such as tokens, keep their type.
         targets: ``[N]`` or ``[N, C]``.
         chunk: Examples per forward pass.
-        precision: Of weights, data and arithmetic. ``"bfloat16"`` keeps float32 weights and runs under autocast.
+        precision: Of weights, data and arithmetic. ``"bfloat16"`` keeps float32 weights and runs under autocast,
+            ``"unchanged"`` takes weights and data as they are.
         channels_last: Memory layout of images and convolutions; faster on most CPUs and on GPUs with tensor cores.
         compile_training: `torch.compile` the forward pass of `backward`. Curvature stays eager: a compiled module
             has no double backward.
@@ -90,17 +95,22 @@ class EmpiricalRisk:
             raise InputError(f"risk.chunk={chunk}: expected 1 to {len(inputs)}, the number of training examples")
         dtype = torch.float64 if precision == "float64" else torch.float32
         layout = torch.channels_last if channels_last and inputs.ndim == 4 else torch.preserve_format
-        self.model = model.to(dtype=dtype)
+        self.model = model.to(dtype=dtype) if precision != "unchanged" else model
         if layout is torch.channels_last:
             self.model = model.to(memory_format=layout)  # type: ignore[call-overload]  # torch documents it
-        self.inputs = inputs.to(dtype=dtype, memory_format=layout) if inputs.is_floating_point() else inputs
-        self.targets = targets.to(dtype=dtype) if targets.is_floating_point() else targets
+        kept = precision == "unchanged"
+        self.inputs = (
+            inputs.to(dtype=dtype, memory_format=layout) if inputs.is_floating_point() and not kept else inputs
+        )
+        self.targets = targets.to(dtype=dtype) if targets.is_floating_point() and not kept else targets
         self.chunk = chunk
         self.precision = precision
         self.loss = loss
         self.keep_outputs = keep_outputs
+        self.weights: Tensor | None = None
         self._compiled = compile_training
         self._training_forward = torch.compile(self.evaluate) if compile_training else self.evaluate
+        self._seen: tuple[Batch, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -114,6 +124,7 @@ class EmpiricalRisk:
         """Move data and model; returns itself."""
         self.model.to(device)
         self.inputs, self.targets = self.inputs.to(device), self.targets.to(device)
+        self.weights = None if self.weights is None else self.weights.to(device)
         return self
 
     def losses_at(self, parameters: Sequence[Tensor], batch: Batch = WHOLE) -> Iterator[Tensor]:
@@ -172,13 +183,32 @@ class EmpiricalRisk:
 
     def chunks(self, batch: Batch = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and targets of each of `parts`."""
+        seen = self._seen[1] if self._seen is not None and self._seen[0] is batch else None
         for part in self.parts(batch):
             if isinstance(batch, slice):
                 first = batch.indices(len(self))[0]
                 rows: Batch = slice(first + part.start, first + part.stop)
             else:
                 rows = batch[part]
-            yield self.inputs[rows], self.targets[rows]
+            yield (self.inputs[rows] if seen is None else seen[part]), self.targets[rows]
+
+    @contextmanager
+    def seen_as(self, inputs: Tensor, batch: Tensor) -> Iterator[None]:
+        """Inside, every pass over ``batch`` sees ``inputs`` ``[n, ...]``, its augmented examples, in their place.
+
+        Passes over other examples, the whole set among them, see those as they are.
+        """
+        self._seen = batch, inputs
+        try:
+            yield
+        finally:
+            self._seen = None
+
+    def _shares(self, batch: Batch) -> Iterator[Tensor | None]:
+        """w_i / Σ w_i of each of `parts`; None where all examples count the same."""
+        weights = None if self.weights is None else self.weights[batch]
+        for part in self.parts(batch):
+            yield None if weights is None else weights[part] / weights.sum()
 
     def _size(self, batch: Batch) -> int:
         return len(range(*batch.indices(len(self)))) if isinstance(batch, slice) else len(batch)
@@ -190,9 +220,10 @@ class EmpiricalRisk:
         """
         losses, outputs = [], []
         weight = 1 / self._size(batch)
-        for inputs, targets in self.chunks(batch):
+        for (inputs, targets), shares in zip(self.chunks(batch), self._shares(batch), strict=True):
             sample_losses, output = self._training_forward(inputs, targets)
-            (sample_losses.sum() * weight).backward()
+            mean = sample_losses.sum() * weight if shares is None else (sample_losses * shares).sum()
+            mean.backward()
             losses.append(sample_losses.detach())
             outputs.append(self._kept(output))
         for parameter in self.parameters:
@@ -281,10 +312,11 @@ class EmpiricalRisk:
         losses: list[Tensor] = []
         outputs: list[Tensor] = []
         slopes: list[list[Tensor]] = [[] for _ in directions]
-        for inputs, targets in self.chunks(batch):
+        for (inputs, targets), shares in zip(self.chunks(batch), self._shares(batch), strict=True):
             with torch.enable_grad(), TwiceDifferentiable():
                 sample_losses, output = self.evaluate(inputs, targets, autocast=False)
-                weights = sample_losses.new_full(sample_losses.shape, 1 / size).requires_grad_()
+                equal = sample_losses.new_full(sample_losses.shape, 1 / size)
+                weights = (equal if shares is None else shares.to(equal)).detach().clone().requires_grad_()
                 mean = (sample_losses * weights).sum()
             is_curved = len(vectors) > 0
             gradient = torch.autograd.grad(mean, parameters, create_graph=is_curved, materialize_grads=True)

@@ -1,17 +1,15 @@
 """What the curvature instruments write, and that a resumed run writes the same."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from composing import composed
 from omegaconf import OmegaConf
+from recording import stopped, trained, weights
 
-from opposing_signals.configuration import configuration_folder, decisive
+from opposing_signals.configuration import configuration_folder
 from opposing_signals.errors import InputError
 from opposing_signals.record import Record
-from opposing_signals.training.job import train
 
 CURVE = ("fig03_chebyshev", "steps=5", "threads=1", "risk.chunk=8")  # an MLP on 20 points
 IMAGES = (
@@ -49,36 +47,6 @@ def configured(*instruments: str, run=CURVE, base=BASE, minibatch: bool = False,
     if adam:
         config.optimizer = ADAM
     return config
-
-
-def trained(folder: Path, config) -> Record:
-    with Record.writing(folder, decisive(config)) as record:
-        train(config, record, None)
-    return Record(folder)
-
-
-def stopped(folder: Path, config, step: int, monkeypatch) -> None:
-    """A run that ends without a word while it writes the losses of ``step``."""
-
-    class KilledError(Exception):
-        pass
-
-    append = Record.append
-
-    def append_until(record, quantity, at, value):
-        if (quantity, at) == ("train_loss", step):
-            raise KilledError
-        append(record, quantity, at, value)
-
-    config.checkpoint_seconds = 0.0
-    with monkeypatch.context() as patched, Record.writing(folder, decisive(config)) as record:
-        patched.setattr(Record, "append", append_until)
-        with pytest.raises(KilledError):
-            train(config, record, None)
-
-
-def weights(record: Record):
-    return torch.load(record.checkpoint, weights_only=True)["state_dict"]
 
 
 FULL_BATCH = (

@@ -1,13 +1,17 @@
+from functools import partial
+
 import pytest
 import torch
 from layers import CROSS_ENTROPY, plain_curvature, plain_gradient, plain_hessian, plain_losses
 
 from opposing_signals.curvature import gradient_norms, sample_curvature
 from opposing_signals.errors import InputError
-from opposing_signals.models import mlp, resnet18, resnet56, resnet110, vgg11, vit
+from opposing_signals.models import cifar_resnet, mlp, resnet18, vgg11, vit
 from opposing_signals.models.resnet import PaddedShortcut
 from opposing_signals.models.vit import Block
 from opposing_signals.risk import EmpiricalRisk
+
+resnet56, resnet110 = (partial(cifar_resnet, depth=depth) for depth in (56, 110))
 
 
 def parameters(model: torch.nn.Module) -> int:
@@ -48,6 +52,12 @@ def test_a_residual_network_is_as_deep_as_its_name_says(model, layers):
     weights = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)]
     projections = [module for module in weights if getattr(module, "kernel_size", None) == (1, 1)]
     assert len(weights) - len(projections) == layers
+
+
+@pytest.mark.parametrize("depth", [2, 18, 57])
+def test_a_depth_that_no_such_network_has_is_refused(depth):
+    with pytest.raises(InputError, match=f"model.depth={depth}: expected 2 more than a multiple of 6"):
+        cifar_resnet((3, 32, 32), 10, depth)
 
 
 def test_the_shortcut_without_parameters_passes_every_second_pixel_and_adds_channels_of_zeros():

@@ -1,27 +1,15 @@
 import html
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, OPTIONS
 from fabricated import run, verdict, write_result
 
 from opposing_signals.report import build
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-OPTIONS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--dump-dom",
-)
 WIDTHS = (390, 1280)
 MEASURE = """
 addEventListener("load", () => {
@@ -92,7 +80,7 @@ def measured(tmp_path_factory) -> dict[str, dict]:
 def _dom(page: Path, profile: Path) -> str:
     """The document that Chromium makes of ``page``, after its scripts."""
     finished = subprocess.run(
-        [str(CHROMIUM), *OPTIONS, f"--user-data-dir={profile}", page.as_uri()],
+        [str(CHROMIUM), *OPTIONS, "--dump-dom", f"--user-data-dir={profile}", page.as_uri()],
         capture_output=True,
         text=True,
         check=True,

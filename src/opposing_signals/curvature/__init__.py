@@ -5,6 +5,7 @@ from opposing_signals.curvature.density import SpectralQuadrature, spectral_dens
 from opposing_signals.curvature.eigen import Eigenpairs, EigenTracker, power_iteration
 from opposing_signals.curvature.gauss_newton import CurvatureSplit, curvature_split
 from opposing_signals.curvature.gradient_norms import gradient_norms
+from opposing_signals.curvature.gradient_sketch import gradient_sketch
 from opposing_signals.curvature.jacobian import LayerSpectra, jacobian_norms, layer_spectra
 from opposing_signals.curvature.preconditioned import adam_preconditioner, preconditioned
 from opposing_signals.curvature.sample_curvature import AlongLine, StepExpansion, sample_curvature, step_expansion
@@ -22,6 +23,7 @@ __all__ = [
     "batch_sharpness",
     "curvature_split",
     "gradient_norms",
+    "gradient_sketch",
     "jacobian_norms",
     "layer_spectra",
     "power_iteration",

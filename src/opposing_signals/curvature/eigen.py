@@ -18,6 +18,7 @@ Which = Literal["largest", "smallest", "magnitude"]
 
 COLD_PRODUCTS = 40
 """What a cold start may spend whatever the budget of a step: every later step leans on it."""
+_MEMORY = 4  # calls whose products are kept: two of each phase
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,10 @@ class Eigenpairs:
 class EigenTracker:
     """Warm-started block Rayleigh-Ritz, widened by residuals until they are small.
 
-    At the edge of stability the Hessian alternates with period two, so a warm start needs the last two eigenvectors.
-    It takes their products {Hu_{t-1}, Hu_{t-2}}, which are at hand and one step of power iteration ahead. They are
-    known *before* the operator is, so their products can ride on a pass that is made anyway: `directions` before it,
+    A warm start takes products {Hu_{t-1}, Hu_{t-2}} of the last Ritz vectors, which are at hand and one step of
+    power iteration ahead. At the edge of stability the Hessian alternates with period two; where u_{t-1} is nearer
+    to u_{t-3} than to u_{t-2}, the start is {Hu_{t-2}, Hu_{t-4}}, of the phase that is coming. Both are known
+    *before* the operator is, so their products can ride on a pass that is made anyway: `directions` before it,
     `update` after it. Widening the basis by the residuals of the current Ritz vectors spans, from one start vector,
     exactly the Krylov space, so a cold start is the Lanczos method with full reorthogonalization (Saad 2011, §6.3).
 
@@ -103,12 +105,19 @@ class EigenTracker:
         if self.k > len(like):
             raise InputError(f"k={self.k}: expected at most {len(like)}, the number of parameters")
         if self._starts:
-            start = torch.cat(self._starts).to(like)[: max(self.max_products, self.k)]
+            start = torch.cat(self._nearest_starts()).to(like)[: max(self.max_products, self.k)]
         else:
             generator = torch.Generator().manual_seed(self._seed)
             start = torch.randn(self.k, len(like), generator=generator, dtype=torch.float64).to(like)
         self._directions = _extended(start[:0], start)
         return self._directions
+
+    def _nearest_starts(self) -> list[Tensor]:
+        if len(self._starts) < _MEMORY:
+            return self._starts[:2]
+        last, before, same_phase, _ = (_normalized(start[:1])[0] for start in self._starts)
+        alternates = (last @ same_phase).abs() > (last @ before).abs()
+        return self._starts[1::2] if alternates else self._starts[:2]
 
     def update(self, images: Tensor, products: Products) -> Eigenpairs:
         """Find the pairs of the operator as it is now.
@@ -137,7 +146,7 @@ class EigenTracker:
             return Eigenpairs(values, vectors, residuals, len(basis))
         vectors, vector_images = self._with_steady_signs(vectors, vector_images)
         start = vectors if self.which == "smallest" else vector_images  # H shrinks what belongs to a small eigenvalue
-        self._starts = [start, *self._starts][:2]
+        self._starts = [start, *self._starts][:_MEMORY]
         self._vectors = vectors
         return Eigenpairs(values, vectors, residuals, len(basis))
 

@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from functools import partial
-from typing import Any
-from unittest.mock import patch
-
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
-from opposing_signals.curvature.examples import deterministic, independent_examples
-from opposing_signals.curvature.ghost_norms import (
-    BLOCK,
-    LINEAR,
-    RULES,
-    NoRuleError,
-    by_statistics,
-    with_constant_statistics,
-)
-from opposing_signals.errors import InputError
+from opposing_signals.curvature.ghost_norms import RULES, NoRuleError
+from opposing_signals.curvature.own_gradients import gradients_one_by_one, shapes_behind_examples, summed_over_uses
 from opposing_signals.risk import EmpiricalRisk
 
 
@@ -46,157 +28,19 @@ def gradient_norms(risk: EmpiricalRisk) -> Tensor:
         InputError: A layer is random, or its gradient cannot be taken example by example.
     """
     try:
-        shapes = _shapes_behind_examples(risk)
+        shapes = shapes_behind_examples(risk)
         return risk.assembled([_ghost_norms(risk, chunk, shapes) for chunk in risk.parts()])
     except NoRuleError:
         return risk.assembled([_norms_one_by_one(risk, chunk) for chunk in risk.parts()])
 
 
-def _shapes_behind_examples(risk: EmpiricalRisk) -> list[torch.Size]:
-    """Of the output of each use of parameters, the shape without its first axis.
-
-    Raises:
-        NoRuleError: A parameter is used without a rule, or the first axis of an output is not the example: the size of
-            an axis alone does not tell, because a table of positions can be as long as a chunk.
-    """
-    (two, losses), (three, _) = (_watched(risk, slice(0, examples)) for examples in (2, 3))
-    if _is_in_graph(losses, risk.parameters) or two.shapes != [torch.Size([2, *shape[1:]]) for shape in three.shapes]:
-        raise NoRuleError
-    return [shape[1:] for shape in two.shapes]
-
-
 def _ghost_norms(risk: EmpiricalRisk, chunk: slice, shapes: list[torch.Size]) -> Tensor:
-    uses, losses = _watched(risk, chunk)
-    if uses.shapes != [torch.Size([len(losses), *shape]) for shape in shapes]:
-        raise NoRuleError
-    torch.autograd.grad(losses.sum(), uses.first, allow_unused=True)
-    return uses.squares.clamp(min=0).sqrt()
-
-
-def _watched(risk: EmpiricalRisk, chunk: slice) -> tuple[_Uses, Tensor]:
-    inputs, targets = risk.inputs[chunk], risk.targets[chunk]
-    with deterministic(risk), torch.enable_grad(), _Uses(risk.parameters, len(inputs)) as uses:
-        losses, _ = risk.evaluate(inputs, targets)
-    return uses, losses
+    return summed_over_uses(risk, chunk, shapes, RULES).clamp(min=0).sqrt()
 
 
 def _norms_one_by_one(risk: EmpiricalRisk, chunk: slice) -> Tensor:
-    """By ∇ℓ_i = J_iᵀ ∂ℓ_i/∂f, so that `vmap`, which not every loss can take, sees the network alone."""
-    theta = {name: p.detach() for name, p in risk.model.named_parameters() if p.requires_grad}
-
-    def pulled_back(theta: dict[str, Tensor], inputs: Tensor, slope: Tensor) -> Tensor:
-        return (functional_call(risk.model, theta, (inputs[None],))[0] * slope).sum()
-
-    gradients = vmap(grad(pulled_back), in_dims=(None, 0, 0))
-    part = max(1, BLOCK[risk.inputs.device.type] // sum(p.numel() for p in theta.values()))
-    squares = []
-    with independent_examples(risk, chunk), sdpa_kernel(SDPBackend.MATH):  # the others have no rule for vmap
-        for inputs, targets in zip(risk.inputs[chunk].split(part), risk.targets[chunk].split(part), strict=True):
-            with torch.no_grad():
-                outputs = risk.model(inputs)
-            with torch.enable_grad():
-                losses = risk.loss(outputs.requires_grad_(), targets)
-            (slopes,) = torch.autograd.grad(losses.sum(), outputs)
-            try:
-                pieces = gradients(theta, inputs, slopes)
-            except RuntimeError as error:
-                raise InputError(
-                    f"the gradient of a single example cannot be taken ({str(error).splitlines()[0]}): write the model "
-                    "with torch.nn's layers, or leave out gradient_norms"
-                ) from error
-            squares.append(torch.stack([piece.square().flatten(1).sum(1) for piece in pieces.values()]).sum(0))
+    squares = [
+        torch.stack([piece.square().flatten(1).sum(1) for piece in pieces]).sum(0)
+        for pieces in gradients_one_by_one(risk, chunk)
+    ]
     return torch.cat(squares).sqrt()
-
-
-class _Uses(TorchFunctionMode):
-    """Watches a forward pass for uses of parameters, and adds up squared norms in the backward pass behind it.
-
-    A parameter that is used by a rule enters the graph as a constant, so the backward pass computes derivatives in
-    activations alone. Batch norm in training mode is replaced by that with constant statistics.
-
-    Attributes:
-        shapes: Of the output of each use, with the example's axis in front.
-        first: The outputs with which the graph begins; on its way to all of them a derivative passes every use.
-        squares: ``[n]`` ‖∇ℓ_i‖² after the backward pass.
-    """
-
-    def __init__(self, parameters: list[nn.Parameter], examples: int) -> None:
-        super().__init__()
-        self.shapes: list[torch.Size] = []
-        self.first: list[Tensor] = []
-        self.squares = parameters[0].new_zeros(examples)
-        self._is_used = {id(parameter): False for parameter in parameters}
-
-    def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Call the function; if it uses a parameter, let its output leave a hook for the backward pass."""
-        kwargs = kwargs or {}
-        if func is F.batch_norm:
-            func, args, kwargs = by_statistics, with_constant_statistics(*args, **kwargs), {}
-        if func is F.multi_head_attention_forward:
-            return self._attend(*args, **kwargs)
-        return self._use(func, args, kwargs) if func in RULES else func(*args, **kwargs)
-
-    def _use(self, func: Callable, args: tuple, kwargs: dict[str, Any], axis: int = 0) -> Tensor:
-        """Call ``func`` with parameters as constants; ``axis`` of its input and output is the example."""
-        parameters = [argument for argument in (*args, *kwargs.values()) if id(argument) in self._is_used]
-        if not parameters:
-            return func(*args, **kwargs)
-        if any(self._is_used[id(parameter)] for parameter in parameters):
-            raise NoRuleError
-        self._is_used.update((id(parameter), True) for parameter in parameters)
-        constants = [self._constant(argument) for argument in args]
-        output = func(*constants, **{name: self._constant(argument) for name, argument in kwargs.items()})
-        try:
-            call = inspect.signature(RULES[func]).bind(*args, **kwargs)
-        except TypeError:
-            raise NoRuleError from None
-        if axis:
-            call.arguments["values"] = call.arguments["values"].movedim(axis, 0)
-        rules = {id(parameter): squares for parameter, squares in RULES[func](*call.args, **call.kwargs)}
-        if any(id(parameter) not in rules for parameter in parameters):
-            raise NoRuleError
-        self.shapes.append(output.movedim(axis, 0).shape)
-        if not output.requires_grad:
-            self.first.append(output.requires_grad_())
-            output = output.clone()  # what the graph begins with must not be changed in place, as ReLU may
-        for parameter in parameters:
-            output.register_hook(partial(self._add, rules[id(parameter)], axis))
-        return output
-
-    def _constant(self, argument: Any) -> Any:
-        return argument.detach() if id(argument) in self._is_used else argument
-
-    def _add(self, squares: Callable[[Tensor], Tensor], axis: int, slope: Tensor) -> None:
-        self.squares += squares(slope.movedim(axis, 0).to(self.squares.dtype))
-
-    def _attend(self, query: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """`nn.MultiheadAttention`'s function, whose linear maps do not reach a function mode.
-
-        It lays tokens out as ``[T, n, E]``, or ``[T n, E]``.
-        """
-
-        def linear(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-            tokens = values.unflatten(0, (-1, query.shape[1])) if values.ndim == 2 else values
-            return self._use(LINEAR, (tokens, weight, bias), {}, axis=1).view(*values.shape[:-1], -1)
-
-        if query.ndim != 3:
-            raise NoRuleError
-        with patch.object(F, "linear", linear):
-            return F.multi_head_attention_forward(query, *args, **kwargs)
-
-
-def _is_in_graph(output: Tensor, parameters: list[nn.Parameter]) -> bool:
-    """Whether the derivative of ``output`` would reach any of ``parameters``."""
-    wanted = {id(parameter) for parameter in parameters}
-    waiting, seen = [output.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if id(getattr(node, "variable", None)) in wanted:
-            return True
-        waiting += [following for following, _ in node.next_functions]
-    return False

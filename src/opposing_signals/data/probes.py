@@ -31,9 +31,25 @@ _HUES_IN_DATA = ("sky", "green")
 _PART = 1000  # images looked at together, to bound the memory
 
 
+def known_colours() -> list[str]:
+    """The names that stand for a colour, those of `COLOURS` and those that the data define."""
+    return [*COLOURS, *(f"{name}{IN_DATA}" for name in _HUES_IN_DATA)]
+
+
 def known_probes() -> list[str]:
     """The names that stand for a probe; anything else is the path of an image file."""
-    return [*COLOURS, *(f"{name}{IN_DATA}" for name in _HUES_IN_DATA), "grass"]
+    return [*known_colours(), "grass"]
+
+
+def named_colour(name: str, dataset: Dataset) -> Colour:
+    """The colour ``name`` of `COLOURS`, or with the ending ``_in_data`` that of `colour_in_data`.
+
+    Raises:
+        InputError: There is no such name, or no training image has its hue.
+    """
+    if name not in known_colours():
+        raise InputError(f"colour {name!r}: unknown; there are {', '.join(known_colours())}")
+    return COLOURS[name] if name in COLOURS else colour_in_data(dataset, name.removesuffix(IN_DATA))
 
 
 def probe_images(names: Sequence[str], dataset: Dataset) -> np.ndarray:
@@ -60,10 +76,8 @@ def probe_images(names: Sequence[str], dataset: Dataset) -> np.ndarray:
 def _probe(name: str, dataset: Dataset, size: tuple[int, int]) -> np.ndarray:
     if name == "grass":
         return _images(dataset)[grass_image(dataset)]
-    if name in COLOURS:
-        return block(COLOURS[name], size)
-    if name in known_probes():
-        return block(colour_in_data(dataset, name.removesuffix(IN_DATA)), size)
+    if name in known_colours():
+        return block(named_colour(name, dataset), size)
     if not Path(name).suffix and Path(name).name == name:
         raise InputError(
             f"probe {name!r}: unknown; there are {', '.join(known_probes())}, and a path such as ./{name}.png for an "

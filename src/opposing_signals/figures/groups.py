@@ -45,7 +45,7 @@ def group_losses(trajectories: Mapping[str, Trajectory], thumbnails: int = 10, z
 def _draw_overview(axes: Axes, trajectory: Trajectory) -> None:
     losses = trajectory.losses
     for number, pair in enumerate(trajectory.pairs):
-        rows = slice(pair.window[0], pair.window[1] + 1)
+        rows = _losses_of(trajectory, *pair.window)
         for group, colour, name in zip(pair.groups, style.PAIRS[number % 4], "ab", strict=True):
             axes.plot(
                 losses.steps[rows],
@@ -58,6 +58,13 @@ def _draw_overview(axes: Axes, trajectory: Trajectory) -> None:
     axes.set_ylabel("loss")
     axes.tick_params(labelbottom=False)
     axes.legend(ncols=2 * len(trajectory.pairs) + 1, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
+
+
+def _losses_of(trajectory: Trajectory, start: int, stop: int) -> slice:
+    """Rows of the losses from which the rows ``start`` to ``stop`` - 1 of the changes come."""
+    steps = trajectory.changes.steps[[start, min(stop, len(trajectory.changes)) - 1]]
+    first, last = np.searchsorted(trajectory.losses.steps, steps)
+    return slice(int(first), int(last) + 2)
 
 
 def _draw_sharpness(axes: Axes, trajectory: Trajectory) -> None:
@@ -92,7 +99,7 @@ def _draw_pair(
     inner = GridSpecFromSubplotSpec(3 if has_images else 1, 1, place, height_ratios=[1.5, 1, 1] if has_images else None)
     axes = figure.add_subplot(inner[0])
     centre = pair.change
-    rows = slice(max(pair.window[0], centre - zoom // 2), min(pair.window[1], centre + zoom // 2) + 1)
+    rows = _losses_of(trajectory, max(pair.window[0], centre - zoom // 2), min(pair.window[1], centre + zoom // 2))
     colours = style.PAIRS[number % 4]
     losses = trajectory.losses
     for group, colour in zip(pair.groups, colours, strict=True):
@@ -103,12 +110,13 @@ def _draw_pair(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if has_images:
         for row, (group, colour) in enumerate(zip(pair.groups, colours, strict=True)):
-            _draw_images(
+            draw_images(
                 figure.add_subplot(inner[row + 1]), dataset, group, colour, f"{number + 1}{'ab'[row]}", thumbnails
             )
 
 
-def _draw_images(axes: Axes, dataset: Dataset, group: np.ndarray, colour: str, name: str, count: int) -> None:
+def draw_images(axes: Axes, dataset: Dataset, group: np.ndarray, colour: str, name: str, count: int) -> None:
+    """The first ``count`` images of a group in two rows, framed, under its name and classes."""
     assert dataset.images is not None
     shown = dataset.images[group[:count]]
     height, width = shown.shape[1:3]

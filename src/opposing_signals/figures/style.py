@@ -1,5 +1,8 @@
 """The look that all figures share."""
 
+import textwrap
+from collections.abc import Mapping
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -12,6 +15,7 @@ INK = "#22252b"
 MUTED = "#7a7f87"
 # Okabe and Ito's palette, which colour-blind readers can tell apart; a pair's groups are a dark and a light tone.
 PAIRS = (("#0072B2", "#56B4E9"), ("#D55E00", "#E69F00"), ("#00674F", "#3CC29B"), ("#8E3B74", "#DE9CC6"))
+ALARM = "#B3261E"
 RUNS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 plt.rcParams.update(
@@ -59,3 +63,11 @@ def mark_break_even(axes: Axes, step: int | None) -> None:
 def ramp(count: int) -> list[tuple[float, float, float, float]]:
     """``count`` colours for an ordered family of lines, from dark to light."""
     return [plt.get_cmap("viridis")(0.85 * index / max(1, count - 1)) for index in range(count)]
+
+
+def name_failures(figure: Figure, failures: Mapping[str, str]) -> None:
+    """Say below the panels which runs failed, and why."""
+    if failures:
+        width = int(15 * figure.get_figwidth())
+        lines = [textwrap.shorten(f"{name} failed: {why}", width, placeholder=" …") for name, why in failures.items()]
+        figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color=ALARM)

@@ -2,8 +2,8 @@
 
 from opposing_signals.models.gpt import gpt
 from opposing_signals.models.mlp import mlp
-from opposing_signals.models.resnet import resnet18, resnet56, resnet110
+from opposing_signals.models.resnet import cifar_resnet, resnet18
 from opposing_signals.models.vgg import vgg11
 from opposing_signals.models.vit import vit
 
-__all__ = ["gpt", "mlp", "resnet18", "resnet56", "resnet110", "vgg11", "vit"]
+__all__ = ["cifar_resnet", "gpt", "mlp", "resnet18", "vgg11", "vit"]

@@ -1,9 +1,10 @@
-"""Residual networks for 32x32 images: ResNet-18, ResNet-56 and ResNet-110."""
+"""Residual networks for 32x32 images: ResNet-18, and ResNet-20 to ResNet-110."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opposing_signals._torchvision import torchvision
+from opposing_signals.errors import InputError
 
 BasicBlock = torchvision.models.resnet.BasicBlock
 
@@ -19,7 +20,7 @@ class ResNet(nn.Module):
         channels: Of the input.
         outputs: Number of classes.
         width: Channels of the first stage; each later stage doubles it. 64 is the standard ResNet-18, 16 the standard
-            ResNet-56 and ResNet-110.
+            ResNet-20 to ResNet-110.
         blocks: Basic blocks in each stage.
         projection: Whether the shortcut into a stage is a strided 1x1 convolution with batch norm (option B of He et
             al.), or has no parameters (option A).
@@ -74,11 +75,13 @@ def resnet18(input_shape: tuple[int, ...], outputs: int, width: int = 64) -> Res
     return ResNet(input_shape[0], outputs, width)
 
 
-def resnet56(input_shape: tuple[int, ...], outputs: int, width: int = 16) -> ResNet:
-    """ResNet-56 of He et al. 2016, section 4.2: three stages, with the shortcuts of option A, as they have there."""
-    return ResNet(input_shape[0], outputs, width, (9, 9, 9), projection=False)
+def cifar_resnet(input_shape: tuple[int, ...], outputs: int, depth: int, width: int = 16) -> ResNet:
+    """The networks of He et al. 2016, section 4.2: three stages, with the shortcuts of option A, as they have there.
 
-
-def resnet110(input_shape: tuple[int, ...], outputs: int, width: int = 16) -> ResNet:
-    """ResNet-110; as `resnet56`, twice as deep."""
-    return ResNet(input_shape[0], outputs, width, (18, 18, 18), projection=False)
+    Raises:
+        InputError: No such network has ``depth`` layers: stem, 6 for each block of a stage, head.
+    """
+    blocks, rest = divmod(depth - 2, 6)
+    if blocks < 1 or rest:
+        raise InputError(f"model.depth={depth}: expected 2 more than a multiple of 6, as 20, 56 or 110")
+    return ResNet(input_shape[0], outputs, width, (blocks,) * 3, projection=False)

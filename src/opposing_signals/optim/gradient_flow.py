@@ -5,8 +5,8 @@ it is stable only for steps up to 2/λ. The sharp directions of L decay at once 
 stiff, with real eigenvalues; a Runge-Kutta-Chebyshev method is made for that. Its s stages are stable for steps up to
 0.65 s²/λ at second order, where s Euler steps reach 2s/λ.
 
-A network of ReLUs has a gradient that jumps at kinks. Where these decide the error, as they do with few training
-examples, every explicit method is of first order, and what counts is how finely the interval is cut.
+A network of ReLUs has a gradient that jumps at kinks. A substep over a kink errs by the jump times its length, so there
+every explicit method is of first order; the error estimate sees the jump and shortens the substep.
 """
 
 from __future__ import annotations
@@ -30,25 +30,20 @@ _HEUN: Coefficients = (1.0, [(0.5, 0.0, 0.5, 0.0)])
 _SAFETY = 1.2  # on the measured spectral radius
 _AGREEMENT = 0.05  # relative change at which its power iteration has converged
 _ITERATIONS, _ITERATIONS_AGAIN = 20, 4  # at most: at first, and from the direction of last time
-_REMEASURE = 10  # intervals after which it is measured again
-_MOST = 32  # substeps of an interval for the sake of the tolerance
-_FAILED = 1024  # substeps at which an interval along which the loss still rises is given up
-_REPEAT = 4.0  # times the allowed error from which on an interval is repeated
-_ROUNDING = 1e-3  # relative rise of the loss that rounding may cause
+_REMEASURE = 25  # substeps after which it is measured again, as it is after each one that is refused
+_FIRST = 1 / 16  # share of the interval that is tried first
+_TINY = 1e-300
+_SHORTEST = 1e-6  # share of the interval below which the flow is given up
 
 
 class GradientFlow(torch.optim.Optimizer):
     """Follows the flow for a time ``lr`` at each step: one recorded step of the run is the interval that one step of
     gradient descent with η = ``lr`` covers.
 
-    An interval is cut into equal substeps. Where they are short against 1/λ they are Heun's, otherwise those of RKC2
-    (Sommeijer, Shampine and Verwer 1997, "RKC: an explicit solver for parabolic PDEs") with as many stages as the
-    spectral radius of the Hessian asks for; the error estimate is RKC2's. The radius is measured by a power iteration
-    on differences of gradients, which starts from the direction of last time.
-
-    The estimate sets the number of substeps of the *next* interval; the same one is repeated only if it is far off.
-    To repeat every substep whose error is too large, as is usual for smooth problems, would be wrong at kinks: the
-    substeps that happen to miss a kink would be kept and those that see it would not, which favours one side of it.
+    A substep is Heun's where it is short against 1/λ, otherwise one of RKC2 (Sommeijer, Shampine and Verwer 1997, "RKC:
+    an explicit solver for parabolic PDEs") with as many stages as the spectral radius of the Hessian asks for. RKC2's
+    error estimate accepts or refuses it and sets the length of the next one. The radius is measured by a power
+    iteration on differences of gradients, which starts from the direction of last time.
 
     ``closure`` puts ∇L at the weights of the moment into ``.grad``; each stage calls it once. Running statistics of
     batch norm move at each call. They decide nothing, because training normalizes by the chunk. The batch has to be
@@ -61,14 +56,13 @@ class GradientFlow(torch.optim.Optimizer):
     Args:
         params: As for any torch optimizer.
         lr: Time that a step covers.
-        tolerance: Estimated error of an interval, as a share of the mean way Σ‖Δθ‖ of an interval so far. At most 32
-            substeps are spent on it.
+        tolerance: Largest estimated error of a substep, as a share of the length of the way since the first step.
 
     Raises:
-        InputError: ``lr`` or ``tolerance`` is not positive; in `step`, the loss rises however short the substeps.
+        InputError: ``lr`` or ``tolerance`` is not positive; in `step`, no substep is short enough.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, tolerance: float = 0.01) -> None:
+    def __init__(self, params: Iterable[Tensor], lr: float, tolerance: float = 0.001) -> None:
         for name, value in (("lr", lr), ("tolerance", tolerance)):
             if not value > 0:
                 raise InputError(f"optimizer.{name}={value}: expected a number larger than 0")
@@ -95,32 +89,32 @@ class GradientFlow(torch.optim.Optimizer):
                 losses.append(float(closure()))
             return -_flat([p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters])
 
-        slope_at_start = evaluate()
-        if memory.get("age", _REMEASURE) >= _REMEASURE:
-            _measure_radius(slope, start, slope_at_start, memory)
-        while True:
-            pieces = memory.get("pieces", 4)
-            path = _follow(slope, start, slope_at_start, group["lr"], pieces, _SAFETY * memory["radius"])
-            way, intervals = memory.get("way", 0.0) + path.length, memory.get("intervals", 0) + 1
-            allowed = group["tolerance"] * way / intervals
-            excess = path.error / allowed if allowed > 0 else 0.0
-            falls = math.isfinite(excess) and losses[-1] <= losses[0] + _ROUNDING * abs(losses[0])
-            if falls and (excess <= _REPEAT or pieces >= _MOST):
-                break
-            if pieces >= _FAILED:
+        here = evaluate()
+        displacement = torch.zeros_like(start)
+        remaining, self.error = group["lr"], 0.0
+        while remaining > 0:
+            if memory.get("age", _REMEASURE) >= _REMEASURE:
+                _measure_radius(slope, start + displacement, here, memory)
+            pieces = math.ceil(remaining / memory.get("substep", _FIRST * group["lr"]))
+            time = remaining / pieces
+            substep = _substep(slope, start + displacement, here, time, _SAFETY * memory["radius"])
+            way = memory.get("way", 0.0) + substep.length
+            excess = substep.error / max(group["tolerance"] * way, _TINY) if math.isfinite(substep.error) else math.inf
+            memory["substep"] = time * min(max(0.8 * max(excess, _TINY) ** (-1 / 3), 0.2), 2.0)
+            if excess <= 1:
+                displacement, here = displacement + substep.displacement, substep.slope
+                memory.update(way=way, age=memory["age"] + 1)
+                self.error += substep.error
+                remaining = remaining - time if pieces > 1 else 0.0
+            elif memory["substep"] < _SHORTEST * group["lr"]:
                 raise InputError(
-                    f"optimizer.lr={group['lr']}: the loss rises along the flow even in {pieces} substeps; expected a "
-                    "smaller interval, or an initialization with smaller gradients"
+                    f"optimizer.lr={group['lr']}: no flow even in steps of {memory['substep']:.1e}; "
+                    "expected a larger optimizer.tolerance, or an initialization with smaller gradients"
                 )
-            memory["pieces"] = 2 * pieces
-            if not falls:
-                _measure_radius(slope, start, slope_at_start, memory)
-        factor = min(max(math.sqrt(excess), 0.5), 2.0)
-        memory.update(
-            way=way, intervals=intervals, pieces=min(math.ceil(factor * pieces), _MOST), age=memory["age"] + 1
-        )
-        self.evaluations, self.error = len(losses), path.error
-        self._move_to(start + path.displacement)
+            else:
+                memory["age"] = _REMEASURE
+        self.evaluations = len(losses)
+        self._move_to(start + displacement)
         return losses[0]
 
     def _move_to(self, theta: Tensor) -> None:
@@ -130,8 +124,8 @@ class GradientFlow(torch.optim.Optimizer):
 
 
 @dataclass(frozen=True)
-class _Path:
-    """Displacement ``[P]``, the slope at its end, the length of the way, and the estimated error."""
+class _Substep:
+    """Displacement ``[P]``, the slope at its end, its length, and its estimated error."""
 
     displacement: Tensor
     slope: Tensor
@@ -139,19 +133,7 @@ class _Path:
     error: float
 
 
-def _follow(slope: Slope, start: Tensor, slope_at_start: Tensor, time: float, pieces: int, radius: float) -> _Path:
-    """Equal substeps over ``time``; it ends early where a number is no longer finite."""
-    displacement, here, length, error = torch.zeros_like(start), slope_at_start, 0.0, 0.0
-    for _ in range(pieces):
-        substep = _substep(slope, start + displacement, here, time / pieces, radius)
-        displacement, here = displacement + substep.displacement, substep.slope
-        length, error = length + substep.length, error + substep.error
-        if not math.isfinite(error):
-            break
-    return _Path(displacement, here, length, error)
-
-
-def _substep(slope: Slope, position: Tensor, here: Tensor, time: float, radius: float) -> _Path:
+def _substep(slope: Slope, position: Tensor, here: Tensor, time: float, radius: float) -> _Substep:
     """One step of Heun's method or of RKC2 with as many stages as are stable for ``radius``.
 
     Stages are kept as displacements from ``position``, so that no digits are lost in their differences.
@@ -164,7 +146,7 @@ def _substep(slope: Slope, position: Tensor, here: Tensor, time: float, radius: 
         before, now = now, mu * now + nu * before + (mu_slope * time) * there + (gamma * time) * here
     there = slope(position + now)
     error = 0.4 * time * (here + there) - 0.8 * now
-    return _Path(now, there, float(now.norm()), float(error.norm()))
+    return _Substep(now, there, float(now.norm()), float(error.norm()))
 
 
 def _coefficients(stages: int) -> Coefficients:
@@ -199,6 +181,8 @@ def _measure_radius(slope: Slope, position: Tensor, here: Tensor, memory: dict[s
         previous, radius = radius, float(direction.norm()) / distance
         if abs(radius - previous) <= _AGREEMENT * radius:
             break
+    if not math.isfinite(radius):
+        raise InputError("optimizer GradientFlow: the gradient is not finite in the neighbourhood of the weights")
     memory.update(direction=direction, radius=radius, age=0)
 
 

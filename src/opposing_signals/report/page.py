@@ -1,10 +1,10 @@
-"""One static page of all results: figures, verdicts, and where the numbers come from."""
+"""One static page of all results: figures, verdicts, where the numbers come from, and an explorer of every run."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from opposing_signals.errors import InputError
-from opposing_signals.report.result import VERDICTS, Result
+from opposing_signals.report.result import VERDICTS, Explorer, Result
 
 PAGE = Path("outputs", "report", "index.html")
 DEPTH = 3
@@ -23,33 +23,38 @@ SCALES = ("paper", "cpu", "smoke")
 
 
 def build(folders: list[Path], page: Path | None = None) -> Path:
-    """Write the page of every result in ``folders``.
+    """Write the page of every result in ``folders``, and beside it an explorer of every run.
 
-    A result is a folder with ``experiment.json``, ``claims.json`` and ``figure.png``, as an experiment writes it. A
-    result that is malformed still has its place on the page, which says what is wrong with it. Equal results give
-    an equal page.
+    A result is a folder with ``experiment.json``, ``claims.json`` and ``figure.png``, as an experiment writes it; a
+    run is a folder with a record. One that is malformed still has its place on the page, which says what is wrong with
+    it. Equal results give an equal page.
 
     Args:
         folders: Searched with the three levels of folders below them; those that do not exist are passed over.
-        page: The file to write; None: ``outputs/report/index.html``.
+        page: The file to write; None: ``outputs/report/index.html``. Explorers are written to ``runs/`` beside it.
 
     Returns:
         The file that was written.
 
     Raises:
-        InputError: There is no result in ``folders``.
+        InputError: There is neither a result nor a run in ``folders``.
         OSError: The page cannot be written.
     """
-    results = find_results(folders)
-    if not results:
+    results, records = find_results(folders), find_records(folders)
+    if not results and not records:
         raise InputError(
             f"no results in {', '.join(map(str, folders))}: expected folders with experiment.json, claims.json and "
             "figure.png; opposing-signals experiment=NAME makes one"
         )
     page = PAGE if page is None else page
     page.parent.mkdir(parents=True, exist_ok=True)
+    explorers: list[Explorer] = []
+    if records:
+        from opposing_signals.report.explorer import build_explorers  # needs torch, the page alone does not
+
+        explorers = build_explorers(records, page.parent)
     unfinished = page.with_name(page.name + ".part")
-    unfinished.write_text(render(results), encoding="utf-8")
+    unfinished.write_text(render(results, explorers), encoding="utf-8")
     unfinished.replace(page)
     return page
 
@@ -65,11 +70,23 @@ def find_results(folders: Iterable[Path]) -> list[Result]:
     return sorted((Result.read(folder, label) for folder, label in labels.items()), key=_order)
 
 
-def render(results: list[Result]) -> str:
-    """The page as HTML, without any reference to a file or an address.
+def find_records(folders: Iterable[Path]) -> list[Path]:
+    """The folder of every run in ``folders``, by name."""
+    found = {
+        path.parent.resolve(): path.parent
+        for given in folders
+        for level in range(DEPTH + 1)
+        for path in given.glob("*/" * level + "configuration.json")
+    }
+    return sorted(found.values(), key=lambda folder: (_natural(folder.resolve().name), folder.as_posix()))
+
+
+def render(results: list[Result], explorers: Sequence[Explorer] = ()) -> str:
+    """The page as HTML, without any reference to a file or an address but those of the explorers.
 
     Args:
         results: In the order of `find_results`.
+        explorers: Of the runs.
     """
     environment = Environment(
         loader=PackageLoader("opposing_signals", "report"),
@@ -84,6 +101,8 @@ def render(results: list[Result]) -> str:
     return environment.get_template("page.html.j2").render(
         experiments=experiments,
         results=results,
+        explorers=explorers,
+        links={explorer.folder: explorer.link for explorer in reversed(explorers) if explorer.link},
         counts=Counter(verdict for _, verdict in verdicts),
         counts_by_scale=Counter(verdicts),
         scales=sorted({result.scale for result in results}, key=_scale_order),

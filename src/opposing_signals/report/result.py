@@ -44,13 +44,30 @@ class Run:
 
     def origin(self, *path: str) -> Any:
         """The entry of `provenance` at ``path``; None if there is none."""
-        return _entry(self.provenance, *path)
+        return entry(self.provenance, *path)
 
     @property
     def training_seconds(self) -> float | None:
         """Training time in seconds; None if it is not noted."""
         seconds = self.origin("training_seconds")
         return seconds if isinstance(seconds, (int, float)) and math.isfinite(seconds) else None
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """What the page of all results says about a run's explorer.
+
+    Attributes:
+        folder: Name of the run's folder.
+        link: Address of the explorer, relative to the page of all results; empty if there is none.
+        summary: The run in a line.
+        problem: Why there is none.
+    """
+
+    folder: str
+    link: str
+    summary: str
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,6 +79,7 @@ class Result:
         name: The experiment's name; the folder's where the experiment's cannot be read.
         verdicts: The objects of ``claims.json``, each with every one of `CLAIM_FIELDS`.
         reasons: Why a claim has no value, by its id.
+        notes: What the result says in words, a line each; leading spaces indent it.
         picture: None if there is no figure.
         problems: What could not be read, a sentence each; the other attributes then hold what could.
     """
@@ -76,6 +94,7 @@ class Result:
     runs: tuple[Run, ...]
     verdicts: tuple[dict[str, Any], ...]
     reasons: dict[str, str]
+    notes: tuple[str, ...]
     picture: Picture | None
     problems: tuple[str, ...]
 
@@ -100,6 +119,7 @@ class Result:
             runs=tuple(_run(name, run) for name, run in runs.items()) if isinstance(runs, dict) else (),
             verdicts=tuple(_sound(claims or [], problems)),
             reasons={str(claim): str(reason) for claim, reason in _entries(described.get("reasons"))},
+            notes=tuple(str(note) for note in notes) if isinstance(notes := described.get("notes"), list) else (),
             picture=_read_picture(folder / "figure.png", problems),
             problems=tuple(problems),
         )
@@ -202,9 +222,9 @@ def _read_picture(path: Path, problems: list[str]) -> Picture | None:
 def _run(name: str, described: Any) -> Run:
     return Run(
         name=name,
-        folder=str(_entry(described, "folder") or ""),
-        settings=dict(_settings(_entry(described, "configuration") or {})),
-        provenance=_entry(described, "provenance"),
+        folder=str(entry(described, "folder") or ""),
+        settings=dict(_settings(entry(described, "configuration") or {})),
+        provenance=entry(described, "provenance"),
     )
 
 
@@ -230,7 +250,7 @@ def _versions(described: Any) -> str:
     return ", ".join(f"{package} {version}" for package, version in entries)
 
 
-def _entry(tree: Any, *path: str) -> Any:
+def entry(tree: Any, *path: str) -> Any:
     """The entry of nested JSON objects at ``path``; None if there is none."""
     for name in path:
         tree = tree.get(name) if isinstance(tree, dict) else None

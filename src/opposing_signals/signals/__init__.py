@@ -1,18 +1,81 @@
 """What a record shows: loss changes, the points that they single out, and the opposing groups among them."""
 
-from opposing_signals.signals.metrics import Metric, SizeAlongV, metric_of_points, sizes_by_floor_distance
+from opposing_signals.signals.branches import Branches, branches_by_spike
+from opposing_signals.signals.discovery import (
+    Discovery,
+    Match,
+    agreement,
+    discover,
+    discover_by_gradients,
+    match,
+    match_pair,
+    stability,
+)
+from opposing_signals.signals.metrics import (
+    Metric,
+    SizeAlongV,
+    detrended,
+    gap_changes,
+    metric_of_points,
+    moving_average,
+    relative_feature_norms,
+    sizes_by_floor_distance,
+)
 from opposing_signals.signals.pairs import OpposingPair, find_pairs
+from opposing_signals.signals.panels import Panel, outlier_panels, pair_panels
+from opposing_signals.signals.probe import (
+    ProbePath,
+    common_loss,
+    is_descent,
+    lag_one_autocorrelation,
+    norm_at_loss,
+    probe_path,
+    times,
+)
+from opposing_signals.signals.rules import Quantity, Rule, final, under
 from opposing_signals.signals.selection import fallers, risers
-from opposing_signals.signals.trajectory import Trajectory
+from opposing_signals.signals.spikes import Spike, find_spikes
+from opposing_signals.signals.trajectory import Runs, Trajectory
 
 __all__ = [
+    "Branches",
+    "Discovery",
+    "Match",
     "Metric",
     "OpposingPair",
+    "Panel",
+    "ProbePath",
+    "Quantity",
+    "Rule",
+    "Runs",
     "SizeAlongV",
+    "Spike",
     "Trajectory",
+    "agreement",
+    "branches_by_spike",
+    "common_loss",
+    "detrended",
+    "discover",
+    "discover_by_gradients",
     "fallers",
+    "final",
     "find_pairs",
+    "find_spikes",
+    "gap_changes",
+    "is_descent",
+    "lag_one_autocorrelation",
+    "match",
+    "match_pair",
     "metric_of_points",
+    "moving_average",
+    "norm_at_loss",
+    "outlier_panels",
+    "pair_panels",
+    "probe_path",
+    "relative_feature_norms",
     "risers",
     "sizes_by_floor_distance",
+    "stability",
+    "times",
+    "under",
 ]

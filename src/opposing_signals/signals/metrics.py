@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from opposing_signals.record import Series
+from opposing_signals.signals.pairs import OpposingPair
 from opposing_signals.signals.trajectory import Trajectory
 
 Metric = Literal["loss_change", "gradient_norm", "sample_curvature"]
@@ -19,6 +20,16 @@ def metric_of_points(trajectory: Trajectory, metric: Metric) -> Series:
         changes = trajectory.changes
         return Series(changes.steps, np.abs(changes.values))
     return trajectory.record[metric]
+
+
+def relative_feature_norms(trajectory: Trajectory) -> Series:
+    """``values`` ``[T, P]``: norm of each probe's penultimate feature over the mean norm of the step's batch.
+
+    Args:
+        trajectory: A run with the instrument `BlockProbe`.
+    """
+    probes, batch = trajectory.record["probe_feature_norm"], trajectory.record["mean_feature_norm"]
+    return Series(np.asarray(probes.steps), np.asarray(probes.values) / np.asarray(batch.values)[:, None])
 
 
 def sizes_by_floor_distance(
@@ -44,3 +55,21 @@ def sizes_by_floor_distance(
     distances, sizes = (np.asarray(one.values)[np.isin(one.steps, steps)] for one in (distance, size))
     chosen = (steps >= first_step) & np.isfinite(distances)
     return np.abs(distances[chosen]), sizes[chosen]
+
+
+def moving_average(values: np.ndarray, span: int) -> np.ndarray:
+    """``[T]`` mean over the ``span`` values around each; at both ends over those that there are."""
+    span = min(span, len(values))
+    window = np.ones(span)
+    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
+
+
+def detrended(values: np.ndarray, span: int = 21) -> np.ndarray:
+    """``[T]`` values less their `moving_average`."""
+    return values - moving_average(values, span)
+
+
+def gap_changes(trajectory: Trajectory, pair: OpposingPair) -> np.ndarray:
+    """``[T]`` one-step changes of the gap between the mean losses of a pair's groups, while it is active."""
+    changes = trajectory.changes.values[slice(*pair.window)]
+    return changes[:, pair.rising].mean(1) - changes[:, pair.falling].mean(1)

@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 
 from opposing_signals.data import Dataset
 from opposing_signals.record import Record, Series
+from opposing_signals.signals.discovery import Discovery, discover, discover_by_gradients
 from opposing_signals.signals.pairs import OpposingPair, find_pairs
 from opposing_signals.signals.tokens import TokenTrack
 
@@ -40,6 +41,8 @@ class Trajectory:
         data = dict(self.configuration["data"])
         if data["_target_"].endswith((".cifar10", ".openwebtext", ".text_stream")):
             data["root"] = self._data_root
+        elif data["_target_"].endswith(".tracked"):
+            data["folder"] = self.record.folder
         return instantiate(data)
 
     @property
@@ -95,3 +98,39 @@ class Trajectory:
     def pairs(self) -> list[OpposingPair]:
         """The dominant opposing pairs, the largest amplitude first; their rows are those of `changes`."""
         return find_pairs(self.changes.values, **self._pairing)
+
+    @cached_property
+    def discoveries(self) -> list[Discovery]:
+        """The opposing pairs with all their members, by loss series; the one that stands out most first."""
+        return discover(self.changes.steps, self.changes.values)
+
+    @cached_property
+    def gradient_discoveries(self) -> list[Discovery]:
+        """The same by the alignment of per-sample gradients, from a run with the instrument `GradientSketch`."""
+        sketches = self.record["gradient_sketch"]
+        return discover_by_gradients(sketches.steps, sketches.values, (self.changes.steps, self.changes.values))
+
+
+class Runs(dict[str, Trajectory]):
+    """The complete runs of an experiment by name, and what became of the others.
+
+    Args:
+        complete: By name.
+        stopped: Runs whose loss is not finite, up to that step.
+        failures: Name ↦ why it is not complete; of every run that was stopped, and of those that never began.
+    """
+
+    def __init__(
+        self,
+        complete: Mapping[str, Trajectory],
+        stopped: Mapping[str, Trajectory] | None = None,
+        failures: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(complete)
+        self.stopped = dict(stopped or {})
+        self.failures = dict(failures or {})
+
+    @classmethod
+    def of(cls, trajectories: Mapping[str, Trajectory]) -> Runs:
+        """``trajectories`` themselves, or complete runs if they say nothing about others."""
+        return trajectories if isinstance(trajectories, cls) else cls(trajectories)

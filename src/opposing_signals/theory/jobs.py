@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from logging import getLogger
 from typing import Any
 
@@ -13,7 +10,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from opposing_signals.errors import InputError, TrainingStoppedError
-from opposing_signals.provenance import environment
+from opposing_signals.provenance import recording
 from opposing_signals.record import Record
 from opposing_signals.theory import deep, toy
 from opposing_signals.theory.exact import fast_phase, step_sizes
@@ -45,7 +42,7 @@ def toy_valley(config: DictConfig, record: Record, logger: Any) -> None:  # noqa
     ``group_loss`` ``[2]`` of planes and others, ``train_loss``, and as ``sharpness`` the curvature at the minimum.
     """
     theory = config.theory
-    with _recording(record, {"name": "toy valley of figure 4"}):
+    with recording(record, {"name": "toy valley of figure 4"}):
         before, after = (_positive(name, theory.magnitudes[name]) for name in ("before", "after"))
         settle, sharpen, stay = (_count(theory, name) for name in ("settle", "sharpen", "stay"))
         ramp = np.geomspace(before, after, sharpen + 2)[1:-1]
@@ -69,7 +66,7 @@ def linear_descent(config: DictConfig, record: Record, logger: Any) -> None:  # 
     with signal + and −, and of all other points, ``sharpness``, ``projection`` (``b_o`` along the signal, with its
     sign), ``log_projection`` (the logarithm of its size, also where that underflows) and ``second_layer``.
     """
-    with _recording(record, {"name": "population of the model of §3.3"}):
+    with recording(record, {"name": "population of the model of §3.3"}):
         model = _model(config.theory)
         step_size, steps = _step_size(config), _count(config, "steps")
         path = gradient_descent(model.alpha, model.beta_norm, initial_state(model), step_size, steps)
@@ -97,7 +94,7 @@ def sampled_descent(config: DictConfig, record: Record, logger: Any) -> None:  #
     theory = config.theory
     points, layers = _count(theory, "points"), _count(theory, "layers")
     name = f"{points} points of the model of §3.3" + (" with labels" if theory.loss == "logistic" else "")
-    with _recording(record, {"name": name, "examples": points}):
+    with recording(record, {"name": name, "examples": points}):
         model = _model({name: theory[name] for name in TwoLayerModel.__dataclass_fields__ if name in theory})
         problem = deep.sample_problem(model, points, np.random.default_rng(config.seed), theory.loss, layers)
         members = [problem.signs == sign for sign in (1, -1, 0)]
@@ -133,7 +130,7 @@ def theorems(config: DictConfig, record: Record, logger: Any) -> None:  # noqa: 
     (ηλ), for the step size of the i-th ratio to 2/(α‖β‖) at step i.
     """
     theory = config.theory
-    with _recording(record, {"name": "population of the model of §3.3"}):
+    with recording(record, {"name": "population of the model of §3.3"}):
         _record_grid(record, theory.grid)
         _record_paths(record, theory.paths)
         _record_descents(record, theory.descent)
@@ -255,17 +252,3 @@ def _stop_unless(finished: bool, step: int, record: Record) -> None:
         reason = f"the loss is not finite at step {step}"
         record.write_state(f"stopped: {reason}")
         raise TrainingStoppedError(reason)
-
-
-@contextmanager
-def _recording(record: Record, data: dict[str, Any]) -> Iterator[None]:
-    """Begin the record anew, note where its numbers come from, and call it complete if nothing is raised."""
-    started = time.monotonic()
-    record.cut(0)  # a job that was killed left rows; there is no checkpoint to go on from
-    origin = {**environment(), "data": data}
-    record.write_provenance({**origin, "training_seconds": 0.0})
-    try:
-        yield
-    finally:
-        record.write_provenance({**origin, "training_seconds": round(time.monotonic() - started, 2)})
-    record.write_state("complete")

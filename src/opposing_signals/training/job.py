@@ -21,6 +21,7 @@ from opposing_signals.record import Record
 from opposing_signals.risk import EmpiricalRisk
 from opposing_signals.training.batches import Batches
 from opposing_signals.training.checkpoint import TimedCheckpoint
+from opposing_signals.training.intervention import branch
 from opposing_signals.training.module import TrainingModule
 from opposing_signals.training.progress import Progress
 from opposing_signals.training.reference import break_even_direction
@@ -31,7 +32,8 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
 
     Args:
         config: data, model, loss, optimizer, risk, batch, instruments, steps, seed, trainer, threads and
-            checkpoint_seconds; with reference, the record of that run must be complete; before_update may be left out.
+            checkpoint_seconds; with reference, the record of that run must be complete; augmentation and before_update
+            may be left out.
         record: Open for writing.
         logger: Where scalars are mirrored.
 
@@ -46,9 +48,14 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
     dataset: Dataset = instantiate(config.data)
     module = training_module(config, dataset)
     module.before_update = [instantiate(adjust) for adjust in config.get("before_update", {}).values()]
+    branched: dict[str, Any] = {}
     if "reference" in config:
-        parameters = sum(p.numel() for p in module.risk.parameters)
-        module.direction = break_even_direction(Record(run_folder(reference_of(config))), parameters)
+        reference = Record(run_folder(reference_of(config)))
+        if config.get("intervention") is not None:
+            _check_stateless(config)
+            branched = {"branch": branch(module, reference, config.intervention)}
+        else:
+            module.direction = break_even_direction(reference, sum(p.numel() for p in module.risk.parameters))
     instruments: list[Instrument] = [
         instantiate(instrument, risk=module.risk, record=record) for instrument in config.instruments.values()
     ]
@@ -77,6 +84,7 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
     origin = {
         **environment(trainer.strategy.root_device),
         "data": {"name": dataset.name, "sha256": dataset.checksum, "examples": len(dataset)},
+        **branched,
         "parameters": sum(p.numel() for p in module.risk.parameters),
         "tensors": [name for name, p in module.model.named_parameters() if p.requires_grad],
     }
@@ -99,7 +107,9 @@ def training_module(config: DictConfig, dataset: Dataset) -> TrainingModule:
     torch.manual_seed(config.seed)
     model = instantiate(config.model, input_shape=tuple(dataset.inputs.shape[1:]), outputs=dataset.output_width)
     risk = EmpiricalRisk(model, instantiate(config.loss), dataset.inputs, dataset.targets, **config.risk)
-    return TrainingModule(risk, instantiate(config.optimizer), Batches(len(dataset), config.batch, config.seed))
+    batches = Batches(len(dataset), config.batch, config.seed)
+    augmentation = instantiate(config.augmentation, seed=config.seed) if config.get("augmentation") else None
+    return TrainingModule(risk, instantiate(config.optimizer), batches, augmentation)
 
 
 def _check(config: DictConfig) -> None:
@@ -111,8 +121,23 @@ def _check(config: DictConfig) -> None:
             f"trainer.devices={config.trainer.devices}: expected 1, a run trains in one process; curvature can be "
             "measured in several, see docs/curvature.md"
         )
+    if config.get("augmentation") and config.batch is None:
+        raise InputError(
+            "augmentation with batch=null: expected a batch size; what is measured of full-batch training is the loss "
+            "of the images as they are"
+        )
     if not isinstance(config.optimizer.lr, int | float) or not config.optimizer.lr > 0:
         raise InputError(f"optimizer.lr={config.optimizer.lr}: expected a step size larger than 0")
+
+
+def _check_stateless(config: DictConfig) -> None:
+    """A snapshot holds the weights alone, so an optimizer that remembers more than they cannot go on from it."""
+    optimizer = config.optimizer
+    if not optimizer._target_.endswith(".SGD") or optimizer.get("momentum", 0) or config.batch is not None:
+        raise InputError(
+            f"optimizer {optimizer._target_}, momentum={optimizer.get('momentum', 0)}, batch={config.batch}: expected "
+            "full-batch gradient descent without momentum; an intervention branches off a snapshot of the weights"
+        )
 
 
 def _steps_taken(record: Record) -> int:

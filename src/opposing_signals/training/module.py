@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from opposing_signals.optim import OneSAM
 from opposing_signals.risk import Batch, CurvaturePass, EmpiricalRisk, ForwardPass
 from opposing_signals.training.batches import Batches
 
+Augmentation = Callable[[torch.Tensor, int], torch.Tensor]
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 Adjustment = Callable[[torch.optim.Optimizer, int], None]
 Request = tuple[torch.Tensor, Callable[[torch.Tensor], None]]
@@ -25,6 +26,12 @@ class TrainingModule(LightningModule):
 
     Optimization is manual: a batch's gradient is accumulated in chunks with weight 1/N per sample, and then one
     optimizer step is taken. So ``global_step`` is the paper's iteration t.
+
+    Args:
+        risk: What is trained.
+        optimizer: Parameters ↦ optimizer.
+        batches: Which examples each step uses.
+        augmentation: (batch's inputs, step) ↦ what the step sees of them; None leaves them as they are.
 
     Attributes:
         risk: What is trained.
@@ -41,13 +48,20 @@ class TrainingModule(LightningModule):
         is_finished: Whether the run has shown what it is for, before its last step; see `finish`.
     """
 
-    def __init__(self, risk: EmpiricalRisk, optimizer: OptimizerFactory, batches: Batches) -> None:
+    def __init__(
+        self,
+        risk: EmpiricalRisk,
+        optimizer: OptimizerFactory,
+        batches: Batches,
+        augmentation: Augmentation | None = None,
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.model = risk.model
         self.risk = risk
         self.batches = batches
         self._optimizer_factory = optimizer
+        self._augmentation = augmentation
         self.step = -1
         self.batch: Batch
         self.forward_pass: ForwardPass
@@ -75,9 +89,13 @@ class TrainingModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One step of the paper: ∇L over the batch, then the optimizer's update."""
+        self.step, self.batch = self.global_step, batch
+        with self._augmented(batch):
+            self._take_step(batch)
+
+    def _take_step(self, batch: Batch) -> None:
         optimizer: Any = self.optimizers()
         optimizer.zero_grad(set_to_none=True)
-        self.step, self.batch = self.global_step, batch
         requests, self._requests = self._requests, []
         with ExitStack() as observed:
             for observer in self.observers:
@@ -92,6 +110,13 @@ class TrainingModule(LightningModule):
         else:
             self.stop_reason = f"the training loss is {self.loss} at step {self.step}"
             self.trainer.should_stop = True
+
+    def _augmented(self, batch: Batch) -> AbstractContextManager:
+        """The step's view of its batch; instruments' own passes before and behind the step see the data as they are."""
+        if self._augmentation is None:
+            return nullcontext()
+        assert isinstance(batch, torch.Tensor)
+        return self.risk.seen_as(self._augmentation(self.risk.inputs[batch], self.step), batch)
 
     def _closure(self, batch: Batch) -> Callable[[], float]:
         """∇L of the batch into ``.grad`` at the weights of the moment, for optimizers that take several a step.

@@ -1,0 +1,73 @@
+"""Which digits make the loss spike? A plain LightningModule, trained on minibatches of scikit-learn's digits.
+
+python examples/digits.py
+opposing-signals explain outputs/digits
+"""
+
+import argparse
+
+import torch
+from sklearn.datasets import load_digits
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from opposing_signals import OpposingSignals
+
+from lightning.pytorch import LightningModule, Trainer  # isort: skip  (last: see docs/own_model.md, "Imports")
+
+
+class Classifier(LightningModule):
+    """A small network on 8 x 8 pictures; nothing in it knows of this package."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(64, 100), torch.nn.ReLU(), torch.nn.Linear(100, 10))
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        """The mean loss, as ever."""
+        x, y = batch
+        return F.cross_entropy(self.layers(x), y)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """A large step size: the loss spikes."""
+        return torch.optim.SGD(self.parameters(), lr=0.7)
+
+
+def per_sample_loss(module: Classifier, batch: list[torch.Tensor]) -> torch.Tensor:
+    """``[n]``, one loss an example."""
+    x, y = batch
+    return F.cross_entropy(module.layers(x), y, reduction="none")
+
+
+def main() -> None:
+    """Train and record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", default="outputs/digits", help="of the record")
+    parser.add_argument("--epochs", type=int, default=20)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    digits = load_digits()
+    data = TensorDataset(torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target))
+    signals = OpposingSignals(
+        data,
+        per_sample_loss,
+        folder=arguments.folder,
+        every=1,
+        consecutive=1,
+        budget=None,  # a step of so small a model costs less than looking at it: take every step
+        sharpness_every=10,
+        show=lambda example: (255 * example[0].view(8, 8)).byte().numpy(),
+    )
+    trainer = Trainer(
+        max_epochs=arguments.epochs,
+        callbacks=[signals],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Classifier(), DataLoader(data, batch_size=256, shuffle=True, drop_last=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Statistics of the conjectures of §3.4 and §5 and of the talk: a job of a grid beside another one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.ndimage import median_filter
+
+from opposing_signals.claims import statistics
+from opposing_signals.claims.claim import Estimate
+from opposing_signals.claims.statistics import FEWEST_STEPS, Trajectories
+from opposing_signals.signals import Trajectory, relative_feature_norms
+
+NEIGHBOURS = 5
+"""A quantity at a step is the median of this many measurements around it, which an oscillation does not move."""
+
+
+def pair_correlation(trajectories: Trajectories, run: str) -> Estimate:
+    """Largest correlation, over the run's dominant pairs, of the groups' one-step changes, selecting step left out."""
+    missing = _missing(trajectories, run)
+    return Estimate.unknown(missing) if missing else statistics.pair_correlation({run: trajectories[run]})
+
+
+def group_amplitude_ratio(trajectories: Trajectories, run: str) -> Estimate:
+    """Smallest ratio, over the run's dominant groups, of median abs one-step change to that of random groups."""
+    missing = _missing(trajectories, run)
+    return Estimate.unknown(missing) if missing else statistics.group_amplitude_ratio({run: trajectories[run]})
+
+
+# -- sharpening -------------------------------------------------------------------------------------------------------
+
+
+def peak_sharpness_ratio(trajectories: Trajectories, run: str, other: str) -> Estimate:
+    """Largest measured λ of one run over that of another."""
+    missing = _missing(trajectories, run, other)
+    if missing:
+        return Estimate.unknown(missing)
+    peaks = [float(np.max(trajectories[name].sharpness.values)) for name in (run, other)]
+    return Estimate(peaks[0] / peaks[1])
+
+
+def break_even_delay(trajectories: Trajectories, run: str, other: str) -> Estimate:
+    """Step at which λ first reaches 2/η in one run over that in another; a run that never does counts its length."""
+    missing = _missing(trajectories, run, other)
+    if missing:
+        return Estimate.unknown(missing)
+    first = trajectories[other].break_even
+    if not first:
+        return Estimate.unknown(f"λ did not reach 2/η in {other}, or had done so at its start")
+    late = trajectories[run].break_even
+    last = int(trajectories[run].sharpness.steps[-1])
+    return Estimate((last if late is None else late) / first)
+
+
+# -- step size --------------------------------------------------------------------------------------------------------
+
+
+def pair_amplitude_ratio(trajectories: Trajectories, run: str, other: str) -> Estimate:
+    """Amplitude of the dominant opposing pair of one run over that of another."""
+    missing = _missing(trajectories, run, other)
+    if missing:
+        return Estimate.unknown(missing)
+    for name in (run, other):
+        if not trajectories[name].pairs:
+            return Estimate.unknown(f"no opposing pair was found in {name}")
+    return Estimate(trajectories[run].pairs[0].amplitude / trajectories[other].pairs[0].amplitude)
+
+
+def ratio_at_equal_loss(trajectories: Trajectories, quantity: str, run: str, other: str) -> Estimate:
+    """A quantity of one run over that of another, each where it first reaches the lowest train loss that both reach."""
+    missing = _missing(trajectories, run, other)
+    if missing:
+        return Estimate.unknown(missing)
+    level = max(float(trajectories[name].mean_loss.values.min()) for name in (run, other))
+    ours, theirs = (_at_loss(trajectories[name], quantity, level) for name in (run, other))
+    return Estimate(ours / theirs)
+
+
+def _at_loss(trajectory: Trajectory, quantity: str, level: float) -> float:
+    loss, measured = trajectory.mean_loss, trajectory.record[quantity]
+    step = int(loss.steps[np.flatnonzero(loss.values <= level)[0]])
+    nearest = np.argsort(np.abs(np.asarray(measured.steps) - step), kind="stable")[:NEIGHBOURS]
+    return float(np.median(np.asarray(measured.values)[nearest]))
+
+
+# -- batch norm -------------------------------------------------------------------------------------------------------
+
+
+def group_variance_ratio(trajectories: Trajectories, run: str, other: str, relative: bool = False) -> Estimate:
+    """Variance of the dominant groups' one-step loss changes in one run over that in another.
+
+    A run's variance is the median over the groups of its pairs, each over the steps in which its pair is active.
+    ``relative`` divides it by that of random groups of equal size over the same steps, so that a run whose losses all
+    vary less is not taken for one whose outliers do.
+    """
+    missing = _missing(trajectories, run, other)
+    if missing:
+        return Estimate.unknown(missing)
+    for name in (run, other):
+        if not trajectories[name].pairs:
+            return Estimate.unknown(f"no opposing pair was found in {name}")
+    ours, theirs = (_group_variance(trajectories[name], relative) for name in (run, other))
+    return Estimate(ours / theirs)
+
+
+def _group_variance(trajectory: Trajectory, relative: bool, draws: int = 200) -> float:
+    variances = []
+    generator = np.random.default_rng(0)
+    for pair in trajectory.pairs:
+        changes = np.asarray(trajectory.changes.values[slice(*pair.window)], np.float64)
+        for group in pair.groups:
+            variance = float(changes[:, group].mean(1).var())
+            if relative:
+                random = [generator.choice(changes.shape[1], len(group), replace=False) for _ in range(draws)]
+                variance /= float(np.mean([changes[:, draw].mean(1).var() for draw in random]))
+            variances.append(variance)
+    return float(np.median(variances))
+
+
+# -- SAM and 1-SAM ----------------------------------------------------------------------------------------------------
+
+
+def peak_step_difference(trajectories: Trajectories, run: str, other: str, smooth: int = 9) -> Estimate:
+    """Step at which a probe's relative feature norm peaks in one run minus that in another, median over the probes.
+
+    The norm is relative to the mean over the step's batch, and smoothed by a running median.
+    """
+    return _over_probes(
+        trajectories, run, other, lambda norms, steps: steps[np.argmax(_smoothed(norms, smooth), axis=0)]
+    )
+
+
+def decline_difference(trajectories: Trajectories, run: str, other: str, smooth: int = 9) -> Estimate:
+    """Last over largest relative feature norm of a probe in one run minus that in another, median over the probes.
+
+    The norm is relative to the mean over the step's batch, and smoothed by a running median.
+    """
+
+    def decline(norms: np.ndarray, _: np.ndarray) -> np.ndarray:
+        smoothed = _smoothed(norms, smooth)
+        return smoothed[-1] / smoothed.max(0)
+
+    return _over_probes(trajectories, run, other, decline)
+
+
+def _over_probes(
+    trajectories: Trajectories,
+    run: str,
+    other: str,
+    statistic: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> Estimate:
+    """Median over the probes of ``statistic(norms [T, P], steps [T])`` ``[P]`` of one run minus that of another."""
+    missing = _missing(trajectories, run, other)
+    if missing:
+        return Estimate.unknown(missing)
+    norms = [relative_feature_norms(trajectories[name]) for name in (run, other)]
+    if min(len(series) for series in norms) < FEWEST_STEPS:
+        return Estimate.unknown(f"the feature norms were measured at fewer than {FEWEST_STEPS} steps")
+    ours, theirs = (statistic(series.values, series.steps) for series in norms)
+    return Estimate(float(np.median(ours - theirs)))
+
+
+def _smoothed(values: np.ndarray, window: int) -> np.ndarray:
+    """The running median over ``window`` rows of ``[T, P]``."""
+    return median_filter(values, (window, 1), mode="nearest")
+
+
+def _missing(trajectories: Trajectories, *runs: str) -> str:
+    """Why the runs cannot be compared; empty if they are all there."""
+    absent = [run for run in runs if run not in trajectories]
+    return f"the run {absent[0]} is missing" if absent else ""

@@ -1,0 +1,125 @@
+"""Training examples of one's own model, as far as a record keeps them: positions, classes, pictures or texts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from opposing_signals.data.dataset import Dataset
+from opposing_signals.errors import InputError
+
+FILE = "examples.npz"
+
+
+def write_tracked(
+    folder: Path,
+    indices: np.ndarray,
+    shown: Sequence[Any] | None,
+    labels: Sequence[Any] | None,
+    class_names: Sequence[str] | None,
+) -> None:
+    """Keep in a record's folder what `tracked` reads.
+
+    Args:
+        folder: Of the record.
+        indices: ``[N]``, positions of the examples in the data set that was trained on.
+        shown: For each example a picture ``[H, W]`` or ``[H, W, 3]`` uint8, or a text; None for neither.
+        labels: Class of each example; None if there are no classes.
+        class_names: Names of classes that are whole numbers from 0 on; None names a class by itself.
+
+    Raises:
+        InputError: What is shown is neither picture nor text, or the pictures differ in size; a class has no name.
+    """
+    arrays: dict[str, np.ndarray] = {"index": np.asarray(indices, np.int64)}
+    if labels is not None and class_names is not None:
+        unnamed = [label for label in labels if not 0 <= int(label) < len(class_names)]
+        if unnamed:
+            raise InputError(f"class {unnamed[0]} has no name: class_names holds {len(class_names)}")
+        arrays["label"] = np.array([int(label) for label in labels], np.int64)
+        arrays["class_names"] = np.array([str(name) for name in class_names])
+    elif labels is not None:
+        classes = sorted(set(labels))
+        arrays["label"] = np.array([classes.index(label) for label in labels], np.int64)
+        arrays["class_names"] = np.array([str(name) for name in classes])
+    if shown is not None and all(isinstance(one, str) for one in shown):
+        arrays["text"] = np.array(shown)
+    elif shown is not None:
+        arrays["image"] = _pictures(shown)
+    np.savez_compressed(folder / FILE, **arrays)  # type: ignore[arg-type]
+
+
+def _pictures(shown: Sequence[Any]) -> np.ndarray:
+    pictures = [np.asarray(one) for one in shown]
+    pictures = [np.repeat(one[..., None], 3, -1) if one.ndim == 2 else one for one in pictures]
+    first = pictures[0]
+    if any(
+        one.dtype != np.uint8 or one.ndim != 3 or one.shape[-1] != 3 or one.shape != first.shape for one in pictures
+    ):
+        raise InputError(
+            f"show returned an array of shape {list(first.shape)} and type {first.dtype}: expected a text, or pictures "
+            "of one size, [height, width] or [height, width, 3] uint8"
+        )
+    return np.stack(pictures)
+
+
+def tracked(folder: str | Path) -> Dataset:
+    """The examples that a run of one's own model followed, the i-th being the i-th column of its losses.
+
+    Texts are given in the form of this package's text data, one token a character (the first token is empty, for
+    padding); then ``class_names`` are the characters. Otherwise ``inputs`` ``[N, 1]`` hold each example's position in
+    the data set that was trained on.
+
+    Args:
+        folder: Of the record.
+
+    Raises:
+        InputError: The record keeps no examples.
+    """
+    path = Path(folder) / FILE
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: the examples cannot be read ({error}); expected what a run writes there") from None
+    checksum = hashlib.sha256(b"".join(np.ascontiguousarray(arrays[name]).tobytes() for name in sorted(arrays)))
+    index = torch.from_numpy(arrays["index"])
+    name = f"{len(index)} tracked examples"
+    if "text" in arrays:
+        tokens, names = _characters(arrays["text"].tolist())
+        return Dataset(name, tokens[:, :-1], tokens[:, 1:], checksum.hexdigest(), names)
+    return Dataset(
+        name=name,
+        inputs=index[:, None],
+        targets=torch.from_numpy(arrays.get("label", np.zeros(len(index), np.int64))),
+        checksum=checksum.hexdigest(),
+        class_names=tuple(arrays["class_names"].tolist()) if "class_names" in arrays else ("example",),
+        images=arrays.get("image"),
+    )
+
+
+def positions(folder: Path, examples: int) -> np.ndarray:
+    """``[N]``: where each recorded example stands in the data set that was trained on.
+
+    Args:
+        folder: Of a record; without tracked examples it holds all of its data set.
+        examples: N.
+    """
+    if not (folder / FILE).is_file():
+        return np.arange(examples)
+    with np.load(folder / FILE, allow_pickle=False) as file:
+        return file["index"]
+
+
+def _characters(texts: list[str]) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """Tokens ``[N, T + 1]``, one a character and then padding, and the text of each token."""
+    names = ("", *sorted({character for text in texts for character in text}))
+    places = {name: place for place, name in enumerate(names)}
+    tokens = torch.zeros(len(texts), max(map(len, texts)) + 1, dtype=torch.int64)
+    for row, text in zip(tokens, texts, strict=True):
+        row[: len(text)] = torch.tensor([places[character] for character in text])
+    return tokens, names

@@ -1,0 +1,41 @@
+"""Random projections of the training points' own gradients."""
+
+from __future__ import annotations
+
+from opposing_signals.curvature import gradient_sketch
+from opposing_signals.errors import InputError
+from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.record import Record
+from opposing_signals.risk import EmpiricalRisk
+from opposing_signals.training.module import TrainingModule
+
+
+class GradientSketch(Instrument):
+    """Writes ``gradient_sketch`` ``[N, d]``: a random projection of ∇ℓ_i(θ_t) for every training point.
+
+    Their inner products are about those of the gradients, by which `discover_by_gradients` finds opposing groups. The
+    projection is the same at every step.
+
+    Args:
+        risk: What is being trained.
+        record: Where rows go.
+        every: See `Instrument`.
+        consecutive: See `Instrument`.
+        dimensions: d, numbers that are kept of a gradient.
+
+    Raises:
+        InputError: d < 1.
+    """
+
+    def __init__(
+        self, risk: EmpiricalRisk, record: Record, every: int = 1, consecutive: int = 1, dimensions: int = 64
+    ) -> None:
+        super().__init__(risk, record, every, consecutive)
+        if dimensions < 1:
+            raise InputError(f"GradientSketch: dimensions={dimensions}: expected at least 1")
+        self.dimensions = dimensions
+
+    def before_step(self, module: TrainingModule, step: int) -> None:
+        """One forward and one backward pass over the training set."""
+        sketch = gradient_sketch(self.risk, self.dimensions)
+        self.write(module, step, "gradient_sketch", sketch.float().cpu().numpy())

@@ -1,0 +1,17 @@
+"""The weights along a run, for other runs to branch off."""
+
+from __future__ import annotations
+
+from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.risk import flatten
+from opposing_signals.training.intervention import SNAPSHOTS
+from opposing_signals.training.module import TrainingModule
+
+
+class Snapshots(Instrument):
+    """Writes ``parameters`` ``[P]``: θ_t, in the weights' precision."""
+
+    def before_step(self, module: TrainingModule, step: int) -> None:
+        """At every step that ``every`` and ``consecutive`` name."""
+        theta = flatten([parameter.detach() for parameter in self.risk.parameters])
+        self.write(module, step, SNAPSHOTS, theta.cpu().numpy())

@@ -1,0 +1,168 @@
+"""What a network makes of one pure signal along a run: rise and decline of its feature, and the alternating change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.special import softmax
+
+from opposing_signals.errors import InputError
+from opposing_signals.record import Series
+from opposing_signals.signals.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class ProbePath:
+    """One probe's way along a run.
+
+    Attributes:
+        name: As in the instrument's ``probes``.
+        picture: ``[H, W, 3]`` uint8.
+        steps: ``[T]``, at which it was passed through.
+        logits: ``[T, C]``.
+        norm: ``[T]``, of its penultimate feature.
+        mean_norm: ``[T]``, the mean of that norm over the training data.
+    """
+
+    name: str
+    picture: np.ndarray
+    steps: np.ndarray
+    logits: np.ndarray
+    norm: np.ndarray
+    mean_norm: np.ndarray
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """``[T, C]``, the softmax of the logits."""
+        return softmax(self.logits, axis=1)
+
+    @cached_property
+    def level(self) -> np.ndarray:
+        """``[T - 1]``: the norm averaged over two successive steps, so that no phase of an oscillation decides."""
+        return _over_two(self.norm)
+
+    @cached_property
+    def peak(self) -> int:
+        """The row of the highest `level`, the first of equals."""
+        return int(np.argmax(self.level))
+
+    @property
+    def growth_over_mean(self) -> float:
+        """Growth of `level` from the start to its peak, over the growth of the data's mean norm meanwhile."""
+        mean = _over_two(self.mean_norm)
+        return self.rise * float(mean[0] / mean[self.peak])
+
+    @property
+    def rise(self) -> float:
+        """Peak of `level` over its first value."""
+        return float(self.level[self.peak] / self.level[0])
+
+    @property
+    def remainder(self) -> float:
+        """Last value of `level` over its peak."""
+        return float(self.level[-1] / self.level[self.peak])
+
+    @cached_property
+    def alternation(self) -> Series:
+        """``values`` ``[T']`` in [0, 1]: how much probability moves from t to t+1 and back, between other steps.
+
+        With the changes δ_t = p(t+1) − p(t) of the class probabilities it is half the sum over classes of
+        abs(δ_{t−1} − 2δ_t + δ_{t+1})/4. A change that reverses at every step counts in full, one single change by
+        half, a steady drift not at all.
+        """
+        rows = np.flatnonzero(self.steps[3:] - self.steps[:-3] == 3)
+        p = self.probabilities
+        alternating = p[rows + 3] - 3 * p[rows + 2] + 3 * p[rows + 1] - p[rows]
+        return Series(self.steps[rows + 1], np.abs(alternating).sum(1) / 8)
+
+    def most_alternating(self, first_step: int) -> int | None:
+        """The step t from ``first_step`` on with the largest `alternation`; None if four in a row were not measured."""
+        late = self.alternation.steps >= first_step
+        if not late.any():
+            return None
+        return int(self.alternation.steps[late][np.argmax(self.alternation.values[late])])
+
+    def dominant_class(self, first_step: int) -> int:
+        """The class of the largest mean probability from ``first_step`` on."""
+        return int(self.probabilities[self.steps >= first_step].mean(0).argmax())
+
+    def successive_changes(self, first_step: int) -> np.ndarray:
+        """``[M, 2]``: changes of the dominant class's probability in a step and in the next, from ``first_step`` on."""
+        rows = np.flatnonzero((self.steps[2:] - self.steps[:-2] == 2) & (self.steps[:-2] >= first_step))
+        if not len(rows):
+            return np.empty((0, 2))
+        probability = self.probabilities[:, self.dominant_class(first_step)].astype(np.float64)
+        changes = np.diff(probability)
+        return np.stack([changes[rows], changes[rows + 1]], axis=1)
+
+
+def _over_two(values: np.ndarray) -> np.ndarray:
+    return (values[1:] + values[:-1]) / 2
+
+
+def probe_path(trajectory: Trajectory, name: str) -> ProbePath:
+    """The way of the probe ``name`` along a run with the instrument `BlockProbe`.
+
+    Raises:
+        InputError: The run passed no such probe, or did so at one step only; its loss is not cross-entropy, so that a
+            softmax of its outputs means nothing.
+    """
+    configuration = trajectory.configuration
+    probes = [str(probe) for probe in configuration["instruments"].get("block_probe", {}).get("probes", [])]
+    if name not in probes:
+        raise InputError(
+            f"experiment.probe={name}: the run {configuration['run']['name']} passed "
+            f"{', '.join(probes) or 'no probes'} through its network; set instruments.block_probe.probes to a list "
+            "with that probe in it"
+        )
+    if not configuration["loss"]["_target_"].endswith("CrossEntropyLoss"):
+        raise InputError("the class probabilities of a probe need a run with loss=cross_entropy")
+    record, column = trajectory.record, probes.index(name)
+    logits = record["probe_logits"]
+    if len(logits) < 2:
+        raise InputError("the probes were passed through the network at one step; expected at least 2: set more steps")
+    return ProbePath(
+        name,
+        np.asarray(record["probe_image"].values[0, column]),
+        np.asarray(logits.steps),
+        np.asarray(logits.values)[:, column],
+        np.asarray(record["probe_feature_norm"].values)[:, column],
+        np.asarray(record["mean_feature_norm"].values),
+    )
+
+
+def lag_one_autocorrelation(successive: np.ndarray) -> float:
+    """Correlation of the columns of ``[M, 2]``: a quantity and its successor; NaN if one of them never varies."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(np.corrcoef(successive.T)[0, 1])
+
+
+def is_descent(trajectory: Trajectory) -> bool:
+    """Whether the run is plain gradient descent, for which 2/η is the edge of stability."""
+    optimizer = trajectory.configuration["optimizer"]
+    return optimizer["_target_"] == "torch.optim.SGD" and not optimizer.get("momentum")
+
+
+def times(trajectory: Trajectory, steps: np.ndarray) -> np.ndarray:
+    """Time Σ η that has passed at ``steps``."""
+    return steps * trajectory.step_size
+
+
+def norm_at_loss(trajectory: Trajectory, path: ProbePath, loss: float) -> float:
+    """`ProbePath.level` where the train loss is at most ``loss`` for the first time, over its peak until then.
+
+    NaN if the run did not get there.
+    """
+    losses = trajectory.record["train_loss"]
+    reached = path.steps[np.isin(path.steps, np.asarray(losses.steps)[np.asarray(losses.values) <= loss])]
+    if not len(reached):
+        return float("nan")
+    until = path.level[: int(np.searchsorted(path.steps, reached[0])) + 1]
+    return float(until[-1] / until.max())
+
+
+def common_loss(*trajectories: Trajectory) -> float:
+    """The smallest train loss that all the runs reach."""
+    return max(float(np.min(trajectory.record["train_loss"].values)) for trajectory in trajectories)

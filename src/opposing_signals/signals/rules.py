@@ -1,0 +1,74 @@
+"""Runs under several update rules: what each rule is, and where its run ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from opposing_signals.signals.trajectory import Trajectory
+
+Quantity = Literal["train_loss", "test_accuracy"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An update rule with its settings.
+
+    Attributes:
+        name: Of its class, for instance ``"SGD"``, ``"Adam"`` or ``"SplitSGD"``.
+        lr: Learning rate; for SplitSGD η2, the size of a signed step.
+        sgd_lr: η1, SplitSGD's plain step size; None for other rules.
+        momentum: β; None for rules that have none.
+        dampening: τ; likewise.
+    """
+
+    name: str
+    lr: float
+    sgd_lr: float | None = field(default=None)
+    momentum: float | None = field(default=None)
+    dampening: float | None = field(default=None)
+
+    @classmethod
+    def of(cls, trajectory: Trajectory) -> Rule:
+        """The rule of a run."""
+        settings = trajectory.configuration["optimizer"]
+        return cls(
+            settings["_target_"].rpartition(".")[2],
+            *(settings.get(name) for name in ("lr", "sgd_lr", "momentum", "dampening")),
+        )
+
+    def __str__(self) -> str:
+        """For instance ``"SGD η = 0.1, β = 0.9, τ = 0"``."""
+        if self.sgd_lr is not None:
+            return f"{self.name} η1 = {self.sgd_lr:g}, η2 = {self.lr:g}, τ = {self.dampening:g}"
+        settings = {"η": self.lr, "β": self.momentum, "τ": self.dampening}
+        named = [f"{symbol} = {value:g}" for symbol, value in settings.items() if value is not None]
+        return f"{self.name} {', '.join(named)}"
+
+
+def under(trajectories: Mapping[str, Trajectory], name: str, dampening: float | None = None) -> dict[Rule, Trajectory]:
+    """The runs under the rule ``name`` (with τ = ``dampening``), by η1 and learning rate."""
+    runs = {Rule.of(trajectory): trajectory for trajectory in trajectories.values()}
+    chosen = [rule for rule in runs if rule.name == name and (dampening is None or rule.dampening == dampening)]
+    return {rule: runs[rule] for rule in sorted(chosen, key=lambda rule: (rule.sgd_lr or 0.0, rule.lr))}
+
+
+def final(trajectory: Trajectory, quantity: Quantity = "train_loss") -> np.ndarray:
+    """What a run ends with: its batches' losses over the steps of the last epoch, or its last test accuracy.
+
+    The mean of the former is the final train loss. Runs of one seed and size have it over the same batches.
+
+    Returns:
+        ``[T]``; a run that was stopped ends with an infinite loss, and with the accuracy of a guess.
+    """
+    is_stopped = trajectory.record.state.startswith("stopped")
+    configuration, data = trajectory.configuration, trajectory.record.provenance["data"]
+    if quantity == "test_accuracy":
+        classes = len(trajectory.dataset.class_names) if is_stopped else 0
+        return np.array([1 / classes]) if is_stopped else np.asarray(trajectory.record[quantity].values[-1:], float)
+    epoch = -(-data["examples"] // configuration["batch"])
+    losses = np.asarray(trajectory.record["train_loss"].values[-epoch:], float)
+    return np.full(epoch, np.inf) if is_stopped else losses

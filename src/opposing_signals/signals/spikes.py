@@ -1,0 +1,110 @@
+"""The steps at which the loss rises most, and the examples that carry the rise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from opposing_signals.signals.pairs import find_pairs
+from opposing_signals.signals.selection import fallers, risers
+from opposing_signals.signals.trajectory import Trajectory
+
+REACH = 16
+"""Measured changes before and behind a spike among which its pair is looked for."""
+
+LEAST = 2.0
+"""A pair belongs to a spike if one group falls and the other carries more than this many times its share of points."""
+
+
+@dataclass(frozen=True)
+class Spike:
+    """One step at which the mean loss rises, with the two groups that moved most against each other around it.
+
+    Attributes:
+        step: t; the loss rises from θ_t to θ_{t+1}.
+        before: Mean loss of the recorded points at θ_t.
+        after: At θ_{t+1}.
+        typical: Median size of the mean loss's one-step change over the run, to compare with.
+        rising: ``[k]`` columns of the points whose loss rises together, the strongest at this step first.
+        falling: ``[k']`` columns of those that move against them; empty if no pair was found.
+        change: Mean one-step change of the rising and of the falling group at this step.
+        share: Σ Δ_i of the rising group over Σ Δ_i of all points that rise at this step.
+        expected: The share of the points that the rising group is.
+        correlation: Of the two groups' mean one-step changes around the spike, the step of selection left out; None
+            if no pair was found, and then the groups are the selection of §2 at this step.
+    """
+
+    step: int
+    before: float
+    after: float
+    typical: float
+    rising: np.ndarray
+    falling: np.ndarray
+    change: tuple[float, float]
+    share: float
+    expected: float
+    correlation: float | None
+
+    @property
+    def rise(self) -> float:
+        """L(θ_{t+1}) − L(θ_t)."""
+        return self.after - self.before
+
+
+def find_spikes(trajectory: Trajectory, count: int = 3) -> list[Spike]:
+    """The largest rises of the mean loss, the largest first, with their groups.
+
+    Of rises within `REACH` measured changes of each other the largest stands for all.
+
+    Args:
+        trajectory: A run with per-sample losses.
+        count: How many at the most.
+    """
+    changes = trajectory.changes
+    if not len(changes):
+        return []
+    rises = changes.values.mean(1, dtype=np.float64)
+    rows: list[int] = []
+    for row in np.argsort(-rises, kind="stable"):
+        if len(rows) == count or not rises[row] > 0:
+            break
+        if all(abs(row - other) > REACH for other in rows):
+            rows.append(int(row))
+    return [_spike(trajectory, row, float(np.median(np.abs(rises)))) for row in rows]
+
+
+def _spike(trajectory: Trajectory, row: int, typical: float) -> Spike:
+    changes = trajectory.changes
+    values = changes.values[row].astype(np.float64)
+    step = int(changes.steps[row])
+    before = float(trajectory.losses.at(step).mean(dtype=np.float64))
+    window = np.asarray(changes.values[max(0, row - REACH) : row + REACH + 1])
+    positive = np.maximum(values, 0)
+
+    def share(group: np.ndarray) -> float:
+        return float(positive[group].sum() / positive.sum())
+
+    found = [  # which of a pair's groups rises at this step alternates
+        (upper, lower, pair.correlation)
+        for pair in find_pairs(window, phases=1)
+        for upper, lower in (pair.groups, pair.groups[::-1])
+        if share(upper) > LEAST * len(upper) / len(values) and values[lower].mean() < 0
+    ]
+    if found:
+        rising, falling, correlation = max(found, key=lambda groups: share(groups[0]))
+        rising, falling = rising[np.argsort(-values[rising])], falling[np.argsort(values[falling])]
+    else:
+        rising, falling, correlation = risers(values), fallers(values)[:0], None
+    return Spike(
+        step=step,
+        before=before,
+        after=float(trajectory.losses.at(step + 1).mean(dtype=np.float64)),
+        typical=typical,
+        rising=rising,
+        falling=falling,
+        change=(float(values[rising].mean()), float(values[falling].mean()) if len(falling) else 0.0),
+        share=share(rising),
+        expected=len(rising) / len(values),
+        correlation=correlation,
+    )

@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from composing import composed
+from omegaconf import OmegaConf
+
+from opposing_signals.configuration import configuration_folder, decisive
+from opposing_signals.errors import InputError
+from opposing_signals.record import Record
+from opposing_signals.training.job import train
+
+RUN = ("fig46_outliers_resnet18_seed1", "data.images=20", "risk.chunk=8", "model.width=2", "steps=3", "threads=1")
+EVERY = "+instruments.outputs={_target_: opposing_signals.instruments.Outputs}"
+
+
+def trained(folder: Path, *overrides: str) -> Record:
+    config = composed(*RUN, *overrides)
+    with Record.writing(folder, decisive(config)) as record:
+        train(config, record, None)
+    return Record(folder)
+
+
+def test_the_class_of_the_largest_output_at_every_step(tmp_path):
+    record = trained(tmp_path, EVERY)
+    predicted = record["prediction"]
+    assert predicted.steps.tolist() == [0, 1, 2]
+    assert predicted.values.dtype == np.uint8
+    np.testing.assert_array_equal(predicted.values, record["outputs"].values.argmax(2))
+
+
+def test_under_minibatch_training_every_point_is_seen(tmp_path):
+    predicted = trained(tmp_path, "batch=7", "instruments.predictions.every=2")["prediction"]
+    assert predicted.steps.tolist() == [0, 2]
+    assert predicted.values.shape == (2, 20)
+
+
+def test_training_is_bit_identical_with_and_without_them(tmp_path):
+    watched, alone = (
+        torch.load(trained(tmp_path / name, "batch=7", *overrides).checkpoint, weights_only=True)["state_dict"]
+        for name, overrides in (("watched", ()), ("alone", ("~instruments.predictions",)))
+    )
+    assert all(torch.equal(tensor, alone[name]) for name, tensor in watched.items())
+
+
+def test_targets_that_are_no_classes_are_refused(tmp_path):
+    config = composed("fig03_chebyshev", "steps=1", "threads=1")
+    OmegaConf.set_struct(config, False)
+    config.instruments = OmegaConf.load(configuration_folder() / "instruments" / "predictions.yaml")
+    with (
+        Record.writing(tmp_path, decisive(config)) as record,
+        pytest.raises(InputError, match="Predictions: chebyshev"),
+    ):
+        train(config, record, None)

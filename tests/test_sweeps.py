@@ -1,0 +1,214 @@
+"""Grids of experiments on every launcher, and the same grids as W&B sweeps."""
+
+import itertools
+import json
+import multiprocessing
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from composing import composed
+from omegaconf import OmegaConf
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+from opposing_signals import app
+from opposing_signals.__main__ import LAUNCHERS, _check_names, experiments, main
+from opposing_signals.configuration import configuration_folder, run_key
+from opposing_signals.record import Record
+
+SWEEPS = Path(__file__).parents[1] / "sweeps"
+DEPTHS = ("experiment=linear_depth", "scale=smoke", "logger=none", "threads=1")
+RUNS = ["linear_depth2", "linear_depth3", "linear_depth4"]
+
+
+def grid(experiment: str) -> dict[str, list[str]]:
+    """The fields and values that an experiment sweeps over; empty if it is no sweep."""
+    described = OmegaConf.load(configuration_folder() / "experiment" / f"{experiment}.yaml")
+    params = OmegaConf.select(described, "hydra.sweeper.params") or {}
+    return {str(field): [value.strip() for value in str(values).split(",")] for field, values in params.items()}
+
+
+def needs(launcher: str) -> None:
+    if launcher in LAUNCHERS:
+        extra, package = LAUNCHERS[launcher]
+        if find_spec("hydra_plugins") is None or find_spec(f"hydra_plugins.{package.replace('-', '_')}") is None:
+            pytest.skip(f"{package} is not installed: pip install 'opposing-signals[{extra}]'")
+
+
+def records(folder: Path) -> dict[str, Record]:
+    return {path.name.split("-")[0]: Record(path) for path in sorted((folder / "runs").iterdir())}
+
+
+@pytest.fixture(scope="module")
+def one_by_one(tmp_path_factory) -> dict[str, Record]:
+    """The three runs, trained in this process."""
+    folder = tmp_path_factory.mktemp("basic")
+    assert main([*DEPTHS, f"output_dir={folder}"]) == 0
+    return records(folder)
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
+def test_three_jobs_on_a_launcher_give_the_numbers_of_jobs_in_this_process(
+    launcher, one_by_one, tmp_path, capfd, monkeypatch
+):
+    needs(launcher)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    code = main([*DEPTHS, f"output_dir={tmp_path}", f"hydra/launcher={launcher}"])
+    if launcher == "ray":
+        sys.modules["ray"].shutdown()
+    captured = capfd.readouterr()
+    assert code == 0, captured.err
+    assert "linear_depth_a" in captured.out
+    described = json.loads((tmp_path / "linear_depth" / "experiment.json").read_text())
+    assert list(described["runs"]) == RUNS
+    assert (tmp_path / "linear_depth" / "figure.png").is_file()
+    found = records(tmp_path)
+    assert list(found) == RUNS
+    for name, record in found.items():
+        assert record.is_complete
+        np.testing.assert_array_equal(record["sharpness"].values, one_by_one[name]["sharpness"].values)
+
+
+def test_slurm_gets_a_job_array_whose_jobs_conclude_the_experiment(tmp_path, capfd, monkeypatch):
+    """On a cluster of four shell scripts: what is submitted runs at once on this machine."""
+    needs("submitit_slurm")
+    commands = {
+        "sbatch": """
+            script="${@: -1}"; cp "$script" "$FAKE_SLURM/submitted"; echo "Submitted batch job 7"
+            export SLURM_ARRAY_JOB_ID=7 SLURM_NTASKS=1 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0
+            export SLURM_JOB_NUM_NODES=1 SLURM_JOB_NODELIST=here
+            { for task in 0 1; do SLURM_JOB_ID=$((7 + task)) SLURM_ARRAY_TASK_ID=$task bash "$script"; done
+              touch "$FAKE_SLURM/ended"; } > "$FAKE_SLURM/log" 2>&1 &""",
+        "srun": """while [[ "$1" != */python* ]]; do shift; done; exec "$@" """,
+        "sacct": """
+            state=$([ -f "$FAKE_SLURM/ended" ] && echo FAILED || echo RUNNING)
+            echo 'JobID|State|NodeList'; echo "7_0|$state|here"; echo "7_1|$state|here" """,
+        "scontrol": "echo here",
+    }
+    for name, text in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("FAKE_SLURM", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+    settings = [f"output_dir={tmp_path}", "hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu"]
+    code = main([*DEPTHS, *settings, "run=linear_depth2,linear_depth3"])
+    assert code == 0, capfd.readouterr().err + (tmp_path / "log").read_text()
+    options = (tmp_path / "submitted").read_text().splitlines()
+    for expected in ("--partition=gpu", "--array=0-1%8", "--gpus-per-node=1", "--time=240", "--job-name=linear_depth"):
+        assert f"#SBATCH {expected}" in options
+    described = json.loads((tmp_path / "linear_depth" / "experiment.json").read_text())
+    assert list(described["runs"]) == ["linear_depth2", "linear_depth3"]
+
+
+@pytest.mark.parametrize("launcher", sorted(LAUNCHERS))
+def test_a_launcher_that_is_not_installed_names_its_extra(launcher, capsys, monkeypatch):
+    monkeypatch.setattr("opposing_signals.__main__.find_spec", lambda _: None)
+    assert main([*DEPTHS, f"hydra/launcher={launcher}"]) == 2
+    error = capsys.readouterr().err
+    assert f"hydra/launcher={launcher}" in error
+    assert f"opposing-signals[{LAUNCHERS[launcher][0]}]" in error
+    assert "Traceback" not in error
+    assert main([*DEPTHS, "hydra/launcher=nonsense"]) == 2
+    assert "joblib, ray, submitit_local" in capsys.readouterr().err
+
+
+def test_a_job_that_raises_leaves_the_others_and_is_named(tmp_path, capfd):
+    code = main([*DEPTHS, f"output_dir={tmp_path}", "job=killing.descent_or_error"])
+    error = capfd.readouterr().err
+    assert code == 1
+    assert "run=linear_depth3" in error
+    assert "failed: ZeroDivisionError: a bug" in error
+    described = json.loads((tmp_path / "linear_depth" / "experiment.json").read_text())
+    assert list(described["runs"]) == ["linear_depth2", "linear_depth4"]
+
+
+def test_a_job_whose_process_dies_is_named_and_the_others_are_concluded(tmp_path, capfd):
+    needs("joblib")
+    parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.batch_size=1"]
+    code = main([*DEPTHS, f"output_dir={tmp_path}", *parallel, "job=killing.descent_or_death"])
+    error = capfd.readouterr().err
+    assert code == 1
+    assert "the launcher gave up: " in error
+    assert "linear_depth3" in error
+    assert app.UNFINISHED in error
+    described = json.loads((tmp_path / "linear_depth" / "experiment.json").read_text())
+    assert list(described["runs"]) == ["linear_depth2", "linear_depth4"]
+
+
+def _held(folder: Path, ready, release) -> None:
+    with Record.writing(folder, {"a": 1}) as record:
+        ready.set()
+        release.wait(20)
+        record.append("quantity", 0, 1.0)
+        record.write_state("complete")
+
+
+def test_jobs_that_share_a_run_wait_for_its_writer(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready, release = context.Event(), context.Event()
+    writer = context.Process(target=_held, args=(tmp_path, ready, release))
+    writer.start()
+    assert ready.wait(30)
+    release.set()
+    with Record.writing(tmp_path, {"a": 1}, wait=True) as record:
+        assert record.is_complete
+        assert len(record["quantity"]) == 1
+    writer.join()
+
+
+def test_each_job_of_a_sweep_of_ones_own_is_concluded_by_itself(tmp_path, capfd):
+    seeds = ["--multirun", "experiment=fig03_chebyshev", "scale=smoke", "steps=12", "threads=1", "logger=none"]
+    assert main([*seeds, "seed=1,2", f"output_dir={tmp_path}"]) == 0
+    folders = sorted(path.parent for path in (tmp_path / "fig03_chebyshev").glob("*/experiment.json"))
+    assert [json.loads((folder / "claims.json").read_text())[0]["seed"] for folder in folders] == [1, 2]
+
+
+def test_a_job_that_is_only_trained_leaves_no_verdicts(tmp_path):
+    assert main([*DEPTHS, f"output_dir={tmp_path}", "run=linear_depth2", "hydra.mode=RUN", "conclude=false"]) == 0
+    assert records(tmp_path)["linear_depth2"].is_complete
+    assert not (tmp_path / "linear_depth" / "claims.json").exists()
+    assert run_key(composed("linear_depth", "conclude=false")) == run_key(composed("linear_depth"))
+
+
+# -- W&B sweeps -------------------------------------------------------------------------------------------------------
+
+
+def rendered(sweep: dict, point: tuple) -> list[str]:
+    """The command that W&B's agent starts at a point of the grid."""
+    chosen = {field: {"value": value} for field, value in zip(sweep["parameters"], point, strict=True)}
+    arguments = create_sweep_command_args({"args": chosen})
+    command = []
+    for part in create_sweep_command(list(sweep["command"])):
+        command += arguments[part[2:-1]] if part.startswith("${") else [part]
+    return command
+
+
+def test_every_grid_is_a_sweep():
+    assert {path.stem for path in SWEEPS.glob("*.yaml")} == {name for name in experiments() if grid(name)}
+
+
+@pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_sweep_has_its_experiments_grid_and_renders_commands_that_compose(path):
+    sweep = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    values = {field: described["values"] for field, described in sweep["parameters"].items()}
+    assert {field: [str(value) for value in listed] for field, listed in values.items()} == grid(path.stem)
+    points = list(itertools.product(*values.values()))
+    commands = [rendered(sweep, point) for point in points]
+    assert not [part for command in commands for part in command if part.endswith(("=None", "=null", "="))]
+    for command, point in ((commands[0], points[0]), (commands[-1], points[-1])):
+        program, *arguments = command
+        assert program == sweep["program"] == "opposing-signals"
+        _check_names(arguments)
+        assert {"hydra.mode=RUN", "conclude=false", f"experiment={path.stem}"} <= set(arguments)
+        ours = composed(
+            path.stem, "logger=wandb", *(argument for argument in arguments if not argument.startswith("hydra."))
+        )
+        theirs = composed(
+            path.stem, "scale=paper", *(f"{field}={value}" for field, value in zip(values, point, strict=True))
+        )
+        assert run_key(ours) == run_key(theirs)
