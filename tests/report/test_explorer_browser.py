@@ -1,5 +1,6 @@
 """The explorer as a user meets it: in headless Chromium, from the file system, with mouse and keyboard."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,10 @@ def test_a_click_on_a_step_shows_its_risers_and_fallers(pictures, losses) -> Non
         browser.click("#loss", (60 + (width - 76) * step / 59) / width)
         assert shown(browser, step) == selected(losses, step)
         assert browser.evaluate(STEP) == f"Step {step}"
+    dataset = planted(300)
+    classes = Counter(dataset.class_names[int(dataset.targets[i])] for i in selected(losses, 44)[0])
+    shown_classes = browser.evaluate("document.querySelector('#step-groups .muted').textContent")
+    assert sorted(shown_classes.split(", ")) == sorted(f"{times} × {name}" for name, times in classes.items())
     values = browser.evaluate(
         "[...document.querySelectorAll('[data-side=risers] .value')].map((value) => value.textContent)"
     )
@@ -155,9 +160,8 @@ def test_enter_opens_a_training_example_and_escape_closes_it(pictures, losses) -
     assert f"risers at {rises} steps, among the fallers at {falls}, of {len(changes)}" in facts
     assert browser.evaluate("location.hash") == f"#step=30&example={risers[0]}"
     browser.press("Escape")
-    browser.wait("!document.getElementById('example').open")
+    browser.wait("!document.getElementById('example').open && location.hash === '#step=30'")
     assert browser.evaluate("document.activeElement.dataset.id") == str(risers[0])
-    assert browser.evaluate("location.hash") == "#step=30"
 
 
 def test_a_view_can_be_linked(pictures, losses) -> None:

@@ -527,7 +527,7 @@ const explorer = (() => {
       shown.textContent = value;
       const pairs = run.memberships.get(rank) ?? [];
       badge.hidden = !pairs.length;
-      badge.textContent = pairs.join(" ");
+      badge.textContent = pairs.length > 2 ? `${pairs[0]} +${pairs.length - 1}` : pairs.join(" ");
       button.dataset.id = id;
       button.title = `#${id}${caption ? `: ${caption}` : ""}\n${words}${pairs.length ? `\nin pair ${pairs.join(", ")}` : ""}`;
       button.ariaLabel = `Training example ${id}, ${caption}, ${words}${pairs.length ? `, in pair ${pairs.join(", ")}` : ""}`;
@@ -540,7 +540,7 @@ const explorer = (() => {
     if (!run.classes.length) return `${found.length} training examples`;
     const counts = new Map();
     for (const { caption } of found) counts.set(caption, (counts.get(caption) ?? 0) + 1);
-    return [...counts].sort((a, b) => b[1] - a[1]).map(([name, times]) => `${times} ${name}`).join(", ");
+    return [...counts].sort((a, b) => b[1] - a[1]).map(([name, times]) => `${times} × ${name}`).join(", ");
   }
 
   function group(parent, i, title) {
@@ -598,7 +598,7 @@ const explorer = (() => {
     element("step-facts").textContent = [
       `Train loss ${number(before)} → ${number(after)} (${signed(after - before)})`,
       ...sharpnessAt(step),
-      `${percent(run.changes.share.values[i])} of all training examples rise`,
+      `${percent(run.changes.share.values[i])} of all recorded training examples rise`,
       ...(run.spikes.includes(step) ? [`a spike: among the ${SPIKES * 100}% largest rises of the train loss`] : []),
     ].join(" · ");
     try {

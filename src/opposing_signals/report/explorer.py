@@ -371,7 +371,7 @@ def _over_steps(trajectory: Trajectory) -> dict[str, Any]:
         loss = record["train_loss"] if "train_loss" in record else Series(np.empty(0), np.empty(0))
     found: dict[str, Any] = {
         "loss": _curve(loss),
-        "lossIs": "mean over all training examples" if "sample_loss" in record else "of the step's batch",
+        "lossIs": "mean over all recorded training examples" if "sample_loss" in record else "of the step's batch",
         "sharpness": None,
         "threshold": None,
         "breakEven": None,
