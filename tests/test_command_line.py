@@ -125,6 +125,8 @@ def test_a_complete_run_is_reused(command, tmp_path):
         (["experiment=fig03_chebyshev", *TINY, "data.points=1"], ["points"]),
         (["experiment=fig01_group_losses", *TINY, "data=cifar10", "data.root=/nowhere"], ["data.root=/nowhere"]),
         (["experiment=fig01_group_losses", *TINY, "data=cifar10", "data.images=50001"], ["data.images=50001", "50000"]),
+        (["experiment=fig08_text_colon", *TINY, "data.block=100000"], ["data.block=100000", "text_demo", "tokens"]),
+        (["experiment=fig08_text_colon", *TINY, "model.vocabulary=7"], ["model.vocabulary=7", "at least as many"]),
         (
             ["experiment=fig12_green_images", "scale=smoke", "logger=none", "neighbours.colours=[blue]"],
             ["'blue'", "green"],

@@ -154,6 +154,24 @@ def test_bfloat16_and_compiled_passes_agree_with_float32():
     torch.testing.assert_close(loss_and_gradient(compile_training=True), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("layer", ["linear", "batch_norm"])
+def test_passes_that_keep_no_outputs_have_the_same_bits(layer):
+    kept, dropped = risk_of(network(layer)), risk_of(network(layer), keep_outputs=False)
+    vectors = torch.randn(2, sum(p.numel() for p in kept.parameters), dtype=torch.float64)
+    for measure in (
+        lambda risk: risk.backward(torch.tensor([4, 1, 7, 7, 2])),
+        lambda risk: risk.sample_losses(),
+        lambda risk: risk.backward_with_products(vectors),
+    ):
+        with_outputs, without = measure(kept), measure(dropped)
+        assert torch.equal(with_outputs.losses, without.losses)
+        assert with_outputs.outputs.shape == (len(with_outputs.losses), 3)
+        assert without.outputs.shape == (len(with_outputs.losses), 0)
+    assert torch.equal(with_outputs.products, without.products)
+    for ours, theirs in zip(kept.parameters, dropped.parameters, strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+
+
 @pytest.mark.parametrize("chunk", [0, -1, 12])
 def test_a_chunk_that_cannot_be_is_refused(chunk):
     with pytest.raises(InputError, match=f"risk.chunk={chunk}: expected 1 to 11"):

@@ -56,6 +56,33 @@ def test_gpt2_is_that_of_tiktoken(bpe, real_data, monkeypatch):
         assert bpe.names[token].encode("utf-8", "surrogateescape") == theirs.decode_single_token_bytes(token)
 
 
+@pytest.mark.parametrize("vocabulary", [257, 1000, 4096])
+def test_the_first_merges_are_a_smaller_vocabulary(bpe, real_data, vocabulary):
+    small = gpt2(str(real_data), vocabulary)
+    assert len(small.names) == vocabulary
+    assert small.names[:-1] == bpe.names[: vocabulary - 1]
+    tokens = small.encode(MIXED)
+    assert decode(tokens, small.names) == MIXED
+    assert (tokens == vocabulary - 1).sum() == (bpe.encode(MIXED) == 50256).sum() == 1
+    assert gpt2(str(real_data), 50257).encode(MIXED).tolist() == bpe.encode(MIXED).tolist()
+    # Byte-pair encoding applies the merges in their order: what fewer of them give is cut further, never otherwise.
+    cuts = [
+        {*np.cumsum([len(kind.names[token].encode("utf-8", "surrogateescape")) for token in kind.encode(MIXED)])}
+        for kind in (bpe, small)
+    ]
+    assert cuts[0] < cuts[1]
+
+
+def test_vocabularies_of_one_text_are_kept_apart(bpe, tmp_path, real_data, cache):
+    path = written(tmp_path, 3 * MIXED)
+    small, whole = (openwebtext(vocabulary=n, block=8, path=path, root=str(real_data)) for n in (300, None))
+    assert small.output_width == 300
+    assert small.inputs.max() == 299
+    assert "gpt2-300" in small.name
+    assert small.checksum != whole.checksum
+    assert len(list((cache / "tokens").glob("*.npy"))) == 2
+
+
 def test_nothing_is_lost_by_the_names_of_tokens(bpe):
     for tokenizer in (bpe, characters([MIXED])):
         assert decode(tokenizer.encode(MIXED), tokenizer.names) == MIXED
@@ -168,6 +195,9 @@ def test_an_interrupted_tokenization_is_begun_again(tmp_path, cache, monkeypatch
         ("abc", {"block": 0}, "data.block=0: expected at least 1"),
         ("abcdefg", {"block": 2, "sequences": 4}, "data.sequences=4: own.txt has 3 sequences of 2 tokens"),
         ("abcdefg", {"block": 2, "sequences": 0}, "data.sequences=0: .* expected 1 to 3"),
+        ("abc", {"vocabulary": 300}, "data.vocabulary=300: expected null, characters are as many"),
+        ("abc", {"tokenizer": "gpt2", "vocabulary": 256}, "data.vocabulary=256: expected 257 to 50257, or null"),
+        ("abc", {"tokenizer": "gpt2", "vocabulary": 50258}, "data.vocabulary=50258: expected 257 to 50257"),
         ("abc", {"tokenizer": "words"}, "data.tokenizer=words: expected gpt2 or characters"),
     ],
 )

@@ -6,6 +6,17 @@ from opposing_signals.data.cifar10 import cifar10
 from opposing_signals.data.dataset import Dataset
 from opposing_signals.data.planted import planted
 from opposing_signals.data.text import openwebtext, text_demo
+from opposing_signals.data.text_stream import text_stream
 from opposing_signals.data.tracked import tracked
 
-__all__ = ["CropFlip", "Dataset", "chebyshev", "cifar10", "openwebtext", "planted", "text_demo", "tracked"]
+__all__ = [
+    "CropFlip",
+    "Dataset",
+    "chebyshev",
+    "cifar10",
+    "openwebtext",
+    "planted",
+    "text_demo",
+    "text_stream",
+    "tracked",
+]

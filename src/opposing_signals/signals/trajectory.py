@@ -39,7 +39,7 @@ class Trajectory:
     def dataset(self) -> Dataset:
         """The run's data set, loaded again."""
         data = dict(self.configuration["data"])
-        if data["_target_"].endswith((".cifar10", ".openwebtext")):
+        if data["_target_"].endswith((".cifar10", ".openwebtext", ".text_stream")):
             data["root"] = self._data_root
         elif data["_target_"].endswith(".tracked"):
             data["folder"] = self.record.folder
