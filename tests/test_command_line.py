@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from opposing_signals import record as record_module
 from opposing_signals.__main__ import experiments, main
@@ -110,6 +111,11 @@ def test_a_complete_run_is_reused(command, tmp_path):
         (["experiment=fig03_chebyshev", *TINY, "data.points=1"], ["points"]),
         (["experiment=fig01_group_losses", *TINY, "data=cifar10", "data.root=/nowhere"], ["data.root=/nowhere"]),
         (["experiment=fig01_group_losses", *TINY, "data=cifar10", "data.images=50001"], ["data.images=50001", "50000"]),
+        (
+            ["experiment=fig41_learning_rates_loss", *TINY, "optimizer.lr=range(1,1)"],
+            ["grid", "is empty", "range(1,1)"],
+        ),
+        (["experiment=fig41_learning_rates_loss", *TINY, "optimizer.lr=choice()"], ["optimizer.lr=choice()", "empty"]),
         (["report", "/nowhere"], ["nowhere"]),
     ],
 )
@@ -160,6 +166,40 @@ def test_a_failed_job_does_not_stop_a_sweep(command, tmp_path):
     assert "fig36_vgg11bn_sgd" in out
     claims = json.loads((tmp_path / "fig36_share_increasing" / "claims.json").read_text())
     assert {claim["verdict"] for claim in claims} <= {"INCONCLUSIVE", "NOT RUN"}
+
+
+def test_a_sweep_names_in_its_figure_what_failed_and_goes_on_with_what_is_missing(command, tmp_path, monkeypatch):
+    notes = []
+    save = Figure.savefig
+
+    def save_noting(figure, *arguments, **settings):
+        notes.append(figure.get_supxlabel())
+        save(figure, *arguments, **settings)
+
+    monkeypatch.setattr(Figure, "savefig", save_noting)
+    sweep = "experiment=fig43a_sgd_and_adam", *TINY, "run=resnet110_sgdm"
+    code, out, error = command(*sweep, "optimizer.lr=0.01,1e30,-1")
+    assert code == 1
+    assert "fig43a_range" in out
+    for shown in (error, notes[-1]):
+        assert "optimizer.lr=1e+30 failed: the training loss is nan" in shown
+        assert "optimizer.lr=-1 failed: optimizer.lr=-1: expected a step size larger than 0" in shown
+        assert "optimizer.lr=0.01 failed" not in shown
+    trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/train_loss.npy")}
+    assert len(trained) == 2
+    code, _, _ = command(*sweep, "optimizer.lr=0.01,0.02")
+    assert code == 0
+    assert notes[-1] == ""
+    assert all(path.stat().st_mtime_ns == before for path, before in trained.items())
+    assert len(list((tmp_path / "runs").glob("*/train_loss.npy"))) == 3
+
+
+def test_a_sweep_of_which_every_job_fails_is_drawn_as_such(command, tmp_path):
+    code, _, error = command("experiment=fig39_sgd_grid", *TINY, "run=resnet56_split_sgd", "optimizer.sgd_lr=-1")
+    assert code == 1
+    assert "resnet56_split_sgd failed: optimizer.sgd_lr=-1: expected a number, at least 0" in error
+    assert "Traceback" not in error
+    assert (tmp_path / "fig39_sgd_grid" / "figure.png").is_file()
 
 
 def test_one_dashboard_run_a_job_holds_scalars_figure_and_claims(command, tmp_path):

@@ -108,9 +108,9 @@ def _job(config: DictConfig) -> None:
 def _finish_sweep(config: DictConfig) -> int:
     notes = [json.loads(path.read_text()) for path in sorted((experiment_folder(config) / "jobs").glob("*.json"))]
     if not notes:
+        grid = [*(f"{name}={values}" for name, values in config.hydra.sweeper.params.items()), *sys.argv[1:]]
         raise InputError(
-            f"the grid of the sweep is empty ({OmegaConf.to_container(config.hydra.sweeper.params)}): expected at "
-            "least one value for each of its fields"
+            f"the grid of the sweep is empty ({shlex.join(grid)}): expected at least one value for each of its fields"
         )
     names = [note["run"] for note in notes]
     by = "run" if len(set(names)) == len(names) else "job"

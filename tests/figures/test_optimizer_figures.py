@@ -64,17 +64,18 @@ def test_every_rule_has_a_line_in_each_panel_that_it_was_recorded_for(runs):
     assert len(accuracy.lines) == 3
     assert drawn(share) == [pytest.approx([0.3] * STEPS)]
     assert [text.get_text() for text in loss.get_legend().texts] == [
-        "SGD η = 0.1, β = 0.9, τ = 0", "SplitSGD η1 = 0.1, η2 = 0.001, τ = 0.9", "SGD η = 1, β = 0.9, τ = 0",
+        "SGD η = 0.1, β = 0.9, τ = 0", "SplitSGD η₁ = 0.1, η₂ = 0.001, τ = 0.9", "SGD η = 1, β = 0.9, τ = 0",
     ]  # fmt: skip
 
 
 def test_plain_step_sizes_show_the_runs_of_one_dampening(runs):
     grid = [SPLIT | {"lr": 0.001, "sgd_lr": s, "dampening": d} for d in (0.0, 0.9) for s in (0.0, 0.1, 10.0)]
     made = runs(*grid, ADAM | {"lr": 0.005})
-    loss, accuracy, share, *_ = plain_step_sizes(made, dampening=0.9).axes
+    loss, accuracy, share, ends, *_ = plain_step_sizes(made, dampening=0.9).axes
     assert sorted(line[0] for line in drawn(loss)) == pytest.approx([5, 6, 7, 8])
     assert len(accuracy.lines) == 4
     assert sorted(line[0] for line in drawn(share)) == pytest.approx([0.4, 0.5, 0.6])
+    assert drawn(ends) == [pytest.approx([6, 7]), pytest.approx([5, 5]), pytest.approx([8, 8])]
     undampened, dampened, *_ = signed_shares(made).axes
     assert sorted(line[0] for line in drawn(undampened)) == pytest.approx([0.1, 0.2, 0.3])
     assert sorted(line[0] for line in drawn(dampened)) == pytest.approx([0.4, 0.5, 0.6])

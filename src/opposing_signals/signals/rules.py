@@ -43,7 +43,7 @@ class Rule:
     def __str__(self) -> str:
         """For instance ``"SGD η = 0.1, β = 0.9, τ = 0"``."""
         if self.sgd_lr is not None:
-            return f"{self.name} η1 = {self.sgd_lr:g}, η2 = {self.lr:g}, τ = {self.dampening:g}"
+            return f"{self.name} η₁ = {self.sgd_lr:g}, η₂ = {self.lr:g}, τ = {self.dampening:g}"
         settings = {"η": self.lr, "β": self.momentum, "τ": self.dampening}
         named = [f"{symbol} = {value:g}" for symbol, value in settings.items() if value is not None]
         return f"{self.name} {', '.join(named)}"
