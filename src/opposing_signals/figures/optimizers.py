@@ -80,7 +80,9 @@ def _draw_pair(axes: Axes, trajectory: Trajectory, number: int, zoom: int) -> No
     )
     axes.set(xlabel="step", ylabel="loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(ncols=4)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.15 * (high - low))  # room for the legend
+    axes.legend(ncols=4, loc="upper right")
 
 
 # -- figures 39 to 44 -------------------------------------------------------------------------------------------------
