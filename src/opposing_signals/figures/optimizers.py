@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from opposing_signals.figures import style
-from opposing_signals.signals import Quantity, Rule, Runs, Trajectory, final, moving_average, under
+from opposing_signals.signals import Quantity, Rule, Runs, Trajectory, final, moving_average, steps_of_epoch, under
 
 LABELS = {
     "train_loss": "train loss",
@@ -124,18 +124,23 @@ def plain_step_sizes(trajectories: Mapping[str, Trajectory], dampening: float = 
 
 
 def _draw_final_losses(axes: Axes, split: Mapping[Rule, Trajectory], adam: Mapping[Rule, Trajectory]) -> None:
-    """The final train loss over η1, and Adam's with 10% to each side."""
+    """The final train loss over η1, and Adam's with 10% to each side; a run that was stopped has none."""
     ends = {rule.sgd_lr or 0.0: final(run).mean() for rule, run in split.items()}
+    ends = {size: end for size, end in ends.items() if np.isfinite(end)}
     plain = {size: end for size, end in ends.items() if size}
     axes.plot(list(plain), list(plain.values()), "o-", color=style.RUNS[0], label="SplitSGD")
     if 0.0 in ends:
         axes.axhline(ends[0.0], color=style.RUNS[1], linestyle=":", label="SplitSGD η₁ = 0")
     for rule, run in adam.items():
         end = final(run).mean()
+        if not np.isfinite(end):
+            continue
         axes.axhline(end, color=style.INK, linestyle="--", label=str(rule))
         axes.axhspan(0.9 * end, 1.1 * end, color="#f0f1f3", zorder=0)
     low, high = axes.get_ylim()
-    axes.set(xscale="log", xlabel="η₁ of SplitSGD", ylabel="final train loss", title="at the end (band: Adam ± 10%)")
+    if plain:
+        axes.set_xscale("log")
+    axes.set(xlabel="η₁ of SplitSGD", ylabel="final train loss", title="at the end (band: Adam ± 10%)")
     axes.set_ylim(max(0.0, low - 0.2 * (high - low)), high + 0.4 * (high - low))
     axes.legend(loc="upper left")
 
@@ -209,10 +214,11 @@ def _draw_run(panels: Sequence[Axes], run: Trajectory, quantities: Sequence[str]
     for axes, quantity in zip(panels, quantities, strict=False):
         if quantity in run.record:
             series = run.record[quantity]
-            values = np.asarray(series.values, float)
-            if quantity == "train_loss":
-                values = moving_average(values, _epoch(run))
-            axes.plot(series.steps, values, **line)
+            steps, values = np.asarray(series.steps), np.asarray(series.values, float)
+            steps, values = steps[np.isfinite(values)], values[np.isfinite(values)]  # a stopped run's last loss is not
+            if quantity == "train_loss" and len(values):
+                values = moving_average(values, steps_of_epoch(run))
+            axes.plot(steps, values, **line)
 
 
 def _draw_plain_step_sizes(
@@ -251,9 +257,9 @@ def _finish(panels: Sequence[Axes], runs: Mapping[str, Trajectory]) -> None:
         if quantity == "signed_share":
             axes.set_ylim(0, 1)
             _band(axes, *PLAIN_SHARE)
-    start = max(float(run.record["train_loss"].values[0]) for run in runs.values())
+    starts = [float(run.record["train_loss"].values[0]) for run in runs.values()]
     top = panels[0].get_ylim()[1]
-    panels[0].set_ylim(0, min(top, 1.5 * start))
+    panels[0].set_ylim(0, min([top, *(1.5 * start for start in starts if np.isfinite(start))]))
 
 
 def _band(axes: Axes, interval: tuple[float, float], name: str) -> None:
@@ -270,10 +276,6 @@ def _same_limits(panels: Sequence[Axes]) -> None:
 def _legend(axes: Axes) -> None:
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
-
-
-def _epoch(run: Trajectory) -> int:
-    return -(-run.record.provenance["data"]["examples"] // run.configuration["batch"])
 
 
 def _lr(name: str) -> str:

@@ -10,7 +10,7 @@ from opposing_signals.signals.metrics import (
     sizes_by_floor_distance,
 )
 from opposing_signals.signals.pairs import OpposingPair, find_pairs
-from opposing_signals.signals.rules import Quantity, Rule, final, under
+from opposing_signals.signals.rules import Quantity, Rule, final, steps_of_epoch, under
 from opposing_signals.signals.selection import fallers, risers
 from opposing_signals.signals.trajectory import Runs, Trajectory
 
@@ -31,5 +31,6 @@ __all__ = [
     "moving_average",
     "risers",
     "sizes_by_floor_distance",
+    "steps_of_epoch",
     "under",
 ]
