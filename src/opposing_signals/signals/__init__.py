@@ -32,7 +32,7 @@ from opposing_signals.signals.probe import (
     probe_path,
     times,
 )
-from opposing_signals.signals.rules import Quantity, Rule, final, under
+from opposing_signals.signals.rules import Quantity, Rule, final, steps_of_epoch, under
 from opposing_signals.signals.selection import fallers, risers
 from opposing_signals.signals.spikes import Spike, find_spikes
 from opposing_signals.signals.trajectory import Runs, Trajectory
@@ -76,6 +76,7 @@ __all__ = [
     "risers",
     "sizes_by_floor_distance",
     "stability",
+    "steps_of_epoch",
     "times",
     "under",
 ]
