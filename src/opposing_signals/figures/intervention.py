@@ -60,7 +60,7 @@ def intervention(trajectories: Mapping[str, Trajectory]) -> Figure:
             sizes.plot(values, [row] * len(values), "o", color=LOOKS[kind][1], markersize=4)
         sizes.set_yticks(range(len(kinds)), [LOOKS[kind][0] for kind in kinds])
         sizes.invert_yaxis()
-        sizes.set_xlabel("largest one-step rise (dark: up to the spike)")
+        sizes.set_xlabel("largest rise (dark: by the spike)")
         touched = len(branches.untouched) - int(branches.untouched.sum())
         loss.set_title(f"branched at step {branches.step}, {touched} points touched in any branch")
     handles, labels = grid[0, 0].get_legend_handles_labels()
