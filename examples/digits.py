@@ -57,6 +57,7 @@ def main() -> None:
         budget=None,  # a step of so small a model costs less than looking at it: take every step
         sharpness_every=10,
         show=lambda example: (255 * example[0].view(8, 8)).byte().numpy(),
+        class_names=[f"digit {digit}" for digit in range(10)],
     )
     trainer = Trainer(
         max_epochs=arguments.epochs,

@@ -10,7 +10,7 @@ from opposing_signals.signals import Trajectory
 HEIGHTS = {"control": 0.4, "remove_pair": 0.1, "random 1": 0.3, "random 2": 0.4}
 
 
-def drawn(folder, heights, spike=1):
+def drawn(folder, heights, spike=1, late=None):
     """Branches of one spike: points 0 and 1 are the pair, 2 to 5 are removed at random, 6 and 7 are untouched."""
     found = {}
     for name, height in heights.items():
@@ -19,7 +19,7 @@ def drawn(folder, heights, spike=1):
             "kind": {"random": "remove_random"}.get(kind, kind),
             "spike": spike,
             "step": 30,
-            "spike_step": 36,
+            "spike_step": 31,
             "touched": {"control": [], "remove_pair": [0, 1], "random": [2 * int(draw or 0), 2 * int(draw or 0) + 1]}[
                 kind
             ],
@@ -28,7 +28,7 @@ def drawn(folder, heights, spike=1):
         with Record.writing(folder / f"{spike} {name}", configuration) as record:
             for step in range(5):
                 losses = np.full(8, 1.0)
-                losses[6:] += height * (step == 3)
+                losses[6:] += height * (step == 3) + 9 * height * (step == 4) * (kind == late)
                 losses[:6] += 5 * (step == 2)  # what touched points do does not count
                 record.append("sample_loss", step, losses)
                 record.append("sharpness", step, 10 * height + (step == 0))
@@ -65,3 +65,10 @@ def test_spikes_are_averaged_and_incomplete_ones_left_out(tmp_path):
     assert "no spike has" in spike_advantage(only, kind="remove_pair").reason
     flat = drawn(tmp_path / "flat", {**HEIGHTS, "control": 0.0})
     assert np.isnan(spike_advantage(flat, kind="remove_pair").value)
+
+
+def test_a_later_spike_is_left_out_where_the_claim_is_about_the_next(tmp_path):
+    runs = drawn(tmp_path, HEIGHTS, late="remove_pair")
+    assert spike_advantage(runs, kind="remove_pair").value < 0  # its rise from step 3 to 4 is 0.8
+    assert spike_advantage(runs, kind="remove_pair", behind=1).value == pytest.approx(0.625)
+    assert spike_advantage(runs, kind="remove_pair", behind=2).value < 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -14,13 +15,14 @@ DRAWS = 1000
 RANDOM = "remove_random"
 
 
-def spike_advantage(trajectories: Trajectories, kind: str) -> Estimate:
+def spike_advantage(trajectories: Trajectories, kind: str, behind: int | None = None) -> Estimate:
     """Mean over spikes and draws of (spike after removing random points - spike after the intervention) / spike.
 
     A spike is the largest one-step rise of the mean loss of the points that no branch touches; one that never rises
-    counts as 0.
+    counts as 0. Rises later than ``behind`` steps behind the reference's spike belong to another spike; None counts
+    all of the branch.
     """
-    return _advantage(trajectories, kind, Branches.spike_size)
+    return _advantage(trajectories, kind, partial(Branches.spike_size, behind=behind))
 
 
 def sharpness_advantage(trajectories: Trajectories, kind: str) -> Estimate:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from opposing_signals.figures import style
 from opposing_signals.signals import Trajectory, branches_by_spike
@@ -23,7 +24,8 @@ LOOKS = {
 def intervention(trajectories: Mapping[str, Trajectory]) -> Figure:
     """One row a spike: loss of the untouched points, sharpness, and the size of the spike in each branch."""
     spikes = branches_by_spike(trajectories)
-    figure = style.figure(12, 2.7 * len(spikes) + 0.9, "Without the dominant pair the next spike shrinks")
+    title = "A run branched just before its spikes, with and without the dominant pair"
+    figure = style.figure(12, 2.7 * len(spikes) + 1.2, title)
     grid = figure.subplots(len(spikes), 3, squeeze=False, width_ratios=[1.3, 1.3, 1])
     for (loss, sharpness, sizes), branches in zip(grid, spikes.values(), strict=True):
         shown: set[str] = set()
@@ -46,17 +48,21 @@ def intervention(trajectories: Mapping[str, Trajectory]) -> Figure:
         for axes in (loss, sharpness):
             axes.axvline(branches.spike_step, color=style.MUTED, linewidth=0.8, linestyle=":")
             axes.set_xlabel("step (dotted: the spike)")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         loss.set_ylabel("loss of untouched points")
         sharpness.set(ylabel="sharpness λ", ylim=(0, None))
         kinds = [kind for kind in LOOKS if branches.names(kind)]
         for row, kind in enumerate(kinds):
             values = [branches.spike_size(name) for name in branches.names(kind)]
-            sizes.barh(row, np.mean(values), color=LOOKS[kind][1], alpha=0.35)
+            first = [branches.spike_size(name, behind=1) for name in branches.names(kind)]
+            sizes.barh(row, np.mean(values), color=LOOKS[kind][1], alpha=0.2)
+            sizes.barh(row, np.mean(first), color=LOOKS[kind][1], alpha=0.5)
             sizes.plot(values, [row] * len(values), "o", color=LOOKS[kind][1], markersize=4)
         sizes.set_yticks(range(len(kinds)), [LOOKS[kind][0] for kind in kinds])
         sizes.invert_yaxis()
-        sizes.set_xlabel("spike: largest one-step rise")
+        sizes.set_xlabel("largest rise (dark: by the spike)")
         touched = len(branches.untouched) - int(branches.untouched.sum())
         loss.set_title(f"branched at step {branches.step}, {touched} points touched in any branch")
-    grid[0, 0].legend()
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(LOOKS))
     return figure

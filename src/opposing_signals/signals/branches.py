@@ -38,9 +38,18 @@ class Branches:
             np.asarray(losses.steps) + self.step, np.asarray(losses.values)[:, self.untouched].mean(1, dtype=np.float64)
         )
 
-    def spike_size(self, name: str) -> float:
-        """Largest one-step rise of that loss; 0 if it never rises."""
-        return max(0.0, float(np.diff(self.loss(name).values).max()))
+    def spike_size(self, name: str, behind: int | None = None) -> float:
+        """Largest one-step rise of that loss; 0 if it never rises.
+
+        Args:
+            name: Of the branch.
+            behind: Rises later than so many steps behind the reference's spike do not count; None: all count.
+        """
+        series = self.loss(name)
+        rises = np.diff(series.values)
+        if behind is not None:
+            rises = rises[series.steps[:-1] <= self.spike_step + behind]
+        return max(0.0, float(rises.max()))
 
     def sharpness(self, name: str) -> float:
         """Median over the branch of λ of the loss that it trains on."""
