@@ -1,6 +1,7 @@
 """What a record shows: loss changes, the points that they single out, and the opposing groups among them."""
 
 from opposing_signals.signals.metrics import (
+    SMOOTH,
     Metric,
     SizeAlongV,
     detrended,
@@ -16,6 +17,7 @@ from opposing_signals.signals.selection import fallers, risers
 from opposing_signals.signals.trajectory import Runs, Trajectory
 
 __all__ = [
+    "SMOOTH",
     "Metric",
     "OpposingPair",
     "Quantity",
