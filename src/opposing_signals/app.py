@@ -97,7 +97,7 @@ def _job(config: DictConfig) -> None:
     A sweep's jobs may be processes on other machines, or follow each other in one process; what they share lies on
     the disk. One that fails leaves that in its note, and the others go on.
     """
-    hydra_config = HydraConfig.get()
+    hydra_config: Any = HydraConfig.get()
     if hydra_config.mode == RunMode.RUN:
         try:
             with _logger(config, config.run.name) as logger:

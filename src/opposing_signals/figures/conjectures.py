@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,7 +26,8 @@ def descents(trajectories: Mapping[str, Trajectory], title: str, by_time: bool =
         by_time: The upper panels show the time Σ η instead of steps, so that step sizes can be compared.
     """
     figure = style.figure(max(11, 2.9 * len(trajectories)), 6.6, title)
-    upper, lower = figure.subfigures(2, 1, height_ratios=[1.15, 1])
+    parts: Any = figure.subfigures(2, 1, height_ratios=[1.15, 1])
+    upper, lower = parts
     loss, sharpness, jacobian = upper.subplots(1, 3, sharex=True)
     colours = _colours(trajectories)
     thresholds = {2 / trajectory.step_size for trajectory in trajectories.values()}
