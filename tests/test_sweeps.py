@@ -121,8 +121,7 @@ def test_a_job_that_raises_leaves_the_others_and_is_named(tmp_path, capfd):
     code = main([*DEPTHS, f"output_dir={tmp_path}", "job=killing.descent_or_error"])
     error = capfd.readouterr().err
     assert code == 1
-    assert "run=linear_depth3" in error
-    assert "failed: ZeroDivisionError: a bug" in error
+    assert "opposing-signals: linear_depth3 failed: ZeroDivisionError: a bug" in error
     described = json.loads((tmp_path / "linear_depth" / "experiment.json").read_text())
     assert list(described["runs"]) == ["linear_depth2", "linear_depth4"]
 
