@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -64,6 +65,8 @@ def run(arguments: list[str]) -> int:
     SweepNote.config = SweepNote.failure = None
     GlobalHydra.instance().clear()
     sys.argv[1:] = arguments
+    # conf/hydra/launcher/submitit_slurm.yaml has, on purpose, the name of the plugin's schema, which checks its fields
+    warnings.filterwarnings("ignore", r"(?s).*validated against ConfigStore schema with the same name")
     user_wants_tracebacks = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach this function instead of Hydra's own report
     try:
