@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from opposing_signals import record as record_module
 from opposing_signals.__main__ import experiments, main
@@ -16,6 +17,18 @@ from opposing_signals.record import Record
 CLAIM_FIELDS = [
     "id", "statement", "source", "statistic", "threshold", "value", "interval", "verdict", "scale", "data", "seed",
 ]  # fmt: skip
+RATES_56, RATES_110 = ("optimizer.lr=0.001,0.005",), ("optimizer.lr=0.0003,0.03",)
+DAMPENING = "run=resnet110_split_sgd,resnet110_split_sgd_undampened"
+PART_OF_GRID = {  # enough for every claim to be computed
+    "fig39_sgd_grid": ("run=resnet56_sgd,resnet56_split_sgd",),
+    "fig40_plain_step_sizes": ("run=resnet56_split_sgd_eta1_0,resnet56_split_sgd,resnet56_adam",),
+    "fig41_learning_rates_loss": RATES_56,
+    "fig42_learning_rates_accuracy": RATES_56,
+    "fig43a_sgd_and_adam": RATES_110,
+    "fig43b_undampened": (f"{DAMPENING},resnet110_adam",),
+    "fig44a_dampened": (f"{DAMPENING},resnet110_adam",),
+    "fig44b_signed_share": (DAMPENING,),
+}
 TINY = ("scale=smoke", "logger=none", "steps=3", "threads=1")
 
 
@@ -51,7 +64,7 @@ def shared_outputs(tmp_path_factory):
 @pytest.mark.parametrize("experiment", sorted(experiments()))
 def test_every_experiment_runs_at_smoke_scale(shared_outputs, capfd, experiment):
     settings = "scale=smoke", "logger=none", "threads=1", f"output_dir={shared_outputs}"
-    code = main([f"experiment={experiment}", *settings])
+    code = main([f"experiment={experiment}", *settings, *PART_OF_GRID.get(experiment, ())])
     out = capfd.readouterr().out
     assert code == 0
     folder = shared_outputs / experiment
@@ -110,6 +123,11 @@ def test_a_complete_run_is_reused(command, tmp_path):
         (["experiment=fig03_chebyshev", *TINY, "data.points=1"], ["points"]),
         (["experiment=fig01_group_losses", *TINY, "data=cifar10", "data.root=/nowhere"], ["data.root=/nowhere"]),
         (["experiment=fig01_group_losses", *TINY, "data=cifar10", "data.images=50001"], ["data.images=50001", "50000"]),
+        (
+            ["experiment=fig41_learning_rates_loss", *TINY, "optimizer.lr=range(1,1)"],
+            ["grid", "is empty", "range(1,1)"],
+        ),
+        (["experiment=fig41_learning_rates_loss", *TINY, "optimizer.lr=choice()"], ["optimizer.lr=choice()", "empty"]),
         (["report", "/nowhere"], ["nowhere"]),
     ],
 )
@@ -160,6 +178,40 @@ def test_a_failed_job_does_not_stop_a_sweep(command, tmp_path):
     assert "fig36_vgg11bn_sgd" in out
     claims = json.loads((tmp_path / "fig36_share_increasing" / "claims.json").read_text())
     assert {claim["verdict"] for claim in claims} <= {"INCONCLUSIVE", "NOT RUN"}
+
+
+def test_a_sweep_names_in_its_figure_what_failed_and_goes_on_with_what_is_missing(command, tmp_path, monkeypatch):
+    notes = []
+    save = Figure.savefig
+
+    def save_noting(figure, *arguments, **settings):
+        notes.append(figure.get_supxlabel())
+        save(figure, *arguments, **settings)
+
+    monkeypatch.setattr(Figure, "savefig", save_noting)
+    sweep = "experiment=fig43a_sgd_and_adam", *TINY, "run=resnet110_sgdm"
+    code, out, error = command(*sweep, "optimizer.lr=0.01,1e30,-1")
+    assert code == 1
+    assert "fig43a_range" in out
+    for shown in (error, notes[-1]):
+        assert "optimizer.lr=1e+30,run=resnet110_sgdm,steps=3 failed: the training loss is nan" in shown
+        assert "optimizer.lr=-1,run=resnet110_sgdm,steps=3 failed: optimizer.lr=-1: expected a step size" in shown
+        assert "optimizer.lr=0.01,run=resnet110_sgdm,steps=3 failed" not in shown
+    trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/train_loss.npy")}
+    assert len(trained) == 2
+    code, _, _ = command(*sweep, "optimizer.lr=0.01,0.02")
+    assert code == 0
+    assert notes[-1] == ""
+    assert all(path.stat().st_mtime_ns == before for path, before in trained.items())
+    assert len(list((tmp_path / "runs").glob("*/train_loss.npy"))) == 3
+
+
+def test_a_sweep_of_which_every_job_fails_is_drawn_as_such(command, tmp_path):
+    code, _, error = command("experiment=fig39_sgd_grid", *TINY, "run=resnet56_split_sgd", "optimizer.sgd_lr=-1")
+    assert code == 1
+    assert "resnet56_split_sgd failed: optimizer.sgd_lr=-1: expected a number, at least 0" in error
+    assert "Traceback" not in error
+    assert (tmp_path / "fig39_sgd_grid" / "figure.png").is_file()
 
 
 def test_one_dashboard_run_a_job_holds_scalars_figure_and_claims(command, tmp_path):

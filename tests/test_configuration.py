@@ -9,6 +9,7 @@ from opposing_signals.claims.claim import Threshold
 from opposing_signals.configuration import configuration_folder, decisive, run_folder, run_key
 
 SCALES = ("smoke", "cpu", "paper")
+ADAM = "run=resnet56_adam"
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -54,6 +55,27 @@ def test_the_key_ignores_what_does_not_decide_the_numbers():
 )
 def test_the_key_changes_with_what_decides_the_numbers(override):
     assert run_key(composed("fig01_group_losses", override)) != run_key(composed("fig01_group_losses"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["fig41_learning_rates_loss", ADAM], ["fig42_learning_rates_accuracy", ADAM]),
+        (["fig39_sgd_grid", "run=resnet56_split_sgd"], ["fig41_learning_rates_loss", "optimizer.lr=0.001"]),
+        (["fig40_plain_step_sizes", ADAM], ["fig41_learning_rates_loss", ADAM, "optimizer.lr=0.005"]),
+        (["fig43b_undampened", "run=resnet110_adam"], ["fig43a_sgd_and_adam", "optimizer.lr=0.0003"]),
+        (["fig44a_dampened", "optimizer.sgd_lr=10.0"], ["fig44b_signed_share", "run=resnet110_split_sgd_eta1_10"]),
+    ],
+)  # fmt: skip
+def test_grids_share_their_runs(one, other):
+    assert run_key(composed(*one, "scale=cpu")) == run_key(composed(*other, "scale=cpu"))
+
+
+def test_no_two_points_of_a_grid_are_one_run():
+    name = "fig40_plain_step_sizes"
+    experiment = OmegaConf.load(configuration_folder() / "experiment" / f"{name}.yaml")
+    points = [run.strip() for run in experiment.hydra.sweeper.params.run.split(",")]
+    assert len({run_key(composed(name, f"run={run}")) for run in points}) == len(points) == 10
 
 
 def test_a_run_is_kept_below_the_output_folder_unless_a_field_says_otherwise(tmp_path):

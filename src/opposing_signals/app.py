@@ -154,9 +154,9 @@ def _job_notes(config: DictConfig) -> list[dict[str, str]]:
 def _finish_sweep(config: DictConfig) -> int:
     notes = _job_notes(config)
     if not notes:
+        grid = [*(f"{name}={values}" for name, values in config.hydra.sweeper.params.items()), *sys.argv[1:]]
         raise InputError(
-            f"the grid of the sweep is empty ({OmegaConf.to_container(config.hydra.sweeper.params)}): expected at "
-            "least one value for each of its fields"
+            f"the grid of the sweep is empty ({shlex.join(grid)}): expected at least one value for each of its fields"
         )
     names = [note["name"] for note in notes]
     by = "name" if len(set(names)) == len(names) else "job"

@@ -36,8 +36,10 @@ def runs(tmp_path):
             }
             with Record.writing(tmp_path / f"job{number}", configuration) as record:
                 record.write_provenance({"data": {"name": "drawn", "examples": EXAMPLES}})
-                for step in range(STEPS // 2 if number == stopped else STEPS):
-                    record.append("train_loss", step, 2.0 + number)
+                last = STEPS // 2 if number == stopped else STEPS
+                for step in range(last):
+                    lost = number == stopped and step == last - 1
+                    record.append("train_loss", step, np.nan if lost else 2.0 + number)
                     if "SplitSGD" in optimizer["_target_"]:
                         record.append("signed_share", step, 0.1 * (1 + number))
                     if step % 5 == 0:
@@ -59,25 +61,35 @@ def drawn(axes) -> list[list[float]]:
 def test_every_rule_has_a_line_in_each_panel_that_it_was_recorded_for(runs):
     made = runs(SGD | {"lr": 1.0}, SGD | {"lr": 0.1}, SPLIT | {"lr": 0.001, "sgd_lr": 0.1, "dampening": 0.9}, stopped=0)
     loss, accuracy, share = rules(made).axes
-    assert sorted(map(len, drawn(loss))) == [STEPS // 2, STEPS, STEPS]
+    assert sorted(map(len, drawn(loss))) == [STEPS // 2 - 1, STEPS, STEPS]
     np.testing.assert_allclose(sorted(line[0] for line in drawn(loss)), [2, 3, 4])
     assert len(accuracy.lines) == 3
     assert drawn(share) == [pytest.approx([0.3] * STEPS)]
     assert [text.get_text() for text in loss.get_legend().texts] == [
-        "SGD η = 0.1, β = 0.9, τ = 0", "SplitSGD η1 = 0.1, η2 = 0.001, τ = 0.9", "SGD η = 1, β = 0.9, τ = 0",
+        "SGD η = 0.1, β = 0.9, τ = 0", "SplitSGD η₁ = 0.1, η₂ = 0.001, τ = 0.9", "SGD η = 1, β = 0.9, τ = 0",
     ]  # fmt: skip
 
 
 def test_plain_step_sizes_show_the_runs_of_one_dampening(runs):
     grid = [SPLIT | {"lr": 0.001, "sgd_lr": s, "dampening": d} for d in (0.0, 0.9) for s in (0.0, 0.1, 10.0)]
     made = runs(*grid, ADAM | {"lr": 0.005})
-    loss, accuracy, share, *_ = plain_step_sizes(made, dampening=0.9).axes
+    loss, accuracy, share, ends, *_ = plain_step_sizes(made, dampening=0.9).axes
     assert sorted(line[0] for line in drawn(loss)) == pytest.approx([5, 6, 7, 8])
     assert len(accuracy.lines) == 4
     assert sorted(line[0] for line in drawn(share)) == pytest.approx([0.4, 0.5, 0.6])
+    assert drawn(ends) == [pytest.approx([6, 7]), pytest.approx([5, 5]), pytest.approx([8, 8])]
     undampened, dampened, *_ = signed_shares(made).axes
     assert sorted(line[0] for line in drawn(undampened)) == pytest.approx([0.1, 0.2, 0.3])
     assert sorted(line[0] for line in drawn(dampened)) == pytest.approx([0.4, 0.5, 0.6])
+
+
+@pytest.mark.parametrize("stopped", [0, 1, 2])
+def test_a_run_that_was_stopped_has_no_final_loss(runs, stopped):
+    grid = [SPLIT | {"lr": 0.001, "sgd_lr": size, "dampening": 0.9} for size in (0.0, 0.1)]
+    figure = plain_step_sizes(runs(*grid, ADAM | {"lr": 0.005}, stopped=stopped))
+    figure.canvas.draw()
+    levels = [level for line in drawn(figure.axes[3]) for level in set(line)]
+    assert sorted(levels) == pytest.approx([2.0 + number for number in range(3) if number != stopped])
 
 
 def test_learning_rates_have_a_panel_a_rule_and_one_of_what_they_end_with(runs):

@@ -44,7 +44,7 @@ def test_rules_name_themselves(runs):
     named = {name: str(Rule.of(run)) for name, run in runs.items()}
     assert named["sgd"] == "SGD η = 0.1, β = 0.9, τ = 0"
     assert named["adam"] == "Adam η = 0.001"
-    assert named["split"] == "SplitSGD η1 = 10, η2 = 0.001, τ = 0.9"
+    assert named["split"] == "SplitSGD η₁ = 10, η₂ = 0.001, τ = 0.9"
 
 
 def test_runs_under_a_rule_come_in_the_order_of_the_plain_step(runs):

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from opposing_signals.figures import style
-from opposing_signals.signals import Quantity, Rule, Runs, Trajectory, final, moving_average, under
+from opposing_signals.signals import Quantity, Rule, Runs, Trajectory, final, moving_average, steps_of_epoch, under
 
 LABELS = {
     "train_loss": "train loss",
     "test_accuracy": "test accuracy",
     "signed_share": "share of signed steps",
 }
-PLAIN_SHARE = (0.2, 0.3)
-"""Of signed steps, where 70-80% of the parameters take the plain step (Appendix F.1)."""
+PLAIN_SHARE = (0.2, 0.3), "70-80% plain"
+"""Band of the share of signed steps, and its name (Appendix F.1)."""
+SIGNED_SHARE = (0.1, 0.25), "10-25% signed"
+"""The same by §4.2."""
+TONES = ListedColormap(plt.get_cmap("viridis")(np.linspace(0, 0.88, 256)))
+"""Without the tones that are too light for a line."""
 
 Colour = str | tuple[float, float, float, float]
 
@@ -76,7 +80,9 @@ def _draw_pair(axes: Axes, trajectory: Trajectory, number: int, zoom: int) -> No
     )
     axes.set(xlabel="step", ylabel="loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(ncols=4)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.15 * (high - low))  # room for the legend
+    axes.legend(ncols=4, loc="upper right")
 
 
 # -- figures 39 to 44 -------------------------------------------------------------------------------------------------
@@ -106,14 +112,37 @@ def plain_step_sizes(trajectories: Mapping[str, Trajectory], dampening: float = 
     """
     runs = _all_of(trajectories)
     split, adam = under(runs, "SplitSGD", dampening), under(runs, "Adam")
-    title = f"SplitSGD with τ = {dampening:g} over the plain step's size η1, against Adam"
-    figure, panels = _panels(runs, title, 3)
-    _draw_plain_step_sizes(figure, panels, split)
+    title = f"SplitSGD with τ = {dampening:g} over the plain step's size η₁, against Adam"
+    figure, panels = _panels(runs, title, 4)
+    _draw_plain_step_sizes(figure, panels[:3], split)
     for rule, run in adam.items():
         _draw_run(panels, run, color=style.INK, linestyle="--", linewidth=1.6, label=str(rule))
-    _finish(panels, runs)
+    _finish(panels[:3], runs)
+    _draw_final_losses(panels[3], split, adam)
     _legend(panels[0])
     return figure
+
+
+def _draw_final_losses(axes: Axes, split: Mapping[Rule, Trajectory], adam: Mapping[Rule, Trajectory]) -> None:
+    """The final train loss over η1, and Adam's with 10% to each side; a run that was stopped has none."""
+    ends = {rule.sgd_lr or 0.0: final(run).mean() for rule, run in split.items()}
+    ends = {size: end for size, end in ends.items() if np.isfinite(end)}
+    plain = {size: end for size, end in ends.items() if size}
+    axes.plot(list(plain), list(plain.values()), "o-", color=style.RUNS[0], label="SplitSGD")
+    if 0.0 in ends:
+        axes.axhline(ends[0.0], color=style.RUNS[1], linestyle=":", label="SplitSGD η₁ = 0")
+    for rule, run in adam.items():
+        end = final(run).mean()
+        if not np.isfinite(end):
+            continue
+        axes.axhline(end, color=style.INK, linestyle="--", label=str(rule))
+        axes.axhspan(0.9 * end, 1.1 * end, color="#f0f1f3", zorder=0)
+    low, high = axes.get_ylim()
+    if plain:
+        axes.set_xscale("log")
+    axes.set(xlabel="η₁ of SplitSGD", ylabel="final train loss", title="at the end (band: Adam ± 10%)")
+    axes.set_ylim(max(0.0, low - 0.2 * (high - low)), high + 0.4 * (high - low))
+    axes.legend(loc="upper left")
 
 
 def signed_shares(trajectories: Mapping[str, Trajectory]) -> Figure:
@@ -126,7 +155,7 @@ def signed_shares(trajectories: Mapping[str, Trajectory]) -> Figure:
         last = dampening == dampenings[-1]
         _draw_plain_step_sizes(figure if last else None, [axes], chosen, ["signed_share"])
         axes.set(title=f"τ = {dampening:g}", xlabel="step", ylabel=LABELS["signed_share"], ylim=(0, 1))
-        axes.axhspan(0.1, 0.25, color="#f0f1f3", zorder=0)
+        _band(axes, *SIGNED_SHARE)
     return figure
 
 
@@ -185,10 +214,11 @@ def _draw_run(panels: Sequence[Axes], run: Trajectory, quantities: Sequence[str]
     for axes, quantity in zip(panels, quantities, strict=False):
         if quantity in run.record:
             series = run.record[quantity]
-            values = np.asarray(series.values, float)
-            if quantity == "train_loss":
-                values = moving_average(values, _epoch(run))
-            axes.plot(series.steps, values, **line)
+            steps, values = np.asarray(series.steps), np.asarray(series.values, float)
+            steps, values = steps[np.isfinite(values)], values[np.isfinite(values)]  # a stopped run's last loss is not
+            if quantity == "train_loss" and len(values):
+                values = moving_average(values, steps_of_epoch(run))
+            axes.plot(steps, values, **line)
 
 
 def _draw_plain_step_sizes(
@@ -200,14 +230,14 @@ def _draw_plain_step_sizes(
     """Lines coloured by η1, with a colour bar; η1 = 0 has a colour of its own."""
     sizes = [rule.sgd_lr for rule in chosen if rule.sgd_lr]
     norm = LogNorm(min(sizes, default=1), max(sizes, default=10))
-    colour_of: Callable[[float], Colour] = plt.get_cmap("viridis")
-    for rule, run in chosen.items():
+    for rule, run in sorted(chosen.items(), key=lambda item: -(item[0].sgd_lr or 0.0)):
         if rule.sgd_lr:
-            _draw_run(panels, run, quantities, color=colour_of(0.9 * norm(rule.sgd_lr)), linewidth=1.0)
+            _draw_run(panels, run, quantities, color=TONES(norm(rule.sgd_lr)), linewidth=1.0)
         else:
-            _draw_run(panels, run, quantities, color=style.RUNS[1], linewidth=1.4, label=f"{rule.name} η1 = 0")
+            line = {"color": style.RUNS[1], "linestyle": ":", "linewidth": 2.0, "label": f"{rule.name} η₁ = 0"}
+            _draw_run(panels, run, quantities, **line)
     if figure is not None and len(sizes) > 1:
-        figure.colorbar(ScalarMappable(norm, "viridis"), ax=panels[-1], label="η1 of SplitSGD")
+        figure.colorbar(ScalarMappable(norm, TONES), ax=panels[-1], label="η₁ of SplitSGD")
 
 
 def _draw_final(axes: Axes, runs: Mapping[str, Trajectory], names: Sequence[str], quantity: Quantity) -> None:
@@ -226,10 +256,15 @@ def _finish(panels: Sequence[Axes], runs: Mapping[str, Trajectory]) -> None:
         axes.set(xlabel="step", ylabel=LABELS[quantity])
         if quantity == "signed_share":
             axes.set_ylim(0, 1)
-            axes.axhspan(*PLAIN_SHARE, color="#f0f1f3", zorder=0)
-    start = max(float(run.record["train_loss"].values[0]) for run in runs.values())
+            _band(axes, *PLAIN_SHARE)
+    starts = [float(run.record["train_loss"].values[0]) for run in runs.values()]
     top = panels[0].get_ylim()[1]
-    panels[0].set_ylim(0, min(top, 1.5 * start))
+    panels[0].set_ylim(0, min([top, *(1.5 * start for start in starts if np.isfinite(start))]))
+
+
+def _band(axes: Axes, interval: tuple[float, float], name: str) -> None:
+    axes.axhspan(*interval, color="#f0f1f3", zorder=0)
+    axes.annotate(name, (0.01, np.mean(interval)), xycoords=("axes fraction", "data"), va="center", color=style.MUTED)
 
 
 def _same_limits(panels: Sequence[Axes]) -> None:
@@ -243,9 +278,5 @@ def _legend(axes: Axes) -> None:
         axes.legend()
 
 
-def _epoch(run: Trajectory) -> int:
-    return -(-run.record.provenance["data"]["examples"] // run.configuration["batch"])
-
-
 def _lr(name: str) -> str:
-    return "η2" if name == "SplitSGD" else "η"
+    return "η₂" if name == "SplitSGD" else "η"

@@ -12,7 +12,7 @@ from opposing_signals.signals.metrics import (
     sizes_by_floor_distance,
 )
 from opposing_signals.signals.pairs import OpposingPair, find_pairs
-from opposing_signals.signals.rules import Quantity, Rule, final, under
+from opposing_signals.signals.rules import Quantity, Rule, final, steps_of_epoch, under
 from opposing_signals.signals.selection import fallers, risers
 from opposing_signals.signals.trajectory import Runs, Trajectory
 
@@ -35,5 +35,6 @@ __all__ = [
     "relative_feature_norms",
     "risers",
     "sizes_by_floor_distance",
+    "steps_of_epoch",
     "under",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -27,9 +27,9 @@ class Rule:
 
     name: str
     lr: float
-    sgd_lr: float | None = field(default=None)
-    momentum: float | None = field(default=None)
-    dampening: float | None = field(default=None)
+    sgd_lr: float | None = None
+    momentum: float | None = None
+    dampening: float | None = None
 
     @classmethod
     def of(cls, trajectory: Trajectory) -> Rule:
@@ -43,7 +43,7 @@ class Rule:
     def __str__(self) -> str:
         """For instance ``"SGD η = 0.1, β = 0.9, τ = 0"``."""
         if self.sgd_lr is not None:
-            return f"{self.name} η1 = {self.sgd_lr:g}, η2 = {self.lr:g}, τ = {self.dampening:g}"
+            return f"{self.name} η₁ = {self.sgd_lr:g}, η₂ = {self.lr:g}, τ = {self.dampening:g}"
         settings = {"η": self.lr, "β": self.momentum, "τ": self.dampening}
         named = [f"{symbol} = {value:g}" for symbol, value in settings.items() if value is not None]
         return f"{self.name} {', '.join(named)}"
@@ -65,10 +65,14 @@ def final(trajectory: Trajectory, quantity: Quantity = "train_loss") -> np.ndarr
         ``[T]``; a run that was stopped ends with an infinite loss, and with the accuracy of a guess.
     """
     is_stopped = trajectory.record.state.startswith("stopped")
-    configuration, data = trajectory.configuration, trajectory.record.provenance["data"]
     if quantity == "test_accuracy":
-        classes = len(trajectory.dataset.class_names) if is_stopped else 0
-        return np.array([1 / classes]) if is_stopped else np.asarray(trajectory.record[quantity].values[-1:], float)
-    epoch = -(-data["examples"] // configuration["batch"])
-    losses = np.asarray(trajectory.record["train_loss"].values[-epoch:], float)
-    return np.full(epoch, np.inf) if is_stopped else losses
+        if is_stopped:
+            return np.array([1 / len(trajectory.dataset.class_names)])
+        return np.asarray(trajectory.record[quantity].values[-1:], float)
+    epoch = steps_of_epoch(trajectory)
+    return np.full(epoch, np.inf) if is_stopped else np.asarray(trajectory.record["train_loss"].values[-epoch:], float)
+
+
+def steps_of_epoch(trajectory: Trajectory) -> int:
+    """Steps in which minibatch training sees every example once."""
+    return -(-trajectory.record.provenance["data"]["examples"] // trajectory.configuration["batch"])
