@@ -154,7 +154,7 @@ def _job_notes(config: DictConfig) -> list[dict[str, str]]:
 def _finish_sweep(config: DictConfig) -> int:
     notes = _job_notes(config)
     if not notes:
-        grid = [*(f"{name}={values}" for name, values in config.hydra.sweeper.params.items()), *sys.argv[1:]]
+        grid = [*(f"{name}={values}" for name, values in (config.hydra.sweeper.params or {}).items()), *sys.argv[1:]]
         raise InputError(
             f"the grid of the sweep is empty ({shlex.join(grid)}): expected at least one value for each of its fields"
         )
