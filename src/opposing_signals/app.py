@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -64,6 +65,8 @@ def run(arguments: list[str]) -> int:
     SweepNote.config = SweepNote.failure = None
     GlobalHydra.instance().clear()
     sys.argv[1:] = arguments
+    # conf/hydra/launcher/submitit_slurm.yaml has, on purpose, the name of the plugin's schema, which checks its fields
+    warnings.filterwarnings("ignore", r"(?s).*validated against ConfigStore schema with the same name")
     user_wants_tracebacks = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach this function instead of Hydra's own report
     try:
@@ -97,7 +100,7 @@ def _job(config: DictConfig) -> None:
     A sweep's jobs may be processes on other machines, or follow each other in one process; what they share lies on
     the disk. One that fails leaves that in its note, and the others go on.
     """
-    hydra_config = HydraConfig.get()
+    hydra_config: Any = HydraConfig.get()
     if hydra_config.mode == RunMode.RUN:
         try:
             with _logger(config, config.run.name) as logger:
@@ -151,7 +154,7 @@ def _job_notes(config: DictConfig) -> list[dict[str, str]]:
 def _finish_sweep(config: DictConfig) -> int:
     notes = _job_notes(config)
     if not notes:
-        grid = [*(f"{name}={values}" for name, values in config.hydra.sweeper.params.items()), *sys.argv[1:]]
+        grid = [*(f"{name}={values}" for name, values in (config.hydra.sweeper.params or {}).items()), *sys.argv[1:]]
         raise InputError(
             f"the grid of the sweep is empty ({shlex.join(grid)}): expected at least one value for each of its fields"
         )

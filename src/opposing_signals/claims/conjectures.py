@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy.ndimage import median_filter
 
 from opposing_signals.claims import statistics
 from opposing_signals.claims.claim import Estimate
 from opposing_signals.claims.statistics import FEWEST_STEPS, Trajectories
-from opposing_signals.signals import Trajectory, relative_feature_norms
+from opposing_signals.record import Series
+from opposing_signals.signals import SMOOTH, Trajectory, relative_feature_norms
 
 NEIGHBOURS = 5
 """A quantity at a step is the median of this many measurements around it, which an oscillation does not move."""
@@ -121,49 +121,34 @@ def _group_variance(trajectory: Trajectory, relative: bool, draws: int = 200) ->
 # -- SAM and 1-SAM ----------------------------------------------------------------------------------------------------
 
 
-def peak_step_difference(trajectories: Trajectories, run: str, other: str, smooth: int = 9) -> Estimate:
+def peak_step_difference(trajectories: Trajectories, run: str, other: str) -> Estimate:
     """Step at which a probe's relative feature norm peaks in one run minus that in another, median over the probes.
 
     The norm is relative to the mean over the step's batch, and smoothed by a running median.
     """
-    return _over_probes(
-        trajectories, run, other, lambda norms, steps: steps[np.argmax(_smoothed(norms, smooth), axis=0)]
-    )
+    return _over_probes(trajectories, run, other, lambda norms: norms.steps[np.argmax(norms.values, axis=0)])
 
 
-def decline_difference(trajectories: Trajectories, run: str, other: str, smooth: int = 9) -> Estimate:
+def decline_difference(trajectories: Trajectories, run: str, other: str) -> Estimate:
     """Last over largest relative feature norm of a probe in one run minus that in another, median over the probes.
 
     The norm is relative to the mean over the step's batch, and smoothed by a running median.
     """
-
-    def decline(norms: np.ndarray, _: np.ndarray) -> np.ndarray:
-        smoothed = _smoothed(norms, smooth)
-        return smoothed[-1] / smoothed.max(0)
-
-    return _over_probes(trajectories, run, other, decline)
+    return _over_probes(trajectories, run, other, lambda norms: norms.values[-1] / norms.values.max(0))
 
 
 def _over_probes(
-    trajectories: Trajectories,
-    run: str,
-    other: str,
-    statistic: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    trajectories: Trajectories, run: str, other: str, statistic: Callable[[Series], np.ndarray]
 ) -> Estimate:
-    """Median over the probes of ``statistic(norms [T, P], steps [T])`` ``[P]`` of one run minus that of another."""
+    """Median over the probes of a statistic ``[P]`` of the relative feature norms, one run minus another."""
     missing = _missing(trajectories, run, other)
     if missing:
         return Estimate.unknown(missing)
-    norms = [relative_feature_norms(trajectories[name]) for name in (run, other)]
+    norms = [relative_feature_norms(trajectories[name], SMOOTH) for name in (run, other)]
     if min(len(series) for series in norms) < FEWEST_STEPS:
         return Estimate.unknown(f"the feature norms were measured at fewer than {FEWEST_STEPS} steps")
-    ours, theirs = (statistic(series.values, series.steps) for series in norms)
+    ours, theirs = (statistic(series) for series in norms)
     return Estimate(float(np.median(ours - theirs)))
-
-
-def _smoothed(values: np.ndarray, window: int) -> np.ndarray:
-    """The running median over ``window`` rows of ``[T, P]``."""
-    return median_filter(values, (window, 1), mode="nearest")
 
 
 def _missing(trajectories: Trajectories, *runs: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from opposing_signals.figures import style
-from opposing_signals.signals import Trajectory, relative_feature_norms
+from opposing_signals.signals import SMOOTH, Trajectory, relative_feature_norms
 
 ZOOM = 40
 """Steps shown around a pair's selecting step."""
@@ -25,7 +26,8 @@ def descents(trajectories: Mapping[str, Trajectory], title: str, by_time: bool =
         by_time: The upper panels show the time Σ η instead of steps, so that step sizes can be compared.
     """
     figure = style.figure(max(11, 2.9 * len(trajectories)), 6.6, title)
-    upper, lower = figure.subfigures(2, 1, height_ratios=[1.15, 1])
+    parts: Any = figure.subfigures(2, 1, height_ratios=[1.15, 1])
+    upper, lower = parts
     loss, sharpness, jacobian = upper.subplots(1, 3, sharex=True)
     colours = _colours(trajectories)
     thresholds = {2 / trajectory.step_size for trajectory in trajectories.values()}
@@ -105,7 +107,7 @@ def group_variance(trajectories: Mapping[str, Trajectory]) -> Figure:
 def probes_by_rule(trajectories: Mapping[str, Trajectory]) -> Figure:
     """Relative feature norm of each probe under each rule, beside train loss and sharpness.
 
-    The dot is the peak of a curve.
+    The thick line is a running median, the dot its peak.
     """
     first = next(iter(trajectories.values()))
     probes = list(first.configuration["instruments"]["block_probe"]["probes"])
@@ -114,11 +116,12 @@ def probes_by_rule(trajectories: Mapping[str, Trajectory]) -> Figure:
     panels = figure.subplots(2, columns, sharex=True).ravel()
     colours = _colours(trajectories)
     for name, trajectory in trajectories.items():
-        norms = relative_feature_norms(trajectory)
-        for axes, values in zip(panels, norms.values.T, strict=False):
-            axes.plot(norms.steps, values, color=colours[name], linewidth=0.7, label=name)
+        norms, smoothed = relative_feature_norms(trajectory), relative_feature_norms(trajectory, SMOOTH)
+        for axes, noisy, values in zip(panels, norms.values.T, smoothed.values.T, strict=False):
+            axes.plot(norms.steps, noisy, color=colours[name], linewidth=0.5, alpha=0.3)
+            axes.plot(norms.steps, values, color=colours[name], linewidth=1.2, label=name)
             peak = int(np.argmax(values))
-            axes.plot(norms.steps[peak], values[peak], "o", color=colours[name], markersize=4)
+            axes.plot(norms.steps[peak], values[peak], "o", color=colours[name], markersize=5)
         loss, sharpness = panels[len(probes) : len(probes) + 2]
         loss.plot(trajectory.mean_loss.steps, trajectory.mean_loss.values, color=colours[name], linewidth=0.9)
         measured = trajectory.sharpness

@@ -12,6 +12,7 @@ from opposing_signals.signals.discovery import (
     stability,
 )
 from opposing_signals.signals.metrics import (
+    SMOOTH,
     Metric,
     SizeAlongV,
     detrended,
@@ -41,6 +42,7 @@ __all__ = [
     "Branches",
     "Discovery",
     "Match",
+    "SMOOTH",
     "Metric",
     "OpposingPair",
     "Panel",

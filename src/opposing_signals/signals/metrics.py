@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from scipy.ndimage import median_filter
 
 from opposing_signals.record import Series
 from opposing_signals.signals.pairs import OpposingPair
@@ -12,6 +13,9 @@ from opposing_signals.signals.trajectory import Trajectory
 
 Metric = Literal["loss_change", "gradient_norm", "sample_curvature"]
 SizeAlongV = Literal["effective_step_size", "step_along_v"]
+
+SMOOTH = 9
+"""Measured steps over which figures and claims take the running median of feature norms under minibatches."""
 
 
 def metric_of_points(trajectory: Trajectory, metric: Metric) -> Series:
@@ -22,14 +26,16 @@ def metric_of_points(trajectory: Trajectory, metric: Metric) -> Series:
     return trajectory.record[metric]
 
 
-def relative_feature_norms(trajectory: Trajectory) -> Series:
+def relative_feature_norms(trajectory: Trajectory, window: int = 1) -> Series:
     """``values`` ``[T, P]``: norm of each probe's penultimate feature over the mean norm of the step's batch.
 
     Args:
         trajectory: A run with the instrument `BlockProbe`.
+        window: Measured steps of the running median; 1 leaves the values as they are.
     """
     probes, batch = trajectory.record["probe_feature_norm"], trajectory.record["mean_feature_norm"]
-    return Series(np.asarray(probes.steps), np.asarray(probes.values) / np.asarray(batch.values)[:, None])
+    norms = np.asarray(probes.values) / np.asarray(batch.values)[:, None]
+    return Series(np.asarray(probes.steps), median_filter(norms, (window, 1), mode="nearest"))
 
 
 def sizes_by_floor_distance(
