@@ -39,10 +39,10 @@ from opposing_signals.signals.spikes import Spike, find_spikes
 from opposing_signals.signals.trajectory import Runs, Trajectory
 
 __all__ = [
+    "SMOOTH",
     "Branches",
     "Discovery",
     "Match",
-    "SMOOTH",
     "Metric",
     "OpposingPair",
     "Panel",
