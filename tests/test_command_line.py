@@ -229,9 +229,9 @@ def test_a_sweep_names_in_its_figure_what_failed_and_goes_on_with_what_is_missin
     assert code == 1
     assert "fig43a_range" in out
     for shown in (error, notes[-1]):
-        assert "optimizer.lr=1e+30,run=resnet110_sgdm,steps=3 failed: the training loss is nan" in shown
-        assert "optimizer.lr=-1,run=resnet110_sgdm,steps=3 failed: optimizer.lr=-1: expected a step size" in shown
-        assert "optimizer.lr=0.01,run=resnet110_sgdm,steps=3 failed" not in shown
+        assert "run=resnet110_sgdm,optimizer.lr=1e+30 failed: the training loss is nan" in shown
+        assert "run=resnet110_sgdm,optimizer.lr=-1 failed: optimizer.lr=-1: expected a step size" in shown
+        assert "run=resnet110_sgdm,optimizer.lr=0.01 failed" not in shown
     trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/train_loss.npy")}
     assert len(trained) == 2
     code, _, _ = command(*sweep, "optimizer.lr=0.01,0.02")
