@@ -300,7 +300,7 @@ def colour_neighbours(trajectories: Mapping[str, Trajectory]) -> Figure:
     assert dataset.images is not None
     count = neighbours.shape[1]
     data = trajectory.record.provenance["data"]["name"]
-    title = f"Training images nearest to a colour, with their class and mean distance in RGB: {data}"
+    title = f"Training images nearest to a colour, by mean distance in RGB: {data}"
     figure = style.figure(1.15 * (count + 1), 0.5 + 1.6 * len(names), title)
     panels = figure.subplots(len(names), count + 1, squeeze=False)
     for row, name, colour, indices, apart in zip(panels, names, colours, neighbours, distances, strict=True):
