@@ -17,8 +17,9 @@ demo: setup
 	$(BIN)/opposing-signals experiment=demo_planted scale=cpu
 	$(BIN)/opposing-signals report outputs results
 
+# Two processes, each of one thread, are faster than one of two; the tests of a module share what they train.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

@@ -73,6 +73,8 @@ def representatives() -> list[str]:
         described = OmegaConf.load(configuration_folder() / "experiment" / f"{name}.yaml")
         del described["experiment"]
         described.pop("seed", None)
+        for claim in described.get("claims", []):
+            del claim["id"], claim["source"]
         different.setdefault(OmegaConf.to_yaml(described), name)
     return list(different.values())
 
