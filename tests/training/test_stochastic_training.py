@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import recording
 import torch
 from composing import composed
 from torch.nn import functional as F
@@ -27,38 +28,17 @@ def trained(folder, *overrides: str, instruments: bool = True) -> Record:
     config = configured(*overrides)
     if not instruments:
         config.instruments = {}
-    with Record.writing(folder, decisive(config)) as record:
-        train(config, record, None)
-    return Record(folder)
-
-
-def weights(record: Record) -> dict[str, torch.Tensor]:
-    return torch.load(record.checkpoint, weights_only=True)["state_dict"]
+    return recording.trained(folder, config)
 
 
 def assert_same_weights(one: Record, other: Record) -> None:
-    theirs = weights(other)
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in weights(one).items())
+    theirs = recording.weights(other)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in recording.weights(one).items())
 
 
 def test_a_resumed_run_sees_the_images_of_an_uninterrupted_one(tmp_path, monkeypatch):
     uninterrupted = trained(tmp_path / "whole")
-    config = configured("checkpoint_seconds=0.0")
-
-    class KilledError(Exception):
-        pass
-
-    append = Record.append
-
-    def append_until(record, quantity, step, value):
-        if (quantity, step) == ("train_loss", 6):
-            raise KilledError
-        append(record, quantity, step, value)
-
-    with monkeypatch.context() as patched, Record.writing(tmp_path / "cut", decisive(config)) as record:
-        patched.setattr(Record, "append", append_until)
-        with pytest.raises(KilledError):
-            train(config, record, None)
+    recording.stopped(tmp_path / "cut", configured(), 6, monkeypatch)
     resumed = trained(tmp_path / "cut")
     assert set(resumed) == {"sample_loss", "signed_share", "test_accuracy", "train_accuracy", "train_loss"}
     for quantity in resumed:

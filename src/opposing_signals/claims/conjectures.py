@@ -8,7 +8,7 @@ import numpy as np
 
 from opposing_signals.claims import statistics
 from opposing_signals.claims.claim import Estimate
-from opposing_signals.claims.statistics import FEWEST_STEPS, Trajectories
+from opposing_signals.claims.statistics import FEWEST_STEPS, Trajectories, missing_run
 from opposing_signals.record import Series
 from opposing_signals.signals import SMOOTH, Trajectory, relative_feature_norms
 
@@ -18,13 +18,13 @@ NEIGHBOURS = 5
 
 def pair_correlation(trajectories: Trajectories, run: str) -> Estimate:
     """Largest correlation, over the run's dominant pairs, of the groups' one-step changes, selecting step left out."""
-    missing = _missing(trajectories, run)
+    missing = missing_run(trajectories, run)
     return Estimate.unknown(missing) if missing else statistics.pair_correlation({run: trajectories[run]})
 
 
 def group_amplitude_ratio(trajectories: Trajectories, run: str) -> Estimate:
     """Smallest ratio, over the run's dominant groups, of median abs one-step change to that of random groups."""
-    missing = _missing(trajectories, run)
+    missing = missing_run(trajectories, run)
     return Estimate.unknown(missing) if missing else statistics.group_amplitude_ratio({run: trajectories[run]})
 
 
@@ -33,7 +33,7 @@ def group_amplitude_ratio(trajectories: Trajectories, run: str) -> Estimate:
 
 def peak_sharpness_ratio(trajectories: Trajectories, run: str, other: str) -> Estimate:
     """Largest measured λ of one run over that of another."""
-    missing = _missing(trajectories, run, other)
+    missing = missing_run(trajectories, run, other)
     if missing:
         return Estimate.unknown(missing)
     peaks = [float(np.max(trajectories[name].sharpness.values)) for name in (run, other)]
@@ -42,7 +42,7 @@ def peak_sharpness_ratio(trajectories: Trajectories, run: str, other: str) -> Es
 
 def break_even_delay(trajectories: Trajectories, run: str, other: str) -> Estimate:
     """Step at which λ first reaches 2/η in one run over that in another; a run that never does counts its length."""
-    missing = _missing(trajectories, run, other)
+    missing = missing_run(trajectories, run, other)
     if missing:
         return Estimate.unknown(missing)
     first = trajectories[other].break_even
@@ -56,20 +56,25 @@ def break_even_delay(trajectories: Trajectories, run: str, other: str) -> Estima
 # -- step size --------------------------------------------------------------------------------------------------------
 
 
+def _without_pairs(trajectories: Trajectories, *runs: str) -> str:
+    """Which of the runs has no opposing pair, in words; empty if each has one."""
+    return next((f"no opposing pair was found in {run}" for run in runs if not trajectories[run].pairs), "")
+
+
 def pair_amplitude_ratio(trajectories: Trajectories, run: str, other: str) -> Estimate:
     """Amplitude of the dominant opposing pair of one run over that of another."""
-    missing = _missing(trajectories, run, other)
+    missing = missing_run(trajectories, run, other)
     if missing:
         return Estimate.unknown(missing)
-    for name in (run, other):
-        if not trajectories[name].pairs:
-            return Estimate.unknown(f"no opposing pair was found in {name}")
+    problem = _without_pairs(trajectories, run, other)
+    if problem:
+        return Estimate.unknown(problem)
     return Estimate(trajectories[run].pairs[0].amplitude / trajectories[other].pairs[0].amplitude)
 
 
 def ratio_at_equal_loss(trajectories: Trajectories, quantity: str, run: str, other: str) -> Estimate:
     """A quantity of one run over that of another, each where it first reaches the lowest train loss that both reach."""
-    missing = _missing(trajectories, run, other)
+    missing = missing_run(trajectories, run, other)
     if missing:
         return Estimate.unknown(missing)
     level = max(float(trajectories[name].mean_loss.values.min()) for name in (run, other))
@@ -94,12 +99,12 @@ def group_variance_ratio(trajectories: Trajectories, run: str, other: str, relat
     ``relative`` divides it by that of random groups of equal size over the same steps, so that a run whose losses all
     vary less is not taken for one whose outliers do.
     """
-    missing = _missing(trajectories, run, other)
+    missing = missing_run(trajectories, run, other)
     if missing:
         return Estimate.unknown(missing)
-    for name in (run, other):
-        if not trajectories[name].pairs:
-            return Estimate.unknown(f"no opposing pair was found in {name}")
+    problem = _without_pairs(trajectories, run, other)
+    if problem:
+        return Estimate.unknown(problem)
     ours, theirs = (_group_variance(trajectories[name], relative) for name in (run, other))
     return Estimate(ours / theirs)
 
@@ -141,7 +146,7 @@ def _over_probes(
     trajectories: Trajectories, run: str, other: str, statistic: Callable[[Series], np.ndarray]
 ) -> Estimate:
     """Median over the probes of a statistic ``[P]`` of the relative feature norms, one run minus another."""
-    missing = _missing(trajectories, run, other)
+    missing = missing_run(trajectories, run, other)
     if missing:
         return Estimate.unknown(missing)
     norms = [relative_feature_norms(trajectories[name], SMOOTH) for name in (run, other)]
@@ -149,9 +154,3 @@ def _over_probes(
         return Estimate.unknown(f"the feature norms were measured at fewer than {FEWEST_STEPS} steps")
     ours, theirs = (statistic(series) for series in norms)
     return Estimate(float(np.median(ours - theirs)))
-
-
-def _missing(trajectories: Trajectories, *runs: str) -> str:
-    """Why the runs cannot be compared; empty if they are all there."""
-    absent = [run for run in runs if run not in trajectories]
-    return f"the run {absent[0]} is missing" if absent else ""

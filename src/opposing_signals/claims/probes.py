@@ -16,6 +16,7 @@ from opposing_signals.claims.statistics import (
     FEWEST_STEPS,
     Trajectories,
     block_bootstrap,
+    missing_run,
     only_run,
     too_few_steps,
 )
@@ -122,7 +123,7 @@ def flow_end(trajectories: Trajectories, probe: str, flow: str, descent: str) ->
 
 def _beside_flow(trajectories: Trajectories, probe: str, flow: str, descent: str) -> tuple[Series, Series, float] | str:
     """Norms over time Σ η under flow and under descent, and descent's break-even time; or why there is no answer."""
-    problem = _missing(trajectories, flow, descent)
+    problem = missing_run(trajectories, flow, descent)
     if problem:
         return problem
     break_even = trajectories[descent].break_even
@@ -147,7 +148,7 @@ def decline_ratio(trajectories: Trajectories, probe: str, run: str, other: str) 
 
     That loss is the smallest that both runs reach.
     """
-    problem = _missing(trajectories, run, other)
+    problem = missing_run(trajectories, run, other)
     if problem:
         return Estimate.unknown(problem)
     loss = common_loss(trajectories[run], trajectories[other])
@@ -159,7 +160,7 @@ def decline_ratio(trajectories: Trajectories, probe: str, run: str, other: str) 
 
 def remaining_alternation(trajectories: Trajectories, probe: str, run: str) -> Estimate:
     """Largest alternating change of the class probabilities in the last quarter of the steps, over that of the run."""
-    problem = _missing(trajectories, run)
+    problem = missing_run(trajectories, run)
     if problem:
         return Estimate.unknown(problem)
     alternation = probe_path(trajectories[run], probe).alternation
@@ -167,8 +168,3 @@ def remaining_alternation(trajectories: Trajectories, probe: str, run: str) -> E
     if len(late) < FEWEST_STEPS:
         return Estimate.unknown(f"the last quarter has {len(late)} steps; {FEWEST_STEPS} are needed")
     return Estimate(float(late.max() / alternation.values.max()))
-
-
-def _missing(trajectories: Trajectories, *runs: str) -> str:
-    missing = [run for run in runs if run not in trajectories]
-    return f"the run {missing[0]} is missing" if missing else ""

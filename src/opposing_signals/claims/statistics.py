@@ -153,6 +153,11 @@ def _window_without_selection(pair: OpposingPair) -> np.ndarray:
     return np.delete(np.arange(*pair.window), pair.change - pair.window[0])
 
 
+def missing_run(trajectories: Trajectories, *runs: str) -> str:
+    """Which of the runs is missing, in words; empty if they are all there."""
+    return next((f"the run {run} is missing" for run in runs if run not in trajectories), "")
+
+
 def too_few_steps(trajectory: Trajectory, steps: int) -> str:
     """Why a statistic over ``steps`` steps from break-even on is not given."""
     if trajectory.break_even is None:

@@ -8,7 +8,14 @@ from typing import Literal
 import numpy as np
 
 from opposing_signals.claims.claim import Estimate
-from opposing_signals.claims.statistics import FEWEST_STEPS, Trajectories, block_bootstrap, median_over_steps, only_run
+from opposing_signals.claims.statistics import (
+    FEWEST_STEPS,
+    Trajectories,
+    block_bootstrap,
+    median_over_steps,
+    missing_run,
+    only_run,
+)
 from opposing_signals.data.token_patterns import PATTERNS
 from opposing_signals.signals.tokens import Contexts, TokenPair, TokenTrack
 
@@ -78,9 +85,9 @@ def _has_pattern(contexts: Contexts, point: int, pattern: str) -> bool:
 
 def detrended_correlation(trajectories: Trajectories, run: str, other: str, window: int) -> Estimate:
     """Correlation over steps of two runs' training losses, each without its running mean."""
-    missing = [name for name in (run, other) if name not in trajectories]
+    missing = missing_run(trajectories, run, other)
     if missing:
-        return Estimate.unknown(f"the run {missing[0]} is missing")
+        return Estimate.unknown(missing)
     losses = [np.asarray(trajectories[name].record["train_loss"].values, dtype=np.float64) for name in (run, other)]
     steps = min(map(len, losses))
     if steps < max(FEWEST_STEPS, window):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -17,6 +16,7 @@ from opposing_signals.figures import style
 from opposing_signals.signals import Trajectory
 from opposing_signals.signals.token_tables import Section, found_sections, named_sections, plain
 from opposing_signals.signals.tokens import TokenPair, TokenTrack, losses_of
+from opposing_signals.templates import templates
 
 WIDTH = 62
 """Characters of a context that are drawn."""
@@ -133,13 +133,7 @@ def token_tables(
     head = f"Losses of next tokens at step {step} and behind it: {trajectory.configuration['run']['name']}, {data}"
     text = [head, *("\n" + section.as_text() for section in sections)]
     (folder / "tables.txt").write_text("\n".join(text) + "\n", encoding="utf-8")
-    environment = Environment(
-        loader=PackageLoader("opposing_signals", "figures"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
+    environment = templates("figures")
     page = environment.get_template("tokens.html.j2").render(head=head, sections=sections)
     (folder / "tables.html").write_text(page, encoding="utf-8")
 

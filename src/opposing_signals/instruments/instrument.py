@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from opposing_signals._lightning import Callback, LightningModule, Trainer
 from opposing_signals.data import Dataset
@@ -12,6 +13,8 @@ from opposing_signals.errors import InputError
 from opposing_signals.record import Record
 from opposing_signals.risk import EmpiricalRisk
 from opposing_signals.training.module import TrainingModule
+
+Rule = TypeVar("Rule", bound=torch.optim.Optimizer)
 
 
 class Instrument(Callback):
@@ -50,6 +53,26 @@ class Instrument(Callback):
 
     def from_step(self, module: TrainingModule, step: int) -> None:
         """Take what the step's own forward pass saw of θ_step: ``module.forward_pass`` over ``module.batch``."""
+
+    def required_optimizer(self, module: TrainingModule, kind: type[Rule], name: str) -> Rule:
+        """The run's optimizer, for an instrument that makes sense with one kind only.
+
+        Args:
+            module: Of the run.
+            kind: Of optimizer.
+            name: Of the instrument in the configuration.
+
+        Raises:
+            InputError: The run has another.
+        """
+        lightning_optimizer: Any = module.optimizers()
+        optimizer = lightning_optimizer.optimizer
+        if not isinstance(optimizer, kind):
+            raise InputError(
+                f"{type(self).__name__}: the optimizer is {type(optimizer).__name__}: expected {kind.__name__}; leave "
+                f"{name} out of instruments"
+            )
+        return optimizer
 
     def write(self, module: TrainingModule, step: int, quantity: str, value: np.ndarray | float) -> None:
         """Append to the record; scalars go to the run's logger as well."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.optim import SplitSGD
 from opposing_signals.training.module import TrainingModule
@@ -19,11 +16,5 @@ class SignedShare(Instrument):
 
     def from_step(self, module: TrainingModule, step: int) -> None:
         """It follows from the momenta that the step just taken has left."""
-        lightning_optimizer: Any = module.optimizers()
-        optimizer = lightning_optimizer.optimizer
-        if not isinstance(optimizer, SplitSGD):
-            raise InputError(
-                f"SignedShare: the optimizer is {type(optimizer).__name__}: expected SplitSGD; leave signed_share out "
-                "of instruments"
-            )
+        optimizer = self.required_optimizer(module, SplitSGD, "signed_share")
         self.write(module, step, "signed_share", float(optimizer.signed_share))

@@ -27,17 +27,19 @@ from typing import Any
 
 import numpy as np
 from hydra.errors import InstantiationException
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
 from opposing_signals import data
 from opposing_signals.data import Dataset
 from opposing_signals.data.tokenizers import decode
+from opposing_signals.data.tracked import FILE as TRACKED
+from opposing_signals.data.tracked import positions
 from opposing_signals.errors import InputError
 from opposing_signals.record import Record, Series
 from opposing_signals.report.result import Explorer, entry
 from opposing_signals.signals import OpposingPair, Trajectory, fallers, find_pairs, risers
+from opposing_signals.templates import templates
 
 SHOWN = 24
 """Risers and fallers of a step, as in the grids of Appendix H."""
@@ -47,8 +49,6 @@ BLOCK = 32
 """Training examples in a file."""
 SERIES_BYTES = 16 << 20
 """Losses over the steps are kept for as many points as fit into this, the members of pairs in any case."""
-TRACKED = "examples.npz"
-"""Where a run with data of its own keeps its examples: their pictures or texts, and which ones (``index``)."""
 LONGEST_SIDE = 96
 """Pixels of a picture at the most."""
 COLUMNS = 8
@@ -477,12 +477,12 @@ def _write_examples(
     members = len({int(member) for pair in pairs for group in pair.groups for member in group})
     affordable = SERIES_BYTES // (4 * max(1, len(trajectory.losses)))
     with_series = min(len(ranked), max(members, affordable))
-    positions = _positions(trajectory.record, len(times[0]))
+    places = positions(trajectory.record.folder, len(times[0]))
     kept = np.stack([np.asarray(row)[ranked[:with_series]] for row in trajectory.losses.values]).astype("<f4")
     for number, start in enumerate(range(0, len(ranked), BLOCK)):
         points = ranked[start : start + BLOCK]
         content = {
-            "ids": _numbers(positions[points], "u4"),
+            "ids": _numbers(places[points], "u4"),
             "captions": [examples.caption(int(point)) for point in points],
             "rises": _numbers(times[0, points], "u4"),
             "falls": _numbers(times[1, points], "u4"),
@@ -494,23 +494,15 @@ def _write_examples(
             path = place / "images" / f"{number:04d}.png"
             path.parent.mkdir(exist_ok=True)
             examples.sheet(points).save(path, compress_level=3)
-    _write(place, "ids", {"ids": _numbers(positions[ranked], "u4")})
+    _write(place, "ids", {"ids": _numbers(places[ranked], "u4")})
     return {
         "kept": len(ranked),
-        "among": int(positions.max()) + 1,
+        "among": int(places.max()) + 1,
         "inFile": BLOCK,
         "withSeries": with_series,
         "kind": examples.kind,
         "picture": [*examples.picture_size, COLUMNS] if examples.kind == "image" else None,
     }
-
-
-def _positions(record: Record, points: int) -> np.ndarray:
-    """``[N]``: the numbers of the training examples; a run may have followed a part of its data set."""
-    if not (record.folder / TRACKED).is_file():
-        return np.arange(points)
-    with np.load(record.folder / TRACKED, allow_pickle=False) as file:
-        return file["index"]
 
 
 # -- files --------------------------------------------------------------------------------------------------------
@@ -533,12 +525,6 @@ def _write(place: Path, name: str, content: dict[str, Any]) -> None:
 
 def _page(name: str, place: str) -> str:
     package = Path(__file__).parent
-    environment = Environment(
-        loader=PackageLoader("opposing_signals", "report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
+    environment = templates("report")
     style, script = (Markup((package / source).read_text(encoding="utf-8")) for source in SOURCES[1:])
     return environment.get_template(SOURCES[0]).render(name=name, place=place, style=style, script=script)

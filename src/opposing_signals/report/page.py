@@ -10,10 +10,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from opposing_signals.errors import InputError
 from opposing_signals.report.result import VERDICTS, Explorer, Result
+from opposing_signals.templates import templates
 
 PAGE = Path("outputs", "report", "index.html")
 DEPTH = 3
@@ -88,13 +87,7 @@ def render(results: list[Result], explorers: Sequence[Explorer] = ()) -> str:
         results: In the order of `find_results`.
         explorers: Of the runs.
     """
-    environment = Environment(
-        loader=PackageLoader("opposing_signals", "report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
+    environment = templates("report")
     environment.filters.update(number=number, interval=interval, threshold=threshold, duration=duration, moment=moment)
     verdicts = [(result.scale, verdict["verdict"]) for result in results for verdict in result.verdicts]
     experiments = [(name, list(group)) for name, group in groupby(results, key=lambda result: result.name)]
