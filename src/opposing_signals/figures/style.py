@@ -46,11 +46,14 @@ plt.rcParams.update(
     }
 )
 
+_INCHES_A_LETTER = 0.135  # of a title
+
 
 def figure(width: float, height: float, title: str) -> Figure:
-    """An empty figure of ``width`` x ``height`` inches with a title."""
+    """An empty figure of ``width`` x ``height`` inches with a title, its lines broken where they do not fit."""
     new = plt.figure(figsize=(width, height))
-    new.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    lines = [textwrap.fill(line, int(width / _INCHES_A_LETTER)) for line in title.splitlines()]
+    new.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=12, fontweight="bold")
     return new
 
 
