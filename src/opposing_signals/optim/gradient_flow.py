@@ -56,14 +56,14 @@ class GradientFlow(torch.optim.Optimizer):
     Args:
         params: As for any torch optimizer.
         lr: Time that a step covers.
-        tolerance: Largest estimated error of a substep, as a share of ‖θ‖. The estimate counts every jump of the gradient
-            in full, though most of them cancel: with ReLUs the flow is followed far closer than their sum says.
+        tolerance: Largest estimated error of a substep, as a share of the distance from the first θ. (Of the length of
+            the way it would not do: noise makes the way longer, which would then allow more noise.)
 
     Raises:
         InputError: ``lr`` or ``tolerance`` is not positive; in `step`, no substep is short enough.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, tolerance: float = 0.0003) -> None:
+    def __init__(self, params: Iterable[Tensor], lr: float, tolerance: float = 0.001) -> None:
         for name, value in (("lr", lr), ("tolerance", tolerance)):
             if not value > 0:
                 raise InputError(f"optimizer.{name}={value}: expected a number larger than 0")
@@ -79,6 +79,7 @@ class GradientFlow(torch.optim.Optimizer):
         (group,) = self.param_groups
         memory = self.state[self._parameters[0]]
         start = _flat(self._parameters)
+        memory.setdefault("origin", start)
         losses: list[float] = []
 
         def slope(theta: Tensor) -> Tensor:
@@ -99,7 +100,8 @@ class GradientFlow(torch.optim.Optimizer):
             pieces = math.ceil(remaining / memory.get("substep", _FIRST * group["lr"]))
             time = remaining / pieces
             substep = _substep(slope, start + displacement, here, time, _SAFETY * memory["radius"])
-            allowed = max(group["tolerance"] * float((start + displacement).norm()), _TINY)
+            distance = float((start - memory["origin"] + displacement + substep.displacement).norm())
+            allowed = max(group["tolerance"] * distance, _TINY)
             excess = substep.error / allowed if math.isfinite(substep.error) else math.inf
             memory["substep"] = time * min(max(0.8 * max(excess, _TINY) ** (-1 / 3), 0.2), 2.0)
             if excess <= 1:
