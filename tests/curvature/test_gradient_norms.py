@@ -7,7 +7,7 @@ from constant_statistics import own_losses
 from layers import CROSS_ENTROPY, NETWORKS, network, plain_gradient, risk_of
 from torch import nn
 
-from opposing_signals.curvature import ghost_norms, gradient_norms
+from opposing_signals.curvature import gradient_norms, layer_rules
 from opposing_signals.errors import InputError
 from opposing_signals.losses import logistic_loss, square_loss
 from opposing_signals.models import resnet18, vgg11, vit
@@ -91,7 +91,7 @@ def test_a_convolution_with_few_positions(in_one_pass):
 def test_tensors_are_cut_into_parts_when_they_are_large(monkeypatch, in_one_pass):
     risk = risk_of("attention")
     whole = gradient_norms(risk)
-    monkeypatch.setitem(ghost_norms.BLOCK, "cpu", 1)
+    monkeypatch.setitem(layer_rules.BLOCK, "cpu", 1)
     torch.testing.assert_close(gradient_norms(risk), whole, rtol=1e-12, atol=0)
 
 

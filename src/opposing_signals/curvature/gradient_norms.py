@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from opposing_signals.curvature.ghost_norms import RULES, NoRuleError
+from opposing_signals.curvature.ghost_norms import SquaredNorm
+from opposing_signals.curvature.layer_rules import NoRuleError
 from opposing_signals.curvature.own_gradients import gradients_one_by_one, shapes_behind_examples, summed_over_uses
 from opposing_signals.risk import EmpiricalRisk
 
@@ -35,7 +36,7 @@ def gradient_norms(risk: EmpiricalRisk) -> Tensor:
 
 
 def _ghost_norms(risk: EmpiricalRisk, chunk: slice, shapes: list[torch.Size]) -> Tensor:
-    return summed_over_uses(risk, chunk, shapes, RULES).clamp(min=0).sqrt()
+    return summed_over_uses(risk, chunk, shapes, SquaredNorm()).clamp(min=0).sqrt()
 
 
 def _norms_one_by_one(risk: EmpiricalRisk, chunk: slice) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -16,12 +16,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from opposing_signals.curvature.examples import deterministic, independent_examples
-from opposing_signals.curvature.ghost_norms import (
+from opposing_signals.curvature.ghost_norms import SquaredNorm
+from opposing_signals.curvature.layer_rules import (
     BLOCK,
     LINEAR,
-    RULES,
     NoRuleError,
-    Rule,
+    Reading,
     by_statistics,
     with_constant_statistics,
 )
@@ -36,7 +36,7 @@ def shapes_behind_examples(risk: EmpiricalRisk) -> list[torch.Size]:
         NoRuleError: A parameter is used without a rule, or the first axis of an output is not the example: the size of
             an axis alone does not tell, because a table of positions can be as long as a chunk.
     """
-    (two, losses), (three, _) = (_watched(risk, slice(0, examples)) for examples in (2, 3))
+    (two, losses), (three, _) = (_watched(risk, slice(0, examples), SquaredNorm()) for examples in (2, 3))
     if _is_in_graph(losses, risk.parameters) or two.shapes != [torch.Size([2, *shape[1:]]) for shape in three.shapes]:
         raise NoRuleError
     return [shape[1:] for shape in two.shapes]
@@ -46,22 +46,20 @@ def summed_over_uses(
     risk: EmpiricalRisk,
     chunk: slice,
     shapes: list[torch.Size],
-    rules: Mapping[Callable, Callable[..., Rule]],
-    width: tuple[int, ...] = (),
+    reading: Reading,
 ) -> Tensor:
-    """What ``rules`` say of each example's gradient, added up over the uses of parameters.
+    """What ``reading`` makes of each example's gradient, added up over the uses of parameters.
 
     Args:
         risk: Evaluated at its θ, without a trace.
         chunk: Positions of the chunk's examples.
         shapes: See `shapes_behind_examples`.
-        rules: As `RULES`; they turn a derivative δ ``[n, ...]`` into ``[n, *width]``.
-        width: Shape of what is added up for an example.
+        reading: Gives ``[n, *width]``.
 
     Raises:
         NoRuleError: A parameter is shared, or used in a way for which there is no rule.
     """
-    uses, losses = _watched(risk, chunk, rules, width)
+    uses, losses = _watched(risk, chunk, reading)
     if uses.shapes != [torch.Size([len(losses), *shape]) for shape in shapes]:
         raise NoRuleError
     torch.autograd.grad(losses.sum(), uses.first, allow_unused=True)
@@ -97,20 +95,15 @@ def gradients_one_by_one(risk: EmpiricalRisk, chunk: slice) -> Iterator[list[Ten
             yield list(pieces.values())
 
 
-def _watched(
-    risk: EmpiricalRisk,
-    chunk: slice,
-    rules: Mapping[Callable, Callable[..., Rule]] = RULES,
-    width: tuple[int, ...] = (),
-) -> tuple[_Uses, Tensor]:
+def _watched(risk: EmpiricalRisk, chunk: slice, reading: Reading) -> tuple[_Uses, Tensor]:
     inputs, targets = risk.inputs[chunk], risk.targets[chunk]
-    with deterministic(risk), torch.enable_grad(), _Uses(risk.parameters, (len(inputs), *width), rules) as uses:
+    with deterministic(risk), torch.enable_grad(), _Uses(risk.parameters, len(inputs), reading) as uses:
         losses, _ = risk.evaluate(inputs, targets)
     return uses, losses
 
 
 class _Uses(TorchFunctionMode):
-    """Watches a forward pass for uses of parameters, and adds up what rules say of them in the backward pass behind it.
+    """Watches a forward pass for uses of parameters, and reads gradients off in the backward pass behind it.
 
     A parameter that is used by a rule enters the graph as a constant, so the backward pass computes derivatives in
     activations alone. Batch norm in training mode is replaced by that with constant statistics.
@@ -118,17 +111,15 @@ class _Uses(TorchFunctionMode):
     Attributes:
         shapes: Of the output of each use, with the example's axis in front.
         first: The outputs with which the graph begins; on its way to all of them a derivative passes every use.
-        total: ``[n, ...]`` the sum over all uses after the backward pass; by `RULES` ``[n]`` ‖∇ℓ_i‖².
+        total: ``[n, *width]`` the sum over all uses after the backward pass.
     """
 
-    def __init__(
-        self, parameters: list[nn.Parameter], shape: tuple[int, ...], rules: Mapping[Callable, Callable[..., Rule]]
-    ) -> None:
+    def __init__(self, parameters: list[nn.Parameter], examples: int, reading: Reading) -> None:
         super().__init__()
         self.shapes: list[torch.Size] = []
         self.first: list[Tensor] = []
-        self.total = parameters[0].new_zeros(shape)
-        self._rules = rules
+        self.total = parameters[0].new_zeros(examples, *reading.width)
+        self._rules = reading.rules()
         self._is_used = {id(parameter): False for parameter in parameters}
 
     def __torch_function__(
