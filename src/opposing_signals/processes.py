@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import sys
 import time
 import traceback
@@ -120,6 +121,7 @@ def joined() -> Iterator[None]:
     global _store
     store, own_rank, size = next(distributed.rendezvous("env://"))
     _store = distributed.PrefixStore("opposing_signals", store)
+    signal.signal(signal.SIGTERM, _leave)  # Lightning's own handler calls it, and would go on without it
     has_gpu = torch.cuda.is_available() and distributed.is_nccl_available()
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if has_gpu else "gloo",
@@ -142,6 +144,11 @@ def joined() -> Iterator[None]:
             if own_rank == 0:
                 _store.set(_END, "")
             _store = None
+
+
+def _leave(*_: object) -> None:
+    """torchrun ends this process, because another one has failed."""
+    raise SystemExit(1)
 
 
 def first_has_ended(seconds: float = _PATIENCE) -> bool:
