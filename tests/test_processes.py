@@ -28,9 +28,10 @@ from opposing_signals.training.module import TrainingModule
 
 TINY = ("scale=smoke", "logger=none", "threads=1")
 IMAGES = (
-    "experiment=fig01_group_losses", *TINY, "data=planted", "data.images=24", "risk.chunk=10", "model.width=4",
-    "risk.precision=float64", "steps=5", "conclude=false", "checkpoint_seconds=0", "~instruments.sample_sharpness",
-    "~instruments.sample_curvature", "~instruments.gradient_norms", "~instruments.jacobian",
+    "experiment=fig01_group_losses", *TINY, "data=planted", "data.images=24", "risk.chunk=10", "model=vgg11bn",
+    "model.width=4", "risk.precision=float64", "steps=5", "conclude=false", "checkpoint_seconds=0",
+    "~instruments.sample_sharpness", "~instruments.sample_curvature", "~instruments.gradient_norms",
+    "~instruments.jacobian",
 )  # fmt: skip
 TEXT = ("experiment=fig45_splitsgd_gpt2", *TINY, "steps=11")  # step 10 ends an epoch with one chunk
 STREAM = (
@@ -82,9 +83,11 @@ def let_the_disk_of_the_second_be_read_only() -> None:
     if os.environ["RANK"] == "1":
 
         def guard(event, arguments):
-            is_written = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-            if is_written and f"{os.sep}outputs{os.sep}" in str(arguments[0]):
-                raise PermissionError(f"process 1 writes {arguments[0]}")
+            changes = event in ("os.mkdir", "os.rename", "os.remove", "shutil.move", "shutil.rmtree")
+            if event == "open":
+                changes = arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            if changes and any(f"{os.sep}outputs{os.sep}" in str(path) for path in arguments):
+                raise PermissionError(f"process 1 writes: {event} {arguments}")
 
         sys.addaudithook(guard)
 
