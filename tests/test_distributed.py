@@ -10,6 +10,7 @@ from torch.multiprocessing.spawn import spawn
 
 from opposing_signals.curvature import EigenTracker, curvature_split, gradient_norms, sample_curvature, sample_sharpness
 from opposing_signals.errors import InputError
+from opposing_signals.optim.sam import ascended_gradient
 
 
 def measured(layer: str) -> dict[str, torch.Tensor]:
@@ -24,7 +25,19 @@ def measured(layer: str) -> dict[str, torch.Tensor]:
     forward_pass = risk.backward(batch)
     risk.backward_with_products(vectors)
     split = curvature_split(risk, vectors[0])
+    few = risk_of(layer, examples=11, chunk=6)  # two processes, one chunk in a batch of five
+    of_few = few.backward(batch[:5])
+    products_of_few = few.hessian_products(vectors, batch[:5])
+    if layer in ("linear", "attention"):  # with batch norm no example has a loss of its own
+        ascended = torch.cat([g.reshape(-1) for g in ascended_gradient(risk, batch, 0.1)])
+    else:
+        ascended = torch.zeros(0)
     return {
+        "ascended": ascended,
+        "of_few": torch.cat([p.grad.reshape(-1) for p in few.parameters]),
+        "losses_of_few": of_few.losses,
+        "products_of_few": products_of_few.products,
+        "slopes_of_few": products_of_few.slopes,
         "gradient_norms": gradient_norms(risk),
         "sample_sharpness": sample_sharpness(risk, torch.tensor([10, 3]))[0],
         "split": torch.tensor([split.gauss_newton, split.functional]),
@@ -49,7 +62,7 @@ def worker(rank: int, port: int, layers: tuple[str, ...], folder: str) -> None:
     try:
         torch.save({layer: measured(layer) for layer in layers}, f"{folder}/{rank}.pt")
         with pytest.raises(InputError, match="1 chunks, fewer than the 2 processes; expected at most 5"):
-            risk_of("linear", chunk=11).backward()
+            risk_of("linear", chunk=11).parts()
     finally:
         torch.distributed.destroy_process_group()
 

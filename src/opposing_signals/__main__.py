@@ -38,6 +38,15 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(version("opposing-signals"))
         return 0
+    if not _is_one_of_several():
+        return _exit_code(arguments)
+    from opposing_signals.processes import joined
+
+    with joined():
+        return _exit_code(arguments)
+
+
+def _exit_code(arguments: list[str]) -> int:
     try:
         if arguments[0] == "report":
             from opposing_signals.report import build
@@ -57,16 +66,29 @@ def main(arguments: list[str] | None = None) -> int:
 
         return run(arguments)
     except InputError as error:
-        print(f"opposing-signals: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return _failed(str(error), BAD_INPUT)
     except TrainingStoppedError as error:
-        print(f"opposing-signals: training stopped: {error}", file=sys.stderr)
-        return STOPPED
+        return _failed(f"training stopped: {error}", STOPPED)
     except OSError as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
-        print(f"opposing-signals: {error.strerror or error}: {error.filename or 'the record'}", file=sys.stderr)
-        return BAD_INPUT
+        return _failed(f"{error.strerror or error}: {error.filename or 'the record'}", BAD_INPUT)
+
+
+def _is_one_of_several() -> bool:
+    """Whether torchrun has started this process."""
+    return {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
+
+
+def _failed(message: str, code: int) -> int:
+    """Report a failure, unless the first of several processes reports the same."""
+    if _is_one_of_several():
+        from opposing_signals.processes import first_has_ended, is_first
+
+        if not is_first() and first_has_ended():
+            return code
+    print(f"opposing-signals: {message}", file=sys.stderr)
+    return code
 
 
 def experiments() -> dict[str, tuple[str, dict[str, str]]]:
@@ -119,10 +141,15 @@ def _check_names(arguments: list[str]) -> None:
 
 
 def _check_launcher(launcher: str) -> None:
-    """Refuse a launcher that is not there, and say how to get it."""
+    """Refuse a launcher that is not there, and say how to get it; or one that does not fit to several processes."""
     known = sorted({"basic", *LAUNCHERS})
     if launcher not in known:
         raise InputError(f"hydra/launcher={launcher}: unknown; there are {', '.join(known)}")
+    if launcher != "basic" and _is_one_of_several():
+        raise InputError(
+            f"hydra/launcher={launcher} under torchrun: expected basic, whose jobs follow each other; start the "
+            "command without torchrun for jobs side by side"
+        )
     if launcher != "basic":
         extra, package = LAUNCHERS[launcher]
         if find_spec("hydra_plugins") is None or find_spec(f"hydra_plugins.{package.replace('-', '_')}") is None:

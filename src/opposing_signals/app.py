@@ -7,9 +7,10 @@ import os
 import shlex
 import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
 from logging import getLogger
 from pathlib import Path
@@ -30,12 +31,15 @@ from rich.console import Console
 from opposing_signals.claims import Claim, verdict_table
 from opposing_signals.configuration import configuration_folder, decisive, experiment_folder, reference_of, run_folder
 from opposing_signals.errors import InputError, TrainingStoppedError
-from opposing_signals.record import Record, write_json
+from opposing_signals.processes import agreed, count, is_first, together
+from opposing_signals.record import Record, WrittenElsewhere, write_json
 from opposing_signals.signals import Runs, Trajectory
 
 log = getLogger(__name__)
 
 FAILED = 1
+SHARED_JOB = "opposing_signals.training.job.train"
+"""The job whose work several processes can share."""
 UNFINISHED = "its process was killed or is still at work; the same command goes on with it"
 
 
@@ -52,11 +56,15 @@ class SweepNote(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Forget the jobs of an earlier sweep. Called in the process that launches the jobs, not in theirs."""
         SweepNote.config = config
-        shutil.rmtree(experiment_folder(config) / "jobs", ignore_errors=True)
+        if is_first():
+            shutil.rmtree(experiment_folder(config) / "jobs", ignore_errors=True)
 
 
 def run(arguments: list[str]) -> int:
     """Compose the configuration of ``arguments`` and run its job or jobs; the exit code.
+
+    Of several processes (`opposing_signals.processes`) all train, one run after another, and the first one alone keeps
+    the notes of a sweep, draws, checks claims and talks to the dashboard.
 
     Raises:
         InputError: The arguments name what is not there, or ask for what cannot work.
@@ -64,6 +72,21 @@ def run(arguments: list[str]) -> int:
     """
     SweepNote.config = SweepNote.failure = None
     GlobalHydra.instance().clear()
+    with _hydra_folders() as folders:
+        return _run([*arguments, *folders])
+
+
+@contextmanager
+def _hydra_folders() -> Iterator[list[str]]:
+    """Settings of where Hydra writes its own files: for all processes but the first, where they are thrown away."""
+    if is_first():
+        yield []
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield [f"hydra.{mode}.dir={folder}" for mode in ("run", "sweep")]
+
+
+def _run(arguments: list[str]) -> int:
     sys.argv[1:] = arguments
     # conf/hydra/launcher/submitit_slurm.yaml has, on purpose, the name of the plugin's schema, which checks its fields
     warnings.filterwarnings("ignore", r"(?s).*validated against ConfigStore schema with the same name")
@@ -78,7 +101,7 @@ def run(arguments: list[str]) -> int:
             raise
         raise InputError(_one_line(error)) from None
     except Exception as error:
-        if SweepNote.config is None or not _job_notes(SweepNote.config):
+        if SweepNote.config is None or not is_first() or not _job_notes(SweepNote.config):
             raise
         lost = _one_line(error)  # jobs keep their failures to themselves: this one is the launcher's
         print(f"opposing-signals: the launcher gave up: {type(error).__name__}: {lost}", file=sys.stderr)
@@ -86,7 +109,7 @@ def run(arguments: list[str]) -> int:
     finally:
         if not user_wants_tracebacks:
             del os.environ["HYDRA_FULL_ERROR"]
-    return 0 if SweepNote.config is None else _finish_sweep(SweepNote.config)
+    return _finish_sweep(SweepNote.config) if SweepNote.config is not None and is_first() else 0
 
 
 def _one_line(error: Exception) -> str:
@@ -105,7 +128,7 @@ def _job(config: DictConfig) -> None:
         try:
             with _logger(config, config.run.name) as logger:
                 record = _recorded(config, logger)
-                if config.conclude:
+                if config.conclude and is_first():
                     _conclude(config, {config.run.name: record}, logger)
         except Exception as error:
             SweepNote.failure = error
@@ -114,12 +137,12 @@ def _job(config: DictConfig) -> None:
     label = hydra_config.job.override_dirname or config.run.name
     name = _name_in_grid(config, hydra_config)
     note = {"name": name, "job": label, "folder": "", "failure": UNFINISHED}
-    write_json(path, note)
+    _write_note(path, note)
     try:
         with _logger(config, label) as logger:
             record = _recorded(config, logger, wait=True)
             note |= {"folder": str(record.folder.resolve()), "failure": ""}
-            if config.conclude and not _is_concluded_as_a_whole(hydra_config):
+            if config.conclude and is_first() and not _is_concluded_as_a_whole(hydra_config):
                 _conclude(config, {config.run.name: record}, logger, subfolder=label.replace("/", "_"))
     except (InputError, TrainingStoppedError) as error:
         if isinstance(error, TrainingStoppedError):
@@ -129,7 +152,12 @@ def _job(config: DictConfig) -> None:
     except Exception as error:
         note["failure"] = f"{type(error).__name__}: {_one_line(error)}"
         log.exception("%s failed", label)
-    write_json(path, note)
+    _write_note(path, note)
+
+
+def _write_note(path: Path, note: dict[str, str]) -> None:
+    if is_first():
+        write_json(path, note)
 
 
 def _is_concluded_as_a_whole(hydra_config: DictConfig) -> bool:
@@ -178,23 +206,37 @@ def _recorded(config: DictConfig, logger: Any, wait: bool = False) -> Record:
     """
     folder = run_folder(config)
     configuration = decisive(config)
-    with Record.writing(folder, configuration, wait) as record:
-        if record.is_complete:
+    if count() > 1 and config.job != SHARED_JOB:
+        raise InputError(
+            f"{count()} processes for {config.experiment.name}: expected one, {config.job} is no training whose work "
+            "they could share; start the same command without torchrun"
+        )
+    with _writing(folder, configuration, wait) as record:
+        state = agreed(lambda: record.state)
+        if state == "complete":
             log.info("reusing %s", folder)
-        elif record.state.startswith("stopped"):
-            raise TrainingStoppedError(
-                f"{record.state.removeprefix('stopped: ')} ({folder}); try a smaller optimizer.lr"
-            )
+        elif state.startswith("stopped"):
+            raise TrainingStoppedError(f"{state.removeprefix('stopped: ')} ({folder}); try a smaller optimizer.lr")
         else:
             if "reference" in config:
                 _recorded(reference_of(config), None, wait=True)
             try:
-                get_method(config.job)(config, record, logger)
+                with together():
+                    get_method(config.job)(config, record, logger)
             except TrainingStoppedError as stop:
                 raise TrainingStoppedError(
                     f"{stop}; the record is kept in {folder}; try a smaller optimizer.lr"
                 ) from None
     return Record(folder)
+
+
+@contextmanager
+def _writing(folder: Path, configuration: dict[str, Any], wait: bool) -> Iterator[Record]:
+    """`Record.writing` in the first process; the others append to nothing."""
+    with ExitStack() as held:
+        opened: list[Record] = []
+        agreed(lambda: opened.append(held.enter_context(Record.writing(folder, configuration, wait))))
+        yield opened[0] if opened else WrittenElsewhere(folder)
 
 
 def _conclude(
@@ -279,7 +321,7 @@ def _description(config: DictConfig, records: dict[str, Record]) -> dict[str, An
 @contextmanager
 def _logger(config: DictConfig, name: str) -> Iterator[Any]:
     """The dashboard's run of one job; closed at its end, because a second job must not go on in it."""
-    logger = instantiate(config.logger, name=name) if config.logger else None
+    logger = instantiate(config.logger, name=name) if config.logger and is_first() else None
     try:
         if logger is not None:
             logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from opposing_signals.processes import count
 from opposing_signals.record import Record
 
 PACKAGES = ("opposing-signals", "torch", "torchvision", "lightning", "hydra-core", "numpy")
@@ -29,6 +30,7 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
         "machine": {
             "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
             "threads": torch.get_num_threads(),
+            "processes": count(),
             "system": platform.system(),
         },
     }

@@ -261,6 +261,31 @@ class Record:
         write_json(self.folder / "provenance.json", provenance)
 
 
+class WrittenElsewhere(Record):
+    """A record that another process writes: nothing is written here, and no quantity is looked at."""
+
+    def __contains__(self, quantity: str) -> bool:
+        return False
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def append(self, quantity: str, step: int, value: np.ndarray | float) -> None:
+        """Leave it to the other process, which appends the same."""
+
+    def cut(self, step: int) -> None:
+        """Leave it to the other process."""
+
+    def sync(self) -> None:
+        """Leave it to the other process."""
+
+    def write_state(self, state: str) -> None:
+        """Leave it to the other process."""
+
+    def write_provenance(self, provenance: Mapping[str, Any]) -> None:
+        """Leave it to the other process."""
+
+
 def _check_same(folder: Path, configuration: dict[str, Any]) -> None:
     """Claim an empty folder for ``configuration``; refuse one that belongs to another."""
     path = folder / "configuration.json"

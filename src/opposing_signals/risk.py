@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from opposing_signals.errors import InputError
+from opposing_signals.processes import agreed, count, rank, summed
 from opposing_signals.second_order import TwiceDifferentiable, check_graph, check_layers
 
 Precision = Literal["float32", "float64", "bfloat16", "unchanged"]
@@ -152,39 +154,46 @@ class EmpiricalRisk:
             outputs = outputs.float()
         return self.loss(outputs, targets), outputs.detach()
 
-    def parts(self, batch: Batch = WHOLE) -> list[slice]:
+    def parts(self, batch: Batch = WHOLE, may_idle: bool = False) -> list[slice]:
         """Positions in ``batch`` of the chunks that this process evaluates.
 
-        Alone it evaluates all; of several processes (`torch.distributed`) the r-th takes every world-th, and what
-        they find is put together by `assembled` and `summed`.
+        Alone it evaluates all; of several processes (`opposing_signals.processes`) the r-th takes every world-th, and
+        what they find is put together by `assembled` and `summed`.
+
+        Args:
+            batch: Which examples.
+            may_idle: Whether a process may have none.
 
         Raises:
-            InputError: There are fewer chunks than processes.
+            InputError: There are fewer chunks than processes, and none may idle.
         """
-        size, processes, rank = self._size(batch), _processes(), _rank()
+        size, processes = self._size(batch), count()
         parts = [slice(first, min(first + self.chunk, size)) for first in range(0, size, self.chunk)]
-        if len(parts) < processes:
+        if self._some_idle(batch) and not may_idle:
             raise InputError(
                 f"risk.chunk={self.chunk}: {size} examples are {len(parts)} chunks, fewer than the {processes} "
                 f"processes; expected at most {size // processes}"
             )
-        return parts[rank::processes]
+        return parts[rank() :: processes]
 
     def assembled(self, pieces: Sequence[Tensor], batch: Batch = WHOLE, axis: int = 0) -> Tensor:
         """One tensor out of one piece for each of `parts`, in the batch's order along ``axis``, on every process."""
-        if _processes() == 1:
+        if count() == 1:
             return torch.cat(list(pieces), axis)
-        shape = list(pieces[0].shape)
+        if self._some_idle(batch):  # which do not know
+            shape, dtype = agreed(lambda: (list(pieces[0].shape), pieces[0].dtype))
+        else:
+            shape, dtype = list(pieces[0].shape), pieces[0].dtype
         shape[axis] = self._size(batch)
-        whole = pieces[0].new_zeros(shape)
-        for part, piece in zip(self.parts(batch), pieces, strict=True):
+        whole = torch.zeros(shape, dtype=dtype, device=self.inputs.device)
+        for part, piece in zip(self.parts(batch, may_idle=True), pieces, strict=True):
             whole.narrow(axis, part.start, part.stop - part.start).copy_(piece)
         return summed(whole)
 
-    def chunks(self, batch: Batch = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
+    def chunks(self, batch: Batch = WHOLE, may_idle: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and targets of each of `parts`."""
         seen = self._seen[1] if self._seen is not None and self._seen[0] is batch else None
-        for part in self.parts(batch):
+        for part in self.parts(batch, may_idle):
             if isinstance(batch, slice):
                 first = batch.indices(len(self))[0]
                 rows: Batch = slice(first + part.start, first + part.stop)
@@ -207,8 +216,12 @@ class EmpiricalRisk:
     def _shares(self, batch: Batch) -> Iterator[Tensor | None]:
         """w_i / Σ w_i of each of `parts`; None where all examples count the same."""
         weights = None if self.weights is None else self.weights[batch]
-        for part in self.parts(batch):
+        for part in self.parts(batch, may_idle=True):
             yield None if weights is None else weights[part] / weights.sum()
+
+    def _some_idle(self, batch: Batch) -> bool:
+        """Whether there are fewer chunks than processes: the first process has one in any case."""
+        return self._size(batch) <= self.chunk * (count() - 1)
 
     def _size(self, batch: Batch) -> int:
         return len(range(*batch.indices(len(self)))) if isinstance(batch, slice) else len(batch)
@@ -220,12 +233,16 @@ class EmpiricalRisk:
         """
         losses, outputs = [], []
         weight = 1 / self._size(batch)
-        for (inputs, targets), shares in zip(self.chunks(batch), self._shares(batch), strict=True):
+        for (inputs, targets), shares in zip(self.chunks(batch, may_idle=True), self._shares(batch), strict=True):
             sample_losses, output = self._training_forward(inputs, targets)
             mean = sample_losses.sum() * weight if shares is None else (sample_losses * shares).sum()
             mean.backward()
             losses.append(sample_losses.detach())
             outputs.append(self._kept(output))
+        if self._some_idle(batch):
+            has_gradient = agreed(lambda: [parameter.grad is not None for parameter in self.parameters])
+            for parameter in itertools.compress(self.parameters, has_gradient):
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for parameter in self.parameters:
             if parameter.grad is not None:
                 summed(parameter.grad)
@@ -234,10 +251,10 @@ class EmpiricalRisk:
 
     def _agree_on_buffers(self) -> None:
         """Of several processes each has moved batch norm's running statistics by its own chunks: take the mean."""
-        if _processes() > 1:
+        if count() > 1:
             for buffer in self.model.buffers():
                 if buffer.is_floating_point():
-                    summed(buffer.div_(_processes()))
+                    summed(buffer.div_(count()))
 
     def backward_with_products(self, vectors: Tensor, batch: Batch = WHOLE) -> CurvaturePass:
         """`backward`, and ∇²L v_j of the same batch from the same graph.
@@ -275,7 +292,7 @@ class EmpiricalRisk:
         """ℓ_i(θ) without a gradient and without a trace: see `probe`."""
         with self.probe(), torch.no_grad():
             losses, outputs = [], []
-            for chunk in self.chunks(batch):
+            for chunk in self.chunks(batch, may_idle=True):
                 sample_losses, output = self.evaluate(*chunk)
                 losses.append(sample_losses)
                 outputs.append(self._kept(output))
@@ -312,7 +329,7 @@ class EmpiricalRisk:
         losses: list[Tensor] = []
         outputs: list[Tensor] = []
         slopes: list[list[Tensor]] = [[] for _ in directions]
-        for (inputs, targets), shares in zip(self.chunks(batch), self._shares(batch), strict=True):
+        for (inputs, targets), shares in zip(self.chunks(batch, may_idle=True), self._shares(batch), strict=True):
             with torch.enable_grad(), TwiceDifferentiable():
                 sample_losses, output = self.evaluate(inputs, targets, autocast=False)
                 equal = sample_losses.new_full(sample_losses.shape, 1 / size)
@@ -336,7 +353,7 @@ class EmpiricalRisk:
             gradients = list(torch._foreach_add(gradients, pieces)) if gradients else pieces
             losses.append(sample_losses.detach())
             outputs.append(self._kept(output))
-        gradients = [summed(piece) for piece in gradients]
+        gradients = [summed(piece) for piece in gradients or [torch.zeros_like(p) for p in parameters]]
         result = CurvaturePass(
             self.assembled(losses, batch),
             self.assembled(outputs, batch),
@@ -391,18 +408,3 @@ class EmpiricalRisk:
 def flatten(tensors: Iterable[Tensor]) -> Tensor:
     """One ``[P]`` vector out of one tensor a parameter; the inverse of `EmpiricalRisk.unflatten`."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
-
-
-def summed(tensor: Tensor) -> Tensor:
-    """``tensor`` added up over the processes, in place."""
-    if _processes() > 1:
-        torch.distributed.all_reduce(tensor)
-    return tensor
-
-
-def _processes() -> int:
-    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-
-
-def _rank() -> int:
-    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0

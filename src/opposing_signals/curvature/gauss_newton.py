@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opposing_signals.risk import EmpiricalRisk, summed
+from opposing_signals.processes import summed
+from opposing_signals.risk import EmpiricalRisk
 from opposing_signals.second_order import TwiceDifferentiable, check_graph, check_layers
 
 

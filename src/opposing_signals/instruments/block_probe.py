@@ -15,6 +15,7 @@ from opposing_signals.data.probes import probe_images
 from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.normalization import Statistics, captured, frozen
+from opposing_signals.processes import is_first
 from opposing_signals.record import Record
 from opposing_signals.risk import EmpiricalRisk
 from opposing_signals.training.module import TrainingModule
@@ -110,12 +111,15 @@ class BlockProbe(Instrument):
             with self._observe(module):
                 self.risk.sample_losses(module.batch)
         statistics, norms = self._seen
+        chunks = len(self.risk.parts(module.batch, may_idle=True))  # a pass of its own for curvature may have followed
+        mean_norm = self.risk.assembled(norms[:chunks], module.batch).mean().item()
+        if not is_first():  # the first process has the first chunk
+            return
         with frozen(self.risk.model, statistics), self._feature_norms() as probe_norms:
             logits = self.risk.outputs(self._inputs)
-        examples = len(module.forward_pass.losses)  # a pass of its own for curvature may have followed
         self.write(module, step, "probe_logits", logits.float().cpu().numpy())
         self.write(module, step, "probe_feature_norm", torch.cat(probe_norms).float().cpu().numpy())
-        self.write(module, step, "mean_feature_norm", torch.cat(norms)[:examples].mean().item())
+        self.write(module, step, "mean_feature_norm", mean_norm)
         if step == 0:
             self.write(module, step, "probe_image", self._images)
 

@@ -13,6 +13,7 @@ from opposing_signals.data.token_patterns import PATTERNS, check_text, pattern_p
 from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.losses import token_losses
+from opposing_signals.processes import gathered
 from opposing_signals.record import Record
 from opposing_signals.risk import EmpiricalRisk
 from opposing_signals.signals.streaming import LossChangeStream
@@ -118,7 +119,7 @@ class TokenLosses(Instrument):
         if self.keep is None:
             return
         stream = LossChangeStream(self.keep, self.sample)
-        followed = [np.empty((2, 0), np.float32)]
+        followed: list[np.ndarray] = []
         width = self._tracked.inputs.shape[1]
         with self._tracked.probe(), torch.no_grad():
             passes = (self._tracked.losses_at(at) for at in (self._before, self._tracked.parameters))
@@ -129,6 +130,10 @@ class TokenLosses(Instrument):
                 inside = self._named[(self._named >= first) & (self._named < stop)] - first
                 followed.append(np.stack([before[inside], after[inside]]))
         self._before = []
+        stream, *others_streams = gathered([stream])
+        for other in others_streams:
+            stream.merge(other)
+        followed = gathered(followed)
         sample = stream.sample
         others = np.flatnonzero(~np.isin(sample.ids, self._points[self._named]))
         self._write_points(module, step, np.concatenate([self._points[self._named], sample.ids[others]]))

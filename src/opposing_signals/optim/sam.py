@@ -14,6 +14,7 @@ from torch.optim.optimizer import ParamsT
 
 from opposing_signals.errors import InputError
 from opposing_signals.optim.groups import called, check_not_negative, check_share, descend, with_gradient
+from opposing_signals.processes import summed
 from opposing_signals.risk import Batch, EmpiricalRisk
 
 _WEIGHTS = {"cpu": 4_000_000, "cuda": 200_000_000}  # copies of weights held at once, in entries
@@ -151,11 +152,12 @@ def ascended_gradient(risk: EmpiricalRisk, batch: Batch, rho: float) -> list[Ten
             losses = _losses(risk, ascent, inputs, targets)
             torch._foreach_add_(total, torch.autograd.grad(losses.sum(), parameters, materialize_grads=True))
             examples += len(inputs)
-    return [gradient / examples for gradient in total]
+    size = summed(torch.tensor(float(examples), device=risk.inputs.device))
+    return [summed(gradient).div_(size) for gradient in total]
 
 
 def _pieces(risk: EmpiricalRisk, batch: Batch, examples: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for inputs, targets in risk.chunks(batch):
+    for inputs, targets in risk.chunks(batch, may_idle=True):
         yield from zip(inputs.split(examples), targets.split(examples), strict=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -70,9 +71,9 @@ class LossChangeStream:
             raise InputError(f"sample={sample}: expected at least 0 points")
         self.count = 0
         self.rising = 0
-        self._rises = _Smallest(k, lambda points: -points.changes)
-        self._falls = _Smallest(k, lambda points: points.changes)
-        self._sample = _Smallest(sample, lambda points: _hashes(points.ids, seed))
+        self._rises = _Smallest(k, _falls_of)  # keys by functions with a name: a stream can go to another process
+        self._falls = _Smallest(k, _rises_of)
+        self._sample = _Smallest(sample, partial(_hashes_of, seed=seed))
 
     def update(self, ids: ArrayLike, before: ArrayLike, after: ArrayLike) -> None:
         """Take a chunk of the stream; over the whole of it no id may come twice.
@@ -152,6 +153,18 @@ class _Smallest:
         together = self.points.joined(points)
         order = np.lexsort((together.ids, self.keys(together)))
         self.points = together[order[: self.size]]
+
+
+def _rises_of(points: StreamedLosses) -> np.ndarray:
+    return points.changes
+
+
+def _falls_of(points: StreamedLosses) -> np.ndarray:
+    return -points.changes
+
+
+def _hashes_of(points: StreamedLosses, seed: int) -> np.ndarray:
+    return _hashes(points.ids, seed)
 
 
 def _hashes(ids: np.ndarray, seed: int) -> np.ndarray:

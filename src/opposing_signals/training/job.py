@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from logging import getLogger
@@ -11,11 +12,12 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from opposing_signals._lightning import Logger, Trainer
+from opposing_signals._lightning import Callback, Logger, Trainer
 from opposing_signals.configuration import reference_of, run_folder
 from opposing_signals.data import Dataset
 from opposing_signals.errors import InputError, TrainingStoppedError
 from opposing_signals.instruments import Instrument
+from opposing_signals.processes import after_first, agreed, count, is_first
 from opposing_signals.provenance import environment
 from opposing_signals.record import Record
 from opposing_signals.risk import EmpiricalRisk
@@ -42,11 +44,13 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
         TrainingStoppedError: The loss is not finite; the rows so far are kept.
     """
     _check(config)
+    devices = _devices(config)
     started = time.monotonic()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    dataset: Dataset = instantiate(config.data)
+    dataset: Dataset = after_first(lambda: instantiate(config.data))
     module = training_module(config, dataset)
+    module.risk.parts(slice(0, config.batch))  # refuses more processes than it has chunks for
     module.before_update = [instantiate(adjust) for adjust in config.get("before_update", {}).values()]
     branched: dict[str, Any] = {}
     if "reference" in config:
@@ -63,23 +67,20 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
         instrument.prepare(dataset)
     _quieten_lightning()
     trainer = Trainer(
-        **config.trainer,
+        **{**config.trainer, **devices},
         max_steps=config.steps,
         max_epochs=-1,
         logger=logger if logger is not None else False,
-        callbacks=[
-            *instruments,
-            Progress(record.folder.name, config.steps),
-            TimedCheckpoint(record, config.checkpoint_seconds),
-        ],
+        callbacks=[*instruments, *(_of_first(config, record) if is_first() else [])],
+        enable_checkpointing=is_first(),
         enable_progress_bar=False,  # ours shows the run's steps, not those of an endless epoch
         enable_model_summary=False,
         inference_mode=False,
         default_root_dir=record.folder,
     )
     module.batches.begin_at(lambda: trainer.global_step)
-    resuming = record.checkpoint.is_file()
-    record.cut(_steps_taken(record) if resuming else 0)
+    resuming = agreed(record.checkpoint.is_file)
+    agreed(lambda: record.cut(_steps_taken(record) if resuming else 0))
     seconds_before = record.provenance.get("training_seconds", 0.0) if resuming else 0.0
     origin = {
         **environment(trainer.strategy.root_device),
@@ -116,11 +117,6 @@ def _check(config: DictConfig) -> None:
     for name, least in (("steps", 1), ("seed", 0)):
         if not isinstance(config[name], int) or config[name] < least:
             raise InputError(f"{name}={config[name]}: expected a whole number, at least {least}")
-    if config.trainer.get("devices", 1) != 1:
-        raise InputError(
-            f"trainer.devices={config.trainer.devices}: expected 1, a run trains in one process; curvature can be "
-            "measured in several, see docs/curvature.md"
-        )
     if config.get("augmentation") and config.batch is None:
         raise InputError(
             "augmentation with batch=null: expected a batch size; what is measured of full-batch training is the loss "
@@ -128,6 +124,35 @@ def _check(config: DictConfig) -> None:
         )
     if not isinstance(config.optimizer.lr, int | float) or not config.optimizer.lr > 0:
         raise InputError(f"optimizer.lr={config.optimizer.lr}: expected a step size larger than 0")
+
+
+def _devices(config: DictConfig) -> dict[str, Any]:
+    """Lightning's settings: in each process it trains on one device, and knows nothing of the others.
+
+    The risk adds up what they find, so Lightning's own strategies for several devices would add it up again.
+    """
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if count() > 1 else 1
+    for field, running in (("devices", here), ("num_nodes", count() // here)):
+        given = config.trainer.get(field)
+        if given not in (None, running):
+            raise InputError(
+                f"trainer.{field}={given}: expected {running}, as it is, or null; start several processes by `torchrun "
+                "--nproc-per-node 2 -m opposing_signals experiment=...`, see docs/text.md"
+            )
+    device = int(os.environ.get("LOCAL_RANK", 0)) if count() > 1 else 0
+    if config.trainer.get("accelerator", "auto") not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+        return {"devices": 1, "num_nodes": 1}
+    if device >= torch.cuda.device_count():
+        raise InputError(
+            f"{here} processes on a machine with {torch.cuda.device_count()} GPUs: expected one for each GPU at most; "
+            "set --nproc-per-node, or trainer.accelerator=cpu"
+        )
+    return {"devices": [device], "num_nodes": 1}
+
+
+def _of_first(config: DictConfig, record: Record) -> list[Callback]:
+    """What only the first process has. Nothing here waits for the others, which have the same state."""
+    return [Progress(record.folder.name, config.steps), TimedCheckpoint(record, config.checkpoint_seconds)]
 
 
 def _check_stateless(config: DictConfig) -> None:

@@ -1,0 +1,247 @@
+"""The command line in two processes, as torchrun starts them: numbers, resuming, failures.
+
+torchrun's own launcher runs functions here instead of the module, in processes that need not import everything again.
+"""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from opposing_signals import app, processes, risk
+from opposing_signals.__main__ import main
+from opposing_signals.errors import InputError
+from opposing_signals.record import Record
+from opposing_signals.risk import EmpiricalRisk
+from opposing_signals.training import job
+from opposing_signals.training.module import TrainingModule
+
+TINY = ("scale=smoke", "logger=none", "threads=1")
+IMAGES = (
+    "experiment=fig01_group_losses", *TINY, "data=planted", "data.images=24", "risk.chunk=10", "model=vgg11bn",
+    "model.width=4", "risk.precision=float64", "steps=5", "conclude=false", "checkpoint_seconds=0",
+    "~instruments.sample_sharpness", "~instruments.sample_curvature", "~instruments.gradient_norms",
+    "~instruments.jacobian",
+)  # fmt: skip
+TEXT = ("experiment=fig45_splitsgd_gpt2", *TINY, "steps=11")  # step 10 ends an epoch with one chunk
+STREAM = (
+    "experiment=fig08_text_colon", *TINY, "steps=4", "conclude=false", "instruments.token_losses.keep=9",
+    "instruments.token_losses.sample=31",
+)  # fmt: skip
+
+
+# -- what a process runs --------------------------------------------------------------------------------------------
+
+
+def command(folder: Path, arguments: tuple[str, ...], change: Callable[[], None] | None = None) -> None:
+    """The command line, with what it prints in ``folder/<rank>.out`` and ``.err``."""
+    for descriptor, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / f"{os.environ['RANK']}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    if change is not None:
+        change()
+    code = main([*arguments, f"output_dir={folder / 'outputs'}"])
+    sys.stdout.flush()
+    if code:
+        raise SystemExit(code)
+
+
+def kill_the_second_in_its_fourth_step() -> None:
+    take_step = TrainingModule._take_step
+
+    def step_or_death(module, batch):
+        if os.environ["RANK"] == "1" and module.step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        take_step(module, batch)
+
+    TrainingModule._take_step = step_or_death
+
+
+def let_the_second_fail_alone() -> None:
+    processes._PATIENCE = 0.5
+    evaluate = EmpiricalRisk.evaluate
+
+    def evaluate_or_fail(*arguments, **named):
+        if os.environ["RANK"] == "1":
+            raise InputError("its data are bad")
+        return evaluate(*arguments, **named)
+
+    EmpiricalRisk.evaluate = evaluate_or_fail
+
+
+def let_the_disk_of_the_second_be_read_only() -> None:
+    """It may not write in the folder of outputs."""
+    if os.environ["RANK"] == "1":
+
+        def guard(event, arguments):
+            changes = event in ("os.mkdir", "os.rename", "os.remove", "shutil.move", "shutil.rmtree")
+            if event == "open":
+                changes = arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            if changes and any(f"{os.sep}outputs{os.sep}" in str(path) for path in arguments):
+                raise PermissionError(f"process 1 writes: {event} {arguments}")
+
+        sys.addaudithook(guard)
+
+
+# -- how it is started ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _prepared():
+    multiprocessing.set_forkserver_preload(["opposing_signals.app", "opposing_signals.training.job"])
+
+
+def started(folder: Path, *arguments: str, change: Callable[[], None] | None = None) -> bool:
+    """Run the command in two processes; whether they have succeeded."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=2, run_id="test", rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+        start_method="forkserver", max_restarts=0, monitor_interval=0.05,
+    )  # fmt: skip
+    try:
+        elastic_launch(config, command)(folder, arguments, change)
+    except ChildFailedError:
+        return False
+    return True
+
+
+def alone(folder: Path, *arguments: str) -> None:
+    assert main([*arguments, f"output_dir={folder / 'outputs'}"]) == 0
+
+
+def record_in(folder: Path, name: str = "") -> Record:
+    (run,) = (folder / "outputs" / "runs").glob(f"{name}*")
+    return Record(run)
+
+
+def weights(record: Record) -> dict[str, torch.Tensor]:
+    return torch.load(record.checkpoint, weights_only=True)["state_dict"]
+
+
+def assert_near(one: Record, other: Record, tolerance: float) -> None:
+    """Equal to ``tolerance`` of the largest entry; weights as well, but not batch norm's running statistics."""
+    assert set(one) == set(other)
+    for quantity in one:
+        np.testing.assert_array_equal(one[quantity].steps, other[quantity].steps, quantity)
+        ours, theirs = one[quantity].values, other[quantity].values
+        np.testing.assert_allclose(theirs, ours, rtol=0, atol=tolerance * np.nanmax(np.abs(ours)), err_msg=quantity)
+    theirs = weights(other)
+    for name, tensor in weights(one).items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(theirs[name], tensor, rtol=0, atol=tolerance, msg=name)
+
+
+def lines(folder: Path, rank: int) -> list[str]:
+    """What the process has said."""
+    said = (folder / f"{rank}.err").read_text()
+    assert "Traceback" not in said
+    return [line for line in said.splitlines() if line.startswith("opposing-signals: ")]
+
+
+# -- numbers --------------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_train_text_as_one_does_in_a_sweep(tmp_path):
+    assert started(tmp_path / "two", *TEXT, change=let_the_disk_of_the_second_be_read_only), lines(tmp_path / "two", 1)
+    alone(tmp_path / "one", *TEXT, "conclude=false")
+    for run in ("gpt2_adam", "gpt2_splitsgd"):
+        shared = record_in(tmp_path / "two", run)
+        assert_near(record_in(tmp_path / "one", run), shared, 1e-4)
+        assert shared.provenance["machine"]["processes"] == 2
+    assert "fig45_oscillations" in (tmp_path / "two" / "0.out").read_text()
+    assert (tmp_path / "two" / "1.out").read_text() == ""
+    assert (tmp_path / "two/outputs/fig45_splitsgd_gpt2/figure.png").is_file()
+
+
+def test_the_largest_changes_of_all_processes_are_found(tmp_path):
+    assert started(tmp_path / "two", *STREAM)
+    alone(tmp_path / "one", *STREAM)
+    one, two = record_in(tmp_path / "one"), record_in(tmp_path / "two")
+    assert {"token_top", "token_followed", "token_rising"} <= set(one)
+    np.testing.assert_array_equal(one["token_points"].values, two["token_points"].values)
+    assert_near(one, two, 1e-4)
+
+
+def test_two_processes_measure_images_as_one_does_and_resume_to_the_bit(tmp_path):
+    assert started(tmp_path / "two", *IMAGES, change=let_the_disk_of_the_second_be_read_only)
+    alone(tmp_path / "one", *IMAGES)
+    whole = record_in(tmp_path / "two")
+    assert {"sharpness", "sample_loss", "mean_feature_norm", "probe_logits"} <= set(whole)
+    assert_near(record_in(tmp_path / "one"), whole, 1e-6)
+    assert not started(tmp_path / "killed", *IMAGES, change=kill_the_second_in_its_fourth_step)
+    assert not record_in(tmp_path / "killed").is_complete
+    assert len(record_in(tmp_path / "killed")["train_loss"]) >= 3
+    shutil.copytree(tmp_path / "killed", tmp_path / "fewer")
+    assert started(tmp_path / "killed", *IMAGES)
+    resumed = record_in(tmp_path / "killed")
+    assert set(resumed) == set(whole)
+    for quantity in whole:
+        np.testing.assert_array_equal(resumed[quantity].values, whole[quantity].values, quantity)
+    theirs = weights(resumed)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in weights(whole).items())
+    alone(tmp_path / "fewer", *IMAGES)
+    assert_near(whole, record_in(tmp_path / "fewer"), 1e-6)
+
+
+# -- failures -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*IMAGES, "data=cifar10", "data.images=20", "data.root=/nowhere"), "data.root=/nowhere"),
+        ((*IMAGES, "optimizer.lr=1e30"), "training stopped: the training loss is"),
+    ],
+)
+def test_a_failure_of_all_is_said_once(tmp_path, arguments, message):
+    assert not started(tmp_path, *arguments)
+    (line,) = lines(tmp_path, 0)
+    assert message in line
+    assert lines(tmp_path, 1) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            (*IMAGES, "trainer.devices=3"),
+            "trainer.devices=3: expected 2, as it is, or null; start several",
+        ),
+        ((*IMAGES, "+trainer.num_nodes=2"), "trainer.num_nodes=2: expected 1"),
+        ((*IMAGES, "risk.chunk=24"), "risk.chunk=24: 24 examples are 1 chunks, fewer than the 2 processes"),
+        (("experiment=theorem31", *TINY), "2 processes for theorem31: expected one"),
+    ],
+)
+def test_what_two_processes_cannot_do_is_refused(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for module in (app, job, risk):
+        monkeypatch.setattr(module, "count", lambda: 2)
+    assert main([*arguments, f"output_dir={tmp_path}"]) == 2
+    assert f"opposing-signals: {message}" in capsys.readouterr().err
+
+
+def test_a_failure_of_one_process_ends_all(tmp_path):
+    assert not started(tmp_path, *IMAGES, change=let_the_second_fail_alone)
+    assert lines(tmp_path, 0) == []
+    assert lines(tmp_path, 1) == ["opposing-signals: process 2 of 2 failed alone: its data are bad"]
+    assert not record_in(tmp_path).is_complete
+
+
+def test_torchrun_with_a_launcher_of_side_by_side_jobs_is_refused():
+    result = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
+         "opposing_signals", "experiment=fig45_splitsgd_gpt2", "hydra/launcher=joblib"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("opposing-signals: ")]
+    assert line.startswith("opposing-signals: hydra/launcher=joblib under torchrun: expected basic")
