@@ -90,9 +90,9 @@ def check_graph(gradient: Sequence[Tensor]) -> None:
 class _Geometry(NamedTuple):
     """What `aten.convolution` takes behind input, weight and bias; never transposed."""
 
-    stride: list[int]
-    padding: list[int]
-    dilation: list[int]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
     groups: int
 
     def convolve(self, values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -161,6 +161,11 @@ class _ConvolutionBackward(Function):
         return in_slope, in_values, in_weight, None, None, None
 
 
+def of_each_axis(value: int | Sequence[int], dimensions: int) -> tuple[int, ...]:
+    """Stride, padding or dilation as torch takes it, one number for all axes or one for each, as one for each."""
+    return (value,) * dimensions if isinstance(value, int) else tuple(value) * (dimensions // len(value))
+
+
 def _convolution(native: Callable[..., Tensor], dimensions: int) -> Callable[..., Tensor]:
     def convolution(
         input: Tensor,  # noqa: A002  # the name that callers of F.conv2d use
@@ -174,10 +179,8 @@ def _convolution(native: Callable[..., Tensor], dimensions: int) -> Callable[...
         if isinstance(padding, str) or input.ndim != dimensions + 2:
             return native(input, weight, bias, stride, padding, dilation, groups)
 
-        def sizes(value: Any) -> list[int]:
-            return [value] * dimensions if isinstance(value, int) else list(value) * (dimensions // len(value))
-
-        geometry = _Geometry(sizes(stride), sizes(padding), sizes(dilation), groups)
+        strides, paddings, dilations = (of_each_axis(value, dimensions) for value in (stride, padding, dilation))
+        geometry = _Geometry(strides, paddings, dilations, groups)
         return _Convolution.apply(input, weight, bias, geometry)
 
     return convolution

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from composing import composed
+from recording import stopped
 
 from opposing_signals.configuration import decisive
 from opposing_signals.errors import InputError, TrainingStoppedError
@@ -97,23 +98,8 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(tmp_path, overrides)
 def test_a_run_killed_between_two_checkpoints_cuts_its_record_back(tmp_path, monkeypatch):
     uninterrupted = trained(tmp_path / "whole")
     folder = tmp_path / "cut"
-    config = composed("fig01_group_losses", *SMALL, "checkpoint_seconds=0.0")
     stopped_at = 4
-
-    class KilledError(Exception):
-        pass
-
-    append = Record.append
-
-    def append_until(record, quantity, step, value):
-        if (quantity, step) == ("train_loss", stopped_at):
-            raise KilledError
-        append(record, quantity, step, value)
-
-    with monkeypatch.context() as patched, Record.writing(folder, decisive(config)) as record:
-        patched.setattr(Record, "append", append_until)
-        with pytest.raises(KilledError):
-            train(config, record, None)
+    stopped(folder, composed("fig01_group_losses", *SMALL), stopped_at, monkeypatch)
     assert len(Record(folder)["sample_loss"]) == stopped_at + 1  # written in the step that was cut short
     assert_same(trained(folder), uninterrupted)
 

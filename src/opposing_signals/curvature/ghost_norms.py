@@ -8,13 +8,12 @@ norm" of Li et al. (2022).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from opposing_signals.curvature.layer_rules import Convolution, NoRuleError, Reading, by_parts
+from opposing_signals.second_order import of_each_axis
 
 aten = torch.ops.aten
 
@@ -78,17 +77,15 @@ def _sizes(convolution: Convolution, kernel: torch.Size) -> tuple[tuple[int, ...
         NoRuleError: The padding is not the same on both sides.
     """
 
-    def of_each_axis(value: Any) -> tuple[int, ...]:
-        return (value,) * len(kernel) if isinstance(value, int) else tuple(value) * (len(kernel) // len(value))
-
-    stride, dilation = of_each_axis(convolution.stride), of_each_axis(convolution.dilation)
+    axes = len(kernel)
+    stride, dilation = of_each_axis(convolution.stride, axes), of_each_axis(convolution.dilation, axes)
     padding = convolution.padding
     if isinstance(padding, str):
         total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
         if any(both_sides % 2 for both_sides in total):
             raise NoRuleError
         padding = [both_sides // 2 for both_sides in total]
-    return stride, of_each_axis(padding), dilation
+    return stride, of_each_axis(padding, axes), dilation
 
 
 def _outer_squares(values: Tensor, slope: Tensor) -> Tensor:
