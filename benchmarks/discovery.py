@@ -3,10 +3,10 @@
 python benchmarks/discovery.py [--seeds 10 11 12] [--points 50000] [--steps 1000]
 
 Two generators of data with known members: drawn images (`data=planted`, one feature at a time, and all together) under
-a small MLP, and points of §3.3's model under its two-layer linear network. Both are trained by full-batch gradient
-descent, and only losses and gradient sketches are handed on. Baselines are told how many members there are: random
-points, and the points of largest loss, at whichever step serves them best. Which of these belong to which group is
-drawn at random.
+a small MLP and under a ResNet-18 with batch norm, and points of §3.3's model under its two-layer linear network. All
+are trained by full-batch gradient descent, and only losses and gradient sketches are handed on. Baselines are told how
+many members there are: random points, and the points of largest loss, at whichever step serves them best. Which of
+these belong to which group is drawn at random.
 
 A planted feature need not become an opposing signal: a network that makes nothing of it shows none. "contrast" says,
 by the truth, how far the weaker planted group stands out in the phase that shows the pair best; below 3 there is
@@ -23,7 +23,7 @@ import math
 import resource
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from torch import nn
 from opposing_signals.curvature import gradient_sketch
 from opposing_signals.data import planted
 from opposing_signals.losses import square_loss
-from opposing_signals.models import mlp
+from opposing_signals.models import mlp, resnet18
 from opposing_signals.record import Record
 from opposing_signals.risk import EmpiricalRisk
 from opposing_signals.signals import (
@@ -70,14 +70,34 @@ class Run:
         return np.diff(self.losses, axis=0)
 
 
-def image_run(features: dict[str, tuple[float, float]], seed: int) -> Run:
+@dataclass(frozen=True)
+class Network:
+    """What the drawn images are shown to.
+
+    Attributes:
+        build: Input shape and number of classes ↦ network.
+        lr: Step size η, which leads to the edge of stability.
+        steps: Until most images are fitted.
+    """
+
+    name: str
+    build: Callable[[tuple[int, ...], int], nn.Module]
+    lr: float
+    steps: int
+
+
+MLP = Network("MLP", lambda shape, outputs: mlp(shape, outputs, (48, 48), "relu"), lr=0.03, steps=300)
+RESNET = Network("ResNet", lambda shape, outputs: resnet18(shape, outputs, width=8), lr=0.05, steps=150)
+
+
+def image_run(features: dict[str, tuple[float, float]], seed: int, network: Network = MLP) -> Run:
     prevalence = {}
     for feature, classes in CLASSES.items():
         for name, share in zip(classes, features.get(feature, (0.0, 0.0)), strict=True):
             prevalence[f"{feature}_in_{name}"] = share
     dataset = planted(480, seed=seed, **prevalence)
     torch.manual_seed(seed)
-    model = mlp((3, 32, 32), 6, (48, 48), "relu")
+    model = network.build((3, 32, 32), 6)
     loss = nn.CrossEntropyLoss(reduction="none")
     truth = []
     for feature in features:
@@ -85,8 +105,9 @@ def image_run(features: dict[str, tuple[float, float]], seed: int) -> Run:
         one, other = (np.flatnonzero(dataset.truth[feature] & (dataset.targets.numpy() == label)) for label in labels)
         truth.append((one, other))
     shares = [f"{feature} {one:g}/{other:g}" for feature, (one, other) in features.items()]
-    name = f"images, {shares[0]}" if len(shares) == 1 else "images, all three"
-    return trained(name, seed, truth, EmpiricalRisk(model, loss, dataset.inputs, dataset.targets, chunk=480), 0.03, 300)
+    name = f"{network.name}, {shares[0] if len(shares) == 1 else 'all three'}"
+    risk = EmpiricalRisk(model, loss, dataset.inputs, dataset.targets, chunk=480)
+    return trained(name, seed, truth, risk, network.lr, network.steps)
 
 
 def model_run(share: float, seed: int) -> Run:
@@ -155,7 +176,9 @@ def runs(seeds: list[int]) -> Iterator[Run]:
         for feature in CLASSES:
             for shares in PREVALENCES:
                 yield image_run({feature: shares}, seed)
-        yield image_run(dict.fromkeys(CLASSES, (0.4, 0.4)), seed)
+        for network in (MLP, RESNET):
+            yield image_run(dict.fromkeys(CLASSES, (0.4, 0.4)), seed, network)
+        yield image_run({"sky": (0.4, 0.4)}, seed, RESNET)
         for share in (0.05, 0.1):
             yield model_run(share, seed)
 

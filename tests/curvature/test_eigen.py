@@ -81,10 +81,34 @@ def test_two_products_a_step_converge_on_each_phase_of_an_alternating_operator()
     assert max(errors[-2:]) < 1e-4 < max(errors[2:4])  # {Hu_{t-1}, Hu_{t-2}} would still err by 2e-3
 
 
+def test_a_calm_operator_needs_one_product_and_a_sudden_change_gets_more_again():
+    calm, other = matrix_with([9.0] + [1.0] * 20, seed=3), matrix_with([9.0, 5.0] + [1.0] * 19, seed=4)
+    tracker = EigenTracker(tolerance=0.01)
+    products = [tracker(lambda v: v @ calm, calm[0]).products for _ in range(8)]
+    assert products[-3:] == [1, 1, 1]
+    surprised, next_one = (tracker(lambda v: v @ other, other[0]) for _ in range(2))
+    assert surprised.products > 2
+    assert surprised.residual <= 0.01 * surprised.value
+    assert next_one.products == 2  # not calm any more
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_with_no_more_products_than_the_start_has_there_is_one_pass(k):
+    spectrum = [9.0, 7.0] + [0.1 * i for i in range(50)]
+    phases = [matrix_with(spectrum, seed=3), matrix_with(spectrum, seed=4)]
+    tracker = EigenTracker(k, tolerance=0.5, max_products=2 * k)
+    for t in range(12):
+        directions = tracker.directions(phases[0][0])
+        pairs = tracker.update(directions @ phases[t % 2], lambda v, m=phases[t % 2]: v @ m)
+        if t > 2:
+            assert pairs.products == len(directions) == 2 * k
+
+
 def test_a_restored_solver_goes_on_exactly():
     matrix, later = matrix_with([5.0, 4.0, 3.0, 2.0, 1.0]), matrix_with([5.5, 4.0, 3.0, 2.0, 1.0], seed=2)
     solver, restored = EigenTracker(1, "largest", 1e-3, 9), EigenTracker(1, "largest", 1e-3, 9)
-    solver(lambda v: v @ matrix, matrix[0])
+    for _ in range(6):  # until it is calm
+        solver(lambda v: v @ matrix, matrix[0])
     restored.load_state_dict(solver.state_dict())
     a, b = (s(lambda v: v @ later, later[0]) for s in (solver, restored))
     assert (a.value, a.residual, a.products) == (b.value, b.residual, b.products)

@@ -19,6 +19,7 @@ Which = Literal["largest", "smallest", "magnitude"]
 COLD_PRODUCTS = 40
 """What a cold start may spend whatever the budget of a step: every later step leans on it."""
 _MEMORY = 4  # calls whose products are kept: two of each phase
+_CALM = 0.4  # residual over tolerance below which half the directions are enough: the error grows as its square
 
 
 @dataclass(frozen=True)
@@ -58,18 +59,20 @@ class EigenTracker:
 
     A warm start takes products {Hu_{t-1}, Hu_{t-2}} of the last Ritz vectors, which are at hand and one step of
     power iteration ahead. At the edge of stability the Hessian alternates with period two; where u_{t-1} is nearer
-    to u_{t-3} than to u_{t-2}, the start is {Hu_{t-2}, Hu_{t-4}}, of the phase that is coming. Both are known
-    *before* the operator is, so their products can ride on a pass that is made anyway: `directions` before it,
-    `update` after it. Widening the basis by the residuals of the current Ritz vectors spans, from one start vector,
-    exactly the Krylov space, so a cold start is the Lanczos method with full reorthogonalization (Saad 2011, §6.3).
+    to u_{t-3} than to u_{t-2}, the start is {Hu_{t-2}, Hu_{t-4}}, of the phase that is coming. Where the residuals
+    that the last two starts left lie well within the tolerance, the first of the two vectors is enough; what calm
+    steps save pays for wider bases in violent ones. All this is known *before* the operator is, so these products
+    can ride on a pass that is made anyway: `directions` before it, `update` after it. Widening the basis by the
+    residuals of the current Ritz vectors spans, from one start vector, exactly the Krylov space, so a cold start is
+    the Lanczos method with full reorthogonalization (Saad 2011, §6.3).
 
     Args:
         k: How many pairs.
         which: The algebraically largest eigenvalues, the smallest, or the largest in absolute value.
         tolerance: Stop when every residual is at most ``tolerance`` x |λ_1|. The relative error of λ is then at most
             about tolerance² x |λ| / gap.
-        max_products: Stop after this many products a step; the first 2k are those of the start. A cold start may
-            spend `COLD_PRODUCTS`.
+        max_products: Stop after this many products a step; the first 2k at most are those of the start, and with
+            2k there are no others. A cold start may spend `COLD_PRODUCTS`.
         seed: Of the random vectors of the cold start.
 
     Raises:
@@ -91,6 +94,7 @@ class EigenTracker:
         self._seed = seed
         self._starts: list[Tensor] = []  # [k, P] each, the latest first
         self._vectors: Tensor | None = None
+        self._residuals: list[float] = []  # of the last two calls' starts, the largest over |λ_1|
         self._directions: Tensor
 
     def directions(self, like: Tensor) -> Tensor:
@@ -117,7 +121,10 @@ class EigenTracker:
             return self._starts[:2]
         last, before, same_phase, _ = (_normalized(start[:1])[0] for start in self._starts)
         alternates = (last @ same_phase).abs() > (last @ before).abs()
-        return self._starts[1::2] if alternates else self._starts[:2]
+        starts = self._starts[1::2] if alternates else self._starts[:2]
+        can_widen = self.max_products > 2 * self.k  # where the narrow start turns out to be too narrow
+        is_calm = max(self._residuals) <= _CALM * self.tolerance
+        return starts[:1] if can_widen and is_calm else starts
 
     def update(self, images: Tensor, products: Products) -> Eigenpairs:
         """Find the pairs of the operator as it is now.
@@ -128,6 +135,7 @@ class EigenTracker:
         """
         basis = self._directions
         budget = self.max_products if self._starts else max(self.max_products, COLD_PRODUCTS)
+        reached: list[float] = []
         while True:
             values, vectors, vector_images = _ritz_pairs(basis, images, self.k, self.which)
             residual_vectors = vector_images - values[:, None].to(vectors) * vectors
@@ -135,6 +143,7 @@ class EigenTracker:
             # A basis as large as the space is exact; its residual is rounding and must not be widened by.
             room = min(budget, basis.shape[1]) - len(basis)
             unsure = residuals > self.tolerance * values.abs().max()
+            reached.append(float(residuals.max() / values.abs().max()))
             if room < 1 or not unsure.any():
                 break
             widened = _extended(basis, residual_vectors[unsure.to(residual_vectors.device)][:room])
@@ -148,6 +157,7 @@ class EigenTracker:
         start = vectors if self.which == "smallest" else vector_images  # H shrinks what belongs to a small eigenvalue
         self._starts = [start, *self._starts][:_MEMORY]
         self._vectors = vectors
+        self._residuals = [reached[0], *self._residuals][:2]
         return Eigenpairs(values, vectors, residuals, len(basis))
 
     def __call__(self, products: Products, like: Tensor) -> Eigenpairs:
@@ -166,11 +176,12 @@ class EigenTracker:
 
     def state_dict(self) -> dict[str, Any]:
         """The warm start, so that a resumed run measures what an uninterrupted one would."""
-        return {"starts": list(self._starts), "vectors": self._vectors}
+        return {"starts": list(self._starts), "vectors": self._vectors, "residuals": list(self._residuals)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
         self._starts, self._vectors = list(state["starts"]), state["vectors"]
+        self._residuals = list(state["residuals"])
 
 
 def power_iteration(products: Products, start: Tensor, tolerance: float = 0.03, max_products: int = 100) -> Eigenpairs:

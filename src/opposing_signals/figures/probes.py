@@ -176,7 +176,7 @@ def probe_under_flow(trajectories: Mapping[str, Trajectory], probe: str, flow: s
         norms.plot(elapsed, path.mean_norm, color=colour, linewidth=0.9, linestyle="--", label=f"data mean, {title}")
         panels.append(axes)
     norms.set(title="feature norm", ylim=(0, None))
-    norms.legend(loc="lower right" if flow in paths else "upper right")
+    norms.legend(loc="upper left")  # the norms start low
     break_even = trajectories[descent].break_even if descent in trajectories else None
     for axes in (*panels, norms):
         axes.set_xlabel("time Σ η" if break_even is None else "time Σ η (dotted: break-even of descent)")

@@ -50,9 +50,13 @@ _INCHES_A_LETTER = 0.135  # of a title
 
 
 def figure(width: float, height: float, title: str) -> Figure:
-    """An empty figure of ``width`` x ``height`` inches with a title, its lines broken where they do not fit."""
+    """An empty figure of ``width`` x ``height`` inches with a title, its lines broken where they do not fit.
+
+    An equation "x = 1" stays on one line.
+    """
     new = plt.figure(figsize=(width, height))
-    lines = [textwrap.fill(line, int(width / _INCHES_A_LETTER)) for line in title.splitlines()]
+    whole = title.replace(" = ", "\u00a0=\u00a0")  # textwrap breaks at no such space
+    lines = [textwrap.fill(line, int(width / _INCHES_A_LETTER)) for line in whole.splitlines()]
     new.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=12, fontweight="bold")
     return new
 
