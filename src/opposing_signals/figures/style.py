@@ -50,15 +50,20 @@ _INCHES_A_LETTER = 0.135  # of a title
 
 
 def figure(width: float, height: float, title: str) -> Figure:
-    """An empty figure of ``width`` x ``height`` inches with a title, its lines broken where they do not fit.
-
-    An equation "x = 1" stays on one line.
-    """
+    """An empty figure of ``width`` x ``height`` inches with a title, its lines broken where they do not fit."""
     new = plt.figure(figsize=(width, height))
-    whole = title.replace(" = ", "\u00a0=\u00a0")  # textwrap breaks at no such space
-    lines = [textwrap.fill(line, int(width / _INCHES_A_LETTER)) for line in whole.splitlines()]
+    lines = [_broken(line, int(width / _INCHES_A_LETTER)) for line in title.splitlines()]
     new.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=12, fontweight="bold")
     return new
+
+
+def _broken(line: str, letters: int) -> str:
+    """As few lines of at most ``letters`` as there can be, of about the same length; "x = 1" stays in one of them."""
+    whole = line.replace(" = ", "\u00a0=\u00a0")  # no place to break
+    parts = textwrap.wrap(whole, letters)
+    while len(parts) > 1 and len(narrower := textwrap.wrap(whole, max(map(len, parts)) - 1)) == len(parts):
+        parts = narrower
+    return "\n".join(parts)
 
 
 def mark_break_even(axes: Axes, step: int | None) -> None:
