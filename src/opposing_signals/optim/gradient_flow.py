@@ -23,6 +23,8 @@ from opposing_signals.errors import InputError
 
 Slope = Callable[[Tensor], Tensor]
 """``[P]`` θ ↦ ``[P]`` −∇L(θ)."""
+HORIZON = 100
+"""Steps; see `GradientFlow`."""
 Coefficients = tuple[float, list[tuple[float, float, float, float]]]
 """μ̃_1, and (μ_j, ν_j, μ̃_j, γ̃_j) for j = 2 to s."""
 
@@ -56,8 +58,10 @@ class GradientFlow(torch.optim.Optimizer):
     Args:
         params: As for any torch optimizer.
         lr: Time that a step covers.
-        tolerance: Largest estimated error of a substep, as a share of the distance from the first θ. (Of the length of
-            the way it would not do: noise makes the way longer, which would then allow more noise.)
+        tolerance: Largest estimated error of a substep, as a share of the distance from the first θ, or of what
+            `HORIZON` steps like the last one would cover, whichever is less. (Of the length of the way it would not
+            do: noise makes the way longer, which would then allow more noise. Nor of the distance alone: it stays
+            large where the flow slows down, and there allows errors that are larger than all movement.)
 
     Raises:
         InputError: ``lr`` or ``tolerance`` is not positive; in `step`, no substep is short enough.
@@ -80,6 +84,7 @@ class GradientFlow(torch.optim.Optimizer):
         memory = self.state[self._parameters[0]]
         start = _flat(self._parameters)
         memory.setdefault("origin", start)
+        moved, rounding = memory.get("moved", 0.0), torch.finfo(start.dtype).eps * float(start.norm())
         losses: list[float] = []
 
         def slope(theta: Tensor) -> Tensor:
@@ -100,12 +105,14 @@ class GradientFlow(torch.optim.Optimizer):
             pieces = math.ceil(remaining / memory.get("substep", _FIRST * group["lr"]))
             time = remaining / pieces
             substep = _substep(slope, start + displacement, here, time, _SAFETY * memory["radius"])
-            distance = float((start - memory["origin"] + displacement + substep.displacement).norm())
-            allowed = max(group["tolerance"] * distance, _TINY)
+            there = displacement + substep.displacement
+            moved = max(moved, float(there.norm()))
+            distance = min(float((start - memory["origin"] + there).norm()), HORIZON * moved)
+            allowed = max(group["tolerance"] * distance, rounding, _TINY)
             excess = substep.error / allowed if math.isfinite(substep.error) else math.inf
             memory["substep"] = time * min(max(0.8 * max(excess, _TINY) ** (-1 / 3), 0.2), 2.0)
             if excess <= 1:
-                displacement, here = displacement + substep.displacement, substep.slope
+                displacement, here = there, substep.slope
                 memory["age"] += 1
                 self.error += substep.error
                 remaining = remaining - time if pieces > 1 else 0.0
@@ -117,6 +124,7 @@ class GradientFlow(torch.optim.Optimizer):
             else:
                 memory["age"] = _REMEASURE
         self.evaluations = len(losses)
+        memory["moved"] = float(displacement.norm())
         self._move_to(start + displacement)
         return losses[0]
 
