@@ -43,12 +43,29 @@ class Residual(nn.Module):
         return F.relu(images + self.again(self.second(F.relu(self.norm(self.first(images)), inplace=True))))
 
 
+class ReLUs(nn.Module):
+    """Each way of calling it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(5))
+
+    def forward(self, values: Tensor) -> Tensor:
+        first, second, third, fourth, fifth = self.layers
+        values = first(values).relu()
+        values = second(values).relu_()
+        values = torch.relu(third(values))
+        values = torch.relu_(fourth(values))
+        return F.relu(fifth(values), inplace=True)
+
+
 def head(width: int) -> list[nn.Module]:
     return [nn.Flatten(), nn.Linear(width, 3)]
 
 
 NETWORKS = {
     "linear": lambda: [nn.Flatten(), nn.Linear(32, 5), nn.ReLU(), nn.Linear(5, 3)],
+    "relu": lambda: [nn.Flatten(), nn.Linear(32, 6), ReLUs(), nn.Linear(6, 3)],
     "tanh": lambda: [nn.Flatten(), nn.Linear(32, 5), nn.Tanh(), nn.Linear(5, 3)],
     "gelu": lambda: [nn.Flatten(), nn.Linear(32, 5), nn.GELU(), nn.Linear(5, 3)],
     "conv": lambda: [nn.Conv2d(2, 3, 3), nn.ReLU(), *head(12)],

@@ -1,10 +1,11 @@
 """Layers whose second derivatives are cheap and right.
 
-PyTorch differentiates convolution and batch norm twice through chains of small kernels: the double backward of a
-convolution transposes batch and channels to express a weight gradient as another convolution, and that of batch norm
-runs as some thirty unfused elementwise passes. Written down by hand, the first is four calls of the very kernels that
-training uses, the second two reductions and two linear combinations. A Hessian-vector product of a residual network
-then costs little more than the two gradients that the arithmetic needs.
+PyTorch differentiates convolution, batch norm and ReLU twice through chains of small kernels: the double backward of a
+convolution transposes batch and channels to express a weight gradient as another convolution, that of batch norm runs
+as some thirty unfused elementwise passes, and that of a ReLU writes zeros and adds them. Written down by hand, the
+first is four calls of the very kernels that training uses, the second two reductions and two linear combinations, the
+third one pass. A Hessian-vector product of a residual network then costs little more than the two gradients that the
+arithmetic needs.
 
 The first derivatives below call the same kernels in the same order as PyTorch's own, so a gradient computed in
 `TwiceDifferentiable` is bit-identical to that of plain training.
@@ -32,7 +33,7 @@ group_norm = F.group_norm
 
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """Within this mode, calls of convolution, batch norm and attention build graphs for cheap double backward.
+    """Within this mode, calls of convolution, batch norm, ReLU and attention build graphs for cheap double backward.
 
     It works on functions, not on modules, so it does not matter how a model is written. Everything else keeps the
     derivatives of PyTorch, which are right to second order in reverse mode.
@@ -156,7 +157,7 @@ class _ConvolutionBackward(Function):
             if needs_values:
                 in_values = ctx.geometry.backward(slope, values, weight_dual, None, [True, False, False])[0]
         if bias_dual is not None and needs_slope:
-            constant = _per_channel(bias_dual, slope).expand_as(slope)
+            constant = per_channel(bias_dual, slope).expand_as(slope)
             in_slope = constant.clone() if in_slope is None else in_slope.add_(constant)
         return in_slope, in_values, in_weight, None, None, None
 
@@ -189,7 +190,8 @@ def _convolution(native: Callable[..., Tensor], dimensions: int) -> Callable[...
 # -- batch norm -------------------------------------------------------------------------------------------------
 
 
-def _per_channel(values: Tensor, like: Tensor) -> Tensor:
+def per_channel(values: Tensor, like: Tensor) -> Tensor:
+    """``[C]`` values, shaped such that they broadcast over ``[n, C, ...]``."""
     return values.view(1, -1, *[1] * (like.ndim - 2))
 
 
@@ -264,19 +266,23 @@ class _BatchNormBackward(Function):
         a = zero if weight_dual is None else weight_dual
         b = zero if bias_dual is None else bias_dual
         if slope_dot is None:
-            slope_dot, slope_sum = _moments(slope, values, mean, inverse)
+            slope_dot, slope_sum = channel_moments(slope, values, mean, inverse)
         if values_dual is None:
             curve = dual_dot = dual_sum = zero
         else:
-            dual_dot, dual_sum = _moments(values_dual, values, mean, inverse)
-            product = _moments(values_dual, slope, zero, torch.ones_like(mean))[0]
+            dual_dot, dual_sum = channel_moments(values_dual, values, mean, inverse)
+            product = channel_moments(values_dual, slope, zero, torch.ones_like(mean))[0]
             curve = product - (dual_sum * slope_sum + dual_dot * slope_dot) / count
+
+        def dual_term(coefficient: Tensor) -> list[tuple[Tensor, Tensor]]:
+            return [] if values_dual is None else [(coefficient, values_dual)]
+
         in_slope = in_values = None
         if ctx.needs_input_grad[0]:
             on_dual = gamma * inverse
             on_values = (a - on_dual * dual_dot / count) * inverse
             constant = b - on_dual * dual_sum / count - on_values * mean
-            in_slope = _combination(constant, (on_dual, values_dual), (on_values, values))
+            in_slope = channel_combination(constant, *dual_term(on_dual), (on_values, values))
         if ctx.needs_input_grad[1]:
             on_dual = -gamma * inverse.square() * slope_dot / count
             on_slope = -gamma * inverse.square() * dual_dot / count + a * inverse
@@ -284,29 +290,36 @@ class _BatchNormBackward(Function):
                 -(gamma * inverse.square() * curve + on_dual * dual_dot + on_slope * slope_dot) * inverse / count
             )
             constant = -(on_dual * dual_sum + on_slope * slope_sum) / count - on_values * mean
-            in_values = _combination(constant, (on_dual, values_dual), (on_slope, slope), (on_values, values))
+            in_values = channel_combination(constant, *dual_term(on_dual), (on_slope, slope), (on_values, values))
         in_weight = inverse * curve if weight is not None else None
         return in_slope, in_values, in_weight, None, None, None, None, None, None
 
 
-def _moments(values: Tensor, by: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Per channel, values·(scale (by − mean)) and 1·values: the two reductions of batch norm's own backward."""
+def channel_moments(values: Tensor, by: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Per channel, values·(scale (by − mean)) and 1·values: the two reductions of batch norm's own backward.
+
+    Args:
+        values: ``[n, C, ...]``.
+        by: As ``values``.
+        mean: ``[C]``.
+        scale: ``[C]``.
+    """
     _, dot, total = aten.native_batch_norm_backward(
         values, by, None, None, None, mean, scale, True, 0.0, [False, True, True]
     )
     return dot, total
 
 
-def _combination(constant: Tensor, first: tuple[Tensor, Tensor | None], *others: tuple[Tensor, Tensor]) -> Tensor:
-    """constant + Σ coefficient x tensor with one coefficient a channel; ``first`` may lack its tensor."""
-    coefficient, tensor = first
-    like = others[0][1]
-    if tensor is None:
-        result = torch.empty_like(like).copy_(_per_channel(constant, like))
-    else:
-        result = torch.addcmul(_per_channel(constant, like), tensor, _per_channel(coefficient, like))
+def channel_combination(constant: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
+    """``[n, C, ...]``: constant + Σ coefficient x tensor, with a ``[C]`` constant and ``[C]`` coefficients."""
+    (coefficient, tensor), *others = terms
+    if tensor.is_contiguous():  # there addcmul of two small tensors is not vectorized
+        result = torch.mul(tensor, per_channel(coefficient, tensor)).add_(per_channel(constant, tensor))
+    else:  # without ``out`` addcmul takes several times as long in channels_last
+        result = torch.empty_like(tensor)
+        torch.addcmul(per_channel(constant, tensor), tensor, per_channel(coefficient, tensor), out=result)
     for coefficient, tensor in others:
-        result.addcmul_(tensor, _per_channel(coefficient, like))
+        result.addcmul_(tensor, per_channel(coefficient, tensor))
     return result
 
 
@@ -325,6 +338,44 @@ def _batch_norm(
     if input.numel() == input.shape[1]:
         raise ValueError(f"batch norm in training mode needs more than one value a channel, got {list(input.shape)}")
     return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps)
+
+
+# -- ReLU -------------------------------------------------------------------------------------------------------
+
+
+class _ReLU(Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, inplace: bool) -> Tensor:
+        output = values.relu_() if inplace else values.relu()
+        if inplace:
+            ctx.mark_dirty(values)
+        ctx.save_for_backward(output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        return _ReLUBackward.apply(slope, *ctx.saved_tensors), None
+
+
+class _ReLUBackward(Function):
+    """g ↦ g where the output is positive; it does not vary with the output."""
+
+    @staticmethod
+    def forward(ctx: Any, slope: Tensor, output: Tensor) -> Tensor:
+        ctx.save_for_backward(output)
+        return aten.threshold_backward(slope, output, 0)
+
+    @staticmethod
+    def backward(ctx: Any, dual: Tensor) -> tuple[Tensor, None]:
+        return aten.threshold_backward(dual, *ctx.saved_tensors, 0), None
+
+
+def _relu(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002  # the name that callers of F.relu use
+    return _ReLU.apply(input, inplace)
+
+
+def _relu_in_place(input: Tensor) -> Tensor:  # noqa: A002
+    return _ReLU.apply(input, True)
 
 
 # -- attention and group norm ------------------------------------------------------------------------------------
@@ -412,6 +463,11 @@ _REPLACEMENTS: dict[Callable, Callable] = {
     torch.conv2d: _convolution(torch.conv2d, 2),
     torch.conv3d: _convolution(torch.conv3d, 3),
     F.batch_norm: _batch_norm,
+    F.relu: _relu,
+    torch.relu: _relu,
+    Tensor.relu: _relu,
+    torch.relu_: _relu_in_place,
+    Tensor.relu_: _relu_in_place,
     group_norm: _group_norm,
     attention: _attention,
     multi_head_attention: _multi_head_attention,

@@ -105,3 +105,34 @@ def test_what_cannot_be_measured_is_refused():
     random = EmpiricalRisk(model, CROSS_ENTROPY, risk.inputs, risk.targets, chunk=4)
     with pytest.raises(InputError, match="in training mode: its loss is random"):
         sample_curvature(random, torch.zeros(183))
+
+
+class WritesAPart(nn.Module):
+    """Rectifies half of its input where it stands."""
+
+    def forward(self, values):
+        values[:, :2].relu_()
+        return values
+
+
+def test_writing_into_a_part_of_a_tensor_is_refused_by_every_points_curvature_and_right_in_products():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), WritesAPart(), nn.Linear(4, 1))
+    risk = EmpiricalRisk(model, square_loss, torch.randn(6, 3), torch.randn(6, 1), chunk=6, precision="float64")
+    vector = torch.randn(21, dtype=torch.float64)
+    with pytest.raises(InputError, match="write that out of place"):
+        sample_curvature(risk, vector)
+    product = risk.hessian_products(vector[None]).products[0]
+    expected = torch.autograd.functional.hvp(
+        lambda *weights: square_loss(
+            nn.functional.linear(hidden_of(risk.inputs, weights), weights[2], weights[3]), risk.targets
+        ).mean(),
+        tuple(risk.parameters),
+        tuple(risk.unflatten(vector)),
+    )[1]
+    torch.testing.assert_close(product, torch.cat([piece.flatten() for piece in expected]))
+
+
+def hidden_of(inputs, weights):
+    hidden = nn.functional.linear(inputs, weights[0], weights[1])
+    return torch.cat([hidden[:, :2].relu(), hidden[:, 2:]], 1)
