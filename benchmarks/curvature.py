@@ -213,9 +213,9 @@ def training_step(risk: EmpiricalRisk) -> None:
     torch.optim.SGD(risk.parameters, lr=0.0).step()
 
 
-def tracked_step(risk: EmpiricalRisk) -> None:
+def tracked_step(risk: EmpiricalRisk, products: int) -> None:
     risk.model.zero_grad(set_to_none=True)
-    risk.backward_with_products(torch.ones(2, sum(p.numel() for p in risk.parameters)))
+    risk.backward_with_products(torch.ones(products, sum(p.numel() for p in risk.parameters)))
     torch.optim.SGD(risk.parameters, lr=0.0).step()
 
 
@@ -229,7 +229,8 @@ def all_norms(risk: EmpiricalRisk) -> None:
 
 PASSES: dict[str, Callable[[EmpiricalRisk], None]] = {
     "training step": training_step,
-    "training step with 2 products": tracked_step,
+    "training step with 1 product": partial(tracked_step, products=1),
+    "training step with 2 products": partial(tracked_step, products=2),
     "slope and curvature of every point": slopes_and_curvatures,
     "gradient norm of every point": all_norms,
 }

@@ -51,6 +51,12 @@ def test_every_file_says_what_it_is():
         assert head.startswith("# "), path
 
 
+def test_a_number_has_one_key_however_it_is_written():
+    keys = {run_key(composed("fig39_sgd_grid", "run=resnet56_sgd", f"optimizer.lr={lr}")) for lr in ("2", "2.0", "2e0")}
+    assert len(keys) == 1
+    assert keys != {run_key(composed("fig39_sgd_grid", "run=resnet56_sgd", "optimizer.lr=2.5"))}
+
+
 def test_the_key_ignores_what_does_not_decide_the_numbers():
     key = run_key(composed("fig01_group_losses", "data=cifar10"))
     for override in (

@@ -49,8 +49,17 @@ def decisive(config: DictConfig) -> dict[str, Any]:
 
 def run_key(config: DictConfig) -> str:
     """Eight hexadecimal digits: equal for configurations whose runs have equal numbers."""
-    canonical = json.dumps(decisive(config), sort_keys=True, ensure_ascii=True)
+    canonical = json.dumps(_one_spelling(decisive(config)), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+def _one_spelling(value: Any) -> Any:
+    """``value`` with whole numbers as integers wherever they stand: lr=10 and lr=10.0 are one run."""
+    if isinstance(value, dict):
+        return {name: _one_spelling(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_one_spelling(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def reference_of(config: DictConfig) -> DictConfig:
