@@ -59,6 +59,23 @@ class ReLUs(nn.Module):
         return F.relu(fifth(values), inplace=True)
 
 
+class Ensemble(nn.Module):
+    """Two small networks by `torch.vmap`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.randn(2, 5, 32) / 4)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return torch.vmap(lambda weight: F.relu(values @ weight.T))(self.weights).sum(0)
+
+
+def without(parameter: str, module: nn.Module) -> nn.Module:
+    """One of its parameters does not train."""
+    getattr(module, parameter).requires_grad_(False)
+    return module
+
+
 def head(width: int) -> list[nn.Module]:
     return [nn.Flatten(), nn.Linear(width, 3)]
 
@@ -82,6 +99,13 @@ NETWORKS = {
     "batch_norm": lambda: [nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), *head(12)],
     "batch_norm_first": lambda: [nn.BatchNorm2d(2), nn.Conv2d(2, 3, 3), nn.GELU(), *head(12)],
     "batch_norm_plain": lambda: [nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3, affine=False), nn.Tanh(), *head(12)],
+    "batch_norm_without_shift": lambda: [
+        nn.Conv2d(2, 3, 3),
+        without("bias", nn.BatchNorm2d(3)),
+        nn.Tanh(),
+        *head(12),
+    ],
+    "bias_alone": lambda: [nn.Flatten(), without("weight", nn.Linear(32, 5)), nn.Tanh(), nn.Linear(5, 3)],
     "batch_norm_1d": lambda: [nn.Flatten(), nn.Linear(32, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)],
     "batch_norm_eval": lambda: [nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3).eval(), nn.ReLU(), *head(12)],
     "residual": lambda: [Residual(), nn.AdaptiveAvgPool2d(1), *head(2)],
@@ -101,6 +125,14 @@ def network(layer: str) -> nn.Sequential:
         if parameter.ndim == 1:
             nn.init.normal_(parameter, 0.5, 0.5)
     return model
+
+
+def ensemble_risk() -> EmpiricalRisk:
+    """A network that calls `torch.vmap`, in float64."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), Ensemble(), nn.Linear(5, 3))
+    inputs, targets = torch.randn(11, 2, 4, 4), torch.randint(3, (11,))
+    return EmpiricalRisk(model, CROSS_ENTROPY, inputs, targets, chunk=4, precision="float64")
 
 
 def risk_of(

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from layers import CROSS_ENTROPY, NETWORKS, network, plain_gradient, plain_hessian, plain_losses, risk_of
+from layers import CROSS_ENTROPY, NETWORKS, ensemble_risk, network, plain_gradient, plain_hessian, plain_losses, risk_of
 from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -25,6 +25,13 @@ def test_products_gradient_and_slopes_agree_with_plain_double_backward(layer, ch
     gradients = torch.stack([plain_gradient(loss, risk).detach() for loss in losses])
     torch.testing.assert_close(measured.slopes, vectors @ gradients.T, rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(measured.gradient, gradients.mean(0), rtol=1e-9, atol=1e-11)
+
+
+def test_products_of_a_model_that_transforms_functions():
+    risk = ensemble_risk()
+    dense = plain_hessian(plain_losses(risk).mean(), risk)
+    vectors = torch.randn(2, len(dense), dtype=torch.float64)
+    torch.testing.assert_close(risk.hessian_products(vectors).products, vectors @ dense, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("layer", ["batch_norm", "layer_norm", "attention", "max_pool"])

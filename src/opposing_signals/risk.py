@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,13 @@ class CurvaturePass(ForwardPass):
     gradient: Tensor
     products: Tensor
     slopes: Tensor
+
+
+class _ChunkPass(NamedTuple):
+    losses: Tensor
+    outputs: Tensor
+    slopes: list[Tensor]
+    gradient: list[Tensor]
 
 
 class EmpiricalRisk:
@@ -321,7 +328,7 @@ class EmpiricalRisk:
         """The pass and its gradient in the parameters' shapes and layouts, with the bits of `backward`."""
         self.check_vectors(vectors)
         check_layers(self.model)
-        parameters, size = self.parameters, self._size(batch)
+        size = self._size(batch)
         directions = [self.unflatten(v) for v in vectors]
         products = torch.zeros_like(vectors)
         pieces_of = [self.unflatten(product) for product in products]  # views
@@ -330,30 +337,16 @@ class EmpiricalRisk:
         outputs: list[Tensor] = []
         slopes: list[list[Tensor]] = [[] for _ in directions]
         for (inputs, targets), shares in zip(self.chunks(batch, may_idle=True), self._shares(batch), strict=True):
-            with torch.enable_grad(), TwiceDifferentiable():
-                sample_losses, output = self.evaluate(inputs, targets, autocast=False)
-                equal = sample_losses.new_full(sample_losses.shape, 1 / size)
-                weights = (equal if shares is None else shares.to(equal)).detach().clone().requires_grad_()
-                mean = (sample_losses * weights).sum()
-            is_curved = len(vectors) > 0
-            gradient = torch.autograd.grad(mean, parameters, create_graph=is_curved, materialize_grads=True)
-            if is_curved and not losses:
-                check_graph(gradient)
-            for j, direction in enumerate(directions):
-                *rows, slope = torch.autograd.grad(
-                    gradient,
-                    [*parameters, weights],
-                    direction,
-                    retain_graph=j + 1 < len(directions),
-                    materialize_grads=True,
-                )
-                torch._foreach_add_(pieces_of[j], rows)
-                slopes[j].append(slope)
-            pieces = [piece.detach() for piece in gradient]
-            gradients = list(torch._foreach_add(gradients, pieces)) if gradients else pieces
-            losses.append(sample_losses.detach())
-            outputs.append(self._kept(output))
-        gradients = [summed(piece) for piece in gradients or [torch.zeros_like(p) for p in parameters]]
+            equal = torch.full((len(inputs),), 1 / size, dtype=torch.float64, device=inputs.device)
+            weights = equal if shares is None else shares
+            seen = self._curvature_of_chunk(inputs, targets, weights, directions, pieces_of, is_first=not losses)
+            gradients = list(torch._foreach_add(gradients, seen.gradient)) if gradients else seen.gradient
+            losses.append(seen.losses)
+            outputs.append(self._kept(seen.outputs))
+            for row, slope in zip(slopes, seen.slopes, strict=True):
+                row.append(slope)
+            del seen  # its gradient is as large as θ
+        gradients = [summed(piece) for piece in gradients or [torch.zeros_like(p) for p in self.parameters]]
         result = CurvaturePass(
             self.assembled(losses, batch),
             self.assembled(outputs, batch),
@@ -362,6 +355,43 @@ class EmpiricalRisk:
             torch.stack([self.assembled(row, batch) for row in slopes]) if slopes else vectors.new_zeros(0, size),
         )
         return result, gradients
+
+    def _curvature_of_chunk(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        directions: list[list[Tensor]],
+        products: list[list[Tensor]],
+        is_first: bool,
+    ) -> _ChunkPass:
+        """The pass over one chunk, whose share of L is Σ w_i ℓ_i; adds its share of each product to ``products``.
+
+        What is needed for one product alone ends with it: a pass holds as few tensors of θ's size as it can.
+        """
+        parameters = self.parameters
+        with torch.enable_grad(), TwiceDifferentiable():
+            losses, outputs = self.evaluate(inputs, targets, autocast=False)
+            weights = weights.to(losses).detach().clone().requires_grad_()
+            mean = (losses * weights).sum()
+        is_curved = len(directions) > 0
+        gradient = torch.autograd.grad(mean, parameters, create_graph=is_curved, materialize_grads=True)
+        if is_curved and is_first:
+            check_graph(gradient)
+
+        def add_product(j: int) -> Tensor:
+            *rows, slope = torch.autograd.grad(
+                gradient,
+                [*parameters, weights],
+                directions[j],
+                retain_graph=j + 1 < len(directions),
+                materialize_grads=True,
+            )
+            torch._foreach_add_(products[j], rows)
+            return slope
+
+        slopes = [add_product(j) for j in range(len(directions))]
+        return _ChunkPass(losses.detach(), outputs, slopes, [piece.detach() for piece in gradient])
 
     def check_vectors(self, vectors: Tensor) -> None:
         """Refuse ``vectors`` that are not ``[k, P]``.

@@ -43,6 +43,8 @@ class TwiceDifferentiable(TorchFunctionMode):
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Replace what is slow or has no second derivative."""
+        if torch._C._are_functorch_transforms_active():  # which custom functions cannot enter
+            return func(*args, **(kwargs or {}))
         replacement = _REPLACEMENTS.get(func, func)
         return replacement(*args, **(kwargs or {}))
 
@@ -265,7 +267,7 @@ class _BatchNormBackward(Function):
         gamma = torch.ones_like(mean) if weight is None else weight
         a = zero if weight_dual is None else weight_dual
         b = zero if bias_dual is None else bias_dual
-        if slope_dot is None:
+        if slope_dot is None or slope_sum is None:
             slope_dot, slope_sum = channel_moments(slope, values, mean, inverse)
         if values_dual is None:
             curve = dual_dot = dual_sum = zero
@@ -313,7 +315,7 @@ def channel_moments(values: Tensor, by: Tensor, mean: Tensor, scale: Tensor) -> 
 def channel_combination(constant: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
     """``[n, C, ...]``: constant + Σ coefficient x tensor, with a ``[C]`` constant and ``[C]`` coefficients."""
     (coefficient, tensor), *others = terms
-    if tensor.is_contiguous():  # there addcmul of two small tensors is not vectorized
+    if tensor.is_contiguous():  # there addcmul is not vectorized when two operands broadcast
         result = torch.mul(tensor, per_channel(coefficient, tensor)).add_(per_channel(constant, tensor))
     else:  # without ``out`` addcmul takes several times as long in channels_last
         result = torch.empty_like(tensor)
@@ -358,7 +360,7 @@ class _ReLU(Function):
 
 
 class _ReLUBackward(Function):
-    """g ↦ g where the output is positive; it does not vary with the output."""
+    """g ↦ g where the output is positive; almost everywhere constant in the output."""
 
     @staticmethod
     def forward(ctx: Any, slope: Tensor, output: Tensor) -> Tensor:

@@ -166,6 +166,15 @@ def test_power_iteration_finds_the_largest_in_absolute_value_and_needs_more_prod
     assert negative.value == pytest.approx(-9.0)
 
 
+@pytest.mark.parametrize("which", ["largest", "smallest", "magnitude"])
+def test_an_operator_that_vanishes_has_eigenvalue_zero(which):
+    matrix = matrix_with(SPECTRUM)
+    tracker = EigenTracker(2, which)
+    tracker(lambda v: v @ matrix, matrix[0])
+    assert [tracker(lambda v: 0 * v, matrix[0]).values.tolist() for _ in range(6)] == [[0, 0]] * 6
+    assert abs(tracker(lambda v: v @ matrix, matrix[0]).value) == pytest.approx(8 if which == "smallest" else 9)
+
+
 def test_products_that_are_not_finite_are_reported_and_forgotten():
     matrix = matrix_with(SPECTRUM)
     tracker = EigenTracker(tolerance=1e-6)

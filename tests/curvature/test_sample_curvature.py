@@ -1,6 +1,15 @@
 import pytest
 import torch
-from layers import CROSS_ENTROPY, NETWORKS, network, plain_curvature, plain_gradient, plain_losses, risk_of
+from layers import (
+    CROSS_ENTROPY,
+    NETWORKS,
+    ensemble_risk,
+    network,
+    plain_curvature,
+    plain_gradient,
+    plain_losses,
+    risk_of,
+)
 from torch import nn
 
 from opposing_signals.curvature import sample_curvature, step_expansion
@@ -107,6 +116,50 @@ def test_what_cannot_be_measured_is_refused():
         sample_curvature(random, torch.zeros(183))
 
 
+@pytest.mark.parametrize("mean", [1.0, 100.0])
+def test_batch_norm_keeps_its_digits_where_means_are_large(mean):
+    torch.manual_seed(0)
+    inputs = torch.randn(200, 6) / 4 + mean
+    targets = torch.randint(3, (200,))
+    along = []
+    for precision in ("float32", "float64"):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))
+        risk = EmpiricalRisk(model, CROSS_ENTROPY, inputs, targets, chunk=200, precision=precision)
+        along.append(sample_curvature(risk, direction(risk).to(risk.inputs.dtype)))
+    ours, exact = along
+    for name in ("slopes", "curvatures"):
+        error = (getattr(ours, name).double() - getattr(exact, name)).norm() / getattr(exact, name).norm()
+        assert error < 3e-6 * mean
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda values: values[:, :2].relu_(),
+        lambda values: values.view(-1).relu_(),
+        lambda values: values.clamp_min_(0),
+        lambda values: values.__setitem__((slice(None), 0), 0.0),
+        lambda values: nn.functional.leaky_relu_(values),
+    ],
+)
+def test_writing_in_place_is_refused_where_it_cannot_be_followed(write):
+    class Writes(nn.Module):
+        def forward(self, values):
+            write(values)
+            return values
+
+    model = nn.Sequential(nn.Linear(3, 4), Writes(), nn.Linear(4, 1))
+    risk = EmpiricalRisk(model, square_loss, torch.randn(6, 3), torch.randn(6, 1), chunk=6)
+    with pytest.raises(InputError, match="write that out of place"):
+        sample_curvature(risk, torch.ones(21))
+
+
+def test_a_transform_inside_the_model_is_refused():
+    with pytest.raises(InputError, match=r"transform of torch\.func"):
+        sample_curvature(ensemble_risk(), torch.ones(338, dtype=torch.float64))
+
+
 class WritesAPart(nn.Module):
     """Rectifies half of its input where it stands."""
 
@@ -115,13 +168,11 @@ class WritesAPart(nn.Module):
         return values
 
 
-def test_writing_into_a_part_of_a_tensor_is_refused_by_every_points_curvature_and_right_in_products():
+def test_products_follow_what_is_written_into_a_part_of_a_tensor():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), WritesAPart(), nn.Linear(4, 1))
     risk = EmpiricalRisk(model, square_loss, torch.randn(6, 3), torch.randn(6, 1), chunk=6, precision="float64")
     vector = torch.randn(21, dtype=torch.float64)
-    with pytest.raises(InputError, match="write that out of place"):
-        sample_curvature(risk, vector)
     product = risk.hessian_products(vector[None]).products[0]
     expected = torch.autograd.functional.hvp(
         lambda *weights: square_loss(

@@ -24,6 +24,11 @@ def test_a_title_that_does_not_fit_is_broken_into_lines_of_about_the_same_length
     assert abs(len(lines[0]) - len(lines[1])) < 12
 
 
+@pytest.mark.parametrize("text", ["a = 12345678 b", "./probes/my_own_picture_of_grass.png seen", "word"])
+def test_no_word_is_cut(text):
+    assert title(2, text).replace("\u00a0", " ").split() == text.split()
+
+
 @pytest.mark.parametrize("width", [3, 4, 5, 6, 7, 8])
 def test_an_equation_stays_on_one_line(width):
     text = "A block of white passed through a network: cifar10 (500 images), η = 0.1"

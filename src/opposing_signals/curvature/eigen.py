@@ -19,6 +19,7 @@ Which = Literal["largest", "smallest", "magnitude"]
 COLD_PRODUCTS = 40
 """What a cold start may spend whatever the budget of a step: every later step leans on it."""
 _MEMORY = 4  # calls whose products are kept: two of each phase
+_TINY = 1e-300
 _CALM = 0.4  # residual over tolerance below which half the directions are enough: the error grows as its square
 
 
@@ -71,8 +72,8 @@ class EigenTracker:
         which: The algebraically largest eigenvalues, the smallest, or the largest in absolute value.
         tolerance: Stop when every residual is at most ``tolerance`` x |λ_1|. The relative error of λ is then at most
             about tolerance² x |λ| / gap.
-        max_products: Stop after this many products a step; the first 2k at most are those of the start, and with
-            2k there are no others. A cold start may spend `COLD_PRODUCTS`.
+        max_products: Stop after this many products a step; the first 2k are those of the start, k of them where it is
+            calm and there may be more than 2k. A cold start may spend `COLD_PRODUCTS`.
         seed: Of the random vectors of the cold start.
 
     Raises:
@@ -94,7 +95,7 @@ class EigenTracker:
         self._seed = seed
         self._starts: list[Tensor] = []  # [k, P] each, the latest first
         self._vectors: Tensor | None = None
-        self._residuals: list[float] = []  # of the last two calls' starts, the largest over |λ_1|
+        self._residuals: list[float] = []  # that the last two starts left, over |λ_1|
         self._directions: Tensor
 
     def directions(self, like: Tensor) -> Tensor:
@@ -143,7 +144,7 @@ class EigenTracker:
             # A basis as large as the space is exact; its residual is rounding and must not be widened by.
             room = min(budget, basis.shape[1]) - len(basis)
             unsure = residuals > self.tolerance * values.abs().max()
-            reached.append(float(residuals.max() / values.abs().max()))
+            reached.append(float(residuals.max() / values.abs().max().clamp_min(_TINY)))
             if room < 1 or not unsure.any():
                 break
             widened = _extended(basis, residual_vectors[unsure.to(residual_vectors.device)][:room])
@@ -154,7 +155,9 @@ class EigenTracker:
         if not torch.isfinite(values).all():  # nothing to lean on; the next call starts from what was good
             return Eigenpairs(values, vectors, residuals, len(basis))
         vectors, vector_images = self._with_steady_signs(vectors, vector_images)
-        start = vectors if self.which == "smallest" else vector_images  # H shrinks what belongs to a small eigenvalue
+        # H shrinks what belongs to a small eigenvalue, and leaves nothing of its null space.
+        stays = (_norms(vector_images) == 0) | (self.which == "smallest")
+        start = torch.where(stays[:, None].to(vectors.device), vectors, vector_images)
         self._starts = [start, *self._starts][:_MEMORY]
         self._vectors = vectors
         self._residuals = [reached[0], *self._residuals][:2]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opposing_signals.curvature.taylor import Jet, orders
+from opposing_signals.curvature.taylor import Jet, WithoutTransforms, orders
 from opposing_signals.risk import EmpiricalRisk
 from opposing_signals.second_order import check_layers
 
@@ -38,12 +38,13 @@ def sample_curvature(risk: EmpiricalRisk, vector: Tensor) -> AlongLine:
         vector: ``[P]``, of any length ‖v‖.
 
     Raises:
-        InputError: The vector has another length than θ, or a layer is random.
+        InputError: The vector has another length than θ, a layer is random, or the model writes in place or transforms
+            functions where Taylor arithmetic cannot follow.
     """
     risk.check_vectors(vector[None])
     check_layers(risk.model)
     line = [Jet(p.detach(), v) for p, v in zip(risk.parameters, risk.unflatten(vector), strict=True)]
-    with risk.probe(), torch.no_grad():
+    with risk.probe(), torch.no_grad(), WithoutTransforms():
         chunks = [orders(losses) for losses in risk.losses_at(line)]
     losses, slopes, halves = (risk.assembled(pieces) for pieces in zip(*chunks, strict=True))
     return AlongLine(losses, slopes, 2 * halves)

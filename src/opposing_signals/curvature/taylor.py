@@ -20,10 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from opposing_signals.errors import InputError
-from opposing_signals.second_order import aten, channel_combination, channel_moments
+from opposing_signals.second_order import aten, channel_combination, channel_moments, per_channel
 
 Coefficients = tuple[Tensor, Tensor | None, Tensor | None]
 """x₀, x₁, x₂; None is zero."""
@@ -48,6 +49,25 @@ class Jet(Tensor):
         """Apply ``func`` to jets."""
         with torch._C.DisableTorchFunctionSubclass():
             return _apply(func, args, kwargs or {})
+
+
+class WithoutTransforms(TorchFunctionMode):
+    """Refuses `torch.vmap` and its like inside a model: they look through a jet and see x₀ alone.
+
+    Raises:
+        InputError: The model calls one of them.
+    """
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Let everything else pass."""
+        if torch._C._are_functorch_transforms_active():
+            raise InputError(
+                "the model uses a transform of torch.func, such as vmap, and Taylor arithmetic cannot follow: write it "
+                "without, or leave out the instruments that measure every point's curvature"
+            )
+        return func(*args, **(kwargs or {}))
 
 
 def orders(value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,6 +95,8 @@ def _apply(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         return _assign(args[0], _apply(func, args, {**kwargs, "inplace": False}))
     if name in _IN_PLACE:
         return _assign(args[0], _apply(_IN_PLACE[name], args, kwargs))
+    if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+        raise _in_place()
     rule = _RULES.get(func)
     if rule is not None:
         return rule(*args, **kwargs)
@@ -89,17 +111,17 @@ def _varies(value: Any) -> bool:
 
 
 def _assign(target: Any, value: Jet) -> Jet:
-    if not isinstance(target, Jet) or _is_part(target.coefficients[0]):  # the whole would not learn of it
-        raise InputError(
-            "the model writes what depends on its parameters into a tensor in place, and Taylor arithmetic cannot "
-            "follow: write that out of place, or leave out the instruments that measure every point's curvature"
-        )
+    if not isinstance(target, Jet) or target.coefficients[0]._base is not None:  # what it views would not learn of it
+        raise _in_place()
     target.coefficients = value.coefficients
     return target
 
 
-def _is_part(tensor: Tensor) -> bool:
-    return tensor._base is not None and tensor._base.numel() > tensor.numel()
+def _in_place() -> InputError:
+    return InputError(
+        "the model writes what depends on its parameters into a tensor in place, and Taylor arithmetic cannot "
+        "follow: write that out of place, or leave out the instruments that measure every point's curvature"
+    )
 
 
 def _jets(parts: Sequence[Any]) -> Any:
@@ -145,7 +167,7 @@ def _nested(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         return jvp(function, values[:half], values[half:])
 
     jets = [orders(leaves[i]) for i in places]
-    x0, x1, x2 = ([jet[order] for jet in jets] for order in range(3))
+    x0, x1, x2 = ([jet[order].contiguous() for jet in jets] for order in range(3))  # jvp refuses what is expanded
     expansion: Any = jvp(slope, (*x0, *x1), (*x1, *(2 * part for part in x2)))
     (y0, y1), (_, y2) = expansion
     for n, i in enumerate(varying):
@@ -295,18 +317,18 @@ def _batch_norm_by_chunk(input: Any, weight: Any, bias: Any, eps: float) -> Jet:
     """
     x0, x1, x2 = orders(input)
     count = x0.numel() // x0.shape[1]
-    m0 = x0.mean([axis for axis in range(x0.ndim) if axis != 1])
-    one, zero = torch.ones_like(m0), torch.zeros_like(m0)
+    axes = [axis for axis in range(x0.ndim) if axis != 1]
+    # Centred first: in float32 the mean of a product is no covariance where means are large.
+    x0, x1 = (part - per_channel(part.mean(axes), part) for part in (x0, x1))
+    one, zero = x0.new_ones(x0.shape[1]), x0.new_zeros(x0.shape[1])
 
-    def moments(values: Tensor, by: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Covariance of the two, and the mean of ``values``."""
-        dot, total = channel_moments(values, by, mean, one)
+    def moments(values: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:
+        """Covariance with a centred ``by``, and the mean of ``values``."""
+        dot, total = channel_moments(values, by, zero, one)
         return dot / count, total / count
 
-    variance, _ = moments(x0, x0, m0)
-    cov01, m1 = moments(x1, x0, m0)
-    cov02, m2 = moments(x2, x0, m0)
-    cov11, _ = moments(x1, x1, m1)
+    variance, cov01, cov11 = (moments(*pair)[0] for pair in ((x0, x0), (x1, x0), (x1, x1)))
+    cov02, m2 = moments(x2, x0)
     s0 = (variance + eps).rsqrt()
     r1, r2 = 2 * cov01 * s0.square(), (cov11 + 2 * cov02) * s0.square()
     s1, s2 = -0.5 * r1 * s0, (0.375 * r1.square() - 0.5 * r2) * s0
@@ -314,9 +336,9 @@ def _batch_norm_by_chunk(input: Any, weight: Any, bias: Any, eps: float) -> Jet:
     b0, b1, b2 = (zero, zero, zero) if bias is None else orders(bias)
     a0, a1, a2 = g0 * s0, g0 * s1 + g1 * s0, g0 * s2 + g1 * s1 + g2 * s0
     return Jet(
-        channel_combination(b0 - a0 * m0, (a0, x0)),
-        channel_combination(b1 - a0 * m1 - a1 * m0, (a0, x1), (a1, x0)),
-        channel_combination(b2 - a0 * m2 - a1 * m1 - a2 * m0, (a0, x2), (a1, x1), (a2, x0)),
+        channel_combination(b0, (a0, x0)),
+        channel_combination(b1, (a0, x1), (a1, x0)),
+        channel_combination(b2 - a0 * m2, (a0, x2), (a1, x1), (a2, x0)),
     )
 
 

@@ -60,10 +60,16 @@ def figure(width: float, height: float, title: str) -> Figure:
 def _broken(line: str, letters: int) -> str:
     """As few lines of at most ``letters`` as there can be, of about the same length; "x = 1" stays in one of them."""
     whole = line.replace(" = ", "\u00a0=\u00a0")  # no place to break
-    parts = textwrap.wrap(whole, letters)
-    while len(parts) > 1 and len(narrower := textwrap.wrap(whole, max(map(len, parts)) - 1)) == len(parts):
-        parts = narrower
+    parts = narrower = _wrapped(whole, letters)
+    width = min(letters, max(map(len, parts), default=0))
+    while len(narrower) == len(parts) > 1 and max(map(len, narrower)) <= width:
+        parts, width = narrower, max(map(len, narrower)) - 1
+        narrower = _wrapped(whole, width)
     return "\n".join(parts)
+
+
+def _wrapped(line: str, letters: int) -> list[str]:
+    return textwrap.wrap(line, letters, break_long_words=False)
 
 
 def mark_break_even(axes: Axes, step: int | None) -> None:

@@ -24,7 +24,7 @@ from opposing_signals.errors import InputError
 Slope = Callable[[Tensor], Tensor]
 """``[P]`` θ ↦ ``[P]`` −∇L(θ)."""
 HORIZON = 100
-"""Steps; see `GradientFlow`."""
+"""Steps like the last one whose length bounds the error; see `GradientFlow`."""
 Coefficients = tuple[float, list[tuple[float, float, float, float]]]
 """μ̃_1, and (μ_j, ν_j, μ̃_j, γ̃_j) for j = 2 to s."""
 
@@ -58,10 +58,10 @@ class GradientFlow(torch.optim.Optimizer):
     Args:
         params: As for any torch optimizer.
         lr: Time that a step covers.
-        tolerance: Largest estimated error of a substep, as a share of the distance from the first θ, or of what
-            `HORIZON` steps like the last one would cover, whichever is less. (Of the length of the way it would not
-            do: noise makes the way longer, which would then allow more noise. Nor of the distance alone: it stays
-            large where the flow slows down, and there allows errors that are larger than all movement.)
+        tolerance: Largest estimated error of a substep, as a share of the distance from the first θ, or of `HORIZON`
+            times the length of the last step or of this one so far, whichever is less. (Noise lengthens the way, and
+            where the flow slows down the distance stays large: either alone would allow too much.) An error of
+            rounding is always allowed.
 
     Raises:
         InputError: ``lr`` or ``tolerance`` is not positive; in `step`, no substep is short enough.
@@ -106,13 +106,13 @@ class GradientFlow(torch.optim.Optimizer):
             time = remaining / pieces
             substep = _substep(slope, start + displacement, here, time, _SAFETY * memory["radius"])
             there = displacement + substep.displacement
-            moved = max(moved, float(there.norm()))
-            distance = min(float((start - memory["origin"] + there).norm()), HORIZON * moved)
+            reach = max(moved, float(there.norm()))
+            distance = min(float((start - memory["origin"] + there).norm()), HORIZON * reach)
             allowed = max(group["tolerance"] * distance, rounding, _TINY)
             excess = substep.error / allowed if math.isfinite(substep.error) else math.inf
             memory["substep"] = time * min(max(0.8 * max(excess, _TINY) ** (-1 / 3), 0.2), 2.0)
             if excess <= 1:
-                displacement, here = there, substep.slope
+                displacement, here, moved = there, substep.slope, reach
                 memory["age"] += 1
                 self.error += substep.error
                 remaining = remaining - time if pieces > 1 else 0.0
