@@ -175,7 +175,7 @@ def probe_under_flow(trajectories: Mapping[str, Trajectory], probe: str, flow: s
         norms.plot(elapsed, path.norm, color=colour, label=f"input, {title}")
         norms.plot(elapsed, path.mean_norm, color=colour, linewidth=0.9, linestyle="--", label=f"data mean, {title}")
         panels.append(axes)
-    norms.set(title="feature norm", ylim=(0, None))
+    norms.set(title="feature norm", ylim=(0, 1.3 * norms.get_ylim()[1]))
     norms.legend(loc="upper left")  # the norms start low
     break_even = trajectories[descent].break_even if descent in trajectories else None
     for axes in (*panels, norms):
