@@ -68,9 +68,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(arguments.rounds):
             signals = OpposingSignals(data, per_sample_loss, folder=Path(scratch) / str(number))
-            trainings: list[list] = [[signals], []] if number % 2 else [[], [signals]]
-            first, second = (seconds(data, arguments.steps, callbacks) for callbacks in trainings)
-            watched, alone = (first, second) if number % 2 else (second, first)
+            took: dict[bool, float] = {}
+            for is_watched in (True, False) if number % 2 else (False, True):
+                took[is_watched] = seconds(data, arguments.steps, [signals] if is_watched else [])
+            watched, alone = took[True], took[False]
             measured = Record(signals.folder)["sample_loss"].steps
             ratios.append(watched / alone)
             print(

@@ -35,6 +35,7 @@ from measuring import (
     CASES,
     Case,
     fastest,
+    first,
     in_float64,
     interleaved,
     milliseconds,
@@ -264,17 +265,7 @@ def peak(name: str, case: Case, checkpoint: Path) -> tuple[float, float]:
     A pass over a few examples comes first: what it imports is not the memory of a pass.
     """
     risk = case.risk(checkpoint)
-    few = slice(0, 8)
-    PASSES[name](
-        EmpiricalRisk(
-            copy.deepcopy(risk.model),
-            risk.loss,
-            risk.inputs[few],
-            risk.targets[few],
-            chunk=8,
-            channels_last=case.channels_last,
-        )
-    )
+    PASSES[name](first(8, case, risk))
     RESET_PEAK.write_text("5")
     held = largest_resident()
     for _ in range(2):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from opposing_signals.configuration import configuration_folder
 from opposing_signals.errors import InputError
-from opposing_signals.risk import EmpiricalRisk
+from opposing_signals.risk import EmpiricalRisk, Precision
 from opposing_signals.training.job import training_module
 
 LAYOUTS = {"": torch.contiguous_format, ", channels_last": torch.channels_last}
@@ -151,18 +151,22 @@ def fastest(tools: Mapping[str, Any], seconds: Mapping[str, np.ndarray]) -> dict
     }
 
 
-def in_float64(case: Case, risk: EmpiricalRisk) -> EmpiricalRisk:
-    """The first chunk in float64, where errors are not those of rounding."""
-    part = slice(0, risk.chunk)
+def first(examples: int, case: Case, risk: EmpiricalRisk, precision: Precision = "float32") -> EmpiricalRisk:
+    """The first examples as one chunk, under a copy of the model."""
     return EmpiricalRisk(
         copy.deepcopy(risk.model),
-        nn.CrossEntropyLoss(reduction="none"),
-        risk.inputs[part],
-        risk.targets[part],
-        chunk=risk.chunk,
-        precision="float64",
+        risk.loss,
+        risk.inputs[:examples],
+        risk.targets[:examples],
+        chunk=examples,
+        precision=precision,
         channels_last=case.channels_last,
     )
+
+
+def in_float64(case: Case, risk: EmpiricalRisk) -> EmpiricalRisk:
+    """The first chunk in float64, where errors are not those of rounding."""
+    return first(risk.chunk, case, risk, "float64")
 
 
 # -- clocks -----------------------------------------------------------------------------------------------------

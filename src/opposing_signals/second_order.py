@@ -14,6 +14,7 @@ The first derivatives below call the same kernels in the same order as PyTorch's
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -298,13 +299,9 @@ class _BatchNormBackward(Function):
 
 
 def channel_moments(values: Tensor, by: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Per channel, values·(scale (by − mean)) and 1·values: the two reductions of batch norm's own backward.
+    """``[C]`` values·(scale (by − mean)) and 1·values, of ``[n, C, ...]`` values and by, ``[C]`` mean and scale.
 
-    Args:
-        values: ``[n, C, ...]``.
-        by: As ``values``.
-        mean: ``[C]``.
-        scale: ``[C]``.
+    They are the two reductions of batch norm's own backward.
     """
     _, dot, total = aten.native_batch_norm_backward(
         values, by, None, None, None, mean, scale, True, 0.0, [False, True, True]
@@ -374,10 +371,6 @@ class _ReLUBackward(Function):
 
 def _relu(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002  # the name that callers of F.relu use
     return _ReLU.apply(input, inplace)
-
-
-def _relu_in_place(input: Tensor) -> Tensor:  # noqa: A002
-    return _ReLU.apply(input, True)
 
 
 # -- attention and group norm ------------------------------------------------------------------------------------
@@ -468,8 +461,8 @@ _REPLACEMENTS: dict[Callable, Callable] = {
     F.relu: _relu,
     torch.relu: _relu,
     Tensor.relu: _relu,
-    torch.relu_: _relu_in_place,
-    Tensor.relu_: _relu_in_place,
+    torch.relu_: partial(_relu, inplace=True),
+    Tensor.relu_: partial(_relu, inplace=True),
     group_norm: _group_norm,
     attention: _attention,
     multi_head_attention: _multi_head_attention,

@@ -19,7 +19,6 @@ Which = Literal["largest", "smallest", "magnitude"]
 COLD_PRODUCTS = 40
 """What a cold start may spend whatever the budget of a step: every later step leans on it."""
 _MEMORY = 4  # calls whose products are kept: two of each phase
-_TINY = 1e-300
 _CALM = 0.4  # residual over tolerance below which half the directions are enough: the error grows as its square
 
 
@@ -95,7 +94,7 @@ class EigenTracker:
         self._seed = seed
         self._starts: list[Tensor] = []  # [k, P] each, the latest first
         self._vectors: Tensor | None = None
-        self._residuals: list[float] = []  # that the last two starts left, over |λ_1|
+        self._were_calm: list[bool] = []  # whether the last two starts were good enough by far
         self._directions: Tensor
 
     def directions(self, like: Tensor) -> Tensor:
@@ -124,8 +123,7 @@ class EigenTracker:
         alternates = (last @ same_phase).abs() > (last @ before).abs()
         starts = self._starts[1::2] if alternates else self._starts[:2]
         can_widen = self.max_products > 2 * self.k  # where the narrow start turns out to be too narrow
-        is_calm = max(self._residuals) <= _CALM * self.tolerance
-        return starts[:1] if can_widen and is_calm else starts
+        return starts[:1] if can_widen and all(self._were_calm) else starts
 
     def update(self, images: Tensor, products: Products) -> Eigenpairs:
         """Find the pairs of the operator as it is now.
@@ -136,15 +134,16 @@ class EigenTracker:
         """
         basis = self._directions
         budget = self.max_products if self._starts else max(self.max_products, COLD_PRODUCTS)
-        reached: list[float] = []
         while True:
             values, vectors, vector_images = _ritz_pairs(basis, images, self.k, self.which)
             residual_vectors = vector_images - values[:, None].to(vectors) * vectors
             residuals = _norms(residual_vectors)
             # A basis as large as the space is exact; its residual is rounding and must not be widened by.
             room = min(budget, basis.shape[1]) - len(basis)
-            unsure = residuals > self.tolerance * values.abs().max()
-            reached.append(float(residuals.max() / values.abs().max().clamp_min(_TINY)))
+            allowed = self.tolerance * values.abs().max()
+            unsure = residuals > allowed
+            if len(basis) == len(self._directions):
+                is_calm = bool((residuals <= _CALM * allowed).all())
             if room < 1 or not unsure.any():
                 break
             widened = _extended(basis, residual_vectors[unsure.to(residual_vectors.device)][:room])
@@ -157,10 +156,10 @@ class EigenTracker:
         vectors, vector_images = self._with_steady_signs(vectors, vector_images)
         # H shrinks what belongs to a small eigenvalue, and leaves nothing of its null space.
         stays = (_norms(vector_images) == 0) | (self.which == "smallest")
-        start = torch.where(stays[:, None].to(vectors.device), vectors, vector_images)
+        start = torch.where(stays[:, None], vectors, vector_images)
         self._starts = [start, *self._starts][:_MEMORY]
         self._vectors = vectors
-        self._residuals = [reached[0], *self._residuals][:2]
+        self._were_calm = [is_calm, *self._were_calm][:2]
         return Eigenpairs(values, vectors, residuals, len(basis))
 
     def __call__(self, products: Products, like: Tensor) -> Eigenpairs:
@@ -179,12 +178,12 @@ class EigenTracker:
 
     def state_dict(self) -> dict[str, Any]:
         """The warm start, so that a resumed run measures what an uninterrupted one would."""
-        return {"starts": list(self._starts), "vectors": self._vectors, "residuals": list(self._residuals)}
+        return {"starts": list(self._starts), "vectors": self._vectors, "were_calm": list(self._were_calm)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
         self._starts, self._vectors = list(state["starts"]), state["vectors"]
-        self._residuals = list(state["residuals"])
+        self._were_calm = list(state["were_calm"])
 
 
 def power_iteration(products: Products, start: Tensor, tolerance: float = 0.03, max_products: int = 100) -> Eigenpairs:

@@ -312,8 +312,8 @@ def _batch_norm(
 
 
 def _batch_norm_by_chunk(input: Any, weight: Any, bias: Any, eps: float) -> Jet:  # noqa: A002
-    """γ (x − mean) / √(var + eps) + β, all of them jets: per channel a few reductions, then linear combinations of x's
-    coefficients, which is a third of the passes that `_normalized` takes.
+    """γ (x − mean) / √(var + eps) + β, all of them jets, in fewer passes than `_normalized` takes: per channel a few
+    reductions, then linear combinations of x's coefficients.
     """
     x0, x1, x2 = orders(input)
     count = x0.numel() // x0.shape[1]
