@@ -33,13 +33,13 @@ from opposing_signals.training.job import train
 from opposing_signals.training.module import TrainingModule
 
 OURS = "every step, at most 4 products"
-ACCURATE = "every step, tolerance 0.01"
+ACCURATE = "every step, tolerance 0.03"
 STRIDE = "stride 5, 2 products"
 SETTINGS: dict[str, dict[str, Any]] = {
-    OURS: {"tolerance": 0.06, "max_products": 4},
-    ACCURATE: {"tolerance": 0.01},
+    OURS: {"tolerance": 0.1, "max_products": 4},
+    ACCURATE: {"tolerance": 0.03},
     STRIDE: {"every": 5, "max_products": 2},
-    "stride 5, tolerance 0.01": {"every": 5, "tolerance": 0.01},
+    "stride 5, tolerance 0.03": {"every": 5, "tolerance": 0.03},
 }
 """Of the instrument, over those in conf/instruments/sharpness.yaml."""
 
@@ -136,7 +136,7 @@ def quantity(name: str, what: str) -> str:
 def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, most: int) -> tuple[float, Tensor, float]:
     """Largest eigenpair by the Lanczos method with full reorthogonalization: value, vector, residual norm.
 
-    It ends at a residual of 1e-4 of the value, where the relative error is about 1e-8 over the relative gap, or after
+    It ends at a residual of 1e-3 of the value, where the relative error is about 1e-6 over the relative gap, or after
     ``most`` products.
     """
     basis = start.new_empty(most, len(start))
@@ -153,7 +153,7 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, most: int) -> tu
         value, vector = float(values[-1]), weights @ basis[:count]
         direction = weights @ images[:count] - value * vector
         residual = float(direction.norm())
-        if residual <= 1e-4 * abs(value):
+        if residual <= 1e-3 * abs(value):
             break
     return value, vector / vector.norm(), residual
 

@@ -59,13 +59,13 @@ def test_a_warm_start_follows_a_slow_change_with_few_products_and_a_steady_sign(
     assert max(spent[2:]) <= 4 < spent[0]
 
 
-def test_alternating_operators_are_followed_by_the_last_two_vectors():
+def test_alternating_operators_are_followed_phase_by_phase():
     even, odd = matrix_with([9.0] + [1.0] * 20, seed=3), matrix_with([8.0] + [1.0] * 20, seed=4)
     solver = EigenTracker(tolerance=1e-6, max_products=60)
     for t in range(8):
         matrix = even if t % 2 == 0 else odd
         pair = solver(lambda v, m=matrix: v @ m, matrix[0])
-        if t >= 2:
+        if t >= 3:  # three calls tell that they alternate
             assert pair.products <= 2
             assert pair.value == pytest.approx(9.0 if t % 2 == 0 else 8.0)
 
@@ -84,12 +84,40 @@ def test_two_products_a_step_converge_on_each_phase_of_an_alternating_operator()
 def test_a_calm_operator_needs_one_product_and_a_sudden_change_gets_more_again():
     calm, other = matrix_with([9.0] + [1.0] * 20, seed=3), matrix_with([9.0, 5.0] + [1.0] * 19, seed=4)
     tracker = EigenTracker(tolerance=0.01)
-    products = [tracker(lambda v: v @ calm, calm[0]).products for _ in range(8)]
-    assert products[-3:] == [1, 1, 1]
+    products = [tracker(lambda v: v @ calm, calm[0]).products for _ in range(12)]
+    assert products[-8:] == [1, 2, 1, 1, 1, 2, 1, 1]  # of four calls one looks for what may have come
     surprised, next_one = (tracker(lambda v: v @ other, other[0]) for _ in range(2))
     assert surprised.products > 2
     assert surprised.residual <= 0.01 * surprised.value
     assert next_one.products == 2  # not calm any more
+
+
+@pytest.mark.parametrize("max_products", [2, 4])
+def test_an_eigenvalue_that_overtakes_the_one_that_is_followed_is_found(max_products):
+    basis, _ = torch.linalg.qr(torch.randn(40, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    tracker, late = EigenTracker(tolerance=0.1, max_products=max_products), 0
+    for t in range(60):
+        # Its eigenvectors stay, so that the residual of the one that is followed is 0 throughout.
+        values = torch.cat([torch.tensor([10.0, 6.0 + 0.2 * t]), torch.linspace(-1, 3, 38)]).double()
+        matrix = basis @ torch.diag(values) @ basis.T
+        late += tracker(lambda v, m=matrix: v @ m, matrix[0]).value < 0.99 * float(values.max())
+    assert late <= 3
+
+
+@pytest.mark.parametrize(("which", "sign"), [("largest", 1), ("smallest", -1), ("magnitude", -1), ("magnitude", 1)])
+def test_a_value_is_nearer_to_the_eigenvalue_than_the_rayleigh_quotient(which, sign):
+    spectrum = [sign * value for value in [10.0, *torch.linspace(-2, 4, 60).tolist()]]
+    base, drift = matrix_with(spectrum), matrix_with([1.0] * 30 + [-1.0] * 31, seed=1)
+    tracker, errors, short = EigenTracker(1, which, max_products=2), [], []
+    for t in range(30):
+        matrix = base + 0.3 * math.sin(2 * t) * drift
+        pair = tracker(lambda v, m=matrix: v @ m, matrix[0])
+        truth = float(torch.linalg.eigvalsh(matrix * sign)[-1])
+        assert pair.quotient == pytest.approx(float(pair.vector @ matrix @ pair.vector))
+        errors.append(abs(pair.value * sign - truth))
+        short.append(truth - pair.quotient * sign)
+    assert min(short) > 0
+    assert sum(errors) < 0.4 * sum(short)
 
 
 @pytest.mark.parametrize("k", [1, 3])

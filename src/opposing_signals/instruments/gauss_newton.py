@@ -11,7 +11,8 @@ class GaussNewton(Instrument):
     """Writes the two parts of vᵀ∇²L(θ_t)v for the top eigenvector v.
 
     ``sharpness_gauss_newton`` is the part of the loss's curvature in the outputs, ``sharpness_functional`` that of the
-    network's own in the weights (see `opposing_signals.curvature.CurvatureSplit`). They sum to λ.
+    network's own in the weights (see `opposing_signals.curvature.CurvatureSplit`). They sum to the Rayleigh
+    quotient, ``sharpness_quotient``.
 
     It takes v from `Sharpness`, and stands behind it in the configuration.
     """

@@ -18,7 +18,10 @@ from opposing_signals.training.module import TrainingModule
 
 
 class Sharpness(Instrument):
-    """Writes ``sharpness`` λ(θ_t), ``sharpness_residual`` ‖Hv − λv‖ and ``sharpness_products`` (products spent).
+    """Writes ``sharpness`` λ(θ_t), ``sharpness_quotient``, ``sharpness_residual`` and ``sharpness_products``.
+
+    The quotient is q = vᵀHv, the residual ‖Hv − qv‖; λ is q and what the residual says is missing, see `EigenTracker`.
+    The products are those spent.
 
     Beside them stands ``eigenvector_share`` ``[tensors]``: the share of v's squared entries in each parameter tensor
     (figures 32 to 35), in the model's order; and with k > 1 ``eigenvalues`` ``[k]``.
@@ -81,6 +84,7 @@ class Sharpness(Instrument):
 
     def _write(self, module: TrainingModule, step: int, pairs: Eigenpairs) -> None:
         self.write(module, step, "sharpness", pairs.value)
+        self.write(module, step, "sharpness_quotient", pairs.quotient)
         self.write(module, step, "sharpness_residual", pairs.residual)
         self.write(module, step, "sharpness_products", pairs.products)
         shares = torch.stack([piece.double().square().sum() for piece in self.risk.unflatten(pairs.vector)])

@@ -270,6 +270,7 @@ class OpposingSignals(Callback):
             pairs = self.tracker(lambda vectors: self.risk.hessian_products(vectors).products, parameters)
         if math.isfinite(pairs.value):
             self.record.append("sharpness", step, pairs.value)
+            self.record.append("sharpness_quotient", step, pairs.quotient)
             self.record.append("sharpness_residual", step, pairs.residual)
             self.record.append("sharpness_products", step, pairs.products)
 
