@@ -21,6 +21,7 @@ from opposing_signals.processes import after_first, agreed, count, is_first
 from opposing_signals.provenance import environment
 from opposing_signals.record import Record
 from opposing_signals.risk import EmpiricalRisk
+from opposing_signals.training.allocation import keep_freed_memory
 from opposing_signals.training.batches import Batches
 from opposing_signals.training.checkpoint import TimedCheckpoint
 from opposing_signals.training.intervention import branch
@@ -46,6 +47,7 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
     _check(config)
     devices = _devices(config)
     started = time.monotonic()
+    keep_freed_memory()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     dataset: Dataset = after_first(lambda: instantiate(config.data))
