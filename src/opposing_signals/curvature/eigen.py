@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -59,7 +59,7 @@ class Eigenpairs:
 
     @property
     def residual(self) -> float:
-        """‖Hv − λv‖ of the first pair."""
+        """‖Hv − qv‖ of the first pair."""
         return float(self.residuals[0])
 
 
@@ -123,12 +123,12 @@ class EigenTracker:
         """
         if self.k > len(like):
             raise InputError(f"k={self.k}: expected at most {len(like)}, the number of parameters")
-        if self._starts:
-            start = torch.cat(self._nearest_starts()).to(like)
-        else:
+        starts = self._nearest_starts()
+        if not starts:
             generator = torch.Generator().manual_seed(self._seed)
-            start = torch.randn(self.k, len(like), generator=generator, dtype=torch.float64).to(like)
-        self._directions = _extended(start[:0], start)[: self._width]
+            starts = [torch.randn(self.k, len(like), generator=generator, dtype=torch.float64)]
+        vectors = (vector for start in starts for vector in start.to(like))
+        self._directions = _extended(like.new_empty(0, len(like)), vectors, self._width)
         return self._directions
 
     @property
@@ -166,7 +166,8 @@ class EigenTracker:
                 is_calm = bool((residuals <= _CALM * allowed).all())
             if room < 1 or not unsure.any():
                 break
-            widened = _extended(basis, residual_vectors[unsure.to(residual_vectors.device)][:room])
+            unsure_vectors = residual_vectors[unsure.to(residual_vectors.device)]
+            widened = _extended(basis, unsure_vectors, len(basis) + room)
             if len(widened) == len(basis):  # the residuals lie in the basis: nothing new to learn
                 break
             images = torch.cat([images, products(widened[len(basis) :])])
@@ -236,12 +237,14 @@ def power_iteration(products: Products, start: Tensor, tolerance: float = 0.03, 
     return Eigenpairs(value[None], value[None], vector[None], residual[None], spent)
 
 
-def _extended(basis: Tensor, vectors: Tensor) -> Tensor:
-    """The orthonormal ``basis`` followed by what ``vectors`` add to it, orthonormalized.
+def _extended(basis: Tensor, vectors: Iterable[Tensor], most: int) -> Tensor:
+    """The orthonormal ``basis`` followed by what ``vectors`` add to it, orthonormalized, up to ``most`` rows.
 
     Gram-Schmidt, twice (Giraud et al. 2005: twice is enough). Vectors that nearly depend on earlier ones are left out.
     """
     for vector in vectors:
+        if len(basis) >= most:
+            break
         remainder = _normalized(vector[None])
         for _ in range(2):
             remainder = remainder - (remainder @ basis.T) @ basis
