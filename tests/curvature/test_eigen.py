@@ -85,7 +85,7 @@ def test_a_calm_operator_needs_one_product_and_a_sudden_change_gets_more_again()
     calm, other = matrix_with([9.0] + [1.0] * 20, seed=3), matrix_with([9.0, 5.0] + [1.0] * 19, seed=4)
     tracker = EigenTracker(tolerance=0.01)
     products = [tracker(lambda v: v @ calm, calm[0]).products for _ in range(12)]
-    assert products[-8:] == [1, 2, 1, 1, 1, 2, 1, 1]  # of four calls one looks for what may have come
+    assert products[-6:] in ([1, 1, 2, 1, 1, 2], [1, 2, 1, 1, 2, 1], [2, 1, 1, 2, 1, 1])  # one looks for what has come
     surprised, next_one = (tracker(lambda v: v @ other, other[0]) for _ in range(2))
     assert surprised.products > 2
     assert surprised.residual <= 0.01 * surprised.value
@@ -93,31 +93,61 @@ def test_a_calm_operator_needs_one_product_and_a_sudden_change_gets_more_again()
 
 
 @pytest.mark.parametrize("max_products", [2, 4])
-def test_an_eigenvalue_that_overtakes_the_one_that_is_followed_is_found(max_products):
-    basis, _ = torch.linalg.qr(torch.randn(40, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+@pytest.mark.parametrize("phases", [(0, 0), (0, 1), (1, 0)])
+@pytest.mark.parametrize("rise", [0.05, 0.2])
+def test_an_eigenvalue_that_overtakes_the_one_that_is_followed_is_found(max_products, phases, rise):
+    """Eigenvectors stay, so that the residual of the one that is followed is 0; in one phase or both another rises."""
+    generator = torch.Generator().manual_seed(0)
+    bases = [torch.linalg.qr(torch.randn(40, 40, dtype=torch.float64, generator=generator))[0] for _ in range(2)]
     tracker, late = EigenTracker(tolerance=0.1, max_products=max_products), 0
-    for t in range(60):
-        # Its eigenvectors stay, so that the residual of the one that is followed is 0 throughout.
-        values = torch.cat([torch.tensor([10.0, 6.0 + 0.2 * t]), torch.linspace(-1, 3, 38)]).double()
-        matrix = basis @ torch.diag(values) @ basis.T
+    for t in range(int(10 / rise)):
+        phase = phases[t % 2]
+        risen = 6.0 + rise * t if phase == phases[0] else 6.0
+        values = torch.cat([torch.tensor([10.0, risen]), torch.linspace(-1, 3, 38)]).double()
+        matrix = bases[phase] @ torch.diag(values) @ bases[phase].T
         late += tracker(lambda v, m=matrix: v @ m, matrix[0]).value < 0.99 * float(values.max())
-    assert late <= 3
+    assert late <= 4
 
 
-@pytest.mark.parametrize(("which", "sign"), [("largest", 1), ("smallest", -1), ("magnitude", -1), ("magnitude", 1)])
-def test_a_value_is_nearer_to_the_eigenvalue_than_the_rayleigh_quotient(which, sign):
-    spectrum = [sign * value for value in [10.0, *torch.linspace(-2, 4, 60).tolist()]]
+def test_a_value_is_nearer_to_the_eigenvalue_than_the_rayleigh_quotient():
+    spectrum = [10.0, *torch.linspace(-2, 4, 60).tolist()]
     base, drift = matrix_with(spectrum), matrix_with([1.0] * 30 + [-1.0] * 31, seed=1)
-    tracker, errors, short = EigenTracker(1, which, max_products=2), [], []
+    tracker, errors, short = EigenTracker(max_products=2), [], []
     for t in range(30):
         matrix = base + 0.3 * math.sin(2 * t) * drift
         pair = tracker(lambda v, m=matrix: v @ m, matrix[0])
-        truth = float(torch.linalg.eigvalsh(matrix * sign)[-1])
+        truth = float(torch.linalg.eigvalsh(matrix)[-1])
         assert pair.quotient == pytest.approx(float(pair.vector @ matrix @ pair.vector))
-        errors.append(abs(pair.value * sign - truth))
-        short.append(truth - pair.quotient * sign)
+        errors.append(abs(pair.value - truth))
+        short.append(truth - pair.quotient)
     assert min(short) > 0
     assert sum(errors) < 0.4 * sum(short)
+
+
+@pytest.mark.parametrize(("which", "sign"), [("smallest", 1), ("smallest", -1), ("magnitude", -1), ("largest", -1)])
+def test_where_a_residual_tells_nothing_the_value_is_the_quotient(which, sign):
+    matrix = matrix_with([sign * value for value in [9.0, 7.0, *torch.linspace(0.1, 3, 30).tolist()]])
+    tracker = EigenTracker(1, which, tolerance=0.3, max_products=3)
+    pairs = [tracker(lambda v: v @ matrix, matrix[0]) for _ in range(4)]
+    assert [pair.value for pair in pairs] == [pair.quotient for pair in pairs]
+
+
+def test_pairs_stand_in_the_order_of_their_values():
+    matrix = torch.diag(torch.tensor([10.0, 10.0, 5.0, 1.0], dtype=torch.float64))
+    matrix[1, 2] = matrix[2, 1] = 2.0
+    tracker = EigenTracker(2, max_products=2)
+    tracker(lambda v: v @ torch.diag(torch.tensor([10.0, 9.9, 0, 0], dtype=torch.float64)), matrix[0])
+    pairs = tracker(lambda v: v @ matrix, matrix[0])
+    assert pairs.values.tolist() == sorted(pairs.values.tolist(), reverse=True)
+    torch.testing.assert_close((pairs.vectors @ matrix * pairs.vectors).sum(1), pairs.quotients)
+    assert pairs.value == pytest.approx(float(torch.linalg.eigvalsh(matrix)[-1]), rel=0.02)
+
+
+def test_two_products_a_step_converge_on_the_smallest_eigenvalue():
+    matrix = matrix_with([9.0, 7.0, 4.0, 1.0, 0.5, 0.0, -2.0, -8.0] * 4 + [-10.0])
+    tracker = EigenTracker(1, "smallest", max_products=2, tolerance=0)
+    errors = [tracker(lambda v, s=s: v @ matrix + s * v, matrix[0]).value + 10 - s for s in torch.linspace(0, 3, 40)]
+    assert abs(float(errors[-1])) < 1e-6
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -138,9 +168,20 @@ def test_a_restored_solver_goes_on_exactly():
     for _ in range(6):  # until it is calm
         solver(lambda v: v @ matrix, matrix[0])
     restored.load_state_dict(solver.state_dict())
-    a, b = (s(lambda v: v @ later, later[0]) for s in (solver, restored))
-    assert (a.value, a.residual, a.products) == (b.value, b.residual, b.products)
-    assert torch.equal(a.vector, b.vector)
+    for _ in range(4):
+        a, b = (s(lambda v: v @ later, later[0]) for s in (solver, restored))
+        assert (a.value, a.residual, a.products) == (b.value, b.residual, b.products)
+        assert torch.equal(a.vector, b.vector)
+
+
+def test_a_state_from_another_device_or_dtype_goes_on():
+    matrix, tracker, restored = matrix_with(SPECTRUM), EigenTracker(), EigenTracker()
+    for _ in range(4):
+        tracker(lambda v: v @ matrix, matrix[0])
+    restored.load_state_dict(tracker.state_dict())
+    single = matrix.float()
+    for _ in range(4):
+        assert restored(lambda v: v @ single, single[0]).value == pytest.approx(9)
 
 
 def test_a_one_dimensional_operator_is_exact():

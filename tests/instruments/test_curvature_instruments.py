@@ -82,6 +82,7 @@ def test_each_quantity_has_its_shape_at_its_steps(record):
         "density_nodes": ([0, 4], (6,)),
         "density_weights": ([0, 4], (6,)),
         "preconditioned_sharpness": ([2, 4], ()),
+        "preconditioned_sharpness_quotient": ([2, 4], ()),
         "preconditioned_sharpness_residual": ([2, 4], ()),
         "preconditioned_sharpness_products": ([2, 4], ()),
     }

@@ -20,7 +20,7 @@ COLD_PRODUCTS = 40
 """What a cold start may spend whatever the budget of a step: every later step leans on it."""
 _MEMORY = 3  # calls whose products are kept: the last two, and the one that tells whether they alternate
 _CALM = 0.4  # residual over tolerance below which half the directions are enough: the error grows as its square
-_REFRESHED = 4  # in calm, every so many calls have all directions: an eigenvalue may have come to overtake
+_REFRESHED = 3  # in calm, every so many calls have all directions, for what may overtake; odd, to see both phases
 _REST = 0.25  # Rayleigh quotient of a residual over λ: about 0.2 along a ResNet-18's run, 0.35 along an MLP's
 
 
@@ -29,7 +29,8 @@ class Eigenpairs:
     """Ritz pairs and how far to trust them, in the order that was asked for.
 
     Attributes:
-        values: ``[k]`` float64, eigenvalues λ_j: Rayleigh quotients and what their residuals say is missing.
+        values: ``[k]`` float64, eigenvalues λ_j: Rayleigh quotients and what their residuals say is missing. The
+            other fields stand in the order of these.
         quotients: ``[k]`` float64, Rayleigh quotients q_j = v_jᵀHv_j.
         vectors: ``[k, P]``, orthonormal.
         residuals: ``[k]`` float64, ‖Hv_j − q_j v_j‖; some eigenvalue of H lies within it of q_j.
@@ -69,17 +70,17 @@ class EigenTracker:
     A warm start takes the products {Hu_1, Hu_2} of the last two Ritz vectors (2k of them for k pairs), which are at
     hand and one step of power iteration ahead. The second pair is there because at the edge of stability several
     eigenvalues are near the edge and change places from step to step. The Hessian alternates there with period two;
-    where u_1 of step t-1 is nearer to that of t-3 than to that of t-2, the start is that of t-2, of the phase that
+    where u_1 of step t-1 is nearer to the start of t-3 than to that of t-2, the start is that of t-2, of the phase that
     is coming. Where the residuals that the last two starts left lie well within the tolerance, the first of the two
-    vectors is enough at three of four calls; what calm steps save pays for wider bases in violent ones. All this is
+    vectors is enough at two of three calls; what calm steps save pays for wider bases in violent ones. All this is
     known *before* the operator is, so these products can ride on a pass that is made anyway: `directions` before it,
     `update` after it. Widening the basis by the residuals of the current Ritz vectors spans, from one start vector,
     exactly the Krylov space, so a cold start is the Lanczos method with full reorthogonalization (Saad 2011, §6.3).
 
     A Rayleigh quotient q falls short of the eigenvalue, by ‖r‖²/(q − μ) to leading order, where r is the residual and
     μ the Rayleigh quotient of r. q and r are known and μ, for which a product would be needed, is not; but most of a
-    residual lies where the spectrum is dense, far below q. With q/4 for μ, what is missing is added to all but a
-    fraction.
+    residual lies where the spectrum is dense, far below a large q. With q/4 for μ, what is missing is added to all but
+    a fraction. Of the smallest eigenvalues, and of negative ones, a residual does not tell this: there λ is q.
 
     Args:
         k: How many pairs.
@@ -123,11 +124,12 @@ class EigenTracker:
         """
         if self.k > len(like):
             raise InputError(f"k={self.k}: expected at most {len(like)}, the number of parameters")
+        self._starts = [start.to(like) for start in self._starts]  # a checkpoint brings them to another device
         starts = self._nearest_starts()
         if not starts:
             generator = torch.Generator().manual_seed(self._seed)
             starts = [torch.randn(self.k, len(like), generator=generator, dtype=torch.float64)]
-        vectors = (vector for start in starts for vector in start.to(like))
+        vectors = (vector for start in starts for vector in start.to(like))  # a cold start is drawn in float64
         self._directions = _extended(like.new_empty(0, len(like)), vectors, self._width)
         return self._directions
 
@@ -141,8 +143,8 @@ class EigenTracker:
         """The one of the phase that is coming, then the other of the last two."""
         if len(self._starts) < _MEMORY:
             return self._starts
-        last, before, earlier = (_normalized(start[:1])[0] for start in self._starts)
-        alternates = (last @ earlier).abs() > (last @ before).abs()
+        last, before, earlier = self._starts
+        alternates = _share(last[0], earlier) > _share(last[0], before)
         return [self._starts[1], self._starts[0]] if alternates else self._starts[:2]
 
     def update(self, images: Tensor, products: Products) -> Eigenpairs:
@@ -172,25 +174,32 @@ class EigenTracker:
                 break
             images = torch.cat([images, products(widened[len(basis) :])])
             basis = widened
-        values = quotients[:k] + self._missing(quotients[:k], residuals)
         if not torch.isfinite(quotients).all():  # nothing to lean on; the next call starts from what was good
-            return Eigenpairs(values, quotients[:k], vectors[:k], residuals, len(basis))
-        # H shrinks what belongs to a small eigenvalue, and leaves nothing of its null space.
-        stays = (_norms(vector_images) == 0) | (self.which == "smallest")
-        start = torch.where(stays[:, None], vectors, vector_images)
-        if self._starts:  # what a narrow basis could not hold
-            start = torch.cat([start, self._nearest_starts()[0][len(start) :].to(start)])
-        self._vectors = self._with_steady_signs(vectors[:k])
-        # Of the third call only the direction is asked for.
-        self._starts = [start, *self._starts[:1], *(older[:1] for older in self._starts[1:2])]
+            return Eigenpairs(quotients[:k], quotients[:k], vectors[:k], residuals, len(basis))
+        self._remember(vectors, vector_images, is_calm)
+        values = quotients[:k] + self._missing(quotients[:k], residuals)
+        order = _ranked(values, self.which)
+        vectors = vectors[order.to(vectors.device)]
+        self._vectors = self._with_steady_signs(vectors)
+        return Eigenpairs(values[order], quotients[order], self._vectors, residuals[order], len(basis))
+
+    def _remember(self, vectors: Tensor, images: Tensor, is_calm: bool) -> None:
+        """Keep what the next calls start from."""
+        if self.which == "smallest":  # H shrinks what belongs to a small eigenvalue; vectors and images span a step
+            start = torch.cat([vectors[: self.k], images[: self.k]])
+        else:
+            start = torch.where(_norms(images)[:, None] == 0, vectors, images)
+        if self._starts:  # a narrow start, widened or not, knows nothing of the second pair
+            held = min(len(start), len(self._directions))
+            start = torch.cat([start[:held], self._nearest_starts()[0][held:]])
+        self._starts = [start, *self._starts][:_MEMORY]
         self._calm = self._calm + 1 if is_calm else 0
-        return Eigenpairs(values, quotients[:k], self._vectors, residuals, len(basis))
 
     def _missing(self, quotients: Tensor, residuals: Tensor) -> Tensor:
-        """λ − q: of the 2 x 2 matrix with q and μ = q/4 on the diagonal and ‖r‖ beside it, in the wanted direction."""
-        half_gap = (1 - _REST) / 2 * quotients.abs()
+        """λ − q, λ the larger eigenvalue of the 2 x 2 matrix with q and q/4 on the diagonal and ‖r‖ beside it."""
+        half_gap = (1 - _REST) / 2 * quotients
         missing = (half_gap.square() + residuals.square()).sqrt() - half_gap
-        return missing * (quotients.sign() if self.which == "magnitude" else -1 if self.which == "smallest" else 1)
+        return torch.where((quotients > 0) & (self.which != "smallest"), missing, 0)
 
     def __call__(self, products: Products, like: Tensor) -> Eigenpairs:
         """Both halves at once. See `directions` for ``like``."""
@@ -253,6 +262,11 @@ def _extended(basis: Tensor, vectors: Iterable[Tensor], most: int) -> Tensor:
     return basis
 
 
+def _share(vector: Tensor, others: Tensor) -> Tensor:
+    """Length of what lies of ``vector`` in the span of ``others``, comparable for one vector."""
+    return (_extended(others[:0], others, len(others)) @ vector).norm()
+
+
 def _normalized(vectors: Tensor) -> Tensor:
     """Rows divided by their norms, summed in float64.
 
@@ -265,6 +279,12 @@ def _norms(vectors: Tensor) -> Tensor:
     return torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)
 
 
+def _ranked(values: Tensor, which: Which) -> Tensor:
+    """Positions of the values, the most wanted first."""
+    wanted = {"largest": values, "smallest": -values, "magnitude": values.abs()}[which]
+    return wanted.argsort(descending=True)
+
+
 def _ritz_pairs(basis: Tensor, images: Tensor, k: int, which: Which) -> tuple[Tensor, Tensor, Tensor]:
     """Values ``[k]``, vectors and their images of the k wanted Ritz pairs in span(basis), the most wanted first.
 
@@ -274,8 +294,7 @@ def _ritz_pairs(basis: Tensor, images: Tensor, k: int, which: Which) -> tuple[Te
     if not torch.isfinite(small).all():
         return torch.full((k,), torch.nan, dtype=torch.float64), basis[:k], images[:k]
     values, coefficients = torch.linalg.eigh((small + small.T) / 2)
-    wanted = {"largest": values, "smallest": -values, "magnitude": values.abs()}[which]
-    chosen = wanted.argsort(descending=True)[:k]
+    chosen = _ranked(values, which)[:k]
     weights = coefficients[:, chosen].T.to(basis)
     vectors, vector_images = weights @ basis, weights @ images
     norms = _norms(vectors)[:, None].to(vectors)

@@ -12,11 +12,12 @@ from opposing_signals.training.module import TrainingModule
 
 
 class PreconditionedSharpness(Instrument):
-    """Writes ``preconditioned_sharpness``, the largest eigenvalue of P⁻¹∇²L(θ_t), with its residual and products.
+    """Writes ``preconditioned_sharpness``, the largest eigenvalue of P⁻¹∇²L(θ_t), with quotient, residual and products.
 
     P is the preconditioner with which Adam took the step to θ_t (see `opposing_signals.curvature.adam_preconditioner`),
-    so nothing is written at step 0. ``preconditioned_sharpness_residual`` is that of P^(-1/2) H P^(-1/2), which is
-    symmetric and has the same eigenvalues, ``preconditioned_sharpness_products`` the products spent.
+    so nothing is written at step 0. ``preconditioned_sharpness_quotient`` and ``_residual`` are those of
+    P^(-1/2) H P^(-1/2), which is symmetric and has the same eigenvalues (see `EigenTracker`);
+    ``preconditioned_sharpness_products`` are the products spent.
 
     Args:
         risk: What is being trained.
@@ -48,6 +49,7 @@ class PreconditionedSharpness(Instrument):
         products = preconditioned(lambda vectors: self.risk.hessian_products(vectors).products, preconditioner)
         pairs = self.tracker(products, preconditioner)
         self.write(module, step, "preconditioned_sharpness", pairs.value)
+        self.write(module, step, "preconditioned_sharpness_quotient", pairs.quotient)
         self.write(module, step, "preconditioned_sharpness_residual", pairs.residual)
         self.write(module, step, "preconditioned_sharpness_products", pairs.products)
 
