@@ -267,6 +267,7 @@ def print_tracking(case: Case, lanes: dict[str, Lane], truth: dict[int, float]) 
         whole, ratios = lane.counted.sum() / base.sum(), lane.counted.sum(1) / base.sum(1)
         values, spent = lane["sharpness"], lane["sharpness_products"]
         error = relative_errors(values, truth)
+        of_quotient = relative_errors(lane["sharpness_quotient"], truth)
         targets = []
         if name in (OURS, STRIDE):
             targets += [target(whole, "<=", case.bounds["every step" if name == OURS else "stride"])]
@@ -282,13 +283,15 @@ def print_tracking(case: Case, lanes: dict[str, Lane], truth: dict[int, float]) 
                 "blocks": spread(ratios),
                 "products a λ": f"{np.mean([spent[t] for t in spent if t >= case.warm_up + case.settle]):.1f}",
                 **of_errors(error),
+                "vᵀHv: median": f"{np.median(of_quotient):.1e}" if len(of_quotient) else "",
                 "target": "; ".join(targets),
             }
         )
         if SETTINGS[name].get("every", 1) > 1:
             held = {t: values[max(s for s in values if s <= t)] for t in truth if t not in values}
             rows.append({"run": "  steps between, last λ held", **of_errors(relative_errors(held, truth))})
-    table("tracking", ("run", "ms a step", "over no λ", "blocks", "products a λ", *ERRORS, "target"), rows)
+    columns = ("run", "ms a step", "over no λ", "blocks", "products a λ", *ERRORS, "vᵀHv: median", "target")
+    table("tracking", columns, rows)
 
 
 def print_peers(lanes: dict[str, Lane], truth: dict[int, float], layouts: dict[str, str]) -> None:

@@ -265,6 +265,11 @@ def test_settings_that_cannot_work_are_refused(settings, message):
         EigenTracker(**settings)
 
 
+def test_a_state_of_another_version_is_refused():
+    with pytest.raises(InputError, match=r"holds starts, vectors: expected starts, vectors, calm; .* train it again"):
+        EigenTracker().load_state_dict({"starts": [], "vectors": None})
+
+
 def test_more_pairs_than_parameters_are_refused():
     with pytest.raises(InputError, match="k=5: expected at most 3, the number of parameters"):
         EigenTracker(5).directions(torch.zeros(3))

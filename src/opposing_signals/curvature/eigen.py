@@ -219,7 +219,16 @@ class EigenTracker:
         return {"starts": list(self._starts), "vectors": self._vectors, "calm": self._calm}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`."""
+        """Restore `state_dict`.
+
+        Raises:
+            InputError: Another version has written the state.
+        """
+        if state.keys() != self.state_dict().keys():
+            raise InputError(
+                f"the sharpness tracker's state holds {', '.join(state)}: expected {', '.join(self.state_dict())}; "
+                "another version of opposing-signals began this run: delete its folder and train it again"
+            )
         self._starts, self._vectors, self._calm = list(state["starts"]), state["vectors"], state["calm"]
 
 
