@@ -21,7 +21,7 @@ COLD_PRODUCTS = 40
 _MEMORY = 3  # calls whose products are kept: the last two, and the one that tells whether they alternate
 _CALM = 0.4  # residual over tolerance below which half the directions are enough: the error grows as its square
 _REFRESHED = 3  # in calm, every so many calls have all directions, for what may overtake; odd, to see both phases
-_REST = 0.25  # Rayleigh quotient of a residual over λ: about 0.2 along a ResNet-18's run, 0.35 along an MLP's
+_REST = 0.25  # Rayleigh quotient of a residual over λ, a guess that serves MLPs and residual networks
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ class EigenTracker:
         self._seed = seed
         self._starts: list[Tensor] = []  # [2k, P] each, the latest first
         self._vectors: Tensor | None = None
+        self._nearest = 0  # which of the starts is of the phase that is coming
         self._calm = 0  # how many starts in succession were good enough by far
         self._directions: Tensor
 
@@ -124,12 +125,14 @@ class EigenTracker:
         """
         if self.k > len(like):
             raise InputError(f"k={self.k}: expected at most {len(like)}, the number of parameters")
-        self._starts = [start.to(like) for start in self._starts]  # a checkpoint brings them to another device
-        starts = self._nearest_starts()
-        if not starts:
+        if self._starts:
+            self._starts = [start.to(like) for start in self._starts]  # a checkpoint brings them to another device
+            self._nearest = int(self._alternates())
+            starts = self._in_order()
+        else:
             generator = torch.Generator().manual_seed(self._seed)
-            starts = [torch.randn(self.k, len(like), generator=generator, dtype=torch.float64)]
-        vectors = (vector for start in starts for vector in start.to(like))  # a cold start is drawn in float64
+            starts = [torch.randn(self.k, len(like), generator=generator, dtype=torch.float64).to(like)]
+        vectors = (vector for start in starts for vector in start)
         self._directions = _extended(like.new_empty(0, len(like)), vectors, self._width)
         return self._directions
 
@@ -139,13 +142,17 @@ class EigenTracker:
             return self.max_products
         return self.k if self._calm >= 2 and self._calm % _REFRESHED else 2 * self.k
 
-    def _nearest_starts(self) -> list[Tensor]:
-        """The one of the phase that is coming, then the other of the last two."""
+    def _alternates(self) -> bool:
         if len(self._starts) < _MEMORY:
-            return self._starts
+            return False
         last, before, earlier = self._starts
-        alternates = _share(last[0], earlier) > _share(last[0], before)
-        return [self._starts[1], self._starts[0]] if alternates else self._starts[:2]
+        return bool(_share(last[0], earlier) > _share(last[0], before))
+
+    def _in_order(self) -> list[Tensor]:
+        """The start of the phase that is coming, then the other; where that is not known, the best of each first."""
+        if len(self._starts) < _MEMORY:
+            return [start[: self.k] for start in self._starts] + [start[self.k :] for start in self._starts]
+        return [self._starts[self._nearest], self._starts[1 - self._nearest]]
 
     def update(self, images: Tensor, products: Products) -> Eigenpairs:
         """Find the pairs of the operator as it is now.
@@ -189,9 +196,9 @@ class EigenTracker:
             start = torch.cat([vectors[: self.k], images[: self.k]])
         else:
             start = torch.where(_norms(images)[:, None] == 0, vectors, images)
-        if self._starts:  # a narrow start, widened or not, knows nothing of the second pair
-            held = min(len(start), len(self._directions))
-            start = torch.cat([start[:held], self._nearest_starts()[0][held:]])
+        held = min(len(start), len(self._directions))
+        if self._starts and held < 2 * self.k:  # a narrow start, widened or not, knows nothing of the second pair
+            start = torch.cat([start[:held], self._starts[self._nearest][held:]])
         self._starts = [start, *self._starts][:_MEMORY]
         self._calm = self._calm + 1 if is_calm else 0
 

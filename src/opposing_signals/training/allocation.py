@@ -14,9 +14,9 @@ def keep_freed_memory() -> None:
     """Have this process keep tensors of up to 32 MiB that it frees, for the next step.
 
     Activations are megabytes each and live for a part of a step. The C library returns such memory to the system and
-    asks for it again, and the system fills every page of it with zeros: on a ResNet-18 of width 16 a tenth of the
-    processor time of a gradient, a fifth of that of a Hessian-vector product. The process stays as large as its peak,
-    which can grow by a tenth where freed pieces do not fit together. Where the C library is not glibc, or an
+    asks for it again, and the system fills every page of it with zeros, which takes a good part of the time of a
+    convolutional network's pass. The process stays as large as its peak, which can grow where freed pieces do not fit
+    together. Where the C library is not glibc, or an
     environment variable ``MALLOC_…`` says what to do, nothing changes.
     """
     adjust = getattr(ctypes.CDLL(None), "mallopt", None)
