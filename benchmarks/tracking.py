@@ -39,7 +39,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     OURS: {"tolerance": 0.1, "max_products": 4},
     ACCURATE: {"tolerance": 0.03},
     STRIDE: {"every": 5, "max_products": 2},
-    "stride 5, tolerance 0.03": {"every": 5, "tolerance": 0.03},
 }
 """Of the instrument, over those in conf/instruments/sharpness.yaml."""
 
