@@ -36,11 +36,11 @@ OURS = "every step, at most 4 products"
 ACCURATE = "every step, tolerance 0.03"
 STRIDE = "stride 5, 2 products"
 SETTINGS: dict[str, dict[str, Any]] = {
-    OURS: {"tolerance": 0.1, "max_products": 4},
+    OURS: {"max_products": 4},
     ACCURATE: {"tolerance": 0.03},
     STRIDE: {"every": 5, "max_products": 2},
 }
-"""Of the instrument, over those in conf/instruments/sharpness.yaml."""
+"""Of the instrument, over those in conf/instruments/sharpness.yaml; the first has its case's tolerance."""
 
 TIMES_OURS = {"curvlinops + eigsh": 20, "edge-of-stability code": 20, "PyHessian": 5, "hessian-eigenthings": 5}
 """How many times our time each tool should at least take for a value."""
@@ -224,7 +224,9 @@ def tracking(case: Case, sections: set[str], folder: Path, checkpoint: Path, mos
     # Steps with t mod 5 = 0 are those that a stride of 5 measures; as many others stand for the rest.
     compared = thinned([t for t in range(first, first + case.steps) if t % 5 in (0, 2)], case.references)
     others = thinned(compared, case.values) if "peers" in sections else []
-    settings = SETTINGS if "tracking" in sections else {OURS: SETTINGS[OURS]}
+    settings = {OURS: {**SETTINGS[OURS], "tolerance": case.tolerance}}
+    if "tracking" in sections:
+        settings = {**SETTINGS, **settings}
     default = OmegaConf.to_container(OmegaConf.load(configuration_folder() / "instruments" / "sharpness.yaml"))
     lanes = {"no λ": Lane(folder / "none", {})}
     for name, fields in settings.items():
