@@ -80,6 +80,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(tmp_path, overrides)
     command = [sys.executable, "-c", script, str(folder), *overrides, "steps=14", "checkpoint_seconds=0.0"]
     tests = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": f"{tests}:{tests / 'training'}"}
+    seconds = []
     for wanted in (3, 9):
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
@@ -90,9 +91,12 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(tmp_path, overrides)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
         assert not Record(folder).is_complete
+        seconds.append(Record(folder).provenance["training_seconds"])
     resumed = trained(folder, *overrides, "steps=14")
     assert resumed.is_complete
     assert_same(resumed, uninterrupted)
+    seconds.append(resumed.provenance["training_seconds"])
+    assert 0 < seconds[0] < seconds[1] < seconds[2], "the time of a killed process is lost"
 
 
 def test_a_run_killed_between_two_checkpoints_cuts_its_record_back(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from opposing_signals._lightning import Checkpoint, LightningModule, Trainer
@@ -14,11 +15,17 @@ class TimedCheckpoint(Checkpoint):
 
     The record is brought to the disk first, so a checkpoint never claims a step that the record lacks; the file is
     replaced as a whole, so a kill leaves the old one or the new one.
+
+    Args:
+        record: Beside which the checkpoint lies.
+        seconds: Between checkpoints.
+        saved: Called behind each.
     """
 
-    def __init__(self, record: Record, seconds: float) -> None:
+    def __init__(self, record: Record, seconds: float, saved: Callable[[], None]) -> None:
         self.record = record
         self.seconds = seconds
+        self.saved = saved
         self._last = time.monotonic()
 
     def on_train_batch_end(
@@ -38,4 +45,5 @@ class TimedCheckpoint(Checkpoint):
         temporary = self.record.checkpoint.with_name(self.record.checkpoint.name + ".part")
         trainer.save_checkpoint(temporary)
         temporary.replace(self.record.checkpoint)
+        self.saved()
         self._last = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
+from collections.abc import Callable
 from logging import getLogger
 from typing import Any
 
@@ -67,13 +68,18 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
     ]
     for instrument in instruments:
         instrument.prepare(dataset)
+
+    def note_time() -> None:
+        seconds = seconds_before + time.monotonic() - started
+        record.write_provenance({**origin, "training_seconds": round(seconds, 1)})
+
     _quieten_lightning()
     trainer = Trainer(
         **{**config.trainer, **devices},
         max_steps=config.steps,
         max_epochs=-1,
         logger=logger if logger is not None else False,
-        callbacks=[*instruments, *(_of_first(config, record) if is_first() else [])],
+        callbacks=[*instruments, *(_of_first(config, record, note_time) if is_first() else [])],
         enable_checkpointing=is_first(),
         enable_progress_bar=False,  # ours shows the run's steps, not those of an endless epoch
         enable_model_summary=False,
@@ -91,12 +97,11 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
         "parameters": sum(p.numel() for p in module.risk.parameters),
         "tensors": [name for name, p in module.model.named_parameters() if p.requires_grad],
     }
-    record.write_provenance({**origin, "training_seconds": seconds_before})
+    note_time()
     try:
         trainer.fit(module, ckpt_path=record.checkpoint if resuming else None, weights_only=True)
     finally:
-        seconds = seconds_before + time.monotonic() - started
-        record.write_provenance({**origin, "training_seconds": round(seconds, 1)})
+        note_time()
     if module.stop_reason:
         record.write_state(f"stopped: {module.stop_reason}")
         raise TrainingStoppedError(module.stop_reason)
@@ -152,9 +157,9 @@ def _devices(config: DictConfig) -> dict[str, Any]:
     return {"devices": [device], "num_nodes": 1}
 
 
-def _of_first(config: DictConfig, record: Record) -> list[Callback]:
+def _of_first(config: DictConfig, record: Record, saved: Callable[[], None]) -> list[Callback]:
     """What only the first process has. Nothing here waits for the others, which have the same state."""
-    return [Progress(record.folder.name, config.steps), TimedCheckpoint(record, config.checkpoint_seconds)]
+    return [Progress(record.folder.name, config.steps), TimedCheckpoint(record, config.checkpoint_seconds, saved)]
 
 
 def _check_stateless(config: DictConfig) -> None:
