@@ -251,18 +251,33 @@ def test_a_sweep_of_which_every_job_fails_is_drawn_as_such(command, tmp_path):
     assert (tmp_path / "fig39_sgd_grid" / "figure.png").is_file()
 
 
+def dashboards(folder):
+    """What the offline runs of the dashboard hold, as text."""
+    contents = []
+    for log in sorted((folder / "wandb").glob("offline-run-*/*.wandb")):
+        inspected = subprocess.run(
+            [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", log],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        contents.append(inspected.stdout)
+    return contents
+
+
+def test_a_sweep_has_a_dashboard_run_for_each_job_and_one_for_its_figure(command, tmp_path):
+    code, _, error = command("experiment=linear_depth", "scale=smoke", "threads=1", "logger=wandb")
+    assert code == 0, error
+    *jobs, figure = dashboards(tmp_path)
+    assert len(jobs) == len(list((tmp_path / "runs").iterdir()))
+    assert "media/table/claims" in figure
+    assert not [job for job in jobs if "media/table/claims" in job]
+
+
 def test_one_dashboard_run_a_job_holds_scalars_figure_and_claims(command, tmp_path):
     code, _, _ = command("experiment=fig03_chebyshev", "scale=smoke", "steps=12", "threads=1", "logger=wandb")
     assert code == 0
-    (offline,) = (tmp_path / "wandb").glob("offline-run-*")
-    (log,) = offline.glob("*.wandb")
-    inspected = subprocess.run(
-        [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", log],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    content = inspected.stdout
+    (content,) = dashboards(tmp_path)
     for expected in (
         "sharpness",
         "train_loss",

@@ -324,7 +324,9 @@ def _logger(config: DictConfig, name: str) -> Iterator[Any]:
     logger = instantiate(config.logger, name=name) if config.logger and is_first() else None
     try:
         if logger is not None:
-            logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+            # a sweep's configuration holds Hydra's own, some of whose fields only its jobs have
+            shown = OmegaConf.masked_copy(config, [str(name) for name in config if name != "hydra"])
+            logger.log_hyperparams(OmegaConf.to_container(shown, resolve=True))
         yield logger
     finally:
         if logger is not None:
