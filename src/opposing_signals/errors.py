@@ -9,5 +9,11 @@ class InputError(Exception):
     """
 
 
+class MissingQuantityError(InputError, KeyError):
+    """A run's record does not hold what is asked of it."""
+
+    __str__ = Exception.__str__  # that of KeyError quotes the message
+
+
 class TrainingStoppedError(Exception):
     """Training cannot go on, for instance because the loss is not finite; the record so far is kept."""

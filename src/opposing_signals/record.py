@@ -31,7 +31,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.lib import format as npy
 
-from opposing_signals.errors import InputError
+from opposing_signals.errors import InputError, MissingQuantityError
 
 log = getLogger(__name__)
 
@@ -165,10 +165,11 @@ class Record:
         """The rows of ``quantity`` counted so far, memory-mapped.
 
         Raises:
-            KeyError: The run did not record it; the message lists what it did record.
+            MissingQuantityError: The run did not record it; the message lists what it did record. It is a KeyError.
         """
         if quantity not in self:
-            raise KeyError(f"{self.folder.name} holds no {quantity!r}; it holds {', '.join(self) or 'nothing yet'}")
+            held = ", ".join(self) or "nothing yet"
+            raise MissingQuantityError(f"{self.folder.name} holds no {quantity!r}; it holds {held}")
         rows = np.load(self._path(quantity), mmap_mode="r", allow_pickle=False)
         return Series(rows["step"], rows["value"])
 

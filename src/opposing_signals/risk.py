@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,7 @@ class EmpiricalRisk:
             larger than everything else in the pass; False holds no more than a chunk's.
 
     Raises:
-        InputError: The chunk is larger than the data or not positive.
+        InputError: The chunk is larger than the data or not positive, or the precision is none of these.
     """
 
     def __init__(
@@ -100,8 +100,10 @@ class EmpiricalRisk:
         compile_training: bool = False,
         keep_outputs: bool = True,
     ) -> None:
-        if not 1 <= chunk <= len(inputs):
+        if not isinstance(chunk, int) or not 1 <= chunk <= len(inputs):
             raise InputError(f"risk.chunk={chunk}: expected 1 to {len(inputs)}, the number of training examples")
+        if precision not in get_args(Precision):
+            raise InputError(f"risk.precision={precision}: expected {', '.join(get_args(Precision))}")
         dtype = torch.float64 if precision == "float64" else torch.float32
         layout = torch.channels_last if channels_last and inputs.ndim == 4 else torch.preserve_format
         self.model = model.to(dtype=dtype) if precision != "unchanged" else model

@@ -2,6 +2,7 @@ import pytest
 from rich.console import Console
 
 from opposing_signals.claims import Claim, Estimate, Threshold, verdict_table
+from opposing_signals.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ def test_thresholds(text, holds, fails):
 
 @pytest.mark.parametrize("text", ["", "about 3", "< x", "in (0, 1)", "== 2"])
 def test_a_text_that_is_no_threshold_is_refused(text):
-    with pytest.raises(ValueError, match="threshold"):
+    with pytest.raises(InputError, match="threshold"):
         Threshold(text)
 
 

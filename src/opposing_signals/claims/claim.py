@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.table import Table
 
+from opposing_signals.errors import InputError
 from opposing_signals.signals.trajectory import Trajectory
 
 PASS, FAIL, INCONCLUSIVE, NOT_RUN = "PASS", "FAIL", "INCONCLUSIVE", "NOT RUN"
@@ -46,7 +47,7 @@ class Threshold:
     """``"< -0.8"``, ``"> 5"``, ``">= 0.5"``, ``"<= 1"`` or ``"in [0.8, 2.0]"``.
 
     Raises:
-        ValueError: The text is none of these.
+        InputError: The text is none of these.
     """
 
     _COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}  # noqa: RUF012
@@ -61,7 +62,7 @@ class Threshold:
             low, high = float(match[1]), float(match[2])
             self._holds = lambda value: low <= value <= high
         else:
-            raise ValueError(f"threshold {text!r}: expected something like '< -0.8' or 'in [0.8, 2.0]'")
+            raise InputError(f"threshold {text!r}: expected something like '< -0.8' or 'in [0.8, 2.0]'")
 
     def holds(self, value: float) -> bool:
         """Whether ``value`` meets the threshold."""

@@ -21,7 +21,7 @@ COLD_PRODUCTS = 40
 _MEMORY = 3  # calls whose products are kept: the last two, and the one that tells whether they alternate
 _CALM = 0.4  # residual over tolerance below which half the directions are enough: the error grows as its square
 _REFRESHED = 3  # in calm, every so many calls have all directions, for what may overtake; odd, to see both phases
-_REST = 0.25  # Rayleigh quotient of a residual over λ, a guess that serves MLPs and residual networks
+_REST = 0.3  # Rayleigh quotient of a residual over q: the median along runs of an MLP and of a residual network
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class EigenTracker:
 
     A Rayleigh quotient q falls short of the eigenvalue, by ‖r‖²/(q − μ) to leading order, where r is the residual and
     μ the Rayleigh quotient of r. q and r are known and μ, for which a product would be needed, is not; but most of a
-    residual lies where the spectrum is dense, far below a large q. With q/4 for μ, what is missing is added to all but
+    residual lies where the spectrum is dense, far below a large q. With 0.3 q for μ, what is missing is added to all but
     a fraction. Of the smallest eigenvalues, and of negative ones, a residual does not tell this: there λ is q.
 
     Args:
@@ -203,7 +203,7 @@ class EigenTracker:
         self._calm = self._calm + 1 if is_calm else 0
 
     def _missing(self, quotients: Tensor, residuals: Tensor) -> Tensor:
-        """λ − q, λ the larger eigenvalue of the 2 x 2 matrix with q and q/4 on the diagonal and ‖r‖ beside it."""
+        """λ − q, λ the larger eigenvalue of the 2 x 2 matrix with q and 0.3 q on the diagonal and ‖r‖ beside it."""
         half_gap = (1 - _REST) / 2 * quotients
         missing = (half_gap.square() + residuals.square()).sqrt() - half_gap
         return torch.where((quotients > 0) & (self.which != "smallest"), missing, 0)

@@ -121,9 +121,13 @@ def training_module(config: DictConfig, dataset: Dataset) -> TrainingModule:
 
 
 def _check(config: DictConfig) -> None:
-    for name, least in (("steps", 1), ("seed", 0)):
-        if not isinstance(config[name], int) or config[name] < least:
-            raise InputError(f"{name}={config[name]}: expected a whole number, at least {least}")
+    for name, least, may_be_null in (("steps", 1, False), ("seed", 0, False), ("batch", 1, True), ("threads", 1, True)):
+        given = config[name]
+        if not (given is None and may_be_null) and not (isinstance(given, int) and least <= given < 2**63):
+            expected = f"expected a whole number, at least {least}" + (", or null" if may_be_null else "")
+            raise InputError(f"{name}={given}: {expected}")
+    if not isinstance(config.checkpoint_seconds, int | float) or config.checkpoint_seconds < 0:
+        raise InputError(f"checkpoint_seconds={config.checkpoint_seconds}: expected a number of seconds, at least 0")
     if config.get("augmentation") and config.batch is None:
         raise InputError(
             "augmentation with batch=null: expected a batch size; what is measured of full-batch training is the loss "
@@ -146,6 +150,11 @@ def _devices(config: DictConfig) -> dict[str, Any]:
                 f"trainer.{field}={given}: expected {running}, as it is, or null; start several processes by `torchrun "
                 "--nproc-per-node 2 -m opposing_signals experiment=...`, see docs/text.md"
             )
+    if config.trainer.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise InputError(
+            f"trainer.accelerator={config.trainer.accelerator}: PyTorch {torch.__version__} finds no GPU here; expected "
+            "auto or cpu, or a machine with a GPU and a build of PyTorch for it"
+        )
     device = int(os.environ.get("LOCAL_RANK", 0)) if count() > 1 else 0
     if config.trainer.get("accelerator", "auto") not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
         return {"devices": 1, "num_nodes": 1}
