@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from composing import composed
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
@@ -147,18 +148,57 @@ def test_a_complete_run_is_reused(command, tmp_path):
             ["experiment=fig12_green_images", "scale=smoke", "logger=none", "neighbours.colours=[blue]"],
             ["'blue'", "green"],
         ),
-        (["experiment=fig05_sky_block", *TINY, PROBES.format("blue")], ["probe 'blue': unknown", "sky, red, green"]),
-        (["experiment=fig05_sky_block", *TINY, PROBES.format("/nowhere/mine.png")], ["mine.png", "No such file"]),
+        (
+            ["experiment=fig05_sky_block", *TINY, "experiment.probe=blue", PROBES.format("blue")],
+            ["probe 'blue': unknown", "sky, red, green"],
+        ),
+        (
+            [
+                "experiment=fig05_sky_block",
+                *TINY,
+                "experiment.probe=/nowhere/mine.png",
+                PROBES.format("/nowhere/mine.png"),
+            ],
+            ["mine.png", "No such file"],
+        ),
         (
             ["experiment=fig41_learning_rates_loss", *TINY, "optimizer.lr=range(1,1)"],
             ["grid", "is empty", "range(1,1)"],
         ),
         (["experiment=fig41_learning_rates_loss", *TINY, "optimizer.lr=choice()"], ["optimizer.lr=choice()", "empty"]),
         (["report", "/nowhere"], ["nowhere"]),
+        (["nonsense"], ["no experiment given, only nonsense"]),
+        (["experiment=fig03_chebyshev", "optimiser.lr=1"], ["optimiser", "--cfg job prints the fields there are"]),
+        (
+            ["experiment=fig03_chebyshev", *TINY, "+optimiser.lr=1"],
+            ["+optimiser.lr=1", "no job reads a field optimiser"],
+        ),
+        (
+            ["experiment=fig03_chebyshev", *TINY, "risk.precision=float16"],
+            ["risk.precision=float16", "float32, float64"],
+        ),
+        (["experiment=fig03_chebyshev", *TINY, "risk.chunk=ten"], ["risk.chunk=ten", "1 to 20"]),
+        (["experiment=fig03_chebyshev", *TINY, "batch=ten"], ["batch=ten", "whole number", "null"]),
+        (["experiment=fig03_chebyshev", *TINY[:-1], "threads=0"], ["threads=0", "at least 1"]),
+        (["experiment=fig03_chebyshev", *TINY, "checkpoint_seconds=abc"], ["checkpoint_seconds=abc", "seconds"]),
+        (["experiment=fig03_chebyshev", *TINY, "+signals.foo=3"], ["signals.foo", "smallest_group"]),
+        (["experiment=fig03_chebyshev", *TINY, "claims.0.threshold=about"], ["threshold 'about'"]),
+        (["experiment=fig03_chebyshev", *TINY, "~instruments.sharpness"], ["holds no 'sharpness'", "train_loss"]),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(command, arguments, parts):
     assert_refused(command(*arguments), *parts)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_refused(command):
+    assert_refused(command("experiment=fig03_chebyshev", *TINY, "trainer.accelerator=gpu"), "accelerator=gpu", "no GPU")
+
+
+@pytest.mark.parametrize("refused", ["experiment.probe=purple", "seed=many", "data.images=-1", "optimizer.lr=0"])
+def test_what_is_refused_leaves_no_run_behind(command, tmp_path, refused):
+    assert_refused(command("experiment=fig05_sky_block", *TINY, refused), refused.split("=")[1])
+    assert not list((tmp_path / "runs").glob("*/configuration.json"))
 
 
 def test_an_image_of_ones_own_is_passed_through_and_one_of_another_size_refused(command, tmp_path):

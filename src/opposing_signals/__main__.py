@@ -6,6 +6,8 @@ What does not need torch is done before torch is imported, so that help comes at
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import sys
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -21,12 +23,12 @@ from opposing_signals.errors import InputError, TrainingStoppedError
 BAD_INPUT = 2
 STOPPED = 1
 LAUNCHERS = {
-    "joblib": ("joblib", "hydra-joblib-launcher"),
-    "submitit_local": ("slurm", "hydra-submitit-launcher"),
-    "submitit_slurm": ("slurm", "hydra-submitit-launcher"),
-    "ray": ("ray", "hydra-ray-launcher"),
+    "joblib": "hydra-joblib-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+    "submitit_slurm": "hydra-submitit-launcher",
+    "ray": "hydra-ray-launcher",
 }
-"""Launcher ↦ (the extra that brings it, its package); Hydra itself has ``basic``."""
+"""Launcher ↦ the package that brings it; Hydra itself has ``basic``."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,7 +53,10 @@ def _exit_code(arguments: list[str]) -> int:
         if arguments[0] == "report":
             from opposing_signals.report import build
 
-            print(f"report: {build([Path(a) for a in arguments[1:]] or [Path('outputs'), Path('results')])}")
+            given = [Path(argument) for argument in arguments[1:]]
+            if missing := [str(folder) for folder in given if not folder.is_dir()]:
+                raise InputError(f"report: no folder {', '.join(missing)}; expected folders with results or runs")
+            print(f"report: {build(given or [Path('outputs'), Path('results')])}")
             return 0
         if arguments[0] == "explain":
             from opposing_signals.own_model import explain
@@ -129,6 +134,8 @@ def _check_names(arguments: list[str]) -> None:
         if group == "hydra/launcher":
             _check_launcher(choices)
             continue
+        if argument.startswith("+"):
+            _check_added(argument)
         if not separator or argument.startswith("-") or not (folder / group).is_dir():
             continue
         known = sorted(path.stem for path in (folder / group).glob("*.yaml"))
@@ -137,7 +144,21 @@ def _check_names(arguments: list[str]) -> None:
                 raise InputError(f"{group}={choice}: unknown; there are {', '.join(known)}")
     chosen = [a for a in arguments if a.startswith("experiment=")]
     if not chosen and not any(a.startswith("--") for a in arguments):
-        raise InputError(f"no experiment given: expected experiment=NAME with one of {', '.join(experiments())}")
+        raise InputError(
+            f"no experiment given, only {shlex.join(arguments)}: expected experiment=NAME with one of "
+            f"{', '.join(experiments())}"
+        )
+
+
+def _check_added(argument: str) -> None:
+    """Refuse ``+name=value`` where nothing reads such a field: it would change a run's key, and nothing else."""
+    name = re.split(r"[.@/=]", argument.lstrip("+"))[0]
+    folder = configuration_folder()
+    if (folder / name).is_dir() or name == "hydra":
+        return
+    read = {field for path in folder.rglob("*.yaml") for field in re.findall(r"^(\w+):", path.read_text("utf-8"), re.M)}
+    if name not in read:
+        raise InputError(f"{argument}: no job reads a field {name}; --cfg job prints the fields there are")
 
 
 def _check_launcher(launcher: str) -> None:
@@ -151,12 +172,9 @@ def _check_launcher(launcher: str) -> None:
             "command without torchrun for jobs side by side"
         )
     if launcher != "basic":
-        extra, package = LAUNCHERS[launcher]
+        package = LAUNCHERS[launcher]
         if find_spec("hydra_plugins") is None or find_spec(f"hydra_plugins.{package.replace('-', '_')}") is None:
-            raise InputError(
-                f"hydra/launcher={launcher}: the package {package} is not installed; "
-                f"pip install 'opposing-signals[{extra}]' brings it"
-            )
+            raise InputError(f"hydra/launcher={launcher}: expected its package, by `pip install {package}`")
 
 
 if __name__ == "__main__":

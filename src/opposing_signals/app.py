@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -28,12 +30,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from opposing_signals.claims import Claim, verdict_table
+from opposing_signals.claims import Claim, Threshold, verdict_table
 from opposing_signals.configuration import configuration_folder, decisive, experiment_folder, reference_of, run_folder
 from opposing_signals.errors import InputError, TrainingStoppedError
 from opposing_signals.processes import agreed, count, is_first, together
 from opposing_signals.record import Record, WrittenElsewhere, write_json
-from opposing_signals.signals import Runs, Trajectory
+from opposing_signals.signals import Runs, Trajectory, find_pairs
+from opposing_signals.signals.probe import check_probe
 
 log = getLogger(__name__)
 
@@ -99,7 +102,9 @@ def _run(arguments: list[str]) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         if user_wants_tracebacks:
             raise
-        raise InputError(_one_line(error)) from None
+        # in place of Hydra's proposal, to add a field that nothing reads
+        fields = "; --cfg job prints the fields there are"
+        raise InputError(re.sub(" To append to your config use.*", fields, _one_line(error))) from None
     except Exception as error:
         if SweepNote.config is None or not is_first() or not _job_notes(SweepNote.config):
             raise
@@ -126,6 +131,7 @@ def _job(config: DictConfig) -> None:
     hydra_config: Any = HydraConfig.get()
     if hydra_config.mode == RunMode.RUN:
         try:
+            _check_conclusion(config)
             with _logger(config, config.run.name) as logger:
                 record = _recorded(config, logger)
                 if config.conclude and is_first():
@@ -139,6 +145,7 @@ def _job(config: DictConfig) -> None:
     note = {"name": name, "job": label, "folder": "", "failure": UNFINISHED}
     _write_note(path, note)
     try:
+        _check_conclusion(config)
         with _logger(config, label) as logger:
             record = _recorded(config, logger, wait=True)
             note |= {"folder": str(record.folder.resolve()), "failure": ""}
@@ -153,6 +160,23 @@ def _job(config: DictConfig) -> None:
         note["failure"] = f"{type(error).__name__}: {_one_line(error)}"
         log.exception("%s failed", label)
     _write_note(path, note)
+
+
+def _check_conclusion(config: DictConfig) -> None:
+    """Refuse before the training what could not be drawn or checked after it."""
+    if not config.conclude:
+        return
+    for claim in config.claims:
+        threshold = claim.threshold
+        Threshold(threshold if isinstance(threshold, str) else threshold[config.scale.name])
+    known = [
+        name for name, field in inspect.signature(find_pairs).parameters.items() if field.kind == field.KEYWORD_ONLY
+    ]
+    if unknown := [str(name) for name in config.signals if name not in known]:
+        raise InputError(f"signals.{unknown[0]}: no such field; there are {', '.join(known)}")
+    probes = OmegaConf.select(config, "instruments.block_probe.probes")
+    if probes is not None and "probe" in config.experiment:
+        check_probe(config.experiment.probe, probes, config.run.name)
 
 
 def _write_note(path: Path, note: dict[str, str]) -> None:

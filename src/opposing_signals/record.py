@@ -209,6 +209,9 @@ class Record:
             record._writable = True
             try:
                 yield record
+            except Exception:
+                record._forget_if_empty()
+                raise
             finally:
                 for column in record._columns.values():
                     column.close()
@@ -216,6 +219,12 @@ class Record:
                 record._writable = False
         finally:
             lock.release()
+
+    def _forget_if_empty(self) -> None:
+        """What failed before its first row is no run; the lock stays, on which others may wait."""
+        if not any(True for _ in self) and not self.checkpoint.is_file():
+            for name in ("configuration.json", "provenance.json"):
+                (self.folder / name).unlink(missing_ok=True)
 
     def append(self, quantity: str, step: int, value: np.ndarray | float) -> None:
         """Write down that ``quantity`` had ``value`` at θ_step.

@@ -117,6 +117,17 @@ def test_ranges_over_a_grid(grid):
     assert optimizers.range_ratio(runs, "SGD", "Adam", "test_accuracy").interval is None
 
 
+def test_one_run_has_no_range(grid):
+    runs = grid(sgd(1, 2.0), adam(0.01, 1.2), adam(0.001, 0.9))
+    for one in (
+        optimizers.range_ratio(runs, "Adam", "SGD", "train_loss"),
+        optimizers.range_ratio(runs, "SGD", "Adam", "train_loss"),
+        optimizers.loss_variation(runs, "SGD"),
+    ):
+        assert np.isnan(one.value)
+        assert one.reason == "one run under SGD: expected at least 2"
+
+
 def test_dampening_is_compared_at_equal_plain_steps(grid):
     runs = grid(split(0.1, 1.0), split(10, 0.8), split(0.1, 1.3, 0.0), split(10, 0.9, 0.0))
     assert optimizers.dampening_difference(runs).value == pytest.approx(-0.1)

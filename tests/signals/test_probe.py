@@ -85,7 +85,7 @@ def test_time_and_the_rule_with_an_edge(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "name", "message"),
     [
-        ({}, "red", r"experiment.probe=red: the run mine passed sky through its network; set instruments.block_probe"),
+        ({}, "red", r"experiment.probe=red: the run mine passes sky through its network; set instruments.block_probe"),
         ({"loss": "opposing_signals.losses.square_loss"}, "sky", "need a run with loss=cross_entropy"),
         ({"norms": {"sky": np.ones(1)}}, "sky", "at one step; expected at least 2: set more steps"),
     ],

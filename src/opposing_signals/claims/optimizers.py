@@ -109,7 +109,10 @@ def loss_over_best(trajectories: Trajectories, rule: str, others: str) -> Estima
 def loss_variation(trajectories: Trajectories, rule: str) -> Estimate:
     """Largest final train loss under a rule over the smallest, less 1."""
     return _of_grid(
-        trajectories, {"ours": (rule, None)}, lambda means: float(means["ours"].max() / means["ours"].min() - 1)
+        trajectories,
+        {"ours": (rule, None)},
+        lambda means: float(means["ours"].max() / means["ours"].min() - 1),
+        least=2,
     )
 
 
@@ -129,6 +132,7 @@ def range_ratio(trajectories: Trajectories, rule: str, other: str, quantity: Qua
         {"ours": (rule, None), "theirs": (other, None)},
         lambda means: _range(means["ours"]) / max(_range(means["theirs"]), SMALLEST),
         quantity,
+        least=2,
     )
 
 
@@ -159,6 +163,7 @@ def _of_grid(
     groups: Mapping[str, tuple[str, float | None]],
     statistic: Callable[[dict[str, np.ndarray]], float],
     quantity: Quantity = "train_loss",
+    least: int = 1,
 ) -> Estimate:
     """``statistic`` of the runs' final values, given by group of runs, in the order of η1 and learning rate.
 
@@ -167,14 +172,17 @@ def _of_grid(
         groups: What each group is called, and its rule and dampening.
         statistic: Of the means ``[runs]`` over the last epoch.
         quantity: Of which the final values are.
+        least: How many runs a group needs.
     """
     runs = Runs.of(trajectories)
     if runs.failures.keys() - runs.stopped.keys():
         return Estimate.unknown("failed: " + ", ".join(runs.failures.keys() - runs.stopped.keys()))
     chosen = {group: under(_all_of(runs), *rule) for group, rule in groups.items()}
     for group, (name, dampening) in groups.items():
-        if not chosen[group]:
-            return Estimate.unknown(f"no run under {name}" + ("" if dampening is None else f" with τ = {dampening:g}"))
+        if len(chosen[group]) < least:
+            found = "one run" if chosen[group] else "no run"
+            rule = name if dampening is None else f"{name} with τ = {dampening:g}"
+            return Estimate.unknown(f"{found} under {rule}: expected at least {least}")
     values = {group: np.stack([final(run, quantity) for run in rules.values()]) for group, rules in chosen.items()}
 
     def of_steps(rows: np.ndarray | slice) -> float:

@@ -79,8 +79,8 @@ class EigenTracker:
 
     A Rayleigh quotient q falls short of the eigenvalue, by ‖r‖²/(q − μ) to leading order, where r is the residual and
     μ the Rayleigh quotient of r. q and r are known and μ, for which a product would be needed, is not; but most of a
-    residual lies where the spectrum is dense, far below a large q. With 0.3 q for μ, what is missing is added to all but
-    a fraction. Of the smallest eigenvalues, and of negative ones, a residual does not tell this: there λ is q.
+    residual lies where the spectrum is dense, far below a large q. With 0.3 q for μ, all but a fraction of what is
+    missing is added. Of the smallest eigenvalues, and of negative ones, a residual does not tell this: there λ is q.
 
     Args:
         k: How many pairs.

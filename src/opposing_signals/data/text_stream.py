@@ -56,7 +56,7 @@ def _download(path: Path, hub: str, documents: int, column: str) -> None:
         from datasets import load_dataset
     except ImportError:
         raise InputError(
-            "data=text_stream needs datasets: install it by `pip install 'opposing-signals[stream]'`, or give a UTF-8 "
+            "data=text_stream needs datasets: install it by `pip install datasets`, or give a UTF-8 "
             "text file by data=openwebtext data.path=FILE"
         ) from None
     unfinished = path.with_name(path.name + ".part")

@@ -103,7 +103,7 @@ def gpt2(root: str | None = None, vocabulary: int | None = None) -> Tokenizer:
         from tiktoken import Encoding
     except ImportError:
         raise InputError(
-            "data.tokenizer=gpt2 needs tiktoken: install it by `pip install 'opposing-signals[text]'`, or take "
+            "data.tokenizer=gpt2 needs tiktoken: install it by `pip install tiktoken`, or take "
             "data.tokenizer=characters"
         ) from None
     byte = _bytes_by_symbol()

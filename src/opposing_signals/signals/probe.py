@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -102,6 +103,19 @@ def _over_two(values: np.ndarray) -> np.ndarray:
     return (values[1:] + values[:-1]) / 2
 
 
+def check_probe(name: str, probes: Sequence[str], run: str) -> None:
+    """Refuse a probe that a run does not pass.
+
+    Raises:
+        InputError: It is none of the run's ``probes``.
+    """
+    if name not in probes:
+        raise InputError(
+            f"experiment.probe={name}: the run {run} passes {', '.join(probes) or 'no probes'} through its network; "
+            "set instruments.block_probe.probes to a list with that probe in it"
+        )
+
+
 def probe_path(trajectory: Trajectory, name: str) -> ProbePath:
     """The way of the probe ``name`` along a run with the instrument `BlockProbe`.
 
@@ -111,12 +125,7 @@ def probe_path(trajectory: Trajectory, name: str) -> ProbePath:
     """
     configuration = trajectory.configuration
     probes = [str(probe) for probe in configuration["instruments"].get("block_probe", {}).get("probes", [])]
-    if name not in probes:
-        raise InputError(
-            f"experiment.probe={name}: the run {configuration['run']['name']} passed "
-            f"{', '.join(probes) or 'no probes'} through its network; set instruments.block_probe.probes to a list "
-            "with that probe in it"
-        )
+    check_probe(name, probes, configuration["run"]["name"])
     if not configuration["loss"]["_target_"].endswith("CrossEntropyLoss"):
         raise InputError("the class probabilities of a probe need a run with loss=cross_entropy")
     record, column = trajectory.record, probes.index(name)

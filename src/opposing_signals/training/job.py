@@ -152,8 +152,8 @@ def _devices(config: DictConfig) -> dict[str, Any]:
             )
     if config.trainer.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
         raise InputError(
-            f"trainer.accelerator={config.trainer.accelerator}: PyTorch {torch.__version__} finds no GPU here; expected "
-            "auto or cpu, or a machine with a GPU and a build of PyTorch for it"
+            f"trainer.accelerator={config.trainer.accelerator}: PyTorch {torch.__version__} finds no GPU here; "
+            "expected auto or cpu, or a machine with a GPU and a build of PyTorch for it"
         )
     device = int(os.environ.get("LOCAL_RANK", 0)) if count() > 1 else 0
     if config.trainer.get("accelerator", "auto") not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
