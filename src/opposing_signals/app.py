@@ -164,6 +164,8 @@ def _job(config: DictConfig) -> None:
 
 def _check_conclusion(config: DictConfig) -> None:
     """Refuse before the training what could not be drawn or checked after it."""
+    if not isinstance(config.conclude, bool):
+        raise InputError(f"conclude={config.conclude}: expected true or false")
     if not config.conclude:
         return
     for claim in config.claims:

@@ -102,6 +102,8 @@ class EigenTracker:
             raise InputError(f"k={k}: expected at least one eigenpair")
         if which not in ("largest", "smallest", "magnitude"):
             raise InputError(f"which={which}: expected largest, smallest or magnitude")
+        if not isinstance(tolerance, int | float) or not tolerance >= 0:
+            raise InputError(f"tolerance={tolerance}: expected a number, at least 0")
         if max_products < k:
             raise InputError(f"max_products={max_products}: expected at least k={k}")
         self.k, self.which = k, which

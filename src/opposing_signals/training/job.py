@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from opposing_signals._lightning import Callback, Logger, Trainer
 from opposing_signals.configuration import reference_of, run_folder
@@ -29,6 +29,9 @@ from opposing_signals.training.intervention import branch
 from opposing_signals.training.module import TrainingModule
 from opposing_signals.training.progress import Progress
 from opposing_signals.training.reference import break_even_direction
+
+SIZES = ("width", "depth", "heads", "patch", "hidden", "vocabulary")
+"""Fields of our models that count something."""
 
 
 def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
@@ -128,6 +131,11 @@ def _check(config: DictConfig) -> None:
             raise InputError(f"{name}={given}: {expected}")
     if not isinstance(config.checkpoint_seconds, int | float) or config.checkpoint_seconds < 0:
         raise InputError(f"checkpoint_seconds={config.checkpoint_seconds}: expected a number of seconds, at least 0")
+    if str(config.model.get("_target_")).startswith("opposing_signals.models."):
+        for name, value in config.model.items():
+            sizes = value if isinstance(value, ListConfig) else [value]
+            if name in SIZES and any(size is not None and not (isinstance(size, int) and size >= 1) for size in sizes):
+                raise InputError(f"model.{name}={value}: expected whole numbers, at least 1")
     if config.get("augmentation") and config.batch is None:
         raise InputError(
             "augmentation with batch=null: expected a batch size; what is measured of full-batch training is the loss "
