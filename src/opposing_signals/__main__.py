@@ -129,12 +129,13 @@ def print_help() -> None:
 def _check_names(arguments: list[str]) -> None:
     """Refuse an unknown choice of a configuration group here: Hydra says the same in a page."""
     folder = configuration_folder()
+    has_own_folder = any(argument.startswith(("--config-dir", "-cd", "hydra.searchpath")) for argument in arguments)
     for argument in arguments:
         group, separator, choices = argument.lstrip("+~").partition("=")
         if group == "hydra/launcher":
             _check_launcher(choices)
             continue
-        if argument.startswith("+"):
+        if argument.startswith("+") and not has_own_folder:
             _check_added(argument)
         if not separator or argument.startswith("-") or not (folder / group).is_dir():
             continue

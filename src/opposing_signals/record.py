@@ -222,7 +222,7 @@ class Record:
 
     def _forget_if_empty(self) -> None:
         """What failed before its first row is no run; the lock stays, on which others may wait."""
-        if not any(True for _ in self) and not self.checkpoint.is_file():
+        if not any(True for _ in self) and not (self.folder / "state.json").is_file() and not self.checkpoint.is_file():
             for name in ("configuration.json", "provenance.json"):
                 (self.folder / name).unlink(missing_ok=True)
 
