@@ -35,6 +35,9 @@ def test_the_runs_of_figures_46_to_54_train_as_those_of_the_other_figures(networ
     theirs, ours = (
         {name: value for name, value in one.items() if name not in ("run", "instruments")} for one in settings
     )
+    if (network, scale) == ("resnet18", "cpu"):  # smaller, because there are three seeds of it
+        for sizes in (ours, theirs):
+            del sizes["data"]["images"], sizes["model"]["width"], sizes["optimizer"]["lr"]
     assert ours == theirs
 
 
