@@ -233,7 +233,7 @@ def test_missing_files_are_named(tmp_path, cache, monkeypatch):
 
 def test_a_missing_tiktoken_is_named(real_data, monkeypatch):
     monkeypatch.setitem(sys.modules, "tiktoken", None)
-    with pytest.raises(InputError, match=r"needs tiktoken: install it by `pip install 'opposing-signals\[text\]'`"):
+    with pytest.raises(InputError, match=r"needs tiktoken: install it by `pip install tiktoken`"):
         gpt2(str(real_data))
 
 
