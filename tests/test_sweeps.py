@@ -107,7 +107,7 @@ def test_slurm_gets_a_job_array_whose_jobs_conclude_the_experiment(tmp_path, cap
 
 
 @pytest.mark.parametrize("launcher", sorted(LAUNCHERS))
-def test_a_launcher_that_is_not_installed_names_its_extra(launcher, capsys, monkeypatch):
+def test_a_launcher_that_is_not_installed_names_its_package(launcher, capsys, monkeypatch):
     monkeypatch.setattr("opposing_signals.__main__.find_spec", lambda _: None)
     assert main([*DEPTHS, f"hydra/launcher={launcher}"]) == 2
     error = capsys.readouterr().err

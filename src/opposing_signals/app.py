@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from opposing_signals.claims import Claim, Threshold, verdict_table
+from opposing_signals.claims import Claim, verdict_table
 from opposing_signals.configuration import configuration_folder, decisive, experiment_folder, reference_of, run_folder
 from opposing_signals.errors import InputError, TrainingStoppedError
 from opposing_signals.processes import agreed, count, is_first, together
@@ -169,8 +169,7 @@ def _check_conclusion(config: DictConfig) -> None:
     if not config.conclude:
         return
     for claim in config.claims:
-        threshold = claim.threshold
-        Threshold(threshold if isinstance(threshold, str) else threshold[config.scale.name])
+        _claim(claim).bound(config.scale.name)
     known = [
         name for name, field in inspect.signature(find_pairs).parameters.items() if field.kind == field.KEYWORD_ONLY
     ]

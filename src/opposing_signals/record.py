@@ -222,9 +222,10 @@ class Record:
 
     def _forget_if_empty(self) -> None:
         """What failed before its first row is no run; the lock stays, on which others may wait."""
-        if not any(True for _ in self) and not (self.folder / "state.json").is_file() and not self.checkpoint.is_file():
-            for name in ("configuration.json", "provenance.json"):
-                (self.folder / name).unlink(missing_ok=True)
+        begun = [self.folder / "configuration.json", self.folder / "provenance.json"]
+        if {*self.folder.iterdir()} <= {*begun, self.folder / "lock"}:
+            for path in begun:
+                path.unlink(missing_ok=True)
 
     def append(self, quantity: str, step: int, value: np.ndarray | float) -> None:
         """Write down that ``quantity`` had ``value`` at θ_step.

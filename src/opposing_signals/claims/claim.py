@@ -108,13 +108,25 @@ class Claim:
     statistic: Statistic
     threshold: str | Mapping[str, str]
 
+    def bound(self, scale: str) -> Threshold:
+        """The threshold at a scale.
+
+        Raises:
+            InputError: There is none, or its text is none.
+        """
+        if isinstance(self.threshold, str):
+            return Threshold(self.threshold)
+        if scale not in self.threshold:
+            raise InputError(f"claim {self.id}: no threshold at scale={scale}; there are {', '.join(self.threshold)}")
+        return Threshold(self.threshold[scale])
+
     def check(self, trajectories: Mapping[str, Trajectory], scale: str, seed: int) -> tuple[Verdict, str]:
         """The verdict on these runs, and why there is no value if there is none.
 
         The value alone decides between PASS and FAIL. INCONCLUSIVE means that the runs cannot tell, NOT RUN that
         there are no runs.
         """
-        threshold = Threshold(self.threshold if isinstance(self.threshold, str) else self.threshold[scale])
+        threshold = self.bound(scale)
         estimate = self.statistic(trajectories) if trajectories else Estimate.unknown("the run is missing")
         if not trajectories:
             verdict = NOT_RUN

@@ -16,8 +16,7 @@ def keep_freed_memory() -> None:
     Activations are megabytes each and live for a part of a step. The C library returns such memory to the system and
     asks for it again, and the system fills every page of it with zeros, which takes a good part of the time of a
     convolutional network's pass. The process stays as large as its peak, which can grow where freed pieces do not fit
-    together. Where the C library is not glibc, or an
-    environment variable ``MALLOC_…`` says what to do, nothing changes.
+    together. Where the C library is not glibc, or an environment variable ``MALLOC_…`` is set, nothing changes.
     """
     adjust = getattr(ctypes.CDLL(None), "mallopt", None)
     if adjust is not None and not any(name.startswith("MALLOC_") for name in os.environ):

@@ -158,13 +158,14 @@ def _devices(config: DictConfig) -> dict[str, Any]:
                 f"trainer.{field}={given}: expected {running}, as it is, or null; start several processes by `torchrun "
                 "--nproc-per-node 2 -m opposing_signals experiment=...`, see docs/text.md"
             )
-    if config.trainer.get("accelerator") in ("gpu", "cuda") and not torch.cuda.is_available():
+    accelerator = config.trainer.get("accelerator", "auto")
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise InputError(
-            f"trainer.accelerator={config.trainer.accelerator}: PyTorch {torch.__version__} finds no GPU here; "
+            f"trainer.accelerator={accelerator}: PyTorch {torch.__version__} finds no GPU here; "
             "expected auto or cpu, or a machine with a GPU and a build of PyTorch for it"
         )
     device = int(os.environ.get("LOCAL_RANK", 0)) if count() > 1 else 0
-    if config.trainer.get("accelerator", "auto") not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+    if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
         return {"devices": 1, "num_nodes": 1}
     if device >= torch.cuda.device_count():
         raise InputError(
