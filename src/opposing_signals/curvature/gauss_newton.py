@@ -9,7 +9,7 @@ from torch import Tensor
 
 from opposing_signals.processes import summed
 from opposing_signals.risk import EmpiricalRisk
-from opposing_signals.second_order import TwiceDifferentiable, check_graph, check_layers
+from opposing_signals.second_order import TwiceDifferentiable, check_graph, check_layers, refusing_missing_derivatives
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def curvature_split(risk: EmpiricalRisk, vector: Tensor) -> CurvatureSplit:
     check_layers(risk.model)
     parameters, direction = risk.parameters, risk.unflatten(vector)
     gauss_newton = functional = 0.0
-    with risk.probe():
+    with risk.probe(), refusing_missing_derivatives():
         for inputs, targets in risk.chunks():
             with torch.enable_grad(), TwiceDifferentiable():
                 outputs = risk.model(inputs)
