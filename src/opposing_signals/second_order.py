@@ -34,10 +34,11 @@ group_norm = F.group_norm
 
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """Within this mode, calls of convolution, batch norm, ReLU and attention build graphs for cheap double backward.
+    """Within this mode, calls of convolution, batch norm, ReLU, attention and weight norm are right and cheap to
+    differentiate twice.
 
     It works on functions, not on modules, so it does not matter how a model is written. Everything else keeps the
-    derivatives of PyTorch, which are right to second order in reverse mode.
+    derivatives of PyTorch, which are right to second order in reverse mode for what the tests go through.
     """
 
     def __torch_function__(
@@ -373,7 +374,7 @@ def _relu(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002  # the 
     return _ReLU.apply(input, inplace)
 
 
-# -- attention and group norm ------------------------------------------------------------------------------------
+# -- attention, group norm and weight norm -----------------------------------------------------------------------
 
 
 class _Recomputed(Function):
@@ -447,6 +448,18 @@ def _group_norm(
     return _Recomputed.apply(kernel, kernel, input, weight, bias)
 
 
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """g v/‖v‖. The second derivative of PyTorch's own kernel is wrong in silence (torch 2.13)."""
+
+    def once(v: Tensor, g: Tensor) -> Tensor:
+        return torch._weight_norm(v, g, dim)
+
+    def twice(v: Tensor, g: Tensor) -> Tensor:
+        return v * (g / torch.norm_except_dim(v, 2, dim))
+
+    return _Recomputed.apply(once, twice, v, g)
+
+
 def _multi_head_attention(*args: Any, **kwargs: Any) -> Any:
     """`nn.MultiheadAttention`'s function; calls inside a Python function of torch's do not reach a function mode."""
     with patch.object(F, "scaled_dot_product_attention", _attention):
@@ -464,6 +477,7 @@ _REPLACEMENTS: dict[Callable, Callable] = {
     torch.relu_: partial(_relu, inplace=True),
     Tensor.relu_: partial(_relu, inplace=True),
     group_norm: _group_norm,
+    torch._weight_norm: _weight_norm,
     attention: _attention,
     multi_head_attention: _multi_head_attention,
 }

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from opposing_signals.curvature.taylor import Jet, WithoutTransforms, orders
-from opposing_signals.risk import EmpiricalRisk
-from opposing_signals.second_order import check_layers
+from opposing_signals.risk import EmpiricalRisk, check_losses
 
 
 @dataclass(frozen=True)
@@ -18,8 +17,8 @@ class AlongLine:
 
     Attributes:
         losses: ``[N]`` ℓ_i(θ).
-        slopes: ``[N]`` ∇ℓ_i·v; their mean is ∇L·v.
-        curvatures: ``[N]`` vᵀ∇²ℓ_i v; their mean is vᵀ∇²L v.
+        slopes: ``[N]`` ∇ℓ_i·v; their mean, weighted where the risk has weights, is ∇L·v.
+        curvatures: ``[N]`` vᵀ∇²ℓ_i v; likewise, it is vᵀ∇²L v.
     """
 
     losses: Tensor
@@ -38,14 +37,16 @@ def sample_curvature(risk: EmpiricalRisk, vector: Tensor) -> AlongLine:
         vector: ``[P]``, of any length ‖v‖.
 
     Raises:
-        InputError: The vector has another length than θ, a layer is random, or the model writes in place or transforms
-            functions where Taylor arithmetic cannot follow.
+        InputError: The vector has another length than θ, the loss is not one number an example, a layer is random, or
+            the model writes in place or transforms functions where Taylor arithmetic cannot follow.
     """
     risk.check_vectors(vector[None])
-    check_layers(risk.model)
     line = [Jet(p.detach(), v) for p, v in zip(risk.parameters, risk.unflatten(vector), strict=True)]
-    with risk.probe(), torch.no_grad(), WithoutTransforms():
-        chunks = [orders(losses) for losses in risk.losses_at(line)]
+    chunks = []
+    with risk.probe(), risk.deterministic(), torch.no_grad(), WithoutTransforms():
+        for part, losses in zip(risk.parts(), risk.losses_at(line), strict=True):
+            check_losses(losses, risk.inputs[part])
+            chunks.append(orders(losses))
     losses, slopes, halves = (risk.assembled(pieces) for pieces in zip(*chunks, strict=True))
     return AlongLine(losses, slopes, 2 * halves)
 
