@@ -16,7 +16,7 @@ from opposing_signals.errors import InputError
 from opposing_signals.processes import agreed, count, rank, summed
 from opposing_signals.second_order import TwiceDifferentiable, check_graph, check_layers
 
-Precision = Literal["float32", "float64", "bfloat16", "unchanged"]
+Precision = Literal["float32", "tf32", "float64", "bfloat16", "unchanged"]
 Batch = slice | Tensor
 """Which examples a step uses: ``slice(0, N)`` for the whole set (no copy is made), else an index tensor."""
 
@@ -75,8 +75,9 @@ class EmpiricalRisk:
         inputs: ``[N, ...]``; whole numbers, such as tokens, keep their type.
         targets: ``[N]`` or ``[N, C]``.
         chunk: Examples per forward pass.
-        precision: Of weights, data and arithmetic. ``"bfloat16"`` keeps float32 weights and runs under autocast,
-            ``"unchanged"`` takes weights and data as they are.
+        precision: Of weights, data and arithmetic. ``"tf32"`` is float32 of which a GPU may round the factors of
+            products to 10 bits (the job sets that, see `opposing_signals.training.job`), ``"bfloat16"`` keeps float32
+            weights and runs under autocast, ``"unchanged"`` takes weights and data as they are.
         channels_last: Memory layout of images and convolutions; faster on most CPUs and on GPUs with tensor cores.
         compile_training: `torch.compile` the forward pass of `backward`. Curvature stays eager: a compiled module
             has no double backward.

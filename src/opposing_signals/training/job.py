@@ -89,6 +89,8 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
         inference_mode=False,
         default_root_dir=record.folder,
     )
+    if trainer.strategy.root_device.type == "cuda":
+        _round_factors(config.risk.precision == "tf32")
     module.batches.begin_at(lambda: trainer.global_step)
     resuming = agreed(record.checkpoint.is_file)
     agreed(lambda: record.cut(_steps_taken(record) if resuming else 0))
@@ -173,6 +175,12 @@ def _devices(config: DictConfig) -> dict[str, Any]:
             "set --nproc-per-node, or trainer.accelerator=cpu"
         )
     return {"devices": [device], "num_nodes": 1}
+
+
+def _round_factors(is_rounded: bool) -> None:
+    """Whether a GPU rounds the factors of float32 products to TF32; by itself it does so in convolutions alone."""
+    torch.backends.cudnn.allow_tf32 = is_rounded
+    torch.backends.cuda.matmul.allow_tf32 = is_rounded
 
 
 def _of_first(config: DictConfig, record: Record, saved: Callable[[], None]) -> list[Callback]:
