@@ -304,8 +304,9 @@ def channel_moments(values: Tensor, by: Tensor, mean: Tensor, scale: Tensor) -> 
 
     They are the two reductions of batch norm's own backward.
     """
+    # On a GPU the kernel leaves both reductions out where there is no weight; they do not depend on it.
     _, dot, total = aten.native_batch_norm_backward(
-        values, by, None, None, None, mean, scale, True, 0.0, [False, True, True]
+        values, by, scale, None, None, mean, scale, True, 0.0, [False, True, True]
     )
     return dot, total
 
