@@ -25,9 +25,9 @@ class Attention(nn.Module):
 class MultiHeadAttention(nn.Module):
     """The same by `nn.MultiheadAttention`, which calls the fused function inside another."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, dropout: float = 0) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.attention = nn.MultiheadAttention(width, 2, dropout, batch_first=True)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.attention(tokens, tokens, tokens, need_weights=False)[0]

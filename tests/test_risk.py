@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, hessian
 
+from opposing_signals.curvature import curvature_split, sample_curvature
 from opposing_signals.errors import InputError
 from opposing_signals.losses import logistic_loss, square_loss
 from opposing_signals.risk import EmpiricalRisk
@@ -170,6 +171,51 @@ def test_passes_that_keep_no_outputs_have_the_same_bits(layer):
     assert torch.equal(with_outputs.products, without.products)
     for ours, theirs in zip(kept.parameters, dropped.parameters, strict=True):
         assert torch.equal(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda risk: risk.backward(),
+        lambda risk: risk.hessian_products(torch.ones(1, 33, dtype=torch.float64)),
+        lambda risk: risk.backward_with_products(torch.ones(1, 33, dtype=torch.float64)),
+        lambda risk: curvature_split(risk, torch.ones(33, dtype=torch.float64)),
+        lambda risk: sample_curvature(risk, torch.ones(33, dtype=torch.float64)),
+    ],
+)
+@pytest.mark.parametrize(
+    ("reduction", "shape"), [("none", r"\[4, 1\] for 4 examples: expected \[4\]"), ("mean", r"\[\]")]
+)
+def test_a_loss_that_is_not_one_number_an_example_is_refused(measure, reduction, shape):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(32, 1))
+    targets = torch.randn(11, 1)
+    risk = EmpiricalRisk(
+        model, nn.MSELoss(reduction=reduction), torch.randn(11, 2, 4, 4), targets, chunk=4, precision="float64"
+    )
+    with pytest.raises(InputError, match=f"a loss of shape {shape}"):
+        measure(risk)
+
+
+class WithUnused(nn.Module):
+    """A layer that no output depends on."""
+
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.Linear(32, 3), nn.Linear(4, 4)
+
+    def forward(self, images):
+        return self.used(images.flatten(1)).tanh()
+
+
+def test_a_parameter_without_influence_has_no_gradient_with_products_either():
+    """Else an optimizer with weight decay or momentum would move it where the curvature is measured alone."""
+    risk = risk_of(WithUnused())
+    seen = risk.backward_with_products(torch.ones(2, 99 + 20, dtype=torch.float64))
+    assert [parameter.grad is None for parameter in risk.parameters] == [False, False, True, True]
+    assert seen.gradient.shape == (119,)
+    assert not seen.gradient[99:].any()
+    assert not seen.products[:, 99:].any()
+    assert seen.products[:, :99].any()
 
 
 @pytest.mark.parametrize("chunk", [0, -1, 12])

@@ -1,10 +1,25 @@
+import copy
+
 import pytest
 import torch
-from layers import CROSS_ENTROPY, NETWORKS, ensemble_risk, network, plain_gradient, plain_hessian, plain_losses, risk_of
+import torch.nn.functional as F
+from layers import (
+    CROSS_ENTROPY,
+    NETWORKS,
+    MultiHeadAttention,
+    ensemble_risk,
+    network,
+    plain_gradient,
+    plain_hessian,
+    plain_losses,
+    risk_of,
+)
 from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.nn.utils.parametrizations import weight_norm
 
+from opposing_signals.curvature import curvature_split, sample_curvature, sample_sharpness
 from opposing_signals.errors import InputError
 from opposing_signals.models import resnet18, vgg11
 from opposing_signals.risk import EmpiricalRisk
@@ -107,6 +122,79 @@ def test_products_of_a_batch_are_those_of_its_mean_loss():
     torch.testing.assert_close(risk.hessian_products(vectors, batch).products, vectors @ dense, rtol=1e-9, atol=1e-11)
 
 
+class WeightNormByHand(nn.Linear):
+    """g v/‖v‖ written out, as an independent reference."""
+
+    def __init__(self, like: nn.Linear, axes: int) -> None:
+        super().__init__(like.in_features, like.out_features)
+        self.axes = axes
+        g, v = like.parametrizations.weight.original0, like.parametrizations.weight.original1
+        self.bias = nn.Parameter(like.bias.detach().clone())
+        self.g, self.v = nn.Parameter(g.detach().clone()), nn.Parameter(v.detach().clone())
+        del self.weight
+
+    def forward(self, values):
+        scale = self.g / (self.v * self.v).sum(self.axes, keepdim=True).sqrt()
+        return F.linear(values, scale * self.v, self.bias)
+
+
+@pytest.mark.parametrize(("dim", "axes"), [(0, 1), (1, 0)])
+def test_products_through_weight_norm(dim, axes):
+    torch.manual_seed(0)
+    layer = weight_norm(nn.Linear(32, 5), dim=dim)
+    inputs, targets = torch.randn(7, 32), torch.randint(3, (7,))
+
+    def risk(first, **settings):
+        torch.manual_seed(1)
+        model = nn.Sequential(first, nn.Tanh(), nn.Linear(5, 3))
+        return EmpiricalRisk(model, CROSS_ENTROPY, inputs, targets, chunk=4, **settings)
+
+    reference, exact = (risk(first, precision="float64") for first in (WeightNormByHand(layer, axes), layer))
+    vectors = torch.randn(2, 5 + (5 if dim == 0 else 32) + 160 + 18, dtype=torch.float64)
+    expected = vectors @ plain_hessian(plain_losses(reference).mean(), reference)
+    torch.testing.assert_close(exact.hessian_products(vectors).products, expected, rtol=1e-9, atol=1e-11)
+
+    plain, measured = (risk(copy.deepcopy(layer), precision="float32") for _ in range(2))
+    plain.backward()
+    measured.backward_with_products(vectors.float())
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(measured.parameters, plain.parameters, strict=True))
+
+
+def test_products_through_a_hard_sigmoid():
+    torch.manual_seed(0)
+    inputs, targets = 3 * torch.randn(7, 32), torch.randint(3, (7,))
+
+    def risk(activation, precision="float64"):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(32, 5), nn.Tanh(), nn.Linear(5, 5), activation, nn.Linear(5, 3))
+        return EmpiricalRisk(model, CROSS_ENTROPY, inputs, targets, chunk=4, precision=precision)
+
+    reference = risk(ByFunction(lambda values: (values / 6 + 0.5).clamp(0, 1)))
+    vectors = torch.randn(2, 165 + 30 + 18, dtype=torch.float64)
+    expected = vectors @ plain_hessian(plain_losses(reference).mean(), reference)
+    for inplace in (False, True):
+        exact, plain, measured = (risk(nn.Hardsigmoid(inplace), kind) for kind in ("float64", "float32", "float32"))
+        # PyTorch's own kernel takes the 1/6 in float32.
+        torch.testing.assert_close(exact.hessian_products(vectors).products, expected, rtol=1e-6, atol=1e-7)
+        plain.backward()
+        measured.backward_with_products(vectors.float())
+        assert all(torch.equal(a.grad, b.grad) for a, b in zip(measured.parameters, plain.parameters, strict=True))
+
+
+@pytest.mark.parametrize("measure", ["hessian_products", "curvature_split", "sample_sharpness"])
+def test_a_function_that_is_differentiated_once_is_named(measure):
+    loss = nn.MultiMarginLoss(reduction="none")
+    risk = risk_of("tanh", loss=loss)
+    vector = torch.ones(sum(p.numel() for p in risk.parameters), dtype=torch.float64)
+    measures = {
+        "hessian_products": lambda: risk.hessian_products(vector[None]),
+        "curvature_split": lambda: curvature_split(risk, vector),
+        "sample_sharpness": lambda: sample_sharpness(risk, torch.tensor([0])),
+    }
+    with pytest.raises(InputError, match="multi_margin_loss_backward: replace the function, or leave out"):
+        measures[measure]()
+
+
 class OnceOnly(Function):
     @staticmethod
     def forward(_, values):
@@ -118,11 +206,32 @@ class OnceOnly(Function):
         return slope * 2
 
 
+class ByFunction(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, values):
+        return self.function(values)
+
+
+def attention_with_dropout(values):
+    return F.scaled_dot_product_attention(values, values, values, dropout_p=0.5)
+
+
 class OnceOnlyLayer(nn.Module):
     def forward(self, values):
         return OnceOnly.apply(values)
 
 
+RANDOM = (
+    [network("linear"), ByFunction(lambda values: F.dropout(values, 0.5))],
+    [nn.Flatten(2), nn.Linear(16, 4), ByFunction(attention_with_dropout), nn.Flatten(), nn.Linear(8, 3)],
+    [nn.Flatten(2), nn.Linear(16, 4), MultiHeadAttention(4, dropout=0.5), nn.Flatten(), nn.Linear(8, 3)],
+)
+
+
+@pytest.mark.parametrize("measure", ["hessian_products", "curvature_split", "sample_curvature"])
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -132,13 +241,22 @@ class OnceOnlyLayer(nn.Module):
             "a layer whose backward is marked once_differentiable",
         ),
         (lambda: torch.compile(network("linear")), "a compiled model has no second derivatives"),
+        *((lambda layer=layer: nn.Sequential(*layer), "the model draws random numbers") for layer in RANDOM),
     ],
 )
-def test_what_has_no_right_second_derivative_is_refused(model, message):
+def test_what_has_no_right_second_derivative_is_refused(model, message, measure):
     inputs, targets = torch.randn(4, 2, 4, 4), torch.zeros(4, dtype=torch.long)
     risk = EmpiricalRisk(model(), CROSS_ENTROPY, inputs, targets, chunk=4)
-    with pytest.raises(InputError, match=message):
-        risk.hessian_products(torch.zeros(1, sum(p.numel() for p in risk.parameters)))
+    vector = torch.ones(sum(p.numel() for p in risk.parameters))
+    measures = {
+        "hessian_products": lambda: risk.hessian_products(vector[None]),
+        "curvature_split": lambda: curvature_split(risk, vector),
+        "sample_curvature": lambda: sample_curvature(risk, vector),
+    }
+    with pytest.raises(
+        InputError, match="Taylor|leave out" if measure == "sample_curvature" and "once" in message else message
+    ):
+        measures[measure]()
 
 
 def test_a_vector_of_another_model_is_refused():

@@ -16,7 +16,7 @@ from opposing_signals.errors import InputError
 from opposing_signals.processes import agreed, count, rank, summed
 from opposing_signals.second_order import TwiceDifferentiable, check_graph, check_layers, refusing_missing_derivatives
 
-Precision = Literal["float32", "float64", "bfloat16", "unchanged"]
+Precision = Literal["float32", "tf32", "float64", "bfloat16", "unchanged"]
 Batch = slice | Tensor
 """Which examples a step uses: ``slice(0, N)`` for the whole set (no copy is made), else an index tensor."""
 
@@ -41,9 +41,9 @@ class CurvaturePass(ForwardPass):
     """What one pass with Hessian-vector products shows of θ_t beside that.
 
     Attributes:
-        gradient: ``[P]`` ∇L(θ_t), L the batch's mean loss.
+        gradient: ``[P]`` ∇L(θ_t), L the batch's mean loss, weighted where the risk has weights.
         products: ``[k, P]`` ∇²L(θ_t) v_j.
-        slopes: ``[k, n]`` ∇ℓ_i(θ_t)·v_j; their mean over i is ∇L·v_j.
+        slopes: ``[k, n]`` ∇ℓ_i(θ_t)·v_j; their mean over i, weighted as L is, is ∇L·v_j.
     """
 
     gradient: Tensor
@@ -55,7 +55,7 @@ class _ChunkPass(NamedTuple):
     losses: Tensor
     outputs: Tensor
     slopes: list[Tensor]
-    gradient: list[Tensor]
+    gradient: list[Tensor | None]
 
 
 class EmpiricalRisk:
@@ -75,8 +75,9 @@ class EmpiricalRisk:
         inputs: ``[N, ...]``; whole numbers, such as tokens, keep their type.
         targets: ``[N]`` or ``[N, C]``.
         chunk: Examples per forward pass.
-        precision: Of weights, data and arithmetic. ``"bfloat16"`` keeps float32 weights and runs under autocast,
-            ``"unchanged"`` takes weights and data as they are.
+        precision: Of weights, data and arithmetic. ``"tf32"`` is float32 of which a GPU may round the factors of
+            products to 10 bits (the job sets that, see `opposing_signals.training.job`), ``"bfloat16"`` keeps float32
+            weights and runs under autocast, ``"unchanged"`` takes weights and data as they are.
         channels_last: Memory layout of images and convolutions; faster on most CPUs and on GPUs with tensor cores.
         compile_training: `torch.compile` the forward pass of `backward`. Curvature stays eager: a compiled module
             has no double backward.
@@ -222,11 +223,13 @@ class EmpiricalRisk:
         finally:
             self._seen = None
 
-    def _shares(self, batch: Batch) -> Iterator[Tensor | None]:
-        """w_i / Σ w_i of each of `parts`; None where all examples count the same."""
-        weights = None if self.weights is None else self.weights[batch]
+    def shares(self, batch: Batch = WHOLE) -> Iterator[Tensor]:
+        """How much each example of each of `parts` counts in L: 1/n, or w_i / Σ w_i."""
+        size = self._size(batch)
+        equal = torch.tensor(1 / size, dtype=torch.float64, device=self.inputs.device).expand(size)
+        shares = equal if self.weights is None else self.weights[batch] / self.weights[batch].sum()
         for part in self.parts(batch, may_idle=True):
-            yield None if weights is None else weights[part] / weights.sum()
+            yield shares[part]
 
     def _some_idle(self, batch: Batch) -> bool:
         """Whether there are fewer chunks than processes: the first process has one in any case."""
@@ -239,24 +242,28 @@ class EmpiricalRisk:
         """The training pass: add the batch's mean gradient to ``.grad`` and return what its forward showed.
 
         Running statistics of batch norm move, as in any training step.
+
+        Raises:
+            InputError: The loss is not one number an example.
         """
         losses, outputs = [], []
-        weight = 1 / self._size(batch)
-        for (inputs, targets), shares in zip(self.chunks(batch, may_idle=True), self._shares(batch), strict=True):
+        for (inputs, targets), shares in zip(self.chunks(batch, may_idle=True), self.shares(batch), strict=True):
             sample_losses, output = self._training_forward(inputs, targets)
-            mean = sample_losses.sum() * weight if shares is None else (sample_losses * shares).sum()
-            mean.backward()
+            check_losses(sample_losses, inputs)
+            (sample_losses * shares.to(sample_losses)).sum().backward()
             losses.append(sample_losses.detach())
             outputs.append(self._kept(output))
-        if self._some_idle(batch):
-            has_gradient = agreed(lambda: [parameter.grad is not None for parameter in self.parameters])
-            for parameter in itertools.compress(self.parameters, has_gradient):
-                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                summed(parameter.grad)
+        used = self._used_by_any([parameter.grad is not None for parameter in self.parameters])
+        for parameter in itertools.compress(self.parameters, used):
+            parameter.grad = summed(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
         self._agree_on_buffers()
         return ForwardPass(self.assembled(losses, batch), self.assembled(outputs, batch))
+
+    def _used_by_any(self, used: list[bool]) -> list[bool]:
+        """Which parameters have a gradient: those that the chunks of any process use."""
+        if count() == 1:
+            return used
+        return summed(torch.tensor(used, dtype=torch.int32, device=self.inputs.device)).bool().tolist()
 
     def _agree_on_buffers(self) -> None:
         """Of several processes each has moved batch norm's running statistics by its own chunks: take the mean."""
@@ -278,7 +285,8 @@ class EmpiricalRisk:
         result, gradients = self._curvature_pass(vectors, batch)
         self._agree_on_buffers()
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         return result
 
     @property
@@ -321,40 +329,45 @@ class EmpiricalRisk:
             batch: Examples over which L is the mean.
 
         Raises:
-            InputError: The vectors have another length than θ, or the model has a layer without second derivative.
+            InputError: The vectors have another length than θ, the loss is not one number an example, or the model has
+                a layer without second derivative or draws random numbers.
         """
         with self.probe():
             return self._curvature_pass(vectors, batch)[0]
 
-    def _curvature_pass(self, vectors: Tensor, batch: Batch) -> tuple[CurvaturePass, list[Tensor]]:
-        """The pass and its gradient in the parameters' shapes and layouts, with the bits of `backward`."""
+    def _curvature_pass(self, vectors: Tensor, batch: Batch) -> tuple[CurvaturePass, list[Tensor | None]]:
+        """The pass and its gradient in the parameters' shapes and layouts, with the bits of `backward`.
+
+        A parameter that L does not depend on has None, as after `backward`: an optimizer leaves it alone.
+        """
         self.check_vectors(vectors)
-        check_layers(self.model)
-        size = self._size(batch)
         directions = [self.unflatten(v) for v in vectors]
         products = torch.zeros_like(vectors)
         pieces_of = [self.unflatten(product) for product in products]  # views
-        gradients: list[Tensor] = []
+        gradients: list[Tensor | None] = [None] * len(self.parameters)
         losses: list[Tensor] = []
         outputs: list[Tensor] = []
         slopes: list[list[Tensor]] = [[] for _ in directions]
-        for (inputs, targets), shares in zip(self.chunks(batch, may_idle=True), self._shares(batch), strict=True):
-            equal = torch.full((len(inputs),), 1 / size, dtype=torch.float64, device=inputs.device)
-            weights = equal if shares is None else shares
-            seen = self._curvature_of_chunk(inputs, targets, weights, directions, pieces_of, is_first=not losses)
-            gradients = list(torch._foreach_add(gradients, seen.gradient)) if gradients else seen.gradient
-            losses.append(seen.losses)
-            outputs.append(self._kept(seen.outputs))
-            for row, slope in zip(slopes, seen.slopes, strict=True):
-                row.append(slope)
-            del seen  # its gradient is as large as θ
-        gradients = [summed(piece) for piece in gradients or [torch.zeros_like(p) for p in self.parameters]]
+        with self.deterministic():
+            for (inputs, targets), shares in zip(self.chunks(batch, may_idle=True), self.shares(batch), strict=True):
+                seen = self._curvature_of_chunk(inputs, targets, shares, directions, pieces_of, is_first=not losses)
+                gradients = [_sum(*pair) for pair in zip(gradients, seen.gradient, strict=True)]
+                losses.append(seen.losses)
+                outputs.append(self._kept(seen.outputs))
+                for row, slope in zip(slopes, seen.slopes, strict=True):
+                    row.append(slope)
+                del seen  # its gradient is as large as θ
+        used = self._used_by_any([piece is not None for piece in gradients])
+        dense = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, gradients, strict=True)]
+        gradients = [summed(piece) if is_used else None for piece, is_used in zip(dense, used, strict=True)]
         result = CurvaturePass(
             self.assembled(losses, batch),
             self.assembled(outputs, batch),
-            flatten(gradients),
+            flatten(dense),
             summed(products),
-            torch.stack([self.assembled(row, batch) for row in slopes]) if slopes else vectors.new_zeros(0, size),
+            torch.stack([self.assembled(row, batch) for row in slopes])
+            if slopes
+            else vectors.new_zeros(0, self._size(batch)),
         )
         return result, gradients
 
@@ -374,19 +387,21 @@ class EmpiricalRisk:
         parameters = self.parameters
         with torch.enable_grad(), TwiceDifferentiable():
             losses, outputs = self.evaluate(inputs, targets, autocast=False)
+            check_losses(losses, inputs)
             weights = weights.to(losses).detach().clone().requires_grad_()
             mean = (losses * weights).sum()
         is_curved = len(directions) > 0
-        gradient = torch.autograd.grad(mean, parameters, create_graph=is_curved, materialize_grads=True)
+        gradient = torch.autograd.grad(mean, parameters, create_graph=is_curved, allow_unused=True)
+        used = [piece for piece in gradient if piece is not None]
         if is_curved and is_first:
-            check_graph(gradient)
+            check_graph(used)
 
         def add_product(j: int) -> Tensor:
             with refusing_missing_derivatives():
                 *rows, slope = torch.autograd.grad(
-                    gradient,
+                    used,
                     [*parameters, weights],
-                    directions[j],
+                    [part for part, piece in zip(directions[j], gradient, strict=True) if piece is not None],
                     retain_graph=j + 1 < len(directions),
                     materialize_grads=True,
                 )
@@ -394,7 +409,7 @@ class EmpiricalRisk:
             return slope
 
         slopes = [add_product(j) for j in range(len(directions))]
-        return _ChunkPass(losses.detach(), outputs, slopes, [piece.detach() for piece in gradient])
+        return _ChunkPass(losses.detach(), outputs, slopes, [None if g is None else g.detach() for g in gradient])
 
     def check_vectors(self, vectors: Tensor) -> None:
         """Refuse ``vectors`` that are not ``[k, P]``.
@@ -413,6 +428,25 @@ class EmpiricalRisk:
         """A ``[P]`` vector as one tensor a parameter, in the parameters' shapes."""
         pieces = vector.split([p.numel() for p in self.parameters])
         return [piece.view_as(p) for piece, p in zip(pieces, self.parameters, strict=True)]
+
+    @contextmanager
+    def deterministic(self) -> Iterator[None]:
+        """Refuse layers of which the derivatives would be wrong (`check_layers`), and random numbers drawn inside.
+
+        Raises:
+            InputError: There is such a layer, or the model has drawn.
+        """
+        check_layers(self.model)
+        before = self._random_state()
+        yield
+        if not torch.equal(before, self._random_state()):
+            raise InputError(
+                "the model draws random numbers, as dropout does: its loss is random and has no derivatives of its "
+                "own; set the probability to 0, or put the model in evaluation mode"
+            )
+
+    def _random_state(self) -> Tensor:
+        return torch.cuda.get_rng_state(self.inputs.device) if self.inputs.is_cuda else torch.get_rng_state()
 
     @contextmanager
     def probe(self) -> Iterator[None]:
@@ -436,6 +470,25 @@ class EmpiricalRisk:
                     buffer.copy_(buffers[name])
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient
+
+
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other
+
+
+def check_losses(losses: Tensor, inputs: Tensor) -> None:
+    """Refuse losses ``[n, 1]`` and the like, which would broadcast against the weights of the n examples.
+
+    Raises:
+        InputError: They are not ``[n]``.
+    """
+    if losses.shape != (len(inputs),):
+        raise InputError(
+            f"a loss of shape {list(losses.shape)} for {len(inputs)} examples: expected [{len(inputs)}], one number an "
+            "example; a loss of torch.nn needs reduction='none', and .flatten(1).mean(1) where it has several numbers"
+        )
 
 
 def flatten(tensors: Iterable[Tensor]) -> Tensor:

@@ -36,10 +36,11 @@ group_norm, native_hard_sigmoid, native_weight_norm = F.group_norm, F.hardsigmoi
 
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """Within this mode, calls of convolution, batch norm, ReLU and attention build graphs for cheap double backward.
+    """Within this mode, calls of convolution, batch norm, ReLU, attention and weight norm are right and cheap to
+    differentiate twice.
 
     It works on functions, not on modules, so it does not matter how a model is written. Everything else keeps the
-    derivatives of PyTorch, which are right to second order in reverse mode.
+    derivatives of PyTorch, which are right to second order in reverse mode for what the tests go through.
     """
 
     def __torch_function__(
@@ -324,8 +325,9 @@ def channel_moments(values: Tensor, by: Tensor, mean: Tensor, scale: Tensor) -> 
 
     They are the two reductions of batch norm's own backward.
     """
+    # On a GPU the kernel leaves both reductions out where there is no weight; they do not depend on it.
     _, dot, total = aten.native_batch_norm_backward(
-        values, by, None, None, None, mean, scale, True, 0.0, [False, True, True]
+        values, by, scale, None, None, mean, scale, True, 0.0, [False, True, True]
     )
     return dot, total
 
@@ -484,7 +486,7 @@ def hard_sigmoid(input: Tensor) -> Tensor:  # noqa: A002
 
 
 def _hard_sigmoid(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
-    output = _Recomputed.apply(native_hard_sigmoid, hard_sigmoid, input)
+    output = _Recomputed.apply(native_hard_sigmoid, hard_sigmoid, input.clone() if inplace else input)
     return input.copy_(output) if inplace else output
 
 

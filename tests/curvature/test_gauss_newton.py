@@ -55,6 +55,18 @@ def test_parts_agree_with_jacobians_and_sum_to_the_whole(layer):
     assert split.gauss_newton > 0
 
 
+def test_parts_of_a_weighted_loss_and_of_a_batch():
+    risk = risk_of("batch_norm_eval")
+    vector, batch = direction_for(risk), torch.tensor([1, 4, 4, 6, 9])
+    quotient = risk.hessian_products(vector[None], batch).products[0] @ vector
+    split = curvature_split(risk, vector, batch)
+    assert split.gauss_newton + split.functional == pytest.approx(float(quotient), rel=1e-9)
+    risk.weights = torch.rand(len(risk), dtype=torch.float64)
+    weighted = risk.hessian_products(vector[None]).products[0] @ vector
+    split = curvature_split(risk, vector)
+    assert split.gauss_newton + split.functional == pytest.approx(float(weighted), rel=1e-9)
+
+
 @pytest.mark.parametrize("loss", [square_loss, logistic_loss])
 def test_other_losses(loss):
     risk = risk_of("batch_norm", loss)

@@ -14,7 +14,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from opposing_signals.errors import InputError
 from opposing_signals.normalization import captured, frozen
 from opposing_signals.risk import EmpiricalRisk
-from opposing_signals.second_order import check_layers
 
 
 @contextmanager
@@ -34,7 +33,7 @@ def independent_examples(risk: EmpiricalRisk, chunk: slice) -> Iterator[None]:
     is_coupled = any(isinstance(module, _BatchNorm) for module in risk.model.modules())
     seen = chunk if is_coupled else slice(chunk.start, chunk.start + 1)
     with risk.probe():
-        with _once(risk.model), captured(risk.model) as statistics, deterministic(risk), torch.no_grad():
+        with _once(risk.model), captured(risk.model) as statistics, risk.deterministic(), torch.no_grad():
             risk.evaluate(risk.inputs[seen], risk.targets[seen])
         with frozen(risk.model, statistics):
             yield
@@ -60,28 +59,6 @@ def _once(model: nn.Module) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextmanager
-def deterministic(risk: EmpiricalRisk) -> Iterator[None]:
-    """Probe the model (see `EmpiricalRisk.probe`), and refuse one that draws random numbers.
-
-    Raises:
-        InputError: A layer is random.
-    """
-    check_layers(risk.model)
-
-    def random_state() -> torch.Tensor:
-        return torch.cuda.get_rng_state(risk.inputs.device) if risk.inputs.is_cuda else torch.get_rng_state()
-
-    with risk.probe():
-        before = random_state()
-        yield
-        if not torch.equal(before, random_state()):
-            raise InputError(
-                "the model draws random numbers, as dropout does: the loss of a single example is random; set the "
-                "probability to 0, or put the model in evaluation mode"
-            )
 
 
 def by_chunk(risk: EmpiricalRisk, indices: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from opposing_signals.processes import summed
-from opposing_signals.risk import EmpiricalRisk
-from opposing_signals.second_order import TwiceDifferentiable, check_graph, check_layers, refusing_missing_derivatives
+from opposing_signals.risk import WHOLE, Batch, EmpiricalRisk, check_losses
+from opposing_signals.second_order import TwiceDifferentiable, check_graph, refusing_missing_derivatives
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,15 @@ class CurvatureSplit:
         gauss_newton: vᵀGv with G = (1/N) Σ J_iᵀ ∇²_f ℓ_i J_i, J_i the Jacobian of the outputs f(x_i; θ) in θ.
         functional: vᵀ(∇²L − G)v = (1/N) Σ_i Σ_c (∂ℓ_i/∂f_c) vᵀ∇²f_c(x_i; θ)v, which is 0 for a network linear in θ
             ("functional Hessian", Singh et al. 2021).
+
+    Where the risk has weights, both means are weighted, as L is.
     """
 
     gauss_newton: float
     functional: float
 
 
-def curvature_split(risk: EmpiricalRisk, vector: Tensor) -> CurvatureSplit:
+def curvature_split(risk: EmpiricalRisk, vector: Tensor, batch: Batch = WHOLE) -> CurvatureSplit:
     """The Gauss-Newton part of vᵀ∇²L v and what remains.
 
     One double backward: with w for the loss's derivative in the outputs, the gradient is g(w, θ) = Jᵀw, and the
@@ -36,20 +38,22 @@ def curvature_split(risk: EmpiricalRisk, vector: Tensor) -> CurvatureSplit:
     Args:
         risk: Its model, in the mode that it is in.
         vector: ``[P]``, v.
+        batch: Examples over which L is the mean.
 
     Raises:
         InputError: The vector has another length than θ, or the model's second derivatives would be wrong or random.
     """
     risk.check_vectors(vector[None])
-    check_layers(risk.model)
     parameters, direction = risk.parameters, risk.unflatten(vector)
     gauss_newton = functional = 0.0
-    with risk.probe(), refusing_missing_derivatives():
-        for inputs, targets in risk.chunks():
+    with risk.probe(), risk.deterministic(), refusing_missing_derivatives():
+        for (inputs, targets), shares in zip(risk.chunks(batch), risk.shares(batch), strict=True):
             with torch.enable_grad(), TwiceDifferentiable():
                 outputs = risk.model(inputs)
                 detached = outputs.detach().requires_grad_()
-                loss = risk.loss(detached, targets).sum() / len(risk)
+                losses = risk.loss(detached, targets)
+                check_losses(losses, inputs)
+                loss = (losses * shares.to(losses)).sum()
             (slope,) = torch.autograd.grad(loss, detached, create_graph=True)
             weights = slope.detach().requires_grad_()
             gradient = torch.autograd.grad(outputs, parameters, weights, create_graph=True, materialize_grads=True)

@@ -15,7 +15,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from opposing_signals.curvature.examples import deterministic, independent_examples
+from opposing_signals.curvature.examples import independent_examples
 from opposing_signals.curvature.ghost_norms import SquaredNorm
 from opposing_signals.curvature.layer_rules import (
     BLOCK,
@@ -97,7 +97,7 @@ def gradients_one_by_one(risk: EmpiricalRisk, chunk: slice) -> Iterator[list[Ten
 
 def _watched(risk: EmpiricalRisk, chunk: slice, reading: Reading) -> tuple[_Uses, Tensor]:
     inputs, targets = risk.inputs[chunk], risk.targets[chunk]
-    with deterministic(risk), torch.enable_grad(), _Uses(risk.parameters, len(inputs), reading) as uses:
+    with risk.probe(), risk.deterministic(), torch.enable_grad(), _Uses(risk.parameters, len(inputs), reading) as uses:
         losses, _ = risk.evaluate(inputs, targets)
     return uses, losses
 

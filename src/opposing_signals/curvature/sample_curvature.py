@@ -13,8 +13,7 @@ from torch import Tensor
 
 from opposing_signals.curvature.taylor import Jet, orders, refusing_what_is_out_of_sight
 from opposing_signals.errors import InputError
-from opposing_signals.risk import WHOLE, EmpiricalRisk
-from opposing_signals.second_order import check_layers
+from opposing_signals.risk import EmpiricalRisk, check_losses
 
 _FOLLOWED: WeakSet[EmpiricalRisk] = WeakSet()
 """Those whose model Taylor arithmetic has been seen to follow."""
@@ -26,8 +25,8 @@ class AlongLine:
 
     Attributes:
         losses: ``[N]`` ℓ_i(θ).
-        slopes: ``[N]`` ∇ℓ_i·v; their mean is ∇L·v.
-        curvatures: ``[N]`` vᵀ∇²ℓ_i v; their mean is vᵀ∇²L v.
+        slopes: ``[N]`` ∇ℓ_i·v; their mean, weighted where the risk has weights, is ∇L·v.
+        curvatures: ``[N]`` vᵀ∇²ℓ_i v; likewise, it is vᵀ∇²L v.
     """
 
     losses: Tensor
@@ -46,22 +45,25 @@ def sample_curvature(risk: EmpiricalRisk, vector: Tensor) -> AlongLine:
         vector: ``[P]``, of any length ‖v‖.
 
     Raises:
-        InputError: The vector has another length than θ, a layer is random, the model writes in place or transforms
-            functions where Taylor arithmetic cannot follow, or calls one without second derivatives in forward mode, or
-            the first measurement disagrees with a Hessian-vector product of the first chunk.
+        InputError: The vector has another length than θ, the loss is not one number an example, a layer is random, the
+            model writes in place or transforms functions where Taylor arithmetic cannot follow, or calls one without
+            second derivatives in forward mode, or the first measurement disagrees with a Hessian-vector product.
     """
     risk.check_vectors(vector[None])
-    check_layers(risk.model)
     along = _along_line(risk, vector)
     if risk not in _FOLLOWED:
         _check_first_chunk(risk, vector, along.losses[: risk.chunk])
     return along
 
 
-def _along_line(risk: EmpiricalRisk, vector: Tensor, batch: slice = WHOLE) -> AlongLine:
+def _along_line(risk: EmpiricalRisk, vector: Tensor, first: int | None = None) -> AlongLine:
+    """Over the ``first`` examples, of which several processes may have no chunk, or over all."""
     line = [Jet(p.detach(), v) for p, v in zip(risk.parameters, risk.unflatten(vector), strict=True)]
-    with risk.probe(), torch.no_grad(), refusing_what_is_out_of_sight():
-        chunks = [orders(losses) for losses in risk.losses_at(line, batch, may_idle=batch is not WHOLE)]
+    batch, may_idle, chunks = slice(first), first is not None, []
+    with risk.probe(), risk.deterministic(), torch.no_grad(), refusing_what_is_out_of_sight():
+        for part, losses in zip(risk.parts(batch, may_idle), risk.losses_at(line, batch, may_idle), strict=True):
+            check_losses(losses, risk.inputs[part])
+            chunks.append(orders(losses))
     pieces_of = zip(*chunks, strict=True) if chunks else ([], [], [])
     losses, slopes, halves = (risk.assembled(pieces, batch) for pieces in pieces_of)
     return AlongLine(losses, slopes, 2 * halves)
@@ -73,20 +75,20 @@ def _check_first_chunk(risk: EmpiricalRisk, vector: Tensor, losses: Tensor) -> N
     Of several processes all look at the same chunk and find the same. Where its ``losses`` vanish, rounding is larger
     than what is to be compared: then the next measurement is checked.
     """
-    precision, height = torch.finfo(losses.dtype).eps, losses.abs().mean()
+    precision, height = torch.finfo(vector.dtype).eps, losses.abs().mean()
     if not height > precision**0.5:
         return
-    chunk = slice(0, risk.chunk)
     with _unrounded():
-        ours = _along_line(risk, vector, chunk)
-        measured = risk.hessian_products(vector[None], chunk)
-    product, shares = measured.products[0], torch.ones_like(losses) if risk.weights is None else risk.weights[chunk]
-    shares = shares / shares.sum()
-    size = shares @ ours.curvatures.abs() + product.norm() * vector.norm()
+        ours = _along_line(risk, vector, risk.chunk)
+        measured = risk.hessian_products(vector[None], slice(risk.chunk))
+    product, weights = measured.products[0], torch.ones_like(losses) if risk.weights is None else risk.weights
+    shares = (weights[: risk.chunk] / weights[: risk.chunk].sum()).to(ours.curvatures)
+    mean, own = shares @ ours.curvatures, shares @ ours.curvatures.abs()
     differences = {
-        "curvature": (shares @ ours.curvatures - product @ vector).abs() / size,
+        # Of a product nearly orthogonal to v more is rounding.
+        "curvature": (mean - product @ vector).abs() / (own + (own * product.norm() * vector.norm()).sqrt()),
         # Near a minimum slopes are differences of what is as large as the curvature.
-        "slope": (ours.slopes - measured.slopes[0]).abs().mean() / (ours.slopes.abs().mean() + (size * height).sqrt()),
+        "slope": (ours.slopes - measured.slopes[0]).abs().mean() / (ours.slopes.abs().mean() + (own * height).sqrt()),
     }
     for name, difference in differences.items():
         if difference > 2 * precision ** (1 / 3):  # 0.01 in float32, 1e-5 in float64
@@ -95,7 +97,7 @@ def _check_first_chunk(risk: EmpiricalRisk, vector: Tensor, losses: Tensor) -> N
                 f"{difference:.1g} of its size away from that of a Hessian-vector product; write the layer out of "
                 "simpler functions, or leave out the instruments that measure every point's curvature"
             )
-    if size > 0:
+    if own > 0:
         _FOLLOWED.add(risk)
 
 

@@ -198,23 +198,21 @@ def _per_coefficient(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any
     leaves, tree = tree_flatten((args, kwargs))
     place = next(i for i, leaf in enumerate(leaves) if isinstance(leaf, Jet))
     results: list[Any] = []
+    of_slopes = Tensor.reshape if func is Tensor.view else func  # they may be expanded where x₀ is dense
     for coefficient in leaves[place].coefficients:
         if coefficient is None:
             results.append(None)
             continue
         arguments, named = tree_unflatten([*leaves[:place], coefficient, *leaves[place + 1 :]], tree)
-        results.append(func(*arguments, **named))
+        results.append((of_slopes if results else func)(*arguments, **named))
     return _jets(results)
 
 
 def _nested(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Any function, by forward mode over forward mode: d/dt and d²/dt² of func(x(t))."""
     leaves, tree = tree_flatten((args, kwargs))
-    arguments, named = tree_unflatten(constants := [constant(leaf) for leaf in leaves], tree)
-    versions = [value._version for value in constants if isinstance(value, Tensor)]
+    arguments, named = tree_unflatten([constant(leaf) for leaf in leaves], tree)
     results, shape = tree_flatten(func(*arguments, **named))
-    if versions != [value._version for value in constants if isinstance(value, Tensor)]:
-        raise _in_place()
     varying = [i for i, result in enumerate(results) if _varies(result)]
     if not varying:  # a shape, an index, a comparison
         return tree_unflatten(results, shape)
@@ -318,11 +316,10 @@ def _multiply(first: Any, second: Any) -> Jet:
     return _bilinear(lambda a, b: a * b, first, second)
 
 
-def _relu(input: Jet, inplace: bool = False) -> Jet:  # noqa: A002
+def _relu(input: Jet, inplace: bool = False) -> Jet:  # noqa: A002, ARG001
     x0, *rest = input.coefficients
     # The derivative's own kernel is one pass; a product with a mask converts the mask first.
-    result = Jet(x0.clamp_min(0), *(None if part is None else aten.threshold_backward(part, x0, 0) for part in rest))
-    return _assign(input, result) if inplace else result
+    return Jet(x0.clamp_min(0), *(None if part is None else aten.threshold_backward(part, x0, 0) for part in rest))
 
 
 def _max_pool(input: Jet, *options: Any, **named: Any) -> Jet:  # noqa: A002
@@ -457,6 +454,11 @@ def _instance_norm(
     return _batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
 
 
+def _without_flag(named: dict[str, Any]) -> dict[str, Any]:
+    """Whether to use cuDNN comes last in `torch.layer_norm` and its like, as ``cudnn_enable`` or ``cudnn_enabled``."""
+    return {name: value for name, value in named.items() if not name.startswith("cudnn")}
+
+
 def _as_in_torch(rule: Callable[..., Jet]) -> Callable[..., Jet]:
     """Batch and instance norm in the order of arguments that `torch.batch_norm` has."""
 
@@ -496,18 +498,11 @@ _RULES: dict[Callable, Callable[..., Any]] = {
     F.group_norm: _group_norm,
     F.instance_norm: _instance_norm,
     torch.batch_norm: _as_in_torch(_batch_norm),
-    torch.layer_norm: lambda *args, **named: _layer_norm(*args[:5], **named),  # a flag for cuDNN comes last
-    torch.group_norm: lambda *args, **named: _group_norm(*args[:5], **named),
+    torch.layer_norm: lambda *args, **named: _layer_norm(*args[:5], **_without_flag(named)),
+    torch.group_norm: lambda *args, **named: _group_norm(*args[:5], **_without_flag(named)),
     torch.instance_norm: _as_in_torch(_instance_norm),
 }
 _FUSED_NORM = re.compile("(batch|layer|group|instance)_norm")
-
-
-def _activation(function: Callable[[Any], Any]) -> Callable[..., Any]:
-    def rule(input: Any, inplace: bool = False) -> Any:  # noqa: A002
-        return _assign(input, function(input)) if inplace else function(input)
-
-    return rule
 
 
 def _gated(values: Any, dim: int = -1) -> Any:
@@ -542,9 +537,9 @@ def _reduced(losses: Any, reduction: str) -> Any:
 
 # Functions whose second derivatives PyTorch lacks in forward mode, by others.
 _COMPOSED: dict[Callable, Callable[..., Any]] = {
-    F.silu: _activation(lambda x: x * x.sigmoid()),
-    F.mish: _activation(lambda x: x * F.softplus(x).tanh()),
-    F.hardsigmoid: _activation(hard_sigmoid),
+    F.silu: lambda x, **_: x * x.sigmoid(),
+    F.mish: lambda x, **_: x * F.softplus(x).tanh(),
+    F.hardsigmoid: lambda x, **_: hard_sigmoid(x),
     F.glu: _gated,
     F.huber_loss: _huber,
     F.soft_margin_loss: _soft_margin,

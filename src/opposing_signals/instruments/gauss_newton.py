@@ -23,6 +23,6 @@ class GaussNewton(Instrument):
         module.request_products(nothing, lambda _: self._measure(module, step))
 
     def _measure(self, module: TrainingModule, step: int) -> None:
-        split = curvature_split(self.risk, module.eigenvector)
+        split = curvature_split(self.risk, module.eigenvector, module.eigenvector_batch)
         self.write(module, step, "sharpness_gauss_newton", split.gauss_newton)
         self.write(module, step, "sharpness_functional", split.functional)

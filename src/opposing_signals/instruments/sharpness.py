@@ -79,7 +79,7 @@ class Sharpness(Instrument):
 
     def _measure(self, module: TrainingModule, step: int, products: Tensor) -> None:
         pairs = self.tracker.update(products, self._products)
-        module.eigenvector = pairs.vector
+        module.note_eigenvector(pairs.vector, self._batch)
         self._write(module, step, pairs)
 
     def _write(self, module: TrainingModule, step: int, pairs: Eigenpairs) -> None:

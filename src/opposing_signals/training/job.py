@@ -89,6 +89,8 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
         inference_mode=False,
         default_root_dir=record.folder,
     )
+    if trainer.strategy.root_device.type == "cuda":
+        set_gpu_arithmetic(config.risk.precision == "tf32")
     module.batches.begin_at(lambda: trainer.global_step)
     resuming = agreed(record.checkpoint.is_file)
     agreed(lambda: record.cut(_steps_taken(record) if resuming else 0))
@@ -173,6 +175,19 @@ def _devices(config: DictConfig) -> dict[str, Any]:
             "set --nproc-per-node, or trainer.accelerator=cpu"
         )
     return {"devices": [device], "num_nodes": 1}
+
+
+def set_gpu_arithmetic(is_rounded: bool) -> None:
+    """Say whether the GPU rounds the factors of float32 products to TF32, as by itself it does in convolutions alone.
+
+    Its kernels give the same bits each time, where PyTorch has such (elsewhere it warns): a run can be resumed, and
+    goes the same way with and without instruments.
+    """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = is_rounded
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS gives other bits now and then
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Filling every new tensor would take a pass over it.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set through a class
 
 
 def _of_first(config: DictConfig, record: Record, saved: Callable[[], None]) -> list[Callback]:

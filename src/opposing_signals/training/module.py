@@ -12,7 +12,7 @@ import torch
 from opposing_signals._lightning import LightningModule
 from opposing_signals.errors import InputError
 from opposing_signals.optim import OneSAM
-from opposing_signals.risk import Batch, CurvaturePass, EmpiricalRisk, ForwardPass
+from opposing_signals.risk import WHOLE, Batch, CurvaturePass, EmpiricalRisk, ForwardPass
 from opposing_signals.training.batches import Batches
 
 Augmentation = Callable[[torch.Tensor, int], torch.Tensor]
@@ -74,6 +74,7 @@ class TrainingModule(LightningModule):
         self.is_finished = False
         self._requests: list[Request] = []
         self._eigenvector: torch.Tensor | None = None
+        self.eigenvector_batch: Batch = WHOLE
         self._random_state: dict[str, torch.Tensor] = {}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -161,9 +162,9 @@ class TrainingModule(LightningModule):
             )
         return self._eigenvector
 
-    @eigenvector.setter
-    def eigenvector(self, vector: torch.Tensor) -> None:
-        self._eigenvector = vector
+    def note_eigenvector(self, vector: torch.Tensor, batch: Batch) -> None:
+        """Offer `eigenvector`, of the loss over ``batch``, to what measures later in the step."""
+        self._eigenvector, self.eigenvector_batch = vector, batch
 
     def _pass(self, batch: Batch, requested: list[torch.Tensor]) -> ForwardPass:
         vectors = torch.cat(requested) if requested else torch.empty(0)

@@ -1,0 +1,81 @@
+"""What a GPU computes agrees with the CPU, layer by layer, and depends on no instrument."""
+
+import copy
+
+import pytest
+import torch
+from layers import NETWORKS, risk_of
+
+from opposing_signals.curvature import (
+    curvature_split,
+    gradient_norms,
+    gradient_sketch,
+    jacobian_norms,
+    sample_curvature,
+    sample_sharpness,
+)
+from opposing_signals.training.job import set_gpu_arithmetic
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+GPU = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def the_arithmetic_of_a_run():
+    set_gpu_arithmetic(is_rounded=False)
+
+
+def direction_for(risk):
+    size = sum(p.numel() for p in risk.parameters)
+    return torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).to(risk.inputs.device)
+
+
+def along(risk):
+    measured = sample_curvature(risk, direction_for(risk))
+    return [measured.losses, measured.slopes, measured.curvatures]
+
+
+def products(risk):
+    measured = risk.hessian_products(torch.stack([direction_for(risk), torch.ones_like(direction_for(risk))]))
+    return [measured.gradient, measured.products, measured.slopes, measured.losses]
+
+
+def parts(risk):
+    split = curvature_split(risk, direction_for(risk))
+    return [torch.tensor([split.gauss_newton, split.functional])]
+
+
+MEASURES = {
+    "products": products,
+    "along": along,
+    "parts": parts,
+    "norms": lambda risk: [gradient_norms(risk)],
+    "sketch": lambda risk: [gradient_sketch(risk, 8)],
+    "sharpness": lambda risk: [sample_sharpness(risk, torch.tensor([0, 5, 10]), tolerance=0, max_products=5)[0]],
+    "jacobian": lambda risk: [jacobian_norms(risk, torch.tensor([0, 5, 10]))],
+}
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("layer", NETWORKS)
+def test_measures_agree_with_the_cpu(layer, measure, channels_last):
+    if measure == "jacobian" and layer == "embedding":
+        pytest.skip("tokens have no derivative")
+    expected = MEASURES[measure](risk_of(layer, channels_last=channels_last))
+    found = MEASURES[measure](risk_of(layer, channels_last=channels_last).to(GPU))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("layer", NETWORKS)
+def test_the_training_gradient_has_the_same_bits_with_and_without_products(layer, channels_last):
+    plain = risk_of(layer, precision="float32", channels_last=channels_last).to(GPU)
+    measured = copy.deepcopy(plain)
+    expected = plain.backward()
+    seen = measured.backward_with_products(direction_for(plain).float()[None])
+    assert torch.equal(seen.losses, expected.losses)
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(measured.parameters, plain.parameters, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(measured.model.buffers(), plain.model.buffers(), strict=True))
