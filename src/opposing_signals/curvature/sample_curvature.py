@@ -11,7 +11,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from opposing_signals.curvature.taylor import Jet, orders, refusing_what_is_out_of_sight
+from opposing_signals.curvature.taylor import Jet, orders, refusing_torchscript
 from opposing_signals.errors import InputError
 from opposing_signals.risk import EmpiricalRisk, check_losses
 
@@ -60,7 +60,7 @@ def _along_line(risk: EmpiricalRisk, vector: Tensor, first: int | None = None) -
     """Over the ``first`` examples, of which several processes may have no chunk, or over all."""
     line = [Jet(p.detach(), v) for p, v in zip(risk.parameters, risk.unflatten(vector), strict=True)]
     batch, may_idle, chunks = slice(first), first is not None, []
-    with risk.probe(), risk.deterministic(), torch.no_grad(), refusing_what_is_out_of_sight():
+    with risk.probe(), risk.deterministic(), torch.no_grad(), refusing_torchscript():
         for part, losses in zip(risk.parts(batch, may_idle), risk.losses_at(line, batch, may_idle), strict=True):
             check_losses(losses, risk.inputs[part])
             chunks.append(orders(losses))

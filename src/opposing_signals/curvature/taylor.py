@@ -172,8 +172,8 @@ def _in_place() -> InputError:
 
 
 @contextmanager
-def refusing_what_is_out_of_sight() -> Iterator[None]:
-    """Name the reason where torch.jit hides it.
+def refusing_torchscript() -> Iterator[None]:
+    """Refuse as `Jet` does where torch.jit hides the reason behind an error of its own.
 
     Raises:
         InputError: A function of torch.jit was called with a jet.
