@@ -91,7 +91,7 @@ def _check_first_chunk(risk: EmpiricalRisk, vector: Tensor, losses: Tensor) -> N
         "slope": (ours.slopes - measured.slopes[0]).abs().mean() / (ours.slopes.abs().mean() + (own * height).sqrt()),
     }
     for name, difference in differences.items():
-        if difference > 2 * precision ** (1 / 3):  # 0.01 in float32, 1e-5 in float64
+        if difference > 4 * precision ** (1 / 3):  # 0.02 in float32, ten times what rounding does to a ResNet-110
             raise InputError(
                 f"Taylor arithmetic does not follow a layer of this model: the {name} along a line is "
                 f"{difference:.1g} of its size away from that of a Hessian-vector product; write the layer out of "

@@ -159,8 +159,8 @@ def _assign(target: Any, value: Jet) -> Jet:
 _CANNOT = "and Taylor arithmetic cannot follow"
 _OR_LEAVE_OUT = "or leave out the instruments that measure every point's curvature"
 _OUT_OF_SIGHT = (
-    f"the model uses a transform of torch.func, such as vmap, or a function of torch.jit, {_CANNOT}: write it without, "
-    f"{_OR_LEAVE_OUT}"
+    "the model uses a transform of torch.func, such as vmap, or a function of torch.jit or of an extension, "
+    f"{_CANNOT}: write it without, {_OR_LEAVE_OUT}"
 )
 
 
