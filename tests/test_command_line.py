@@ -296,7 +296,7 @@ def test_a_sweep_of_which_every_job_fails_is_drawn_as_such(command, tmp_path):
 
 
 def dashboards(folder):
-    """What the offline runs of the dashboard hold, as text, in no order: those of one second are told by chance names."""
+    """What the offline runs of the dashboard hold, as text, in no order: random names tell those of a second."""
     contents = []
     for log in (folder / "wandb").glob("offline-run-*/*.wandb"):
         inspected = subprocess.run(
