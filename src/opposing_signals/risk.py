@@ -222,11 +222,20 @@ class EmpiricalRisk:
         finally:
             self._seen = None
 
-    def _shares(self, batch: Batch) -> Iterator[Tensor | None]:
-        """w_i / Σ w_i of each of `parts`; None where all examples count the same."""
+    def _training_chunks(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Inputs, targets and w_i / Σ w_i (None where all examples count the same) of each of `parts`.
+
+        What the model draws in a chunk, such as dropout's masks, follows from the random state in front of the pass and
+        the chunk's place in the batch: several processes draw what one alone would, and have one state behind the pass.
+        """
         weights = None if self.weights is None else self.weights[batch]
-        for part in self.parts(batch, may_idle=True):
-            yield None if weights is None else weights[part] / weights.sum()
+        is_cuda, device = self.inputs.is_cuda, self.inputs.device
+        generator = torch.cuda.default_generators[device.index] if is_cuda else torch.default_generator
+        seed = int(torch.randint(2**62, ()))
+        with torch.random.fork_rng([device] if is_cuda else []):
+            for part, chunk in zip(self.parts(batch, may_idle=True), self.chunks(batch, may_idle=True), strict=True):
+                generator.manual_seed(seed + part.start)
+                yield *chunk, None if weights is None else weights[part] / weights.sum()
 
     def _some_idle(self, batch: Batch) -> bool:
         """Whether there are fewer chunks than processes: the first process has one in any case."""
@@ -242,7 +251,7 @@ class EmpiricalRisk:
         """
         losses, outputs = [], []
         weight = 1 / self._size(batch)
-        for (inputs, targets), shares in zip(self.chunks(batch, may_idle=True), self._shares(batch), strict=True):
+        for inputs, targets, shares in self._training_chunks(batch):
             sample_losses, output = self._training_forward(inputs, targets)
             mean = sample_losses.sum() * weight if shares is None else (sample_losses * shares).sum()
             mean.backward()
@@ -338,7 +347,7 @@ class EmpiricalRisk:
         losses: list[Tensor] = []
         outputs: list[Tensor] = []
         slopes: list[list[Tensor]] = [[] for _ in directions]
-        for (inputs, targets), shares in zip(self.chunks(batch, may_idle=True), self._shares(batch), strict=True):
+        for inputs, targets, shares in self._training_chunks(batch):
             equal = torch.full((len(inputs),), 1 / size, dtype=torch.float64, device=inputs.device)
             weights = equal if shares is None else shares
             seen = self._curvature_of_chunk(inputs, targets, weights, directions, pieces_of, is_first=not losses)
