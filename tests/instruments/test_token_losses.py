@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from opposing_signals.configuration import decisive
 from opposing_signals.data.token_patterns import PATTERNS, pattern_points
 from opposing_signals.errors import InputError, TrainingStoppedError
+from opposing_signals.instruments import TokenLosses
 from opposing_signals.record import Record
 from opposing_signals.signals import fallers, risers
 from opposing_signals.signals.streaming import LossChangeStream
@@ -129,6 +130,16 @@ def test_a_diverging_run_ends_as_any_other_and_writes_finite_losses_alone(tmp_pa
     assert record.state.startswith("stopped: the training loss is")
     assert len(record["train_loss"]) > 1
     assert not [quantity for quantity in record if quantity.startswith("token_")]  # the first step leads to no loss
+
+
+def test_a_model_taken_as_it_is_keeps_its_precision(tmp_path):
+    config = composed(*TEXT, "risk.precision=unchanged")
+    dataset = instantiate(config.data)
+    risk = training_module(config, dataset).risk
+    risk.model.double()
+    with Record.writing(tmp_path, decisive(config)) as record:
+        TokenLosses(risk, record).prepare(dataset)
+    assert {parameter.dtype for parameter in risk.parameters} == {torch.float64}
 
 
 @pytest.mark.parametrize(

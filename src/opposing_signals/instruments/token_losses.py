@@ -101,7 +101,7 @@ class TokenLosses(Instrument):
             dataset.inputs[index],
             dataset.targets[index],
             chunk=min(self.risk.chunk, len(index)),
-            precision="float64" if self.risk.precision == "float64" else "float32",
+            precision="float32" if self.risk.precision == "bfloat16" else self.risk.precision,
             keep_outputs=False,
         )
 
