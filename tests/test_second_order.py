@@ -19,7 +19,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.parametrizations import weight_norm
 
-from opposing_signals.curvature import curvature_split, sample_curvature
+from opposing_signals.curvature import curvature_split, sample_curvature, sample_sharpness
 from opposing_signals.errors import InputError
 from opposing_signals.models import resnet18, vgg11
 from opposing_signals.risk import EmpiricalRisk
@@ -158,6 +158,41 @@ def test_products_through_weight_norm(dim, axes):
     plain.backward()
     measured.backward_with_products(vectors.float())
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(measured.parameters, plain.parameters, strict=True))
+
+
+def test_products_through_a_hard_sigmoid():
+    torch.manual_seed(0)
+    inputs, targets = 3 * torch.randn(7, 32), torch.randint(3, (7,))
+
+    def risk(activation, precision="float64"):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(32, 5), nn.Tanh(), nn.Linear(5, 5), activation, nn.Linear(5, 3))
+        return EmpiricalRisk(model, CROSS_ENTROPY, inputs, targets, chunk=4, precision=precision)
+
+    reference = risk(ByFunction(lambda values: (values / 6 + 0.5).clamp(0, 1)))
+    vectors = torch.randn(2, 165 + 30 + 18, dtype=torch.float64)
+    expected = vectors @ plain_hessian(plain_losses(reference).mean(), reference)
+    for inplace in (False, True):
+        exact, plain, measured = (risk(nn.Hardsigmoid(inplace), kind) for kind in ("float64", "float32", "float32"))
+        # PyTorch's own kernel takes the 1/6 in float32.
+        torch.testing.assert_close(exact.hessian_products(vectors).products, expected, rtol=1e-6, atol=1e-7)
+        plain.backward()
+        measured.backward_with_products(vectors.float())
+        assert all(torch.equal(a.grad, b.grad) for a, b in zip(measured.parameters, plain.parameters, strict=True))
+
+
+@pytest.mark.parametrize("measure", ["hessian_products", "curvature_split", "sample_sharpness"])
+def test_a_function_that_is_differentiated_once_is_named(measure):
+    loss = nn.MultiMarginLoss(reduction="none")
+    risk = risk_of("tanh", loss=loss)
+    vector = torch.ones(sum(p.numel() for p in risk.parameters), dtype=torch.float64)
+    measures = {
+        "hessian_products": lambda: risk.hessian_products(vector[None]),
+        "curvature_split": lambda: curvature_split(risk, vector),
+        "sample_sharpness": lambda: sample_sharpness(risk, torch.tensor([0])),
+    }
+    with pytest.raises(InputError, match="multi_margin_loss_backward: replace the function, or leave out"):
+        measures[measure]()
 
 
 class OnceOnly(Function):

@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from opposing_signals.errors import InputError
 from opposing_signals.processes import agreed, count, rank, summed
-from opposing_signals.second_order import TwiceDifferentiable, check_graph, check_layers
+from opposing_signals.second_order import TwiceDifferentiable, check_graph, check_layers, refusing_missing_derivatives
 
 Precision = Literal["float32", "tf32", "float64", "bfloat16", "unchanged"]
 Batch = slice | Tensor
@@ -139,14 +139,14 @@ class EmpiricalRisk:
         self.weights = None if self.weights is None else self.weights.to(device)
         return self
 
-    def losses_at(self, parameters: Sequence[Tensor], batch: Batch = WHOLE) -> Iterator[Tensor]:
-        """ℓ_i of each chunk of the batch at other parameters than θ, one tensor for each of `parameters`.
+    def losses_at(self, parameters: Sequence[Tensor], batch: Batch = WHOLE, may_idle: bool = False) -> Iterator[Tensor]:
+        """ℓ_i of each of the batch's `parts` at other parameters than θ, one tensor for each of `parameters`.
 
         They may be of any kind that the model can compute with. Call it within `probe`.
         """
         names = [name for name, p in self.model.named_parameters() if p.requires_grad]
         state = dict(zip(names, parameters, strict=True))
-        for inputs, targets in self.chunks(batch):
+        for inputs, targets in self.chunks(batch, may_idle):
             yield self.loss(functional_call(self.model, state, (inputs,)), targets)
 
     def evaluate(self, inputs: Tensor, targets: Tensor, autocast: bool = True) -> tuple[Tensor, Tensor]:
@@ -410,13 +410,14 @@ class EmpiricalRisk:
             check_graph(used)
 
         def add_product(j: int) -> Tensor:
-            *rows, slope = torch.autograd.grad(
-                used,
-                [*parameters, weights],
-                [part for part, piece in zip(directions[j], gradient, strict=True) if piece is not None],
-                retain_graph=j + 1 < len(directions),
-                materialize_grads=True,
-            )
+            with refusing_missing_derivatives():
+                *rows, slope = torch.autograd.grad(
+                    used,
+                    [*parameters, weights],
+                    [part for part, piece in zip(directions[j], gradient, strict=True) if piece is not None],
+                    retain_graph=j + 1 < len(directions),
+                    materialize_grads=True,
+                )
             torch._foreach_add_(products[j], rows)
             return slope
 

@@ -13,7 +13,9 @@ The first derivatives below call the same kernels in the same order as PyTorch's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -30,7 +32,7 @@ from opposing_signals.errors import InputError
 
 aten = torch.ops.aten
 attention, multi_head_attention = F.scaled_dot_product_attention, F.multi_head_attention_forward
-group_norm = F.group_norm
+group_norm, native_hard_sigmoid, native_weight_norm = F.group_norm, F.hardsigmoid, torch._weight_norm
 
 
 class TwiceDifferentiable(TorchFunctionMode):
@@ -87,6 +89,25 @@ def check_graph(gradient: Sequence[Tensor]) -> None:
                     "the model has a layer whose backward is marked once_differentiable, so its second derivatives "
                     "are missing: replace the layer, or leave out the instruments that measure curvature"
                 )
+
+
+@contextmanager
+def refusing_missing_derivatives() -> Iterator[None]:
+    """Name the function that PyTorch differentiates only once.
+
+    Raises:
+        InputError: Its second derivative was asked for.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        name = re.search(r"derivative for '?(?:aten::)?(\w+)'? is not implemented", str(error))
+        if name is None:
+            raise
+        raise InputError(
+            f"the model or its loss has no second derivative, of which PyTorch lacks that of {name[1]}: replace the "
+            "function, or leave out the instruments that measure curvature"
+        ) from error
 
 
 # -- convolution ------------------------------------------------------------------------------------------------
@@ -375,7 +396,7 @@ def _relu(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002  # the 
     return _ReLU.apply(input, inplace)
 
 
-# -- attention, group norm and weight norm -----------------------------------------------------------------------
+# -- attention, group norm, weight norm and hard sigmoid ----------------------------------------------------------
 
 
 class _Recomputed(Function):
@@ -449,16 +470,24 @@ def _group_norm(
     return _Recomputed.apply(kernel, kernel, input, weight, bias)
 
 
+def weight_norm(direction: Tensor, length: Tensor, dim: int = 0) -> Tensor:
+    """`torch._weight_norm`, whose own second derivatives are wrong (torch 2.13)."""
+    axes = [axis for axis in range(direction.ndim) if axis != dim]  # all for dim = -1
+    return direction * (length / torch.linalg.vector_norm(direction, dim=axes, keepdim=True))
+
+
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """g v/‖v‖. The second derivative of PyTorch's own kernel is wrong in silence (torch 2.13)."""
+    return _Recomputed.apply(partial(native_weight_norm, dim=dim), partial(weight_norm, dim=dim), v, g)
 
-    def once(v: Tensor, g: Tensor) -> Tensor:
-        return torch._weight_norm(v, g, dim)
 
-    def twice(v: Tensor, g: Tensor) -> Tensor:
-        return v * (g / torch.norm_except_dim(v, 2, dim))
+def hard_sigmoid(input: Tensor) -> Tensor:  # noqa: A002
+    """`F.hardsigmoid`, which PyTorch differentiates only once."""
+    return F.relu6(input + 3) / 6
 
-    return _Recomputed.apply(once, twice, v, g)
+
+def _hard_sigmoid(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
+    output = _Recomputed.apply(native_hard_sigmoid, hard_sigmoid, input.clone() if inplace else input)
+    return input.copy_(output) if inplace else output
 
 
 def _multi_head_attention(*args: Any, **kwargs: Any) -> Any:
@@ -478,7 +507,8 @@ _REPLACEMENTS: dict[Callable, Callable] = {
     torch.relu_: partial(_relu, inplace=True),
     Tensor.relu_: partial(_relu, inplace=True),
     group_norm: _group_norm,
-    torch._weight_norm: _weight_norm,
+    native_hard_sigmoid: _hard_sigmoid,
+    native_weight_norm: _weight_norm,
     attention: _attention,
     multi_head_attention: _multi_head_attention,
 }

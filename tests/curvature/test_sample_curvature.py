@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from layers import (
     CROSS_ENTROPY,
     NETWORKS,
@@ -11,6 +12,7 @@ from layers import (
     risk_of,
 )
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from opposing_signals.curvature import sample_curvature, step_expansion
 from opposing_signals.errors import InputError
@@ -24,11 +26,9 @@ def direction(risk: EmpiricalRisk) -> torch.Tensor:
     return torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize("layer", NETWORKS)
-def test_slopes_and_curvatures_agree_with_a_loop_over_the_points(layer):
-    risk = risk_of(layer, examples=5, chunk=3)
+def assert_agrees_with_a_loop_over_the_points(risk: EmpiricalRisk) -> None:
     v = direction(risk)
-    losses = plain_losses(risk)
+    losses = plain_losses(risk, risk.loss)
     slopes = torch.stack([plain_gradient(loss, risk).detach() @ v for loss in losses])
     curvatures = torch.stack([plain_curvature(loss, risk, v) for loss in losses])
 
@@ -40,6 +40,128 @@ def test_slopes_and_curvatures_agree_with_a_loop_over_the_points(layer):
     products = risk.hessian_products(v[None])
     torch.testing.assert_close(measured.curvatures.mean(), products.products[0] @ v, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(measured.slopes, products.slopes[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("layer", NETWORKS)
+def test_slopes_and_curvatures_agree_with_a_loop_over_the_points(layer):
+    assert_agrees_with_a_loop_over_the_points(risk_of(layer, examples=5, chunk=3))
+
+
+def risk_through(*layers: nn.Module, loss=CROSS_ENTROPY, targets=None, precision="float64") -> EmpiricalRisk:
+    """Five images by ``layers`` and a linear head."""
+    torch.manual_seed(0)
+    inputs = torch.randn(5, 2, 4, 4).to(torch.float32 if precision == "float32" else torch.float64)
+    with torch.no_grad():
+        width = nn.Sequential(*layers, nn.Flatten()).to(inputs)(inputs).shape[1]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(width, 3))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, 0.3, 0.3)
+    targets = torch.randint(3, (5,)) if targets is None else targets
+    return EmpiricalRisk(model, loss, inputs, targets, chunk=3, precision=precision)
+
+
+class ByFunction(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, values):
+        return self.function(values)
+
+
+def with_statistics(norm: nn.Module) -> nn.Module:
+    """In evaluation mode."""
+    nn.init.uniform_(norm.running_mean)
+    nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    return norm.eval()
+
+
+MEAN, VARIANCE = torch.tensor([0.1, 0.2, 0.3, 0.4]).double(), torch.tensor([1.0, 2.0, 3.0, 4.0]).double()
+NORMS = {
+    "instance": nn.InstanceNorm2d(4),
+    "instance, affine": nn.InstanceNorm2d(4, affine=True),
+    "instance, by running statistics": with_statistics(nn.InstanceNorm2d(4, affine=True, track_running_stats=True)),
+    "instance, 1d": nn.Sequential(nn.Flatten(2), nn.InstanceNorm1d(4, affine=True)),
+    "instance, 3d": nn.Sequential(nn.Unflatten(3, (2, 2)), nn.InstanceNorm3d(4, affine=True)),
+    "torch.layer_norm": ByFunction(lambda x: torch.layer_norm(x, (4,), x[0, 0, 0], cudnn_enable=False)),
+    "torch.group_norm": ByFunction(lambda x: torch.group_norm(x, 2, x[0, :, 0, 0])),
+    "torch.batch_norm": ByFunction(
+        lambda x: torch.batch_norm(x, x[0, :, 0, 0], None, None, None, True, 0.1, 1e-5, False)
+    ),
+    "torch.batch_norm, by running statistics": ByFunction(
+        lambda x: torch.batch_norm(x, x[0, :, 0, 1], x[0, :, 0, 0], MEAN, VARIANCE, False, 0.1, 1e-5, False)
+    ),
+    "torch.instance_norm": ByFunction(
+        lambda x: torch.instance_norm(x, x[0, :, 0, 0], None, None, None, True, 0.1, 1e-5, False)
+    ),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_norms_by_every_name(norm):
+    assert_agrees_with_a_loop_over_the_points(risk_through(nn.Conv2d(2, 4, 3, padding=1), NORMS[norm], nn.Tanh()))
+
+
+ACTIVATIONS = (
+    *(nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid, nn.Mish),
+    *(nn.PReLU, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink, nn.Softsign, nn.Tanh),
+    nn.Tanhshrink,
+)
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        *(activation() for activation in ACTIVATIONS),
+        *(activation(inplace=True) for activation in (nn.ELU, nn.Hardswish, nn.LeakyReLU, nn.Mish, nn.ReLU6, nn.SiLU)),
+        nn.GELU("tanh"),
+        nn.GLU(),
+        nn.Softmax(-1),
+        ByFunction(lambda values: torch.fft.rfft(values).abs()),
+    ],
+    ids=str,
+)
+def test_activations(activation):
+    assert_agrees_with_a_loop_over_the_points(risk_through(nn.Flatten(), nn.Linear(32, 6), activation))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        F.huber_loss,
+        lambda *pair, reduction: F.huber_loss(*pair, reduction, 0.3, torch.arange(len(pair[0]) * 3.0).view(-1, 3)),
+        F.smooth_l1_loss,
+        F.soft_margin_loss,
+        F.l1_loss,
+        F.mse_loss,
+        F.binary_cross_entropy_with_logits,
+    ],
+)
+def test_losses_of_torch(loss):
+    targets = torch.tensor([[1.0, -1.0, 1.0]]).repeat(5, 1)
+    risk = risk_through(
+        nn.Flatten(),
+        nn.Linear(32, 6),
+        nn.Tanh(),
+        loss=lambda *pair: loss(*pair, reduction="none").sum(1),
+        targets=targets,
+    )
+    assert_agrees_with_a_loop_over_the_points(risk)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: nn.Sequential(nn.Linear(32, 6), nn.Hardsigmoid(inplace=True)),
+        lambda: weight_norm(nn.Linear(32, 6), dim=1),
+    ],
+)
+def test_layers_that_torch_differentiates_wrongly_or_once(layer):
+    """Against products of single points, which are right there."""
+    risk = risk_through(nn.Flatten(), layer(), nn.Tanh())
+    v = direction(risk)
+    expected = torch.stack([risk.hessian_products(v[None], torch.tensor([i])).products[0] @ v for i in range(5)])
+    torch.testing.assert_close(sample_curvature(risk, v).curvatures, expected, rtol=1e-6, atol=1e-6)
 
 
 class Arithmetic(nn.Module):
@@ -158,6 +280,172 @@ def test_writing_in_place_is_refused_where_it_cannot_be_followed(write):
 def test_a_transform_inside_the_model_is_refused():
     with pytest.raises(InputError, match=r"transform of torch\.func"):
         sample_curvature(ensemble_risk(), torch.ones(338, dtype=torch.float64))
+
+
+def refused(function, message: str, precision="float64") -> None:
+    risk = risk_through(nn.Flatten(), nn.Linear(32, 6), ByFunction(function), precision=precision)
+    with pytest.raises(InputError, match=message):
+        sample_curvature(risk, direction(risk).to(risk.inputs))
+
+
+def write_to(values, view, use):
+    """Write into ``values`` or a view of it, and return the other."""
+    values = values * 1
+    other = view(values)
+    written, read = (other, values) if use == "base" else (values, other)
+    written.add_(1)
+    return read.reshape(len(values), -1).tanh()
+
+
+@pytest.mark.parametrize("use", ["base", "view"])
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x.view(-1),
+        lambda x: x[:, :2],
+        lambda x: x.contiguous(),
+        lambda x: x.T.T,
+        lambda x: x.T.movedim(0, 1).view(-1),
+        lambda x: F.dropout(x, training=False),
+        lambda x: x.unflatten(1, (2, 3)),
+    ],
+)
+def test_what_would_see_a_write_through_a_view_is_refused(view, use):
+    refused(lambda values: write_to(values, view, use), "write that out of place")
+
+
+def test_an_output_argument_is_refused():
+    refused(lambda values: torch.add(values, 1, out=torch.empty_like(values)), "write that out of place")
+
+
+class Rectified(nn.Module):
+    def forward(self, values):
+        F.relu(values, True)
+        return values
+
+
+def residual(values):
+    flat, identity = values.flatten(1), values
+    values = torch.tanh(values) + flat.mean()
+    values += identity
+    return values
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [ByFunction(residual), nn.Flatten(), nn.ReLU(inplace=True)],
+        [Rectified()],
+        [ByFunction(lambda x: F.elu(x * 1, 1.0, True) + x)],
+        [ByFunction(lambda x: F.silu(x * 1, True) + x)],
+    ],
+)
+def test_writes_that_nothing_else_sees_are_followed(layers):
+    assert_agrees_with_a_loop_over_the_points(risk_through(nn.Flatten(), nn.Linear(32, 6), *layers))
+
+
+class Shifted(nn.Module):
+    """The slope of its sum is that of the shift alone, of which it is a broadcast."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(32))
+
+    def forward(self, values):
+        return (values + self.shift).view(-1).view(len(values), -1)
+
+
+def test_a_view_of_a_broadcast_sum():
+    assert_agrees_with_a_loop_over_the_points(risk_through(nn.Flatten(), Shifted(), nn.Tanh()))
+
+
+@torch.jit.script
+def scripted(values):
+    return torch.tanh(values) * values
+
+
+@pytest.mark.parametrize("function", [scripted, torch.jit.trace(torch.tanh, torch.ones(3, 6).double())])
+def test_a_function_of_torch_jit_is_refused(function):
+    refused(function, r"function of torch\.jit")
+
+
+def test_a_module_of_torch_jit_is_refused():
+    risk = risk_through(nn.Flatten(), torch.jit.script(nn.Sequential(nn.Linear(32, 6), nn.Tanh())))
+    with pytest.raises(InputError, match=r"function of torch\.jit"):
+        sample_curvature(risk, direction(risk))
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda x: torch.native_layer_norm(x, (6,), None, None, 1e-5)[0],
+        lambda x: torch.native_batch_norm(x, None, None, None, None, True, 0.1, 1e-5)[0],
+        lambda x: torch.ops.aten.layer_norm(x, [6]),
+    ],
+)
+def test_kernels_of_norms_are_refused(norm):
+    refused(norm, r"_norm, and Taylor arithmetic cannot follow: call the function of torch\.nn\.functional")
+
+
+def test_a_function_without_second_derivative_is_named():
+    grid = torch.rand(1, 3, 1, 2).double()
+    refused(
+        lambda x: F.grid_sample(x[:, None, None], grid.expand(len(x), -1, -1, -1), align_corners=False), "grid_sample"
+    )
+
+
+class Rounded(torch.autograd.Function):
+    """A straight-through estimator: its derivative is not that of what it computes."""
+
+    @staticmethod
+    def forward(_, values):
+        return values.round()
+
+    @staticmethod
+    def backward(_, slope):
+        return slope * 1
+
+
+def half_constant(values):
+    with torch.no_grad():
+        factor = values * 1
+    return values * factor
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        half_constant,
+        lambda x: Rounded.apply(x * 2).tanh(),
+        lambda x: x * torch.linalg.det(x[:, :4].reshape(-1, 2, 2))[:, None],
+    ],
+)
+def test_what_is_wrong_in_silence_disagrees_with_a_product(function, precision):
+    refused(function, "Taylor arithmetic does not follow a layer of this model: the (slope|curvature)", precision)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("layer", NETWORKS)
+def test_float32_is_no_disagreement(layer, weighted):
+    risk = risk_of(layer, precision="float32")
+    risk.weights = torch.arange(11.0) if weighted else None
+    for vector in (direction(risk).float(), 0 * direction(risk).float()):
+        sample_curvature(risk, vector)
+
+
+def test_the_disagreement_is_looked_for_once_and_where_losses_are_no_rounding(monkeypatch):
+    risk, calls = risk_of("batch_norm"), []
+    products = EmpiricalRisk.hessian_products
+    monkeypatch.setattr(EmpiricalRisk, "hessian_products", lambda *args: calls.append(1) or products(*args))
+    loss = risk.loss
+    risk.loss = lambda outputs, targets: 1e-9 * loss(outputs, targets)
+    sample_curvature(risk, direction(risk))
+    assert not calls
+    risk.loss = loss
+    for _ in range(3):
+        sample_curvature(risk, direction(risk))
+    assert len(calls) == 1
 
 
 class WritesAPart(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from opposing_signals.processes import summed
 from opposing_signals.risk import WHOLE, Batch, EmpiricalRisk, check_losses
-from opposing_signals.second_order import TwiceDifferentiable, check_graph
+from opposing_signals.second_order import TwiceDifferentiable, check_graph, refusing_missing_derivatives
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def curvature_split(risk: EmpiricalRisk, vector: Tensor, batch: Batch = WHOLE) -
     risk.check_vectors(vector[None])
     parameters, direction = risk.parameters, risk.unflatten(vector)
     gauss_newton = functional = 0.0
-    with risk.probe(), risk.deterministic():
+    with risk.probe(), risk.deterministic(), refusing_missing_derivatives():
         for (inputs, targets), shares in zip(risk.chunks(batch), risk.shares(batch), strict=True):
             with torch.enable_grad(), TwiceDifferentiable():
                 outputs = risk.model(inputs)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
-from opposing_signals.curvature.taylor import Jet, WithoutTransforms, orders
+from opposing_signals.curvature.taylor import Jet, orders, refusing_torchscript
+from opposing_signals.errors import InputError
 from opposing_signals.risk import EmpiricalRisk, check_losses
+
+_FOLLOWED: WeakSet[EmpiricalRisk] = WeakSet()
+"""Those whose model Taylor arithmetic has been seen to follow."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +45,74 @@ def sample_curvature(risk: EmpiricalRisk, vector: Tensor) -> AlongLine:
         vector: ``[P]``, of any length ‖v‖.
 
     Raises:
-        InputError: The vector has another length than θ, the loss is not one number an example, a layer is random, or
-            the model writes in place or transforms functions where Taylor arithmetic cannot follow.
+        InputError: The vector has another length than θ, the loss is not one number an example, a layer is random, the
+            model writes in place or transforms functions where Taylor arithmetic cannot follow, or calls one without
+            second derivatives in forward mode, or the first measurement disagrees with a Hessian-vector product.
     """
     risk.check_vectors(vector[None])
+    along = _along_line(risk, vector)
+    if risk not in _FOLLOWED:
+        _check_first_chunk(risk, vector, along.losses[: risk.chunk])
+    return along
+
+
+def _along_line(risk: EmpiricalRisk, vector: Tensor, first: int | None = None) -> AlongLine:
+    """Over the ``first`` examples, of which several processes may have no chunk, or over all."""
     line = [Jet(p.detach(), v) for p, v in zip(risk.parameters, risk.unflatten(vector), strict=True)]
-    chunks = []
-    with risk.probe(), risk.deterministic(), torch.no_grad(), WithoutTransforms():
-        for part, losses in zip(risk.parts(), risk.losses_at(line), strict=True):
+    batch, may_idle, chunks = slice(first), first is not None, []
+    with risk.probe(), risk.deterministic(), torch.no_grad(), refusing_torchscript():
+        for part, losses in zip(risk.parts(batch, may_idle), risk.losses_at(line, batch, may_idle), strict=True):
             check_losses(losses, risk.inputs[part])
             chunks.append(orders(losses))
-    losses, slopes, halves = (risk.assembled(pieces) for pieces in zip(*chunks, strict=True))
+    pieces_of = zip(*chunks, strict=True) if chunks else ([], [], [])
+    losses, slopes, halves = (risk.assembled(pieces, batch) for pieces in pieces_of)
     return AlongLine(losses, slopes, 2 * halves)
+
+
+def _check_first_chunk(risk: EmpiricalRisk, vector: Tensor, losses: Tensor) -> None:
+    """Refuse a model whose slopes or mean curvature on the first chunk are not those of a Hessian-vector product.
+
+    Of several processes all look at the same chunk and find the same. Where its ``losses`` vanish, rounding is larger
+    than what is to be compared: then the next measurement is checked.
+    """
+    precision, height = torch.finfo(vector.dtype).eps, losses.abs().mean()
+    if not height > precision**0.5:
+        return
+    with _unrounded():
+        ours = _along_line(risk, vector, risk.chunk)
+        measured = risk.hessian_products(vector[None], slice(risk.chunk))
+    product, weights = measured.products[0], torch.ones_like(losses) if risk.weights is None else risk.weights
+    shares = (weights[: risk.chunk] / weights[: risk.chunk].sum()).to(ours.curvatures)
+    mean, own = shares @ ours.curvatures, shares @ ours.curvatures.abs()
+    differences = {
+        # Of a product nearly orthogonal to v more is rounding.
+        "curvature": (mean - product @ vector).abs() / (own + (own * product.norm() * vector.norm()).sqrt()),
+        # Near a minimum slopes are differences of what is as large as the curvature.
+        "slope": (ours.slopes - measured.slopes[0]).abs().mean() / (ours.slopes.abs().mean() + (own * height).sqrt()),
+    }
+    for name, difference in differences.items():
+        if difference > 2 * precision ** (1 / 3):  # 0.01 in float32, 1e-5 in float64
+            raise InputError(
+                f"Taylor arithmetic does not follow a layer of this model: the {name} along a line is "
+                f"{difference:.1g} of its size away from that of a Hessian-vector product; write the layer out of "
+                "simpler functions, or leave out the instruments that measure every point's curvature"
+            )
+    if own > 0:
+        _FOLLOWED.add(risk)
+
+
+@contextmanager
+def _unrounded() -> Iterator[None]:
+    """Let a GPU compute in float32, not in TF32, in which two ways to one number may differ by much."""
+    backends: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from opposing_signals.curvature.eigen import Products
 from opposing_signals.curvature.examples import by_chunk, independent_examples
 from opposing_signals.curvature.lanczos import lanczos, tridiagonal
 from opposing_signals.risk import EmpiricalRisk, flatten
-from opposing_signals.second_order import TwiceDifferentiable, check_graph
+from opposing_signals.second_order import TwiceDifferentiable, check_graph, refusing_missing_derivatives
 
 
 def sample_sharpness(
@@ -67,13 +67,14 @@ def _own_products(risk: EmpiricalRisk, index: int) -> Products:
         if not curved:
             return torch.zeros_like(vectors)
         direction = risk.unflatten(vectors[0])
-        rows = torch.autograd.grad(
-            [slopes[position] for position in curved],
-            parameters,
-            [direction[position] for position in curved],
-            retain_graph=True,
-            materialize_grads=True,
-        )
+        with refusing_missing_derivatives():
+            rows = torch.autograd.grad(
+                [slopes[position] for position in curved],
+                parameters,
+                [direction[position] for position in curved],
+                retain_graph=True,
+                materialize_grads=True,
+            )
         return flatten(rows)[None]
 
     return products

@@ -5,14 +5,17 @@ so, for every example at once, the slope ∇ℓ_i·v = ℓ_i₁ and the curvatur
 §13). A convolution costs five convolutions, where nested forward mode spends eight and a Hessian-vector product nine;
 nothing is kept for a backward pass.
 
-What is linear acts on the coefficients, what is bilinear convolves them, normalizations are written out here, and any
-other function is expanded by PyTorch's nested forward mode. The last is silently wrong through the fused kernels of
-layer norm and of batch norm in training mode (torch 2.13), which is why those have rules of their own.
+What is linear acts on the coefficients, what is bilinear convolves them, normalizations are written out here, some
+functions are composed of others, and the rest are expanded by PyTorch's nested forward mode. The last is silently wrong
+through the fused kernels of layer norm and of batch norm in training mode and through some of linear algebra (torch
+2.13): the former have rules of their own, and `sample_curvature` looks for what is left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,54 +23,69 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from opposing_signals.errors import InputError
-from opposing_signals.second_order import aten, channel_combination, channel_moments, per_channel
+from opposing_signals.second_order import (
+    aten,
+    channel_combination,
+    channel_moments,
+    hard_sigmoid,
+    per_channel,
+    weight_norm,
+)
 
 Coefficients = tuple[Tensor, Tensor | None, Tensor | None]
 """x₀, x₁, x₂; None is zero."""
 
 
+class _Memory:
+    """What a jet shares with its views: they would change with what is written into one of them, and do not."""
+
+    is_overwritten = False
+
+
 class Jet(Tensor):
     """A tensor x(t) to second order; it looks like x₀ to the code that computes with it."""
 
-    coefficients: Coefficients
+    memory: _Memory
+    _coefficients: Coefficients
 
     @staticmethod
     def __new__(cls, constant: Tensor, slope: Tensor | None = None, curve: Tensor | None = None) -> Jet:
         """A jet of three tensors of one shape."""
         jet = Tensor._make_subclass(cls, constant)
-        jet.coefficients = (constant, slope, curve)
+        jet.assign((constant, slope, curve))
         return jet
+
+    @property
+    def coefficients(self) -> Coefficients:
+        """x₀, x₁, x₂.
+
+        Raises:
+            InputError: A view of it, or what it is a view of, was written in place.
+        """
+        if self.memory.is_overwritten:
+            raise _in_place()
+        return self._coefficients
+
+    def assign(self, coefficients: Coefficients) -> None:
+        """Hold others, which are of no view."""
+        self._coefficients, self.memory = coefficients, _Memory()
 
     @classmethod
     def __torch_function__(
         cls, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Apply ``func`` to jets."""
-        with torch._C.DisableTorchFunctionSubclass():
-            return _apply(func, args, kwargs or {})
+        return _apply(func, args, kwargs or {})
 
-
-class WithoutTransforms(TorchFunctionMode):
-    """Refuses `torch.vmap` and its like inside a model: they look through a jet and see x₀ alone.
-
-    Raises:
-        InputError: The model calls one of them.
-    """
-
-    def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Let everything else pass."""
-        if torch._C._are_functorch_transforms_active():
-            raise InputError(
-                "the model uses a transform of torch.func, such as vmap, and Taylor arithmetic cannot follow: write it "
-                "without, or leave out the instruments that measure every point's curvature"
-            )
-        return func(*args, **(kwargs or {}))
+        """Refuse what has passed `__torch_function__` by, and would compute with x₀ alone."""
+        raise InputError(_OUT_OF_SIGHT)
 
 
 def orders(value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,33 +113,77 @@ def _apply(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         return _assign(args[0], _apply(func, args, {**kwargs, "inplace": False}))
     if name in _IN_PLACE:
         return _assign(args[0], _apply(_IN_PLACE[name], args, kwargs))
-    if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+    if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or kwargs.get("out") is not None:
         raise _in_place()
+    if func in _COMPOSED:
+        return _COMPOSED[func](*args, **kwargs)
+    with torch._C.DisableTorchFunctionSubclass():
+        result = _expanded(func, name, args, kwargs)
+        sources = {_storage(leaf): leaf.memory for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Jet)}
+        for leaf in tree_flatten(result)[0]:
+            if isinstance(leaf, Jet):
+                leaf.memory = sources.get(_storage(leaf), leaf.memory)
+        return result
+
+
+def _expanded(func: Callable, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
     rule = _RULES.get(func)
     if rule is not None:
         return rule(*args, **kwargs)
+    if _FUSED_NORM.search(name):
+        raise InputError(
+            f"the model calls {name}, {_CANNOT}: call the function of torch.nn.functional, {_OR_LEAVE_OUT}"
+        )
     if func in _LINEAR and sum(isinstance(value, Jet) for value in tree_flatten((args, kwargs))[0]) == 1:
         return _per_coefficient(func, args, kwargs)
     with sdpa_kernel(SDPBackend.MATH):
         return _nested(func, args, kwargs)
 
 
+def _storage(jet: Jet) -> int:
+    return jet.coefficients[0].untyped_storage()._cdata
+
+
 def _varies(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
 def _assign(target: Any, value: Jet) -> Jet:
-    if not isinstance(target, Jet) or target.coefficients[0]._base is not None:  # what it views would not learn of it
+    if not isinstance(target, Jet):
         raise _in_place()
-    target.coefficients = value.coefficients
+    target.memory.is_overwritten = True
+    target.assign(value.coefficients)
     return target
+
+
+_CANNOT = "and Taylor arithmetic cannot follow"
+_OR_LEAVE_OUT = "or leave out the instruments that measure every point's curvature"
+_OUT_OF_SIGHT = (
+    f"the model uses a transform of torch.func, such as vmap, or a function of torch.jit, {_CANNOT}: write it without, "
+    f"{_OR_LEAVE_OUT}"
+)
 
 
 def _in_place() -> InputError:
     return InputError(
-        "the model writes what depends on its parameters into a tensor in place, and Taylor arithmetic cannot "
-        "follow: write that out of place, or leave out the instruments that measure every point's curvature"
+        f"the model writes what depends on its parameters into a tensor in place, {_CANNOT}: write that out of place, "
+        f"{_OR_LEAVE_OUT}"
     )
+
+
+@contextmanager
+def refusing_torchscript() -> Iterator[None]:
+    """Refuse as `Jet` does where torch.jit hides the reason behind an error of its own.
+
+    Raises:
+        InputError: A function of torch.jit was called with a jet.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "TorchScript" in str(error):
+            raise InputError(_OUT_OF_SIGHT) from error
+        raise
 
 
 def _jets(parts: Sequence[Any]) -> Any:
@@ -136,22 +198,24 @@ def _per_coefficient(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any
     leaves, tree = tree_flatten((args, kwargs))
     place = next(i for i, leaf in enumerate(leaves) if isinstance(leaf, Jet))
     results: list[Any] = []
+    of_slopes = Tensor.reshape if func is Tensor.view else func  # they may be expanded where x₀ is dense
     for coefficient in leaves[place].coefficients:
         if coefficient is None:
             results.append(None)
             continue
         arguments, named = tree_unflatten([*leaves[:place], coefficient, *leaves[place + 1 :]], tree)
-        results.append(func(*arguments, **named))
+        results.append((of_slopes if results else func)(*arguments, **named))
     return _jets(results)
 
 
 def _nested(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Any function, by forward mode over forward mode: d/dt and d²/dt² of func(x(t))."""
-    results, shape = tree_flatten(func(*tree_map(constant, args), **tree_map(constant, kwargs)))
+    leaves, tree = tree_flatten((args, kwargs))
+    arguments, named = tree_unflatten([constant(leaf) for leaf in leaves], tree)
+    results, shape = tree_flatten(func(*arguments, **named))
     varying = [i for i, result in enumerate(results) if _varies(result)]
     if not varying:  # a shape, an index, a comparison
         return tree_unflatten(results, shape)
-    leaves, tree = tree_flatten((args, kwargs))
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Jet)]
 
     def function(*values: Tensor) -> tuple[Tensor, ...]:
@@ -168,10 +232,18 @@ def _nested(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
 
     jets = [orders(leaves[i]) for i in places]
     x0, x1, x2 = ([jet[order].contiguous() for jet in jets] for order in range(3))  # jvp refuses what is expanded
-    expansion: Any = jvp(slope, (*x0, *x1), (*x1, *(2 * part for part in x2)))
-    (y0, y1), (_, y2) = expansion
+    try:
+        expansion: Any = jvp(slope, (*x0, *x1), (*x1, *(2 * part for part in x2)))
+    except RuntimeError as error:
+        if "forward AD" not in str(error) and "derivative" not in str(error):
+            raise
+        raise InputError(
+            f"the model or its loss calls {getattr(func, '__name__', func)}, of which PyTorch has no second derivative "
+            f"in forward mode: replace it, {_OR_LEAVE_OUT}"
+        ) from error
+    (_, y1), (_, y2) = expansion
     for n, i in enumerate(varying):
-        results[i] = Jet(y0[n], y1[n], y2[n] / 2)
+        results[i] = Jet(results[i], y1[n], y2[n] / 2)
     return tree_unflatten(results, shape)
 
 
@@ -367,6 +439,42 @@ def _group_norm(
     return _scaled_and_shifted(normalized, weight, bias, [1, -1, *[1] * (len(shape) - 2)])
 
 
+def _instance_norm(
+    input: Any,  # noqa: A002
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Jet:
+    if use_input_stats:
+        return _group_norm(input, input.shape[1], weight, bias, eps)
+    return _batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+
+
+def _without_flag(named: dict[str, Any]) -> dict[str, Any]:
+    """Whether to use cuDNN comes last in `torch.layer_norm` and its like, as ``cudnn_enable`` or ``cudnn_enabled``."""
+    return {name: value for name, value in named.items() if not name.startswith("cudnn")}
+
+
+def _as_in_torch(rule: Callable[..., Jet]) -> Callable[..., Jet]:
+    """Batch and instance norm in the order of arguments that `torch.batch_norm` has."""
+
+    def reordered(
+        input: Any,  # noqa: A002
+        weight: Any,
+        bias: Any,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        *options: Any,
+    ) -> Jet:
+        return rule(input, running_mean, running_var, weight, bias, *options[:3])
+
+    return reordered
+
+
 _RULES: dict[Callable, Callable[..., Any]] = {
     torch.conv1d: _affine(torch.conv1d),
     torch.conv2d: _affine(torch.conv2d),
@@ -388,6 +496,54 @@ _RULES: dict[Callable, Callable[..., Any]] = {
     F.batch_norm: _batch_norm,
     F.layer_norm: _layer_norm,
     F.group_norm: _group_norm,
+    F.instance_norm: _instance_norm,
+    torch.batch_norm: _as_in_torch(_batch_norm),
+    torch.layer_norm: lambda *args, **named: _layer_norm(*args[:5], **_without_flag(named)),
+    torch.group_norm: lambda *args, **named: _group_norm(*args[:5], **_without_flag(named)),
+    torch.instance_norm: _as_in_torch(_instance_norm),
+}
+_FUSED_NORM = re.compile("(batch|layer|group|instance)_norm")
+
+
+def _gated(values: Any, dim: int = -1) -> Any:
+    first, second = values.chunk(2, dim)
+    return first * second.sigmoid()
+
+
+def _huber(
+    input: Any,  # noqa: A002
+    target: Any,
+    reduction: str = "mean",
+    delta: float = 1.0,
+    weight: Tensor | None = None,
+) -> Any:
+    losses = F.smooth_l1_loss(input, target, reduction="none", beta=delta) * delta
+    return _reduced(losses if weight is None else losses * weight, reduction)
+
+
+def _soft_margin(
+    input: Any,  # noqa: A002
+    target: Any,
+    size_average: None = None,  # noqa: ARG001  # as `reduce` long superseded
+    reduce: None = None,  # noqa: ARG001
+    reduction: str = "mean",
+) -> Any:
+    return _reduced(F.softplus(-input * target), reduction)
+
+
+def _reduced(losses: Any, reduction: str) -> Any:
+    return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
+
+
+# Functions whose second derivatives PyTorch lacks in forward mode, by others.
+_COMPOSED: dict[Callable, Callable[..., Any]] = {
+    F.silu: lambda x, **_: x * x.sigmoid(),
+    F.mish: lambda x, **_: x * F.softplus(x).tanh(),
+    F.hardsigmoid: lambda x, **_: hard_sigmoid(x),
+    F.glu: _gated,
+    F.huber_loss: _huber,
+    F.soft_margin_loss: _soft_margin,
+    torch._weight_norm: weight_norm,
 }
 _IN_PLACE: dict[str, Callable] = {
     name + "_": getattr(Tensor, name) for name in ("relu", "add", "sub", "mul", "div", "tanh", "sigmoid", "clamp")
