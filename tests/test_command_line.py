@@ -162,6 +162,14 @@ def test_a_complete_run_is_reused(command, tmp_path):
             ["mine.png", "No such file"],
         ),
         (
+            ["experiment=fig05_sky_block", *TINY, "experiment.probe=red", "instruments.block_probe.probes=sky"],
+            ["BlockProbe: probes=sky: expected a list of one or more, such as [sky]"],
+        ),
+        (
+            ["experiment=fig03_chebyshev", *TINY, "run=planted_gd"],
+            ["run planted_gd: planted", "[3, 32, 32]", "expected one number for each", "choose run=chebyshev_gd"],
+        ),
+        (
             ["experiment=fig41_learning_rates_loss", *TINY, "optimizer.lr=range(1,1)"],
             ["grid", "is empty", "range(1,1)"],
         ),
@@ -296,7 +304,7 @@ def test_a_sweep_of_which_every_job_fails_is_drawn_as_such(command, tmp_path):
 
 
 def dashboards(folder):
-    """What the offline runs of the dashboard hold, as text, in no order: chance names those of one second."""
+    """What the offline runs of the dashboard hold, as text, in no order: random names tell those of a second."""
     contents = []
     for log in (folder / "wandb").glob("offline-run-*/*.wandb"):
         inspected = subprocess.run(

@@ -25,6 +25,9 @@ def measured(layer: str) -> dict[str, torch.Tensor]:
     forward_pass = risk.backward(batch)
     risk.backward_with_products(vectors)
     split = curvature_split(risk, vectors[0])
+    dropping = risk_of(layer, examples=11, chunk=2)
+    dropping.model.append(torch.nn.Dropout(0.5))
+    dropped = [dropping.backward(batch).losses for _ in range(2)]
     few = risk_of(layer, examples=11, chunk=6)  # two processes, one chunk in a batch of five
     of_few = few.backward(batch[:5])
     products_of_few = few.hessian_products(vectors, batch[:5])
@@ -38,6 +41,8 @@ def measured(layer: str) -> dict[str, torch.Tensor]:
         "losses_of_few": of_few.losses,
         "products_of_few": products_of_few.products,
         "slopes_of_few": products_of_few.slopes,
+        "dropped": torch.cat(dropped),
+        "random_state": torch.get_rng_state(),  # a checkpoint holds that of the first process
         "gradient_norms": gradient_norms(risk),
         "sample_sharpness": sample_sharpness(risk, torch.tensor([10, 3]))[0],
         "split": torch.tensor([split.gauss_newton, split.functional]),

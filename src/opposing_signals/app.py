@@ -176,7 +176,7 @@ def _check_conclusion(config: DictConfig) -> None:
     if unknown := [str(name) for name in config.signals if name not in known]:
         raise InputError(f"signals.{unknown[0]}: no such field; there are {', '.join(known)}")
     probes = OmegaConf.select(config, "instruments.block_probe.probes")
-    if probes is not None and "probe" in config.experiment:
+    if OmegaConf.is_list(probes) and "probe" in config.experiment:  # anything else the instrument refuses
         check_probe(config.experiment.probe, probes, config.run.name)
 
 

@@ -231,6 +231,19 @@ class EmpiricalRisk:
         for part in self.parts(batch, may_idle=True):
             yield shares[part]
 
+    def _training_chunks(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        """`chunks`; what the model draws in one, such as dropout's masks, follows from its place in the batch.
+
+        So several processes draw what one alone would, and have one random state behind the pass.
+        """
+        is_cuda, device = self.inputs.is_cuda, self.inputs.device
+        generator = torch.cuda.default_generators[device.index] if is_cuda else torch.default_generator
+        seed = int(torch.randint(2**62, ()))
+        with torch.random.fork_rng([device] if is_cuda else []):
+            for part, chunk in zip(self.parts(batch, may_idle=True), self.chunks(batch, may_idle=True), strict=True):
+                generator.manual_seed(seed + part.start)
+                yield chunk
+
     def _some_idle(self, batch: Batch) -> bool:
         """Whether there are fewer chunks than processes: the first process has one in any case."""
         return self._size(batch) <= self.chunk * (count() - 1)
@@ -247,7 +260,7 @@ class EmpiricalRisk:
             InputError: The loss is not one number an example.
         """
         losses, outputs = [], []
-        for (inputs, targets), shares in zip(self.chunks(batch, may_idle=True), self.shares(batch), strict=True):
+        for (inputs, targets), shares in zip(self._training_chunks(batch), self.shares(batch), strict=True):
             sample_losses, output = self._training_forward(inputs, targets)
             check_losses(sample_losses, inputs)
             (sample_losses * shares.to(sample_losses)).sum().backward()

@@ -140,6 +140,18 @@ class Positions(nn.Module):
         return self.head(torch.tanh(images.reshape(-1, 4, 8) + self.table(torch.arange(4))).mean(1))
 
 
+class TwoRows(nn.Module):
+    """A layer applied to two rows that are no examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.inner, self.head = torch.randn(2, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, images):
+        level = self.inner(self.rows.to(images)).mean(0)
+        return self.head(torch.tanh(images.reshape(-1, 4, 8).mean(1) + level))
+
+
 class TimeFirst(nn.Module):
     """A sequence in front of the examples: four tokens in chunks of four."""
 
@@ -226,6 +238,13 @@ def test_parameters_that_are_not_trained_do_not_count(in_one_pass):
     for parameter in frozen:
         parameter.requires_grad_(False)
     assert len(risk.parameters) == 3
+    torch.testing.assert_close(gradient_norms(risk), expected(risk), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("examples", [2, 6])
+def test_rows_as_many_as_the_examples_of_every_chunk_are_not_taken_for_them(examples):
+    torch.manual_seed(0)
+    risk = images_risk(TwoRows(), examples=examples, chunk=2)
     torch.testing.assert_close(gradient_norms(risk), expected(risk), rtol=1e-10, atol=1e-13)
 
 

@@ -130,7 +130,8 @@ def test_neighbours_of_colours_are_recorded(tmp_path):
     ("changes", "message"),
     [
         ({"colours": ["blue"]}, r"colour 'blue': unknown; there are sky, red, green"),
-        ({"colours": []}, r"neighbours.colours=\[\]: expected at least one"),
+        ({"colours": []}, r"neighbours.colours=\[\]: expected a list of one or more, such as \[green\]"),
+        ({"colours": "green"}, r"neighbours.colours=green: expected a list"),
         ({"count": 31}, "neighbours.count=31: expected 1 to 30"),
         ({"count": 0}, "neighbours.count=0: expected 1 to 30"),
     ],

@@ -170,7 +170,7 @@ def test_a_model_without_a_penultimate_feature_is_refused(tmp_path):
 
 
 def test_probes_have_to_be_named_and_need_pictures(tmp_path):
-    with pytest.raises(InputError, match=r"probes=\[\]: expected at least one"):
-        _instrument(nn.Linear(3, 2), tmp_path, probes=())
+    with pytest.raises(InputError, match=r"probes=\[\]: expected a list of one or more"):
+        _instrument(nn.Linear(3, 2), tmp_path, probes=[])
     with pytest.raises(InputError, match="probes need training data with pictures, and chebyshev"):
         _instrument(nn.Linear(3, 2), tmp_path).prepare(chebyshev(5, 20))

@@ -1,5 +1,7 @@
 """What the curvature instruments write, and that a resumed run writes the same."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from recording import stopped, trained, weights
 from opposing_signals.configuration import configuration_folder
 from opposing_signals.errors import InputError
 from opposing_signals.record import Record
+from opposing_signals.training.batches import Batches
 
 CURVE = ("fig03_chebyshev", "steps=5", "threads=1", "risk.chunk=8")  # an MLP on 20 points
 IMAGES = (
@@ -139,6 +142,20 @@ def test_batch_sharpness_under_minibatch_training(tmp_path):
     assert (found["batch_sharpness_error"].values >= 0).all()
 
 
+def test_batch_sharpness_measures_other_batches_than_those_of_training(tmp_path, monkeypatch):
+    measured = []
+    monkeypatch.setattr(
+        "opposing_signals.instruments.batch_sharpness.batch_sharpness",
+        lambda _, batch: measured.append(tuple(batch.tolist())) or 1.0,
+    )
+    config = configured("batch_sharpness", minibatch=True)
+    config.seed = 0
+    trained(tmp_path, config)
+    of_training = {tuple(batch.tolist()) for batch in itertools.islice(Batches(20, 7, seed=0), 30)}
+    assert len({*measured}) == 6
+    assert not of_training & {*measured}
+
+
 @pytest.mark.parametrize(
     ("instrument", "settings", "message"),
     [
@@ -156,6 +173,13 @@ def test_gauss_newton_needs_the_sharpness_in_front_of_it(tmp_path):
     config = configured("gauss_newton")
     del config.instruments["sharpness"]
     with pytest.raises(InputError, match="no top eigenvector was measured at step 0"):
+        trained(tmp_path, config)
+
+
+def test_a_seed_of_batches_is_not_negative(tmp_path):
+    config = configured("batch_sharpness", minibatch=True)
+    config.instruments.batch_sharpness.seed = -1
+    with pytest.raises(Exception, match="BatchSharpness: seed=-1: expected a whole number, at least 0"):
         trained(tmp_path, config)
 
 

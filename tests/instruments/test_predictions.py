@@ -53,3 +53,9 @@ def test_targets_that_are_no_classes_are_refused(tmp_path):
         pytest.raises(InputError, match="Predictions: chebyshev"),
     ):
         train(config, record, None)
+
+
+@pytest.mark.parametrize(("name", "overrides"), [("predictions", ()), ("outputs", ("~instruments.predictions", EVERY))])
+def test_a_run_that_keeps_no_outputs_is_refused(tmp_path, name, overrides):
+    with pytest.raises(InputError, match=f"{name.title()}: risk.keep_outputs=false: expected true; leave {name} out"):
+        trained(tmp_path, "+risk.keep_outputs=false", *overrides)

@@ -88,6 +88,22 @@ def test_projection_floor_and_step_sizes_are_those_of_a_plain_loop(tmp_path, dir
     assert np.isfinite(record["floor_distance"].values).any()
 
 
+def test_step_sizes_are_those_of_the_parameters_that_train(tmp_path, direction, monkeypatch):
+    def frozen_below(*arguments, **named):
+        model = mlp(*arguments, **named)
+        model[1].requires_grad_(False)
+        return model
+
+    monkeypatch.setattr("opposing_signals.models.mlp", frozen_below)
+    config = with_direction(tmp_path, direction[8:], "mlp5k_adam", "batch=6", f"optimizer.lr={ETA}")
+    record = recorded(config)
+    (optimizer,) = torch.load(record.checkpoint, weights_only=True)["optimizer_states"]
+    moments = torch.cat([state["exp_avg_sq"].flatten() for state in optimizer["state"].values()])
+    sizes = ETA / ((moments / (1 - 0.999**STEPS)).sqrt() + 1e-8)
+    expected = abs(float(sizes @ torch.from_numpy(direction[8:]).double()))
+    assert record["effective_step_size"].at(STEPS - 1) == pytest.approx(expected, rel=1e-9)
+
+
 def test_training_is_bit_identical_with_and_without_a_view_along_v(tmp_path, direction):
     overrides = ("mlp5k_adam", "batch=6", "instruments.floor_distance.every=1")
     watched = recorded(with_direction(tmp_path / "watched", direction, *overrides))

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from opposing_signals.configuration import decisive
 from opposing_signals.data.token_patterns import PATTERNS, pattern_points
-from opposing_signals.errors import InputError
+from opposing_signals.errors import InputError, TrainingStoppedError
+from opposing_signals.instruments import TokenLosses
 from opposing_signals.record import Record
 from opposing_signals.signals import fallers, risers
 from opposing_signals.signals.streaming import LossChangeStream
@@ -120,6 +121,25 @@ def test_a_run_killed_in_a_step_ends_with_the_same_bits(settings, whole, bounded
         np.testing.assert_array_equal(resumed[quantity].steps, uninterrupted[quantity].steps, quantity)
         np.testing.assert_array_equal(resumed[quantity].values, uninterrupted[quantity].values, quantity)
     assert all(torch.equal(a, b) for a, b in zip(weights(resumed), weights(uninterrupted), strict=True))
+
+
+def test_a_diverging_run_ends_as_any_other_and_writes_finite_losses_alone(tmp_path):
+    with pytest.raises(TrainingStoppedError, match=r"the training loss is (nan|inf) at step [1-4]"):
+        trained(tmp_path, *BOUNDED, "optimizer.lr=1e30")
+    record = Record(tmp_path)
+    assert record.state.startswith("stopped: the training loss is")
+    assert len(record["train_loss"]) > 1
+    assert not [quantity for quantity in record if quantity.startswith("token_")]  # the first step leads to no loss
+
+
+def test_a_model_taken_as_it_is_keeps_its_precision(tmp_path):
+    config = composed(*TEXT, "risk.precision=unchanged")
+    dataset = instantiate(config.data)
+    risk = training_module(config, dataset).risk
+    risk.model.double()
+    with Record.writing(tmp_path, decisive(config)) as record:
+        TokenLosses(risk, record).prepare(dataset)
+    assert {parameter.dtype for parameter in risk.parameters} == {torch.float64}
 
 
 @pytest.mark.parametrize(

@@ -92,12 +92,17 @@ def test_a_grid_with_betas_below_the_condition_says_how_many(recorded, caplog):
         ("fig04_toy_valley", "theory.share=2", "share = 2"),
         ("theorem31", "theory.grid.alpha.high=0.1", "alpha: from 1 to 0.1"),
         ("theorem31", "theory.grid.k.low=0.5", "smallest k = 0.5"),
+        ("theorem31", "theory.grid.beta_norm=[]", "beta_norm=[]: expected a list of one or more numbers, or low, high"),
+        ("theorem_map", "theory.grid.beta_norm=8", "beta_norm=8: expected a list"),
+        ("theorem31", "theory.grid.beta_norm=[8,many]", "beta_norm=many: expected a number"),
+        ("theorem31", "theory.paths.alpha=[]", "alpha=[]: expected a list"),
         ("linear_cross_entropy", "theory.points=2", "theory.points=2: no outlier of one sign"),
     ],
 )
 def test_bad_input_names_what_was_given(recorded, experiment, override, message):
+    smaller = TINY_GRID[2:] if experiment.startswith("theorem") else ()
     with pytest.raises(InputError, match=r"^[^\n]*$") as error:
-        recorded(experiment, override)
+        recorded(experiment, *smaller, override)
     assert message in str(error.value)
 
 

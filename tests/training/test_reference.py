@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 from composing import composed
+from recording import weights
 
 from opposing_signals import app
 from opposing_signals.configuration import decisive, reference_of, run_folder
@@ -41,8 +43,9 @@ def test_rules_share_one_reference_that_ends_at_break_even(tmp_path):
     assert len(descent["projection"]) == 30
 
 
-def test_a_reference_killed_behind_break_even_ends_when_it_is_resumed(tmp_path, monkeypatch):
-    config = reference_of(configuration(tmp_path, "mlp5k_gd", "checkpoint_seconds=0.0"))
+def test_a_reference_killed_behind_break_even_ends_with_the_same_bits(tmp_path, monkeypatch):
+    whole = app._recorded(reference_of(configuration(tmp_path / "whole", "mlp5k_gd")), None)
+    config = reference_of(configuration(tmp_path / "killed", "mlp5k_gd", "checkpoint_seconds=0.0"))
 
     class KilledError(Exception):
         pass
@@ -54,12 +57,15 @@ def test_a_reference_killed_behind_break_even_ends_when_it_is_resumed(tmp_path, 
         patched.setattr(Record, "write_state", killed)
         with pytest.raises(KilledError):
             train(config, record, None)
-    before = np.array(Record(run_folder(config))["break_even_eigenvector"].values)
     assert not Record(run_folder(config)).is_complete
     resumed = app._recorded(config, None)
     assert resumed.is_complete
-    np.testing.assert_array_equal(resumed["break_even_eigenvector"].values, before)
-    assert len(resumed["sharpness"]) < 30
+    assert set(resumed) == set(whole)
+    for quantity in resumed:
+        np.testing.assert_array_equal(resumed[quantity].steps, whole[quantity].steps, quantity)
+        np.testing.assert_array_equal(resumed[quantity].values, whole[quantity].values, quantity)
+    theirs = weights(whole)
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in weights(resumed).items())
 
 
 def test_the_reference_differs_from_its_run_in_the_named_fields_alone(tmp_path):

@@ -107,7 +107,7 @@ def interval_coverage(trajectories: Trajectories) -> Estimate:
     trajectory = only_run(trajectories)
     if not trajectory.pairs:
         return Estimate.unknown("no opposing pair was found")
-    order = trajectory.dataset.inputs.numpy().ravel().argsort()
+    order = trajectory.curve[0].argsort()
     members = np.flatnonzero(np.isin(order, np.concatenate(trajectory.pairs[0].groups)))
     return Estimate(len(members) / float(members[-1] - members[0] + 1))
 

@@ -37,9 +37,13 @@ def shapes_behind_examples(risk: EmpiricalRisk) -> list[torch.Size]:
             an axis alone does not tell, because a table of positions can be as long as a chunk.
     """
     (two, losses), (three, _) = (_watched(risk, slice(0, examples), SquaredNorm()) for examples in (2, 3))
-    if _is_in_graph(losses, risk.parameters) or two.shapes != [torch.Size([2, *shape[1:]]) for shape in three.shapes]:
+    shapes = [shape[1:] for shape in two.shapes]
+    for examples, uses in ((2, two), (3, three)):
+        if uses.shapes != [torch.Size([examples, *shape]) for shape in shapes]:
+            raise NoRuleError
+    if _is_in_graph(losses, risk.parameters):
         raise NoRuleError
-    return [shape[1:] for shape in two.shapes]
+    return shapes
 
 
 def summed_over_uses(

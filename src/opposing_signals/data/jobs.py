@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from opposing_signals.data.dataset import Dataset
 from opposing_signals.data.probes import named_colour, nearest_to_colour
@@ -23,14 +23,14 @@ def colour_neighbours(config: DictConfig, record: Record, logger: Any) -> None: 
     ``neighbour_distance`` ``[count]``, see `nearest_to_colour`.
 
     Raises:
-        InputError: An unknown colour, no colour, a count that is not from 1 to N, or data without pictures.
+        InputError: An unknown colour, no list of colours, a count that is not from 1 to N, or data without pictures.
     """
     dataset: Dataset = instantiate(config.data)
-    colours, count = list(config.neighbours.colours), config.neighbours.count
+    colours, count = config.neighbours.colours, config.neighbours.count
     if dataset.images is None:
         raise InputError(f"neighbours of a colour need data with pictures, and {dataset.name} has none")
-    if not colours:
-        raise InputError("neighbours.colours=[]: expected at least one, such as green")
+    if not colours or not OmegaConf.is_list(colours):
+        raise InputError(f"neighbours.colours={colours}: expected a list of one or more, such as [green]")
     if not isinstance(count, int) or not 1 <= count <= len(dataset):
         raise InputError(f"neighbours.count={count}: expected 1 to {len(dataset)}, the number of training images")
     with recording(record, {"name": dataset.name, "sha256": dataset.checksum, "examples": len(dataset)}):

@@ -17,11 +17,14 @@ def chebyshev(trajectories: Mapping[str, Trajectory], zoom: int = 40) -> Figure:
     Args:
         trajectories: One run that recorded its outputs.
         zoom: Steps shown around the selecting step.
+
+    Raises:
+        InputError: The run fits no function of one variable.
     """
     (trajectory,) = trajectories.values()
     figure = style.figure(12, 3.9, "Opposing signals when a small MLP fits a Chebyshev polynomial")
     fit, zoomed, overview, sharpness = figure.subplots(1, 4, width_ratios=[1.25, 1.1, 1.1, 1])
-    x, target = (tensor.numpy().ravel() for tensor in (trajectory.dataset.inputs, trajectory.dataset.targets))
+    x, target = trajectory.curve
     dark, light = style.PAIRS[0][0], style.PAIRS[1][0]
     fit.plot(x, target, color=style.MUTED, marker="o", markersize=4, linewidth=0, label="target")
     losses = trajectory.losses

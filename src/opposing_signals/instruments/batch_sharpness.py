@@ -29,7 +29,7 @@ class BatchSharpness(Instrument):
         seed: Of the batches.
 
     Raises:
-        InputError: Fewer than 2 batches.
+        InputError: Fewer than 2 batches, or a negative seed.
     """
 
     def __init__(
@@ -44,6 +44,8 @@ class BatchSharpness(Instrument):
         super().__init__(risk, record, every, consecutive)
         if batches < 2:
             raise InputError(f"BatchSharpness: batches={batches}: expected at least 2")
+        if seed < 0:
+            raise InputError(f"BatchSharpness: seed={seed}: expected a whole number, at least 0")
         self.batches = batches
         self.seed = seed
 
@@ -54,8 +56,8 @@ class BatchSharpness(Instrument):
                 "BatchSharpness: batch=null: expected minibatch training; with full batches it is the curvature along "
                 "the gradient; leave batch_sharpness out of instruments"
             )
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        orders = (torch.randperm(len(self.risk), generator=generator) for _ in range(self.batches))
+        random = np.random.default_rng((self.seed, step))  # not the seed of an epoch's order, which training follows
+        orders = (torch.from_numpy(random.permutation(len(self.risk))) for _ in range(self.batches))
         values = [batch_sharpness(self.risk, order[: module.batches.size]) for order in orders]
         self.write(module, step, "batch_sharpness", float(np.mean(values)))
         self.write(module, step, "batch_sharpness_error", float(np.std(values, ddof=1) / np.sqrt(self.batches)))

@@ -48,16 +48,16 @@ class BlockProbe(Instrument):
         consecutive: See `Instrument`.
 
     Raises:
-        InputError: No probe is named; or the model's last layer with parameters is not linear, so that "penultimate
-            feature" has no meaning.
+        InputError: ``probes`` is no list, or empty; or the model's last layer with parameters is not linear, so that
+            "penultimate feature" has no meaning.
     """
 
     def __init__(
         self, risk: EmpiricalRisk, record: Record, probes: Sequence[str], every: int = 1, consecutive: int = 1
     ) -> None:
         super().__init__(risk, record, every, consecutive)
-        if not probes:
-            raise InputError("BlockProbe: probes=[]: expected at least one, such as sky")
+        if not probes or isinstance(probes, str) or not isinstance(probes, Sequence):
+            raise InputError(f"BlockProbe: probes={probes}: expected a list of one or more, such as [sky]")
         self.probes = list(probes)
         self._head = _last_linear(risk.model)
         self._seen: tuple[Statistics, list[Tensor]] = {}, []

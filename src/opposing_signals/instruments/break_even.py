@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from opposing_signals._lightning import LightningModule, Trainer
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.training.module import TrainingModule
 from opposing_signals.training.reference import BREAK_EVEN_EIGENVECTOR
@@ -17,17 +18,22 @@ class BreakEven(Instrument):
 
     _found = False
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run killed behind break-even only ends when it is resumed: without a step more."""
+        assert isinstance(pl_module, TrainingModule)
+        if self._found:
+            pl_module.finish()
+
     def from_step(self, module: TrainingModule, step: int) -> None:
         """Compare λ(θ_t) with the optimizer's step size."""
         optimizer: Any = module.optimizers()
-        if not self._found and module.scalars.get("sharpness", 0.0) > 2 / optimizer.param_groups[0]["lr"]:
+        if module.scalars.get("sharpness", 0.0) > 2 / optimizer.param_groups[0]["lr"]:
             self.write(module, step, BREAK_EVEN_EIGENVECTOR, module.eigenvector.float().cpu().numpy())
             self._found = True
-        if self._found:
             module.finish()
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether it has been found: a run killed just behind break-even only ends when it is resumed."""
+        """Whether it has been found."""
         return {"found": self._found}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -54,6 +54,20 @@ class Instrument(Callback):
     def from_step(self, module: TrainingModule, step: int) -> None:
         """Take what the step's own forward pass saw of θ_step: ``module.forward_pass`` over ``module.batch``."""
 
+    def check_outputs(self, name: str) -> None:
+        """Refuse a run whose passes keep no outputs, for an instrument that takes them.
+
+        Args:
+            name: Of the instrument in the configuration.
+
+        Raises:
+            InputError: ``risk.keep_outputs`` is false.
+        """
+        if not self.risk.keep_outputs:
+            raise InputError(
+                f"{type(self).__name__}: risk.keep_outputs=false: expected true; leave {name} out of instruments"
+            )
+
     def required_optimizer(self, module: TrainingModule, kind: type[Rule], name: str) -> Rule:
         """The run's optimizer, for an instrument that makes sense with one kind only.
 

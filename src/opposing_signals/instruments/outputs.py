@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from opposing_signals.data import Dataset
-from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.training.module import TrainingModule
 
@@ -19,8 +18,7 @@ class Outputs(Instrument):
 
     def prepare(self, dataset: Dataset) -> None:
         """Refuse a run without outputs before it begins."""
-        if not self.risk.keep_outputs:
-            raise InputError("Outputs: risk.keep_outputs=false: expected true; leave outputs out of instruments")
+        self.check_outputs("outputs")
 
     def from_step(self, module: TrainingModule, step: int) -> None:
         """They are in the step's own forward pass."""

@@ -22,13 +22,14 @@ class Predictions(Instrument):
         """There must be classes, one a point.
 
         Raises:
-            InputError: The targets are no classes, or more than a byte can number.
+            InputError: The targets are no classes, or more than a byte can number; or the run does not keep outputs.
         """
         if not dataset.is_classification or dataset.targets.ndim != 1 or dataset.output_width > 256:
             raise InputError(
                 f"Predictions: {dataset.name} has targets {list(dataset.targets.shape)} and {dataset.output_width} "
                 "outputs: expected one of at most 256 classes for each example; leave predictions out of instruments"
             )
+        self.check_outputs("predictions")
 
     def before_step(self, module: TrainingModule, step: int) -> None:
         """Under minibatch training."""

@@ -54,12 +54,9 @@ class EffectiveStepSize(Instrument):
                 f"EffectiveStepSize: the optimizer is {type(optimizer.optimizer).__name__}: expected torch.optim.Adam, "
                 "whose parameters have step sizes of their own; leave effective_step_size out of instruments"
             )
-        sizes = {
-            parameter: _step_sizes(optimizer.state[parameter], group)
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        }
-        along = flatten([sizes[parameter] for parameter in self.risk.parameters]) @ _direction(self, module)
+        group_of = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+        sizes = [_step_sizes(optimizer.state[parameter], group_of[parameter]) for parameter in self.risk.parameters]
+        along = flatten(sizes) @ _direction(self, module)
         self.write(module, step, "effective_step_size", abs(float(along)))
 
 

@@ -35,6 +35,7 @@ class TokenLosses(Instrument):
     ``[2, 2, k]``: their losses, in front of the step and behind it;
     ``token_points`` ``[m]`` once: a uniform sample and the points of the paper's pairs, and ``token_followed``
     ``[2, m]``: their losses, in front and behind; ``token_rising``: the share of all points whose loss rises.
+    Nothing is written of a step behind which a loss is not finite; that the run diverges, training finds itself.
 
     Args:
         risk: What is being trained.
@@ -100,7 +101,7 @@ class TokenLosses(Instrument):
             dataset.inputs[index],
             dataset.targets[index],
             chunk=min(self.risk.chunk, len(index)),
-            precision="float64" if self.risk.precision == "float64" else "float32",
+            precision="float32" if self.risk.precision == "bfloat16" else self.risk.precision,
             keep_outputs=False,
         )
 
@@ -125,11 +126,15 @@ class TokenLosses(Instrument):
             passes = (self._tracked.losses_at(at) for at in (self._before, self._tracked.parameters))
             for rows, *chunk in zip(self._tracked.parts(), *passes, strict=True):
                 before, after = (losses.flatten().float().cpu().numpy() for losses in chunk)
+                if not (is_finite := bool(np.isfinite([before, after]).all())):
+                    break
                 first, stop = rows.start * width, rows.stop * width
                 stream.update(self._points[first:stop], before, after)
                 inside = self._named[(self._named >= first) & (self._named < stop)] - first
                 followed.append(np.stack([before[inside], after[inside]]))
         self._before = []
+        if not all(gathered([is_finite])):
+            return
         stream, *others_streams = gathered([stream])
         for other in others_streams:
             stream.merge(other)

@@ -10,6 +10,7 @@ import numpy as np
 from hydra.utils import instantiate
 
 from opposing_signals.data import Dataset
+from opposing_signals.errors import InputError
 from opposing_signals.record import Record, Series
 from opposing_signals.signals.discovery import Discovery, discover, discover_by_gradients
 from opposing_signals.signals.pairs import OpposingPair, find_pairs
@@ -44,6 +45,22 @@ class Trajectory:
         elif data["_target_"].endswith(".tracked"):
             data["folder"] = self.record.folder
         return instantiate(data)
+
+    @property
+    def curve(self) -> tuple[np.ndarray, np.ndarray]:
+        """``[N]`` x and ``[N]`` targets of a regression in one variable.
+
+        Raises:
+            InputError: The run was trained on something else.
+        """
+        inputs, targets = self.dataset.inputs, self.dataset.targets
+        if not inputs.shape[1:] == targets.shape[1:] == (1,):
+            raise InputError(
+                f"run {self.configuration['run']['name']}: {self.dataset.name} has inputs {list(inputs.shape[1:])} and "
+                f"targets {list(targets.shape[1:])}: expected one number for each example, as data=chebyshev has; "
+                "choose run=chebyshev_gd, or an experiment that draws no curve"
+            )
+        return inputs.numpy().ravel(), targets.numpy().ravel()
 
     @property
     def step_size(self) -> float:

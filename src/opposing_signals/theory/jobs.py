@@ -138,9 +138,8 @@ def theorems(config: DictConfig, record: Record, logger: Any) -> None:  # noqa: 
 
 def _record_grid(record: Record, grid: DictConfig) -> None:
     alpha, k = (_axis(grid, name) for name in ("alpha", "k"))
-    beta_norms = np.array(grid.beta_norm, dtype=float)
     # One ‖β‖ at a time: the trajectories of a whole grid take gigabytes.
-    checks = [check_grid(alpha[:, None], k[None, :], norm, grid.d1, grid.samples) for norm in beta_norms]
+    checks = [check_grid(alpha[:, None], k[None, :], norm, grid.d1, grid.samples) for norm in _axis(grid, "beta_norm")]
     below = sum(np.count_nonzero(~check.conditions["beta"]) for check in checks)
     if below:
         log.warning(
@@ -159,7 +158,7 @@ def _record_grid(record: Record, grid: DictConfig) -> None:
 
 def _record_paths(record: Record, paths: DictConfig) -> None:
     shared = {name: value for name, value in paths.items() if name not in ("alpha", "samples")}
-    for index, alpha in enumerate(paths.alpha):
+    for index, alpha in enumerate(_axis(paths, "alpha").tolist()):
         model = _model({**shared, "alpha": alpha})
         path = gradient_flow(model)
         first = 1e-2 / model.alpha
@@ -204,7 +203,9 @@ def _axis(node: DictConfig, name: str) -> np.ndarray:
     """The numbers of ``node[name]``: a list, or evenly in the logarithm by ``low``, ``high`` and ``points``."""
     axis = node[name]
     if not OmegaConf.is_dict(axis):
-        return np.array(axis, dtype=float)
+        if not OmegaConf.is_list(axis) or not axis:
+            raise InputError(f"{name}={axis}: expected a list of one or more numbers, or low, high and points")
+        return np.array([_number(name, value) for value in axis])
     low, high = _number(f"{name}.low", axis.low), _number(f"{name}.high", axis.high)
     if not 0 < low <= high <= LARGEST:
         raise InputError(f"{name}: from {low:g} to {high:g}: expected 0 < low <= high <= {LARGEST:g}")

@@ -126,11 +126,16 @@ def training_module(config: DictConfig, dataset: Dataset) -> TrainingModule:
 
 
 def _check(config: DictConfig) -> None:
-    for name, least, may_be_null in (("steps", 1, False), ("seed", 0, False), ("batch", 1, True), ("threads", 1, True)):
+    for name, least, bits, may_be_null in (
+        ("steps", 1, 63, False),
+        ("seed", 0, 32, False),  # PyTorch's generators on the CPU take the last 32 bits
+        ("batch", 1, 63, True),
+        ("threads", 1, 31, True),
+    ):
         given = config[name]
-        if not (given is None and may_be_null) and not (isinstance(given, int) and least <= given < 2**63):
-            expected = f"expected a whole number, at least {least}" + (", or null" if may_be_null else "")
-            raise InputError(f"{name}={given}: {expected}")
+        if not (given is None and may_be_null) and not (isinstance(given, int) and least <= given < 2**bits):
+            expected = f"expected a whole number, at least {least} and below 2^{bits}"
+            raise InputError(f"{name}={given}: {expected}" + (", or null" if may_be_null else ""))
     if not isinstance(config.checkpoint_seconds, int | float) or config.checkpoint_seconds < 0:
         raise InputError(f"checkpoint_seconds={config.checkpoint_seconds}: expected a number of seconds, at least 0")
     if str(config.model.get("_target_")).startswith("opposing_signals.models."):
