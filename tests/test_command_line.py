@@ -183,7 +183,7 @@ def test_a_complete_run_is_reused(command, tmp_path):
         ),
         (
             ["experiment=fig03_chebyshev", *TINY, "risk.precision=float16"],
-            ["risk.precision=float16", "float32, float64"],
+            ["risk.precision=float16", "float32, tf32, float64"],
         ),
         (["experiment=fig03_chebyshev", *TINY, "risk.chunk=ten"], ["risk.chunk=ten", "1 to 20"]),
         (["experiment=fig03_chebyshev", *TINY, "batch=ten"], ["batch=ten", "whole number", "null"]),
