@@ -17,6 +17,8 @@ from opposing_signals.risk import EmpiricalRisk, check_losses
 
 _FOLLOWED: WeakSet[EmpiricalRisk] = WeakSet()
 """Those whose model Taylor arithmetic has been seen to follow."""
+_CHECKED = 64
+"""Examples on which that is looked for: a product over a whole chunk would take more memory than the measurement."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def sample_curvature(risk: EmpiricalRisk, vector: Tensor) -> AlongLine:
     risk.check_vectors(vector[None])
     along = _along_line(risk, vector)
     if risk not in _FOLLOWED:
-        _check_first_chunk(risk, vector, along.losses[: risk.chunk])
+        _check_first_examples(risk, vector, along.losses[: min(risk.chunk, _CHECKED)])
     return along
 
 
@@ -69,20 +71,21 @@ def _along_line(risk: EmpiricalRisk, vector: Tensor, first: int | None = None) -
     return AlongLine(losses, slopes, 2 * halves)
 
 
-def _check_first_chunk(risk: EmpiricalRisk, vector: Tensor, losses: Tensor) -> None:
-    """Refuse a model whose slopes or mean curvature on the first chunk are not those of a Hessian-vector product.
+def _check_first_examples(risk: EmpiricalRisk, vector: Tensor, losses: Tensor) -> None:
+    """Refuse a model whose slopes or mean curvature on the first examples are not those of a Hessian-vector product.
 
-    Of several processes all look at the same chunk and find the same. Where its ``losses`` vanish, rounding is larger
-    than what is to be compared: then the next measurement is checked.
+    Of several processes all look at the same examples and find the same. Where their ``losses`` vanish, rounding is
+    larger than what is to be compared: then the next measurement is checked.
     """
+    examples = slice(len(losses))
     precision, height = torch.finfo(vector.dtype).eps, losses.abs().mean()
     if not height > precision**0.5:
         return
     with _unrounded():
-        ours = _along_line(risk, vector, risk.chunk)
-        measured = risk.hessian_products(vector[None], slice(risk.chunk))
+        ours = _along_line(risk, vector, len(losses))
+        measured = risk.hessian_products(vector[None], examples)
     product, weights = measured.products[0], torch.ones_like(losses) if risk.weights is None else risk.weights
-    shares = (weights[: risk.chunk] / weights[: risk.chunk].sum()).to(ours.curvatures)
+    shares = (weights[examples] / weights[examples].sum()).to(ours.curvatures)
     mean, own = shares @ ours.curvatures, shares @ ours.curvatures.abs()
     differences = {
         # Of a product nearly orthogonal to v more is rounding.
