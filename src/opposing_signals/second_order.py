@@ -152,22 +152,28 @@ class _Convolution(Function):
 
 
 class _ConvolutionBackward(Function):
-    """(g, x, W) ↦ (∂x, ∂W, ∂b): bilinear each, so that their own derivatives are convolutions of the same kind."""
+    """(g, x, W) ↦ (∂x, ∂W, ∂b): bilinear each, so that their own derivatives are convolutions of the same kind.
+
+    A g that comes out of a batch norm is not kept, but computed again from what the batch norm keeps: it would be a
+    quarter of the graph's memory, and is one linear combination.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, slope: Tensor, values: Tensor, weight: Tensor, bias: Any, geometry: _Geometry, mask: list[bool]
     ) -> Any:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(slope, values, weight)
-        ctx.geometry = geometry
+        origin = getattr(slope, "origin", None)
+        ctx.geometry, ctx.is_normalized = geometry, origin is not None
+        ctx.save_for_backward(values, weight, *([slope] if origin is None else origin))
         return geometry.backward(slope, values, weight, bias, mask)
 
     @staticmethod
     def backward(
         ctx: Any, values_dual: Tensor | None, weight_dual: Tensor | None, bias_dual: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        slope, values, weight = ctx.saved_tensors
+        values, weight, *origin = ctx.saved_tensors
+        slope = slope_through_batch_norm(*origin) if ctx.is_normalized else origin[0]
         needs_slope, needs_values, needs_weight = ctx.needs_input_grad[:3]
         in_slope = in_values = in_weight = None
         if values_dual is not None:
@@ -277,8 +283,14 @@ class _BatchNormBackward(Function):
         in_values, in_weight, in_bias = aten._batch_norm_impl_index_backward(
             kernel, values, slope, weight, None, None, mean, inverse_deviation, True, eps, mask, reserve
         )
+        if in_weight is None or in_bias is None:
+            in_weight, in_bias = channel_moments(slope, values, mean, inverse_deviation)
         ctx.save_for_backward(slope, values, weight, mean, inverse_deviation, in_weight, in_bias)
-        return in_values, in_weight, in_bias
+        if in_values is not None:
+            gamma = torch.ones_like(mean) if weight is None else weight.detach()
+            sums = in_weight.detach(), in_bias.detach()
+            in_values.origin = slope.detach(), values.detach(), gamma, mean, inverse_deviation, *sums
+        return in_values, in_weight if mask[1] else None, in_bias if mask[2] else None
 
     @staticmethod
     def backward(
@@ -290,8 +302,6 @@ class _BatchNormBackward(Function):
         gamma = torch.ones_like(mean) if weight is None else weight
         a = zero if weight_dual is None else weight_dual
         b = zero if bias_dual is None else bias_dual
-        if slope_dot is None or slope_sum is None:
-            slope_dot, slope_sum = channel_moments(slope, values, mean, inverse)
         if values_dual is None:
             curve = dual_dot = dual_sum = zero
         else:
@@ -318,6 +328,17 @@ class _BatchNormBackward(Function):
             in_values = channel_combination(constant, *dual_term(on_dual), (on_slope, slope), (on_values, values))
         in_weight = inverse * curve if weight is not None else None
         return in_slope, in_values, in_weight, None, None, None, None, None, None
+
+
+def slope_through_batch_norm(
+    slope: Tensor, values: Tensor, gamma: Tensor, mean: Tensor, inverse: Tensor, slope_dot: Tensor, slope_sum: Tensor
+) -> Tensor:
+    """γ P g, see `_BatchNormBackward`, from ``[C]`` x̂·g and 1·g."""
+    count = values.numel() // values.shape[1]
+    on_slope = gamma * inverse
+    on_values = -on_slope * inverse * slope_dot / count
+    constant = -on_slope * slope_sum / count - on_values * mean
+    return channel_combination(constant, (on_slope, slope), (on_values, values))
 
 
 def channel_moments(values: Tensor, by: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
