@@ -84,6 +84,9 @@ NETWORKS = {
     "linear": lambda: [nn.Flatten(), nn.Linear(32, 5), nn.ReLU(), nn.Linear(5, 3)],
     "relu": lambda: [nn.Flatten(), nn.Linear(32, 6), ReLUs(), nn.Linear(6, 3)],
     "tanh": lambda: [nn.Flatten(), nn.Linear(32, 5), nn.Tanh(), nn.Linear(5, 3)],
+    "silu": lambda: [nn.Flatten(), nn.Linear(32, 5), nn.SiLU(), nn.Linear(5, 3)],
+    "mish_in_place": lambda: [nn.Flatten(), nn.Linear(32, 5), nn.Mish(inplace=True), nn.Linear(5, 3)],
+    "inactive_dropout": lambda: [nn.Conv2d(2, 3, 3), nn.Dropout(0.5, inplace=True).eval(), nn.ReLU(), *head(12)],
     "gelu": lambda: [nn.Flatten(), nn.Linear(32, 5), nn.GELU(), nn.Linear(5, 3)],
     "conv": lambda: [nn.Conv2d(2, 3, 3), nn.ReLU(), *head(12)],
     "conv_strided": lambda: [

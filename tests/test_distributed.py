@@ -31,6 +31,7 @@ def measured(layer: str) -> dict[str, torch.Tensor]:
     few = risk_of(layer, examples=11, chunk=6)  # two processes, one chunk in a batch of five
     of_few = few.backward(batch[:5])
     products_of_few = few.hessian_products(vectors, batch[:5])
+    split_of_few = curvature_split(few, vectors[0], batch[:5])
     if layer in ("linear", "attention"):  # with batch norm no example has a loss of its own
         ascended = torch.cat([g.reshape(-1) for g in ascended_gradient(risk, batch, 0.1)])
     else:
@@ -41,6 +42,7 @@ def measured(layer: str) -> dict[str, torch.Tensor]:
         "losses_of_few": of_few.losses,
         "products_of_few": products_of_few.products,
         "slopes_of_few": products_of_few.slopes,
+        "split_of_few": torch.tensor([split_of_few.gauss_newton, split_of_few.functional]),
         "dropped": torch.cat(dropped),
         "random_state": torch.get_rng_state(),  # a checkpoint holds that of the first process
         "gradient_norms": gradient_norms(risk),

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, hessian
 
-from opposing_signals.curvature import curvature_split, sample_curvature
+from opposing_signals.curvature import curvature_split, gradient_norms, sample_curvature, sample_sharpness
 from opposing_signals.errors import InputError
 from opposing_signals.losses import logistic_loss, square_loss
 from opposing_signals.risk import EmpiricalRisk
@@ -173,6 +173,14 @@ def test_passes_that_keep_no_outputs_have_the_same_bits(layer):
         assert torch.equal(ours.grad, theirs.grad)
 
 
+class InDictionary(nn.Linear):
+    def __init__(self):
+        super().__init__(5, 3)
+
+    def forward(self, values):
+        return {"logits": super().forward(values)}
+
+
 @pytest.mark.parametrize(
     "measure",
     [
@@ -181,19 +189,42 @@ def test_passes_that_keep_no_outputs_have_the_same_bits(layer):
         lambda risk: risk.backward_with_products(torch.ones(1, 33, dtype=torch.float64)),
         lambda risk: curvature_split(risk, torch.ones(33, dtype=torch.float64)),
         lambda risk: sample_curvature(risk, torch.ones(33, dtype=torch.float64)),
+        lambda risk: sample_sharpness(risk, torch.tensor([1])),
+        lambda risk: gradient_norms(risk),
     ],
 )
-@pytest.mark.parametrize(
-    ("reduction", "shape"), [("none", r"\[4, 1\] for 4 examples: expected \[4\]"), ("mean", r"\[\]")]
-)
-def test_a_loss_that_is_not_one_number_an_example_is_refused(measure, reduction, shape):
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_a_loss_that_is_not_one_number_an_example_is_refused(measure, reduction):
     model = nn.Sequential(nn.Flatten(), nn.Linear(32, 1))
     targets = torch.randn(11, 1)
     risk = EmpiricalRisk(
         model, nn.MSELoss(reduction=reduction), torch.randn(11, 2, 4, 4), targets, chunk=4, precision="float64"
     )
-    with pytest.raises(InputError, match=f"a loss of shape {shape}"):
+    with pytest.raises(InputError, match=r"a loss of shape \[.*: expected \[\d\], one number an example"):
         measure(risk)
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "message"),
+    [
+        (nn.Linear(5, 3), nn.CrossEntropyLoss(), r"a loss of shape \[\] for 3 examples"),
+        (nn.Linear(5, 3), lambda *_: 0.5, "a loss of type float for 3 examples"),
+        (InDictionary(), CROSS_ENTROPY, "the model returns a dict: expected a tensor"),
+    ],
+)
+def test_what_is_no_loss_of_each_example_is_refused_by_every_pass(model, loss, message):
+    risk = EmpiricalRisk(model, loss, torch.randn(6, 5), torch.zeros(6, dtype=torch.long), chunk=3)
+    for measure in (risk.backward, risk.sample_losses, lambda: risk.hessian_products(torch.ones(1, 18))):
+        with pytest.raises(InputError, match=message):
+            measure()
+
+
+def test_a_loss_without_a_gradient_is_refused():
+    loss = lambda outputs, targets: CROSS_ENTROPY(outputs.detach(), targets)  # noqa: E731
+    risk = EmpiricalRisk(nn.Linear(5, 3), loss, torch.randn(6, 5), torch.zeros(6, dtype=torch.long), chunk=3)
+    for measure in (risk.backward, lambda: risk.hessian_products(torch.ones(1, 18)), lambda: gradient_norms(risk)):
+        with pytest.raises(InputError, match="the loss does not depend on the parameters"):
+            measure()
 
 
 class WithUnused(nn.Module):

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,13 @@ from torch.func import functional_call
 
 from opposing_signals.errors import InputError
 from opposing_signals.processes import agreed, count, rank, summed
-from opposing_signals.second_order import TwiceDifferentiable, check_graph, check_layers, refusing_missing_derivatives
+from opposing_signals.second_order import (
+    TwiceDifferentiable,
+    check_graph,
+    check_layers,
+    refusing_checkpoints,
+    refusing_missing_derivatives,
+)
 
 Precision = Literal["float32", "tf32", "float64", "bfloat16", "unchanged"]
 Batch = slice | Tensor
@@ -160,6 +166,11 @@ class EmpiricalRisk:
         autocast = autocast and self.precision == "bfloat16"
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=autocast):
             outputs = self.model(inputs)
+        if not isinstance(outputs, Tensor):
+            raise InputError(
+                f"the model returns a {type(outputs).__name__}: expected a tensor, such as logits [n, C]; wrap it in a "
+                "module that picks it out"
+            )
         if autocast:
             outputs = outputs.float()
         return self.loss(outputs, targets), outputs.detach()
@@ -237,11 +248,12 @@ class EmpiricalRisk:
         So several processes draw what one alone would, and have one random state behind the pass.
         """
         is_cuda, device = self.inputs.is_cuda, self.inputs.device
-        generator = torch.cuda.default_generators[device.index] if is_cuda else torch.default_generator
+        generators = [torch.default_generator, *([torch.cuda.default_generators[device.index]] if is_cuda else [])]
         seed = int(torch.randint(2**62, ()))
         with torch.random.fork_rng([device] if is_cuda else []):
             for part, chunk in zip(self.parts(batch, may_idle=True), self.chunks(batch, may_idle=True), strict=True):
-                generator.manual_seed(seed + part.start)
+                for generator in generators:
+                    generator.manual_seed(seed + part.start)
                 yield chunk
 
     def _some_idle(self, batch: Batch) -> bool:
@@ -254,7 +266,8 @@ class EmpiricalRisk:
     def backward(self, batch: Batch = WHOLE) -> ForwardPass:
         """The training pass: add the batch's mean gradient to ``.grad`` and return what its forward showed.
 
-        Running statistics of batch norm move, as in any training step.
+        Of several processes each must find ``.grad`` empty, for all of it is added up over them. Running statistics of
+        batch norm move, as in any training step.
 
         Raises:
             InputError: The loss is not one number an example.
@@ -324,6 +337,7 @@ class EmpiricalRisk:
             losses, outputs = [], []
             for chunk in self.chunks(batch, may_idle=True):
                 sample_losses, output = self.evaluate(*chunk)
+                check_losses(sample_losses, chunk[0], are_single=False)
                 losses.append(sample_losses)
                 outputs.append(self._kept(output))
         return ForwardPass(self.assembled(losses, batch), self.assembled(outputs, batch))
@@ -451,7 +465,8 @@ class EmpiricalRisk:
         """
         check_layers(self.model)
         before = self._random_state()
-        yield
+        with refusing_checkpoints():
+            yield
         if not torch.equal(before, self._random_state()):
             raise InputError(
                 "the model draws random numbers, as dropout does: its loss is random and has no derivatives of its "
@@ -491,16 +506,28 @@ def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     return one + other
 
 
-def check_losses(losses: Tensor, inputs: Tensor) -> None:
+def check_losses(losses: Any, inputs: Tensor, are_single: bool = True) -> None:
     """Refuse losses ``[n, 1]`` and the like, which would broadcast against the weights of the n examples.
 
+    Args:
+        losses: What the loss gave.
+        inputs: ``[n, ...]``.
+        are_single: Whether an example has one number; several, as a sequence's tokens, have no mean loss here.
+
     Raises:
-        InputError: They are not ``[n]``.
+        InputError: They are not ``[n]``, or a gradient is wanted and they have none.
     """
-    if losses.shape != (len(inputs),):
+    shape = list(losses.shape) if isinstance(losses, Tensor) else None
+    if not shape or shape[0] != len(inputs) or (are_single and len(shape) > 1):
+        given = f"shape {shape}" if shape is not None else f"type {type(losses).__name__}"
         raise InputError(
-            f"a loss of shape {list(losses.shape)} for {len(inputs)} examples: expected [{len(inputs)}], one number an "
-            "example; a loss of torch.nn needs reduction='none', and .flatten(1).mean(1) where it has several numbers"
+            f"a loss of {given} for {len(inputs)} examples: expected [{len(inputs)}], one number an example; a loss of "
+            "torch.nn needs reduction='none', and .flatten(1).mean(1) where it has several numbers"
+        )
+    if torch.is_grad_enabled() and not losses.requires_grad:
+        raise InputError(
+            "the loss does not depend on the parameters: expected some with requires_grad, and no detach or no_grad "
+            "between them and the loss"
         )
 
 

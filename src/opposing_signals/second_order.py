@@ -27,12 +27,13 @@ from torch.autograd import Function
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointError
 
 from opposing_signals.errors import InputError
 
 aten = torch.ops.aten
 attention, multi_head_attention = F.scaled_dot_product_attention, F.multi_head_attention_forward
-group_norm, native_hard_sigmoid, native_weight_norm = F.group_norm, F.hardsigmoid, torch._weight_norm
+group_norm, native_weight_norm = F.group_norm, torch._weight_norm
 
 
 class TwiceDifferentiable(TorchFunctionMode):
@@ -107,6 +108,22 @@ def refusing_missing_derivatives() -> Iterator[None]:
         raise InputError(
             f"the model or its loss has no second derivative, of which PyTorch lacks that of {name[1]}: replace the "
             "function, or leave out the instruments that measure curvature"
+        ) from error
+
+
+@contextmanager
+def refusing_checkpoints() -> Iterator[None]:
+    """Name what is wrong where a forward pass that a layer repeats in the backward pass is not as the first was.
+
+    Raises:
+        InputError: The model uses `torch.utils.checkpoint`, and the measurement cannot go with it.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        raise InputError(
+            "the model computes activations twice (torch.utils.checkpoint), and the second time outside of what "
+            "measures it: switch that off, or leave out the instruments that measure curvature and gradient norms"
         ) from error
 
 
@@ -417,7 +434,7 @@ def _relu(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002  # the 
     return _ReLU.apply(input, inplace)
 
 
-# -- attention, group norm, weight norm and hard sigmoid ----------------------------------------------------------
+# -- attention, group norm, weight norm and activations -----------------------------------------------------------
 
 
 class _Recomputed(Function):
@@ -506,9 +523,28 @@ def hard_sigmoid(input: Tensor) -> Tensor:  # noqa: A002
     return F.relu6(input + 3) / 6
 
 
-def _hard_sigmoid(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002
-    output = _Recomputed.apply(native_hard_sigmoid, hard_sigmoid, input.clone() if inplace else input)
-    return input.copy_(output) if inplace else output
+def silu(input: Tensor) -> Tensor:  # noqa: A002
+    """`F.silu`, whose first derivative has other bits where PyTorch builds a graph of it."""
+    return input * input.sigmoid()
+
+
+def mish(input: Tensor) -> Tensor:  # noqa: A002
+    """`F.mish`, likewise."""
+    return input * F.softplus(input).tanh()
+
+
+def prelu(input: Tensor, weight: Tensor) -> Tensor:  # noqa: A002
+    """`F.prelu`, of which PyTorch's first and second derivatives disagree at 0; this has the first."""
+    slope = weight.reshape(-1, *[1] * (input.ndim - 2)) if input.ndim > 1 else weight
+    return torch.where(input > 0, input, slope * input)
+
+
+def _activation(once: Callable[..., Tensor], twice: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    def activation(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002  # the name that callers use
+        output = _Recomputed.apply(once, twice, input.clone() if inplace else input)
+        return input.copy_(output) if inplace else output
+
+    return activation
 
 
 def _multi_head_attention(*args: Any, **kwargs: Any) -> Any:
@@ -528,7 +564,10 @@ _REPLACEMENTS: dict[Callable, Callable] = {
     torch.relu_: partial(_relu, inplace=True),
     Tensor.relu_: partial(_relu, inplace=True),
     group_norm: _group_norm,
-    native_hard_sigmoid: _hard_sigmoid,
+    F.hardsigmoid: _activation(F.hardsigmoid, hard_sigmoid),
+    F.prelu: partial(_Recomputed.apply, F.prelu, prelu),
+    F.silu: _activation(F.silu, silu),
+    F.mish: _activation(F.mish, mish),
     native_weight_norm: _weight_norm,
     attention: _attention,
     multi_head_attention: _multi_head_attention,

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from constant_statistics import own_losses
 from layers import CROSS_ENTROPY, NETWORKS, network, plain_gradient, risk_of
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from opposing_signals.curvature import gradient_norms, layer_rules
 from opposing_signals.errors import InputError
@@ -310,3 +311,41 @@ def test_a_gradient_that_cannot_be_taken_is_refused_in_one_line():
     with pytest.raises(InputError, match="the gradient of a single example cannot be taken") as caught:
         gradient_norms(images_risk(Branching()))
     assert "\n" not in str(caught.value)
+
+
+class Scaled(nn.Module):
+    """A weight that is used twice, and a scale without an axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.scale = nn.Linear(5, 5), nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, values):
+        return self.layer(self.layer(values).tanh()) * self.scale
+
+
+def test_a_parameter_without_an_axis_counts():
+    torch.manual_seed(0)
+    risk = EmpiricalRisk(
+        Scaled(), CROSS_ENTROPY, torch.randn(7, 5), torch.randint(5, (7,)), chunk=4, precision="float64"
+    )
+    torch.testing.assert_close(gradient_norms(risk), expected(risk), rtol=1e-10, atol=1e-13)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU())
+
+    def forward(self, values):
+        return checkpoint(self.block, values, use_reentrant=False)
+
+
+@pytest.mark.parametrize("measure", [gradient_norms, lambda risk: risk.hessian_products(torch.ones(1, 141).double())])
+def test_activations_that_are_computed_twice_are_refused(measure):
+    model = nn.Sequential(Checkpointed(), nn.Flatten(), nn.Linear(32, 3))
+    risk = EmpiricalRisk(
+        model, CROSS_ENTROPY, torch.randn(7, 2, 4, 4), torch.randint(3, (7,)), chunk=4, precision="float64"
+    )
+    with pytest.raises(InputError, match="the model computes activations twice"):
+        measure(risk)

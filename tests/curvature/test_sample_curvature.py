@@ -102,6 +102,46 @@ def test_norms_by_every_name(norm):
     assert_agrees_with_a_loop_over_the_points(risk_through(nn.Conv2d(2, 4, 3, padding=1), NORMS[norm], nn.Tanh()))
 
 
+class PReLUByHand(nn.PReLU):
+    def forward(self, values):
+        slope = self.weight.view(-1, *[1] * (values.ndim - 2))
+        return torch.where(values > 0, values, slope * values)
+
+
+@pytest.mark.parametrize("before", [lambda: nn.Conv2d(2, 4, 3), lambda: nn.Sequential(nn.Flatten(), nn.Linear(32, 4))])
+def test_prelu_has_one_derivative_at_zero(before):
+    """PyTorch's first and second derivatives there are of different functions."""
+
+    def risk(prelu):
+        made = risk_through(before(), prelu)
+        for name, parameter in made.model.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+        made.inputs[::2] = 0
+        return made
+
+    found, reference = risk(nn.PReLU(4)), risk(PReLUByHand(4))
+    v = direction(found)
+    curvatures = torch.stack([plain_curvature(loss, reference, v) for loss in plain_losses(reference)])
+    torch.testing.assert_close(sample_curvature(found, v).curvatures, curvatures, rtol=1e-9, atol=1e-11)
+    quotient = found.hessian_products(v[None]).products[0] @ v
+    torch.testing.assert_close(quotient, curvatures.mean(), rtol=1e-9, atol=1e-11)
+
+
+def test_64_examples_are_checked_whatever_the_chunk():
+    def careless(values):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not bool((values > 5).any())):
+            return values * 2
+
+    inputs, targets = torch.randn(80, 2), torch.randint(3, (80,))
+    inputs[40] = 50
+    model = nn.Sequential(nn.Linear(2, 2), ByFunction(careless), nn.Linear(2, 3))
+    nn.init.constant_(model[0].weight, 1.0)
+    risk = EmpiricalRisk(model, CROSS_ENTROPY, inputs, targets, chunk=4, precision="float64")
+    with pytest.raises(InputError, match="Taylor arithmetic does not follow a layer of this model"):
+        sample_curvature(risk, direction(risk))
+
+
 ACTIVATIONS = (
     *(nn.CELU, nn.ELU, nn.GELU, nn.Hardshrink, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid, nn.Mish),
     *(nn.PReLU, nn.ReLU, nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink, nn.Softsign, nn.Tanh),

@@ -47,7 +47,7 @@ def curvature_split(risk: EmpiricalRisk, vector: Tensor, batch: Batch = WHOLE) -
     parameters, direction = risk.parameters, risk.unflatten(vector)
     gauss_newton = functional = 0.0
     with risk.probe(), risk.deterministic(), refusing_missing_derivatives():
-        for (inputs, targets), shares in zip(risk.chunks(batch), risk.shares(batch), strict=True):
+        for (inputs, targets), shares in zip(risk.chunks(batch, may_idle=True), risk.shares(batch), strict=True):
             with torch.enable_grad(), TwiceDifferentiable():
                 outputs = risk.model(inputs)
                 detached = outputs.detach().requires_grad_()

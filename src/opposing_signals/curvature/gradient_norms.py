@@ -41,7 +41,7 @@ def _ghost_norms(risk: EmpiricalRisk, chunk: slice, shapes: list[torch.Size]) ->
 
 def _norms_one_by_one(risk: EmpiricalRisk, chunk: slice) -> Tensor:
     squares = [
-        torch.stack([piece.square().flatten(1).sum(1) for piece in pieces]).sum(0)
+        torch.stack([piece.square().reshape(len(piece), -1).sum(1) for piece in pieces]).sum(0)
         for pieces in gradients_one_by_one(risk, chunk)
     ]
     return torch.cat(squares).sqrt()

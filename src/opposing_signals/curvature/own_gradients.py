@@ -26,7 +26,8 @@ from opposing_signals.curvature.layer_rules import (
     with_constant_statistics,
 )
 from opposing_signals.errors import InputError
-from opposing_signals.risk import EmpiricalRisk
+from opposing_signals.risk import EmpiricalRisk, check_losses
+from opposing_signals.second_order import refusing_checkpoints
 
 
 def shapes_behind_examples(risk: EmpiricalRisk) -> list[torch.Size]:
@@ -66,7 +67,8 @@ def summed_over_uses(
     uses, losses = _watched(risk, chunk, reading)
     if uses.shapes != [torch.Size([len(losses), *shape]) for shape in shapes]:
         raise NoRuleError
-    torch.autograd.grad(losses.sum(), uses.first, allow_unused=True)
+    with refusing_checkpoints():
+        torch.autograd.grad(losses.sum(), uses.first, allow_unused=True)
     return uses.total
 
 
@@ -88,13 +90,14 @@ def gradients_one_by_one(risk: EmpiricalRisk, chunk: slice) -> Iterator[list[Ten
                 outputs = risk.model(inputs)
             with torch.enable_grad():
                 losses = risk.loss(outputs.requires_grad_(), targets)
+            check_losses(losses, inputs)
             (slopes,) = torch.autograd.grad(losses.sum(), outputs)
             try:
                 pieces = gradients(theta, inputs, slopes)
             except RuntimeError as error:
                 raise InputError(
                     f"the gradient of a single example cannot be taken ({str(error).splitlines()[0]}): write the model "
-                    "with torch.nn's layers, or leave out gradient_norms and gradient_sketch"
+                    "with torch.nn's layers, recurrent ones aside, or leave out gradient_norms and gradient_sketch"
                 ) from error
             yield list(pieces.values())
 
@@ -103,6 +106,7 @@ def _watched(risk: EmpiricalRisk, chunk: slice, reading: Reading) -> tuple[_Uses
     inputs, targets = risk.inputs[chunk], risk.targets[chunk]
     with risk.probe(), risk.deterministic(), torch.enable_grad(), _Uses(risk.parameters, len(inputs), reading) as uses:
         losses, _ = risk.evaluate(inputs, targets)
+        check_losses(losses, inputs)
     return uses, losses
 
 

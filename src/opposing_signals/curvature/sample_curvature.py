@@ -54,7 +54,7 @@ def sample_curvature(risk: EmpiricalRisk, vector: Tensor) -> AlongLine:
     risk.check_vectors(vector[None])
     along = _along_line(risk, vector)
     if risk not in _FOLLOWED:
-        _check_first_examples(risk, vector, along.losses[: min(risk.chunk, _CHECKED)])
+        _check_first_examples(risk, vector, along.losses[:_CHECKED])
     return along
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from opposing_signals.curvature.eigen import Products
 from opposing_signals.curvature.examples import by_chunk, independent_examples
 from opposing_signals.curvature.lanczos import lanczos, tridiagonal
-from opposing_signals.risk import EmpiricalRisk, flatten
+from opposing_signals.risk import EmpiricalRisk, check_losses, flatten
 from opposing_signals.second_order import TwiceDifferentiable, check_graph, refusing_missing_derivatives
 
 
@@ -59,6 +59,7 @@ def _own_products(risk: EmpiricalRisk, index: int) -> Products:
     parameters = risk.parameters
     with torch.enable_grad(), TwiceDifferentiable():
         losses, _ = risk.evaluate(risk.inputs[index : index + 1], risk.targets[index : index + 1], autocast=False)
+        check_losses(losses, risk.inputs[index : index + 1])
     slopes = torch.autograd.grad(losses.sum(), parameters, create_graph=True, materialize_grads=True)
     check_graph(slopes)
     curved = [position for position, slope in enumerate(slopes) if slope.requires_grad]

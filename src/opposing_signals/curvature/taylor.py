@@ -31,7 +31,10 @@ from opposing_signals.second_order import (
     channel_combination,
     channel_moments,
     hard_sigmoid,
+    mish,
     per_channel,
+    prelu,
+    silu,
     weight_norm,
 )
 
@@ -151,8 +154,9 @@ def _varies(value: Any) -> bool:
 def _assign(target: Any, value: Jet) -> Jet:
     if not isinstance(target, Jet):
         raise _in_place()
+    coefficients = value.coefficients  # of the target itself, where the function does nothing, as inactive dropout
     target.memory.is_overwritten = True
-    target.assign(value.coefficients)
+    target.assign(coefficients)
     return target
 
 
@@ -535,11 +539,12 @@ def _reduced(losses: Any, reduction: str) -> Any:
     return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
 
 
-# Functions whose second derivatives PyTorch lacks in forward mode, by others.
+# Functions whose second derivatives PyTorch lacks in forward mode, or has others of, by others.
 _COMPOSED: dict[Callable, Callable[..., Any]] = {
-    F.silu: lambda x, **_: x * x.sigmoid(),
-    F.mish: lambda x, **_: x * F.softplus(x).tanh(),
+    F.silu: lambda x, **_: silu(x),
+    F.mish: lambda x, **_: mish(x),
     F.hardsigmoid: lambda x, **_: hard_sigmoid(x),
+    F.prelu: prelu,
     F.glu: _gated,
     F.huber_loss: _huber,
     F.soft_margin_loss: _soft_margin,
