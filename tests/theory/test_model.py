@@ -81,7 +81,8 @@ def test_groups_of_the_data_have_the_stated_losses():
     assert 0.25 * expected[0] + 0.25 * expected[1] + 0.5 * expected[2] == pytest.approx(m.loss(state, 4.0, 5.0))
 
 
-coordinate = st.floats(-3, 3)
+# Rounded: of a matrix with entries near 1e-79 LAPACK's own top eigenvalue is wrong in the tenth digit.
+coordinate = st.floats(-3, 3).map(lambda value: round(value, 9))
 
 
 @settings(max_examples=40, deadline=None)
@@ -91,7 +92,7 @@ coordinate = st.floats(-3, 3)
     alpha=st.floats(0.05, 50),
     beta_norm=st.floats(0.1, 20),
     signal=st.sampled_from(SIGNALS),
-    state=st.builds(ReducedState, coordinate, st.floats(0, 3), coordinate, coordinate),
+    state=st.builds(ReducedState, coordinate, coordinate.map(abs), coordinate, coordinate),
 )
 def test_reduced_spectrum_is_the_dense_one(d1, extra, alpha, beta_norm, signal, state):
     model = TwoLayerModel(d1, d1 + extra, alpha, beta_norm, signal=signal)
