@@ -71,13 +71,13 @@ def test_recorded_losses_are_those_before_the_step(tmp_path):
 
 @pytest.mark.parametrize("overrides", [(), MINIBATCH], ids=["full batch", "minibatch"])
 def test_a_run_killed_at_any_moment_ends_with_the_same_bits(tmp_path, overrides):
-    uninterrupted = trained(tmp_path / "whole", *overrides, "steps=14")
+    uninterrupted = trained(tmp_path / "whole", *overrides, "steps=40")
     folder = tmp_path / "killed"
     script = (
         "import sys; from pathlib import Path; from test_train import trained\n"
         "trained(Path(sys.argv[1]), *sys.argv[2:])"
     )
-    command = [sys.executable, "-c", script, str(folder), *overrides, "steps=14", "checkpoint_seconds=0.0"]
+    command = [sys.executable, "-c", script, str(folder), *overrides, "steps=40", "checkpoint_seconds=0.0"]
     tests = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": f"{tests}:{tests / 'training'}"}
     seconds = []
@@ -92,7 +92,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(tmp_path, overrides)
         assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
         assert not Record(folder).is_complete
         seconds.append(Record(folder).provenance["training_seconds"])
-    resumed = trained(folder, *overrides, "steps=14")
+    resumed = trained(folder, *overrides, "steps=40")
     assert resumed.is_complete
     assert_same(resumed, uninterrupted)
     seconds.append(resumed.provenance["training_seconds"])
