@@ -303,7 +303,7 @@ class _BatchNormBackward(Function):
         if in_weight is None or in_bias is None:
             in_weight, in_bias = channel_moments(slope, values, mean, inverse_deviation)
         ctx.save_for_backward(slope, values, weight, mean, inverse_deviation, in_weight, in_bias)
-        if in_values is not None:
+        if in_values is not None:  # a sum with other slopes is another tensor, and has no origin
             gamma = torch.ones_like(mean) if weight is None else weight.detach()
             sums = in_weight.detach(), in_bias.detach()
             in_values.origin = slope.detach(), values.detach(), gamma, mean, inverse_deviation, *sums

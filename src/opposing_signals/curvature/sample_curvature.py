@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -81,7 +80,7 @@ def _check_first_examples(risk: EmpiricalRisk, vector: Tensor, losses: Tensor) -
     precision, height = torch.finfo(vector.dtype).eps, losses.abs().mean()
     if not height > precision**0.5:
         return
-    with _unrounded():
+    with _unrounded() if vector.is_cuda else nullcontext():
         ours = _along_line(risk, vector, len(losses))
         measured = risk.hessian_products(vector[None], examples)
     product, weights = measured.products[0], torch.ones_like(losses) if risk.weights is None else risk.weights
@@ -107,15 +106,14 @@ def _check_first_examples(risk: EmpiricalRisk, vector: Tensor, losses: Tensor) -
 @contextmanager
 def _unrounded() -> Iterator[None]:
     """Let a GPU compute in float32, not in TF32, in which two ways to one number may differ by much."""
-    backends: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
-    before = [backend.allow_tf32 for backend in backends]
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     try:
-        for backend in backends:
-            backend.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
         yield
     finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
 
 
 @dataclass(frozen=True)
