@@ -1,5 +1,7 @@
 """One tiny network for each kind of layer, and the Hessian of its loss by plain double backward."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,6 +33,17 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.attention(tokens, tokens, tokens, need_weights=False)[0]
+
+
+class ByFunction(nn.Module):
+    """A layer that is a function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.function(values)
 
 
 class Residual(nn.Module):

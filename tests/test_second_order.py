@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from layers import (
     CROSS_ENTROPY,
     NETWORKS,
+    ByFunction,
     MultiHeadAttention,
     ensemble_risk,
     network,
@@ -204,15 +205,6 @@ class OnceOnly(Function):
     @once_differentiable
     def backward(_, slope):
         return slope * 2
-
-
-class ByFunction(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, values):
-        return self.function(values)
 
 
 def attention_with_dropout(values):

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from layers import (
     CROSS_ENTROPY,
     NETWORKS,
+    ByFunction,
     ensemble_risk,
     network,
     plain_curvature,
@@ -58,15 +59,6 @@ def risk_through(*layers: nn.Module, loss=CROSS_ENTROPY, targets=None, precision
         nn.init.normal_(parameter, 0.3, 0.3)
     targets = torch.randint(3, (5,)) if targets is None else targets
     return EmpiricalRisk(model, loss, inputs, targets, chunk=3, precision=precision)
-
-
-class ByFunction(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, values):
-        return self.function(values)
 
 
 def with_statistics(norm: nn.Module) -> nn.Module:
