@@ -83,8 +83,8 @@ def _check_first_examples(risk: EmpiricalRisk, vector: Tensor, losses: Tensor) -
     with _unrounded() if vector.is_cuda else nullcontext():
         ours = _along_line(risk, vector, len(losses))
         measured = risk.hessian_products(vector[None], examples)
-    product, weights = measured.products[0], torch.ones_like(losses) if risk.weights is None else risk.weights
-    shares = (weights[examples] / weights[examples].sum()).to(ours.curvatures)
+    product = measured.products[0]
+    shares = risk.assembled(list(risk.shares(examples)), examples).to(ours.curvatures)
     mean, own = shares @ ours.curvatures, shares @ ours.curvatures.abs()
     differences = {
         # Of a product nearly orthogonal to v more is rounding.
