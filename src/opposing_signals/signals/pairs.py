@@ -131,6 +131,8 @@ def _clusters(part: np.ndarray, points: np.ndarray, group: int, smallest: int, t
     points, series = points[norms > 0], series[:, norms > 0] / norms[norms > 0]
     if len(points) < smallest:
         return []
+    if len(points) == 1:
+        return [points]  # nothing to compare it with
     distance = np.clip(1 - series.T @ series, 0, 2)
     np.fill_diagonal(distance, 0)
     labels = fcluster(linkage(squareform(distance, checks=False), "average"), 1 - threshold, "distance")
