@@ -166,8 +166,8 @@ def test_a_complete_run_is_reused(command, tmp_path):
             ["BlockProbe: probes=sky: expected a list of one or more, such as [sky]"],
         ),
         (
-            ["experiment=fig03_chebyshev", *TINY, "run=planted_gd"],
-            ["run planted_gd: planted", "[3, 32, 32]", "expected one number for each", "choose run=chebyshev_gd"],
+            ["experiment=fig03_chebyshev", *TINY, "run=planted_mlp"],
+            ["run planted_mlp: planted", "[3, 32, 32]", "expected one number for each", "choose run=chebyshev_gd"],
         ),
         (
             ["experiment=fig41_learning_rates_loss", *TINY, "optimizer.lr=range(1,1)"],

@@ -307,6 +307,7 @@ def _conclude(
         (folder / stale).unlink(missing_ok=True)
     if trajectories or failures:
         figure = instantiate(config.figure)(trajectories) if trajectories else style.figure(8, 2, "No run is complete")
+        style.name_verdicts(figure, verdicts)
         style.name_failures(figure, failures)
         figure.savefig(folder / "figure.png", dpi=150)
         figure.savefig(folder / "figure.pdf")

@@ -27,7 +27,7 @@ class Estimate:
     Attributes:
         value: NaN when the run cannot tell; `reason` then says why.
         interval: 95% interval of the value; None where none was computed.
-        reason: Why there is no value.
+        reason: Why there is no value; or what has to stand beside it.
     """
 
     value: float
@@ -121,7 +121,7 @@ class Claim:
         return Threshold(self.threshold[scale])
 
     def check(self, trajectories: Mapping[str, Trajectory], scale: str, seed: int) -> tuple[Verdict, str]:
-        """The verdict on these runs, and why there is no value if there is none.
+        """The verdict on these runs, and why there is no value or what stands beside it.
 
         The value alone decides between PASS and FAIL. INCONCLUSIVE means that the runs cannot tell, NOT RUN that
         there are no runs.

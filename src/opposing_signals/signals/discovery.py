@@ -22,6 +22,8 @@ import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
+from opposing_signals.data.dataset import Dataset
+
 SEEDS = 400
 """Points that are compared with each other in a phase: those with the longest vectors."""
 
@@ -362,3 +364,17 @@ def stability(runs: Sequence[Sequence[Discovery]]) -> list[float]:
         float(np.mean([agreement(run[:1], other)[0] if run else 0.0 for j, other in enumerate(runs) if j != i]))
         for i, run in enumerate(runs)
     ]
+
+
+def planted_groups(dataset: Dataset, feature: str) -> Groups | None:
+    """The bearers of a planted feature, by class: ``[k]`` and ``[k']`` indices; None if they are not of two classes."""
+    bearers = np.flatnonzero(dataset.truth[feature])
+    targets = dataset.targets.numpy()[bearers]
+    groups = [bearers[targets == label] for label in np.unique(targets)]
+    return (groups[0], groups[1]) if len(groups) == 2 else None
+
+
+def nearest_planted(pair: Discovery, dataset: Dataset, features: Sequence[str]) -> tuple[str, Groups] | None:
+    """Of the planted pairs the one that a found pair is most like, with its feature; None if there is none."""
+    planted = {feature: groups for feature in features if (groups := planted_groups(dataset, feature)) is not None}
+    return max(planted.items(), key=lambda item: match_pair(pair.groups, item[1]).f1, default=None)
