@@ -13,9 +13,7 @@ setup: .venv/.installed
 	@touch $@
 
 demo: setup
-	$(BIN)/opposing-signals experiment=fig03_chebyshev scale=paper
-	$(BIN)/opposing-signals experiment=demo_planted scale=cpu
-	$(BIN)/opposing-signals report outputs results
+	$(BIN)/opposing-signals demo
 
 # Two processes, each of one thread, are faster than one of two; the tests of a module share what they train.
 test: setup

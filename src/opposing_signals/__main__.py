@@ -66,6 +66,10 @@ def _exit_code(arguments: list[str]) -> int:
             for folder in arguments[1:]:
                 print(explain(folder))
             return 0
+        if arguments[0] == "demo":
+            from opposing_signals.demo import main as demo
+
+            return demo(arguments[1:])
         _check_names(arguments)
         from opposing_signals.app import run
 

@@ -76,7 +76,7 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
         seconds = seconds_before + time.monotonic() - started
         record.write_provenance({**origin, "training_seconds": round(seconds, 1)})
 
-    _quieten_lightning()
+    quieten_lightning()
     trainer = Trainer(
         **{**config.trainer, **devices},
         max_steps=config.steps,
@@ -215,7 +215,7 @@ def _steps_taken(record: Record) -> int:
     return checkpoint["global_step"]
 
 
-def _quieten_lightning() -> None:
+def quieten_lightning() -> None:
     """Drop advice that does not fit: data rest on the device, and ours is the progress bar."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         getLogger(name).setLevel("ERROR")
