@@ -126,7 +126,7 @@ def _seen(folder: Path, page: Path, spike: Spike | None, trajectory: Trajectory)
         f"planted groups move against each other? Correlation {_value(planted, 'plantedb')}.",
         f"  {folder / PLANTED / 'figure.png'}",
         f"3. Figure 3. Do points of one smooth curve oppose each other too? Correlation of the weakest dominant pair "
-        f"{_value(curve, 'fig03b')}; the sharpness reached {_value(curve, 'fig03c')} times 2/η. Is a pair an "
+        f"{_value(curve, 'fig03b')}; the largest λ/(2/η): {_value(curve, 'fig03c')}. Is a pair an "
         f"interval of x and its neighbours, as the paper's is? Coverage {_value(curve, 'fig03a')}"
         + (f", {reason}." if reason else "."),
         f"  {folder / CURVE / 'figure.png'}",

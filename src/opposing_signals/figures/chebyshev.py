@@ -66,10 +66,10 @@ def _draw_pair(fit: Axes, losses: Axes, trajectory: Trajectory, rank: int, zoom:
     x, target = trajectory.curve
     step = int(trajectory.changes.steps[pair.change])
     rest = np.setdiff1d(np.arange(len(x)), np.concatenate(pair.groups))
-    fit.plot(x[rest], target[rest], ".", color=style.MUTED, markersize=5, label="targets, in neither group")
     for shown, line in ((step, "-"), (step + 1, ":")):
         outputs = trajectory.record["outputs"].at(shown).ravel()
         fit.plot(x, outputs, color=style.INK, linestyle=line, label=f"network, step {shown}")
+    fit.plot(x[rest], target[rest], ".", color=style.MUTED, markersize=5, label="targets, in neither group")
     steps, values = trajectory.losses_between(step - zoom // 2, step + zoom // 2)
     for group, look, moves in zip(pair.groups, style.GROUPS, ("rises", "falls"), strict=True):
         fit.plot(x[group], target[group], look["marker"], color=look["color"], markersize=8)
