@@ -57,6 +57,13 @@ def test_verdicts_stand_in_a_line_between_the_title_and_the_panels():
     assert told.y1 <= below_title
 
 
+def test_many_verdicts_are_counted_and_those_that_did_not_pass_are_named():
+    figure = style.figure(6, 4, "network")
+    figure.subplots()
+    style.name_verdicts(figure, [verdict(f"claim{i}", 0.5, "FAIL" if i == 7 else "PASS") for i in range(9)])
+    assert figure.texts[1].get_text() == "8 PASS, 1 FAIL: claim7 FAIL"
+
+
 def test_no_verdicts_leave_the_title_as_it_is():
     figure = style.figure(9, 4, "network")
     style.name_verdicts(figure, [])

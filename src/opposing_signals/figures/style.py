@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -101,11 +102,16 @@ def name_verdicts(figure: Figure, verdicts: Sequence[Verdict]) -> None:
     title = figure.get_suptitle()
     if not verdicts or not title:
         return
-    room = int(13.5 * figure.get_figwidth())
     told = " · ".join(
         f"{one.id} {one.verdict}" + ("" if one.value is None else f" ({one.value:.3g}, {one.threshold})")
         for one in verdicts
     )
+    room = int(15 * figure.get_figwidth())
+    if len(told) > room:  # the counts, and those that did not pass
+        counts = Counter(one.verdict for one in verdicts)
+        told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        others = [f"{one.id} {one.verdict}" for one in verdicts if one.verdict != "PASS"]
+        told += ": " * bool(others) + ", ".join(others)
     figure.suptitle(title + "\n ", x=0.01, ha="left", fontsize=12, fontweight="bold")
     height = 0.02 * figure.get_figheight() + 0.2 * len(title.splitlines())  # of the margin and the lines, in inches
     figure.text(
