@@ -11,12 +11,18 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from opposing_signals.errors import InputError
 from opposing_signals.signals.trajectory import Trajectory
 
 PASS, FAIL, INCONCLUSIVE, NOT_RUN = "PASS", "FAIL", "INCONCLUSIVE", "NOT RUN"
+_LEAST_TEXT = 30
+"""Columns that a statement must have in a table."""
+_UNLIMITED = 10_000
 COLOURS = {PASS: "green", FAIL: "red", INCONCLUSIVE: "yellow", NOT_RUN: "dim"}
 
 
@@ -159,19 +165,22 @@ def _description(statistic: Statistic) -> str:
     return first_line + "".join(f"; {name} = {value}" for name, value in keywords.items())
 
 
-def verdict_table(verdicts: list[tuple[Verdict, str]], title: str) -> Table:
-    """The verdicts as a table for the terminal."""
-    table = Table(title=title, title_justify="left", show_lines=False)
-    for column in ("claim", "statement", "threshold", "value", "95% interval", "verdict"):
-        table.add_column(column, no_wrap=column != "statement")
+def verdict_table(verdicts: list[tuple[Verdict, str]], title: str, console: Console) -> RenderableType:
+    """The verdicts for a terminal: a table, or a few lines for each where a table would have no room for statements."""
+    with_interval = any(verdict.interval is not None for verdict, _ in verdicts)
+    table = Table(title=title, title_justify="left")
+    for column in ("claim", "statement", "threshold", "value", *["95% interval"] * with_interval, "verdict"):
+        is_text = column == "statement"
+        table.add_column(column, no_wrap=not is_text, min_width=_LEAST_TEXT if is_text else None)
+    lines: list[RenderableType] = [f"[italic]{title}[/]"]
     for verdict, reason in verdicts:
-        colour = COLOURS[verdict.verdict]
-        table.add_row(
-            verdict.id,
-            verdict.statement + (f" [dim]({reason})[/]" if reason else ""),
-            verdict.threshold,
-            "-" if verdict.value is None else f"{verdict.value:.3g}",
-            "-" if verdict.interval is None else "{:.3g} to {:.3g}".format(*verdict.interval),
-            f"[{colour}]{verdict.verdict}[/]",
-        )
-    return table
+        statement = escape(verdict.statement) + (f" [dim]({escape(reason)})[/]" if reason else "")
+        value = "-" if verdict.value is None else f"{verdict.value:.3g}"
+        interval = "-" if verdict.interval is None else "{:.3g} to {:.3g}".format(*verdict.interval)
+        coloured = f"[{COLOURS[verdict.verdict]}]{verdict.verdict}[/]"
+        table.add_row(verdict.id, statement, verdict.threshold, value, *[interval] * with_interval, coloured)
+        measured = value if verdict.interval is None else f"{value} (95%: {interval})"
+        details = f"{measured}, expected {verdict.threshold}\n{statement}"
+        lines += [f"[bold]{verdict.id}[/]  {coloured}", Padding(details, (0, 0, 0, 2))]
+    needed = console.measure(table, options=console.options.update(max_width=_UNLIMITED)).minimum
+    return table if needed <= console.width else Group(*lines)
