@@ -22,7 +22,8 @@ from opposing_signals.signals.trajectory import Trajectory
 PASS, FAIL, INCONCLUSIVE, NOT_RUN = "PASS", "FAIL", "INCONCLUSIVE", "NOT RUN"
 _LEAST_TEXT = 30
 """Columns that a statement must have in a table."""
-_UNLIMITED = 10_000
+_FRAME = 3
+"""Columns of frame and padding beside each cell of a table."""
 COLOURS = {PASS: "green", FAIL: "red", INCONCLUSIVE: "yellow", NOT_RUN: "dim"}
 
 
@@ -167,20 +168,35 @@ def _description(statistic: Statistic) -> str:
 
 def verdict_table(verdicts: list[tuple[Verdict, str]], title: str, console: Console) -> RenderableType:
     """The verdicts for a terminal: a table, or a few lines for each where a table would have no room for statements."""
-    with_interval = any(verdict.interval is not None for verdict, _ in verdicts)
-    table = Table(title=title, title_justify="left")
-    for column in ("claim", "statement", "threshold", "value", *["95% interval"] * with_interval, "verdict"):
-        is_text = column == "statement"
-        table.add_column(column, no_wrap=not is_text, min_width=_LEAST_TEXT if is_text else None)
+    headings = ["claim", "threshold", "value", "95% interval", "verdict"]
+    rows = [
+        [
+            verdict.id,
+            verdict.threshold,
+            "-" if verdict.value is None else f"{verdict.value:.3g}",
+            "-" if verdict.interval is None else "{:.3g} to {:.3g}".format(*verdict.interval),
+            verdict.verdict,
+        ]
+        for verdict, _ in verdicts
+    ]
+    if all(verdict.interval is None for verdict, _ in verdicts):
+        for row in (headings, *rows):
+            del row[3]
+    statements = [escape(v.statement) + (f" [dim]({escape(reason)})[/]" if reason else "") for v, reason in verdicts]
+    whole = sum(max(map(len, column)) for column in zip(headings, *rows, strict=True))
+    if whole + _LEAST_TEXT + _FRAME * (len(headings) + 1) + 1 <= console.width:
+        table = Table(title=title, title_justify="left")
+        for heading in (headings[0], "statement", *headings[1:]):
+            table.add_column(heading, no_wrap=heading != "statement")
+        for row, statement in zip(rows, statements, strict=True):
+            table.add_row(row[0], statement, *row[1:-1], _coloured(row[-1]))
+        return table
     lines: list[RenderableType] = [f"[italic]{title}[/]"]
-    for verdict, reason in verdicts:
-        statement = escape(verdict.statement) + (f" [dim]({escape(reason)})[/]" if reason else "")
-        value = "-" if verdict.value is None else f"{verdict.value:.3g}"
-        interval = "-" if verdict.interval is None else "{:.3g} to {:.3g}".format(*verdict.interval)
-        coloured = f"[{COLOURS[verdict.verdict]}]{verdict.verdict}[/]"
-        table.add_row(verdict.id, statement, verdict.threshold, value, *[interval] * with_interval, coloured)
-        measured = value if verdict.interval is None else f"{value} (95%: {interval})"
-        details = f"{measured}, expected {verdict.threshold}\n{statement}"
-        lines += [f"[bold]{verdict.id}[/]  {coloured}", Padding(details, (0, 0, 0, 2))]
-    needed = console.measure(table, options=console.options.update(max_width=_UNLIMITED)).minimum
-    return table if needed <= console.width else Group(*lines)
+    for (name, threshold, value, *interval, verdict), statement in zip(rows, statements, strict=True):
+        details = [f"{value}, expected {threshold}", *(f"95% interval {it}" for it in interval if it != "-"), statement]
+        lines += [f"[bold]{name}[/]  {_coloured(verdict)}", Padding("\n".join(details), (0, 0, 0, 2))]
+    return Group(*lines)
+
+
+def _coloured(verdict: str) -> str:
+    return f"[{COLOURS[verdict]}]{verdict}[/]"
