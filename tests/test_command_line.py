@@ -173,6 +173,12 @@ def test_several_experiments_follow_each_other_and_each_has_its_own_verdicts(com
     assert list(depths) == ["linear_depth2", "linear_depth3", "linear_depth4"]
 
 
+def test_an_experiment_that_cannot_work_leaves_the_others_of_the_command(command, tmp_path):
+    code, _, error = command("-m", "experiment=theorem_map,fig3", *TINY, f"output_dir={tmp_path}")
+    assert_refused((code, "", error), "Could not override 'steps'")  # a map of models is no training
+    assert (tmp_path / "fig03_chebyshev" / "claims.json").is_file()
+
+
 def test_the_first_line_says_what_is_done_and_nothing_else_is_said_in_a_fresh_home(tmp_path):
     command = [sys.executable, "-m", "opposing_signals", "fig4", "scale=smoke", f"output_dir={tmp_path}"]
     environment = {name: value for name, value in os.environ.items() if name != "MPLCONFIGDIR"}

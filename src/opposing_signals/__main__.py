@@ -9,6 +9,7 @@ import os
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -36,17 +37,17 @@ def main(arguments: list[str] | None = None) -> int:
         if "--version" in arguments:
             print(version("opposing-signals"))
             return 0
+    work = partial(COMMANDS[command], arguments[1:]) if command in COMMANDS else partial(_run, arguments)
     if not is_one_of_several():
-        return _exit_code(arguments)
+        return _exit_code(work)
     with joined():
-        return _exit_code(arguments)
+        return _exit_code(work)
 
 
-def _exit_code(arguments: list[str]) -> int:
+def _exit_code(work: Callable[[], int]) -> int:
+    """The exit code of ``work``, which may be refused or stopped: that is reported in one line."""
     try:
-        if arguments[0] in COMMANDS:
-            return COMMANDS[arguments[0]](arguments[1:])
-        return _run(arguments)
+        return work()
     except InputError as error:
         return _failed(str(error), BAD_INPUT)
     except TrainingStoppedError as error:
@@ -139,7 +140,7 @@ def _explain(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    """Run one experiment, or each of several."""
+    """Run one experiment, or each of several; one that cannot work leaves the others."""
     from opposing_signals.arguments import completed
 
     try:
@@ -150,7 +151,7 @@ def _run(arguments: list[str]) -> int:
         raise
     from opposing_signals.app import run
 
-    return max(run(command) for command in commands)
+    return max(_exit_code(partial(run, command)) for command in commands)
 
 
 class _Parser(ArgumentParser):
