@@ -176,7 +176,7 @@ def test_several_experiments_follow_each_other_and_each_has_its_own_verdicts(com
 def test_an_experiment_that_cannot_work_leaves_the_others_of_the_command(command, tmp_path):
     code, _, error = command("-m", "experiment=theorem_map,fig3", *TINY, f"output_dir={tmp_path}")
     assert_refused((code, "", error), "Could not override 'steps'")  # a map of models is no training
-    assert (tmp_path / "fig03_chebyshev" / "claims.json").is_file()
+    assert (tmp_path / "fig03_chebyshev" / "steps=3" / "claims.json").is_file()
 
 
 def test_the_first_line_says_what_is_done_and_nothing_else_is_said_in_a_fresh_home(tmp_path):

@@ -194,8 +194,11 @@ def _job(config: DictConfig) -> None:
 def _announce(config: DictConfig, what: str) -> None:
     """Say what is about to be done: the first line of a command, before anything takes long."""
     folder = run_folder(config)
-    is_new = not (folder / "configuration.json").is_file()
-    doing = "new run" if is_new else "reusing" if Record(folder).is_complete else "going on with"
+    record = Record(folder) if (folder / "configuration.json").is_file() else None
+    if record and record.is_complete:
+        doing = "reusing"
+    else:
+        doing = "going on with" if record and record.checkpoint.is_file() else "new run"
     log.info("%s: %s %s", what, doing, folder)
 
 
@@ -263,11 +266,11 @@ def _finish_sweep(config: DictConfig) -> int:
     return FAILED if failures else 0
 
 
-def _recorded(config: DictConfig, logger: Any, wait: bool = False) -> Record:
+def _recorded(config: DictConfig, logger: Any, wait: bool = False, announced: str = "") -> Record:
     """The complete record of ``config``: reused if it is there, otherwise begun or gone on with.
 
     A run that is measured against a reference has that completed first. Jobs of a parallel sweep that share a
-    reference, or the whole run, ``wait`` for the one that trains it.
+    reference, or the whole run, ``wait`` for the one that trains it. What is not complete can be ``announced``.
     """
     folder = run_folder(config)
     configuration = decisive(config)
@@ -281,10 +284,10 @@ def _recorded(config: DictConfig, logger: Any, wait: bool = False) -> Record:
         if state.startswith("stopped"):
             raise TrainingStoppedError(f"{state.removeprefix('stopped: ')} ({folder}); try a smaller optimizer.lr")
         if state != "complete":
+            if announced:
+                _announce(config, announced)
             if "reference" in config:
-                reference = reference_of(config)
-                _announce(reference, f"{config.run.name} is measured against another run")
-                _recorded(reference, None, wait=True)
+                _recorded(reference_of(config), None, wait=True, announced=f"the reference of {config.run.name}")
             try:
                 with together():
                     get_method(config.job)(config, record, logger)
