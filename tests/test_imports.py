@@ -78,7 +78,7 @@ def test_hydras_parser_can_be_made_where_help_texts_are_checked_at_once(monkeypa
 
         monkeypatch.setattr(argparse._ActionsContainer, "_check_help", check_help, raising=False)
         monkeypatch.setattr(argparse.ArgumentParser, "add_argument", add_argument)
-    with pytest.raises((TypeError, ValueError)):  # hydra-core 1.3.8; when this fails, `_Parser._check_help` can go
+    with pytest.raises((TypeError, ValueError)):  # hydra-core 1.3.8; when this fails, `_Parser.add_argument` can go
         get_args_parser()
     options = hydra_parser().parse_args(["--multirun", "seed=1,2"])
     assert options.multirun

@@ -10,7 +10,7 @@ import shlex
 from argparse import Action, ArgumentParser, Namespace
 from importlib.util import find_spec
 from types import SimpleNamespace
-from typing import NoReturn
+from typing import Any, NoReturn
 from unittest.mock import patch
 
 from hydra._internal.utils import get_args_parser
@@ -42,8 +42,12 @@ class _Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; expected options of --hydra-help, and fields without dashes, as in scale=smoke")
 
-    def _check_help(self, action: Action) -> None:
-        """Python 3.14 expands each help text when its option is added: Hydra 1.3.8 has one that is no text yet."""
+    def add_argument(self, *names: Any, **settings: Any) -> Action:
+        """Add the help text last: Python 3.14 checks it at once, and Hydra 1.3.8 has one that is no text yet."""
+        text = settings.pop("help", None)
+        action = super().add_argument(*names, **settings)
+        action.help = text
+        return action
 
 
 def hydra_parser() -> ArgumentParser:
