@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from opposing_signals import app
-from opposing_signals.__main__ import LAUNCHERS, _check_names, experiments, main
+from opposing_signals.__main__ import experiments, main
+from opposing_signals.arguments import LAUNCHERS, completed
 from opposing_signals.configuration import configuration_folder, run_key
 from opposing_signals.record import Record
 
@@ -108,7 +109,7 @@ def test_slurm_gets_a_job_array_whose_jobs_conclude_the_experiment(tmp_path, cap
 
 @pytest.mark.parametrize("launcher", sorted(LAUNCHERS))
 def test_a_launcher_that_is_not_installed_names_its_package(launcher, capsys, monkeypatch):
-    monkeypatch.setattr("opposing_signals.__main__.find_spec", lambda _: None)
+    monkeypatch.setattr("opposing_signals.arguments.find_spec", lambda _: None)
     assert main([*DEPTHS, f"hydra/launcher={launcher}"]) == 2
     error = capsys.readouterr().err
     assert f"hydra/launcher={launcher}" in error
@@ -203,7 +204,7 @@ def test_a_sweep_has_its_experiments_grid_and_renders_commands_that_compose(path
     for command, point in ((commands[0], points[0]), (commands[-1], points[-1])):
         program, *arguments = command
         assert program == sweep["program"] == "opposing-signals"
-        _check_names(arguments)
+        assert [sorted(command) for command in completed(arguments)] == [sorted(arguments)]
         assert {"hydra.mode=RUN", "conclude=false", f"experiment={path.stem}"} <= set(arguments)
         ours = composed(
             path.stem, "logger=wandb", *(argument for argument in arguments if not argument.startswith("hydra."))

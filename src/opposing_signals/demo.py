@@ -8,19 +8,17 @@ from __future__ import annotations
 import json
 import runpy
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from opposing_signals.configuration import shipped_folder
-from opposing_signals.errors import InputError
+from opposing_signals.terminal import console
 
 if TYPE_CHECKING:
     import numpy as np
+    from rich.console import Console
 
     from opposing_signals.signals import Spike, Trajectory
 
@@ -32,20 +30,6 @@ MEANING = (
     "PASS: the value meets a threshold that was fixed before the run. FAIL: it does not, and is shown as it is; no "
     "threshold is moved to make it pass. INCONCLUSIVE: this run cannot tell."
 )
-
-
-def main(arguments: list[str]) -> int:
-    """Run the demo with the arguments behind ``demo`` and return the exit code.
-
-    Raises:
-        InputError: More than a folder was given.
-    """
-    if arguments in (["-h"], ["--help"]):
-        print(__doc__.splitlines()[0] + f"\n\nFOLDER, where everything is written, is {FOLDER} if it is not given.")
-        return 0
-    if len(arguments) > 1 or any(argument.startswith("-") or "=" in argument for argument in arguments):
-        raise InputError(f"demo: unexpected {' '.join(arguments)}; expected opposing-signals demo [FOLDER]")
-    return demo(Path(arguments[0]) if arguments else FOLDER)
 
 
 def demo(
@@ -62,7 +46,7 @@ def demo(
     Returns:
         0.
     """
-    out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 100)
+    out = console(markup=False)
     out.print(f"Three pictures of opposing signals, written to {folder}; two minutes on two slow cores.\n")
     out.print("1 of 3: real images. A small network learns scikit-learn's digits, watched by one callback.")
     with out.status("training"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from scipy.stats import kurtosis
+import scipy
 
 from opposing_signals.claims.claim import Estimate
 from opposing_signals.signals.pairs import OpposingPair
@@ -131,7 +131,7 @@ def change_kurtosis(trajectories: Trajectories) -> Estimate:
     changes = trajectory.after_break_even(trajectory.changes)
     if len(changes) < FEWEST_STEPS:
         return Estimate.unknown(too_few_steps(trajectory, len(changes)))
-    return median_over_steps(np.array([kurtosis(row.astype(np.float64)) for row in changes.values]))
+    return median_over_steps(np.array([scipy.stats.kurtosis(row.astype(np.float64)) for row in changes.values]))
 
 
 def change_concentration(trajectories: Trajectories, points: float = 0.01) -> Estimate:

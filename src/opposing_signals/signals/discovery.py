@@ -19,8 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
+import scipy
 
 from opposing_signals.data.dataset import Dataset
 
@@ -234,7 +233,8 @@ def _clusters(units: np.ndarray, smallest: int) -> list[np.ndarray]:
         return []
     distance = np.clip(1 - units.T @ units, 0, 2)
     np.fill_diagonal(distance, 0)
-    labels = fcluster(linkage(squareform(distance, checks=False), "average"), 1 - ALIKE, "distance")
+    tree = scipy.cluster.hierarchy.linkage(scipy.spatial.distance.squareform(distance, checks=False), "average")
+    labels = scipy.cluster.hierarchy.fcluster(tree, 1 - ALIKE, "distance")
     clusters = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     return sorted((cluster for cluster in clusters if len(cluster) >= smallest), key=lambda cluster: -len(cluster))
 

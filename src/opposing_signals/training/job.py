@@ -13,7 +13,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 
-from opposing_signals._lightning import Callback, Logger, Trainer
+from opposing_signals._lightning import Callback, Trainer, WandbLogger
 from opposing_signals.configuration import reference_of, run_folder
 from opposing_signals.data import Dataset
 from opposing_signals.errors import InputError, TrainingStoppedError
@@ -34,7 +34,7 @@ SIZES = ("width", "depth", "heads", "patch", "hidden", "vocabulary")
 """Fields of our models that count something."""
 
 
-def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
+def train(config: DictConfig, record: Record, logger: Any) -> None:
     """Train from the record's checkpoint, or from the start if there is none, until ``config.steps`` are taken.
 
     Args:
@@ -42,7 +42,7 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
             checkpoint_seconds; with reference, the record of that run must be complete; augmentation and before_update
             may be left out.
         record: Open for writing.
-        logger: Where scalars are mirrored.
+        logger: The dashboard's run (`wandb.Run`) in which scalars are mirrored; None: nowhere.
 
     Raises:
         InputError: A setting that cannot work.
@@ -81,7 +81,7 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
         **{**config.trainer, **devices},
         max_steps=config.steps,
         max_epochs=-1,
-        logger=logger if logger is not None else False,
+        logger=False if logger is None else WandbLogger(experiment=logger, save_dir=record.folder),
         callbacks=[*instruments, *(_of_first(config, record, note_time) if is_first() else [])],
         enable_checkpointing=is_first(),
         enable_progress_bar=False,  # ours shows the run's steps, not those of an endless epoch
