@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from opposing_signals import _convolution  # noqa: F401  # mends a gradient that torch gets wrong on some CPUs
 from opposing_signals.errors import InputError
 from opposing_signals.processes import agreed, count, rank, summed
 from opposing_signals.second_order import (
