@@ -24,7 +24,7 @@ def test_every_measure_of_every_small_convolution_is_right_to_rounding(instructi
     decoder = json.JSONDecoder()
     wrong = []
     for line in lines:
-        measured, end = decoder.raw_decode(line)
+        _, end = decoder.raw_decode(line)
         if not max(json.loads(line[end:])) < 5e-5:
             wrong.append(line)
     assert not wrong
