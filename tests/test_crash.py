@@ -59,6 +59,18 @@ def test_a_process_that_ends_by_itself_is_not_told_of(ending, tmp_path, caplog):
     assert written_again(tmp_path, caplog) == []
 
 
+def test_an_interpreter_that_ends_with_a_run_left_open_is_not_told_of(tmp_path, caplog):
+    code = """
+import os, sys
+from opposing_signals.record import Record
+sys.writer = Record.writing(sys.argv[1], {"steps": 5})
+sys.writer.__enter__().append("train_loss", 0, 1.0)
+os.chdir("/")
+"""
+    subprocess.run([sys.executable, "-c", code, tmp_path.name], cwd=tmp_path.parent, check=True, timeout=120)
+    assert written_again(tmp_path, caplog) == []
+
+
 def test_a_complete_run_is_not_told_of(tmp_path, caplog):
     with Record.writing(tmp_path, CONFIGURATION) as record:
         record.write_state("complete")

@@ -7,6 +7,7 @@ knows.
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import os
 import platform
@@ -26,7 +27,7 @@ _open: list[IO[str]] = []
 @contextmanager
 def watched(folder: Path) -> Iterator[None]:
     """Inside, this process writes the run in ``folder``; an exception is an end like any other."""
-    path = folder / RUNNING
+    path = (folder / RUNNING).absolute()
     was_enabled = faulthandler.is_enabled()
     with path.open("w", encoding="utf-8") as file:
         file.write(f"process {os.getpid()} on {platform.node()}\n")
@@ -44,6 +45,13 @@ def watched(folder: Path) -> Iterator[None]:
             else:
                 faulthandler.disable()
             path.unlink(missing_ok=True)
+
+
+@atexit.register
+def _end() -> None:
+    """An interpreter that comes to its end has not died, though it may have left a run open."""
+    for file in _open:
+        Path(file.name).unlink(missing_ok=True)
 
 
 def death_in(folder: Path) -> str | None:
