@@ -15,9 +15,10 @@ setup: .venv/.installed
 demo: setup
 	$(BIN)/opposing-signals demo
 
-# Two processes, each of one thread, are faster than one of two; the tests of a module share what they train.
+# Two processes, each of one thread, are faster than one of two; the tests of a module share what they train. A process
+# that dies ends the tests: xdist's `loadfile` can wait for ever behind one that takes its place.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0
 
 lint: setup
 	$(BIN)/ruff check .
