@@ -1,8 +1,8 @@
-# make setup | demo | test | lint | report | reproduce
+# make setup | demo | quick | test | pythons | lint | report | reproduce
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint format report benchmarks clean
+.PHONY: setup demo quick test pythons lint format report benchmarks clean
 
 setup: .venv/.installed
 
@@ -20,6 +20,14 @@ demo: setup
 # Two processes, each of one thread, are faster than one of two; the tests of a module share what they train.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# The fast, telling tests: not the experiments, processes of their own and browsers (mark `slow`).
+quick: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
+
+# Set-up and an experiment on each Python that is here, and with the newest torch.
+pythons:
+	.ci/pythons
 
 lint: setup
 	$(BIN)/ruff check .
