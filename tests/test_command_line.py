@@ -81,7 +81,10 @@ def representatives() -> list[str]:
     return list(different.values())
 
 
-@pytest.mark.parametrize("experiment", representatives())
+@pytest.mark.parametrize(
+    "experiment",
+    [name if name == "fig03_chebyshev" else pytest.param(name, marks=pytest.mark.slow) for name in representatives()],
+)
 def test_every_experiment_runs_at_smoke_scale(shared_outputs, capfd, experiment):
     settings = "scale=smoke", "logger=none", "threads=1", f"output_dir={shared_outputs}"
     code = main([f"experiment={experiment}", *settings, *PART_OF_GRID.get(experiment, ())])

@@ -23,6 +23,7 @@ def wheel(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_configurations_examples_template_and_type_marker(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     for path in [*(ROOT / "conf").rglob("*.yaml"), *(ROOT / "examples").glob("*.py")]:
@@ -32,6 +33,7 @@ def test_the_wheel_holds_configurations_examples_template_and_type_marker(wheel)
             assert str(path.relative_to(ROOT / "src")) in names
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_runs_experiment_and_demo_from_any_folder(wheel, tmp_path):
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -16,7 +16,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from logging import getLogger
 from pathlib import Path
 from types import MappingProxyType
@@ -384,7 +384,7 @@ def _description(config: DictConfig, records: dict[str, Record]) -> dict[str, An
         "command": shlex.join(["opposing-signals", *sys.argv[1:]]),
         "scale": config.scale.name,
         "seed": config.seed,
-        "drawn": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "drawn": datetime.now(UTC).isoformat(timespec="seconds"),
         "runs": {
             name: {"folder": record.folder.name, "configuration": record.configuration, "provenance": record.provenance}
             for name, record in records.items()

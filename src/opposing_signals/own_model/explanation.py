@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ def explain(folder: str | Path, spikes: int = 3) -> str:
             "command": f"opposing-signals explain {Path(folder).as_posix()}",
             "scale": SCALE,
             "seed": "unknown" if seed is None else seed,
-            "drawn": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "drawn": datetime.now(UTC).isoformat(timespec="seconds"),
             "notes": lines,
             "runs": {
                 run: {

@@ -82,7 +82,7 @@ def train(config: DictConfig, record: Record, logger: Any) -> None:
         max_steps=config.steps,
         max_epochs=-1,
         logger=False if logger is None else WandbLogger(experiment=logger, save_dir=record.folder),
-        callbacks=[*instruments, *(_of_first(config, record, note_time) if is_first() else [])],
+        callbacks=[*instruments, *(_of_first(config, record, instruments, note_time) if is_first() else [])],
         enable_checkpointing=is_first(),
         enable_progress_bar=False,  # ours shows the run's steps, not those of an endless epoch
         enable_model_summary=False,
@@ -195,9 +195,15 @@ def set_gpu_arithmetic(is_rounded: bool) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set through a class
 
 
-def _of_first(config: DictConfig, record: Record, saved: Callable[[], None]) -> list[Callback]:
+def _of_first(
+    config: DictConfig, record: Record, instruments: list[Instrument], saved: Callable[[], None]
+) -> list[Callback]:
     """What only the first process has. Nothing here waits for the others, which have the same state."""
-    return [Progress(record.folder.name, config.steps), TimedCheckpoint(record, config.checkpoint_seconds, saved)]
+    named = dict(zip(config.instruments, instruments, strict=True))
+    return [
+        Progress(record.folder.name, config.steps, named),
+        TimedCheckpoint(record, config.checkpoint_seconds, saved),
+    ]
 
 
 def _check_stateless(config: DictConfig) -> None:
