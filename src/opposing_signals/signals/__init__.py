@@ -1,16 +1,9 @@
 """What a record shows: loss changes, the points that they single out, and the opposing groups among them."""
 
+from opposing_signals.signals.agreement import Match, agreement, match, match_pair, stability
 from opposing_signals.signals.branches import Branches, branches_by_spike
-from opposing_signals.signals.discovery import (
-    Discovery,
-    Match,
-    agreement,
-    discover,
-    discover_by_gradients,
-    match,
-    match_pair,
-    stability,
-)
+from opposing_signals.signals.discovery import Discovery, discover
+from opposing_signals.signals.gradient_discovery import discover_by_gradients
 from opposing_signals.signals.metrics import (
     SMOOTH,
     Metric,

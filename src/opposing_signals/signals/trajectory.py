@@ -12,7 +12,8 @@ from hydra.utils import instantiate
 from opposing_signals.data import Dataset
 from opposing_signals.errors import InputError
 from opposing_signals.record import Record, Series
-from opposing_signals.signals.discovery import Discovery, discover, discover_by_gradients
+from opposing_signals.signals.discovery import Discovery, discover
+from opposing_signals.signals.gradient_discovery import discover_by_gradients
 from opposing_signals.signals.pairs import OpposingPair, find_pairs
 from opposing_signals.signals.tokens import TokenTrack
 
