@@ -38,6 +38,9 @@ well they follow what most points have in common."""
 ALIKE = 0.5
 """Least cosine of a member with its group; a group's opponent has one below its negative."""
 
+ONE_COURSE = 0.8
+"""Pairs whose courses have a cosine above this are one."""
+
 SHORTEST = 12
 """Steps in a window at the least: half of them find a pair, the others test it."""
 
@@ -297,20 +300,43 @@ class _Search:
     def _settled(self, pairs: list[_Pair]) -> list[_Pair]:
         """The pairs with their members among all points; each point in the pair whose course it follows best."""
         for _ in range(3):
-            courses = np.zeros((len(pairs), len(self.changes)), np.float32)
-            for pair, course in zip(pairs, courses, strict=True):
-                gap = self._gap(pair)
-                pair.rows = active_rows(gap, pair.rows)
-                inside = slice(*pair.rows)
-                course[inside] = unit(gap[inside] - gap[inside].mean())
-            nearest = np.abs(courses @ self.changes).argmax(0) if len(pairs) else np.empty(0)
-            kept: list[_Pair] = []
-            for number, (pair, course) in enumerate(zip(pairs, courses, strict=True)):
-                settled = self._with_members(pair, course[slice(*pair.rows)], nearest == number)
-                if settled is not None and all(_shared(settled, other) < 0.5 for other in kept):
-                    kept.append(settled)
-            pairs = kept
+            pairs, courses = self._merged(pairs)
+            if not pairs:
+                break
+            nearest = np.abs(courses @ self.changes).argmax(0)
+            settled = [
+                self._with_members(pair, course[slice(*pair.rows)], nearest == number)
+                for number, (pair, course) in enumerate(zip(pairs, courses, strict=True))
+            ]
+            pairs = [pair for pair in settled if pair is not None]
         return pairs
+
+    def _merged(self, pairs: list[_Pair]) -> tuple[list[_Pair], np.ndarray]:
+        """The pairs and their courses ``[k, T]``; those of one course are one pair, for nothing tells them apart."""
+        kept: list[_Pair] = []
+        courses = np.zeros((0, len(self.changes)), np.float32)
+        for pair in pairs:
+            course = self._course(pair)
+            cosines = courses @ course
+            same = int(np.abs(cosines).argmax()) if len(kept) else -1
+            if same < 0 or abs(cosines[same]) < ONE_COURSE:
+                kept.append(pair)
+                courses = np.vstack([courses, course])
+                continue
+            ours, theirs = kept[same].groups, pair.groups if cosines[same] > 0 else pair.groups[::-1]
+            first, second = (np.union1d(one, other) for one, other in zip(ours, theirs, strict=True))
+            kept[same] = replace(kept[same], groups=(np.setdiff1d(first, second), np.setdiff1d(second, first)))
+            courses[same] = self._course(kept[same])
+        return kept, courses
+
+    def _course(self, pair: _Pair) -> np.ndarray:
+        """``[T]`` difference of the groups' mean changes where the pair is active, zero elsewhere, of length 1."""
+        gap = self._gap(pair)
+        pair.rows = active_rows(gap, pair.rows)
+        course = np.zeros(len(self.changes), np.float32)
+        inside = slice(*pair.rows)
+        course[inside] = unit(gap[inside] - gap[inside].mean())
+        return course
 
     def _gap(self, pair: _Pair) -> np.ndarray:
         one, other = (self.changes[:, group].mean(1, dtype=np.float64) for group in pair.groups)
