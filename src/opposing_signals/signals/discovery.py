@@ -205,8 +205,10 @@ class _Search:
         """Every confirmed pair."""
         kept: list[_Pair] = []
         for _ in range(ROUNDS):
-            taken = np.concatenate([pair.members for pair in kept]) if kept else np.empty(0, int)
-            points = np.setdiff1d(np.arange(self.changes.shape[1]), taken)
+            is_free = np.ones(self.changes.shape[1], bool)
+            for pair in kept:
+                is_free[pair.members] = False
+            points = np.flatnonzero(is_free)
             candidates = [one for rows in self._windows() for one in self._candidates(rows, points)]
             confirmed = self._confirmed(_distinct(candidates)[:CANDIDATES])
             if not confirmed:
@@ -245,7 +247,8 @@ class _Search:
         for i in np.argsort(energies)[::-1].tolist():
             if i not in free or len(free) < 2:
                 continue
-            j = min(free - {i}, key=lambda other, i=i: cosines[i, other])
+            others = sorted(free - {i})
+            j = others[int(cosines[i, others].argmin())]
             if cosines[i, j] > -ALIKE:
                 continue
             free -= {i, j}
