@@ -38,7 +38,7 @@ well they follow what most points have in common."""
 ALIKE = 0.5
 """Least cosine of a member with its group; a group's opponent has one below its negative."""
 
-ONE_COURSE = 0.8
+ONE_COURSE = 0.9
 """Pairs whose courses have a cosine above this are one."""
 
 SHORTEST = 12
@@ -148,7 +148,7 @@ class _Pair:
     Attributes:
         groups: ``[k]`` and ``[k']`` columns.
         rows: First row and one past the last.
-        energy: Of the searched changes along the groups' directions, in units of each point's usual change.
+        energy: Of the searched changes along the groups' directions, in units of each member's noise.
         weights: ``[k]`` and ``[k']``, how much each member counts in its group's mean when the pair is tested.
         p_value: See `Discovery`.
     """
@@ -176,11 +176,12 @@ class _Search:
         scale = np.maximum(typical, 0.01 * typical.max())
         if not typical.any():  # more than half of all points never change
             scale = np.full(len(changes), float(np.abs(changes).max()))
-        self.changes = np.empty(changes.shape, np.float32)
+        self.changes: np.ndarray = np.empty(changes.shape, np.float32)
         np.divide(changes, scale[:, None], out=self.changes, casting="unsafe")
         self.searched, self.held_out = self._halves()
         sizes = np.median(np.abs(self.changes[self.searched]), axis=0)
-        self.usual = np.maximum(np.hypot(sizes, 0.1 * np.median(sizes)), TINY)
+        self.typical = max(float(np.median(sizes)), TINY)
+        self.usual = np.hypot(sizes, 0.1 * self.typical)
         self.level = level
         self.smallest = smallest
 
@@ -205,7 +206,7 @@ class _Search:
         """Every confirmed pair."""
         kept: list[_Pair] = []
         for _ in range(ROUNDS):
-            is_free = np.ones(self.changes.shape[1], bool)
+            is_free = np.full(self.changes.shape[1], True)
             for pair in kept:
                 is_free[pair.members] = False
             points = np.flatnonzero(is_free)
@@ -240,8 +241,13 @@ class _Search:
             return []
         directions = np.array([unit(part[:, core].sum(1)) for core in cores])
         along = [direction @ part[:, core] for direction, core in zip(directions, cores, strict=True)]
-        usual = [self.usual[points[core]] for core in cores]
-        energies = [float(np.square(one / size).sum()) for one, size in zip(along, usual, strict=True)]
+        noise = [  # of each member: what of its changes does not follow the group, and no less than of a quiet point
+            np.hypot(
+                np.sqrt(np.maximum(np.square(lengths[core]) - np.square(one), 0) / (len(part) - 1)), 0.3 * self.typical
+            )
+            for core, one in zip(cores, along, strict=True)
+        ]
+        energies = [float(np.square(one / size).sum()) for one, size in zip(along, noise, strict=True)]
         cosines = directions @ directions.T
         found, free = [], set(range(len(cores)))
         for i in np.argsort(energies)[::-1].tolist():
@@ -253,7 +259,7 @@ class _Search:
                 continue
             free -= {i, j}
             groups = points[cores[i]], points[cores[j]]
-            weights = tuple(np.maximum(along[k], 0) / usual[k] ** 2 for k in (i, j))
+            weights = tuple(np.maximum(along[k], 0) / noise[k] ** 2 for k in (i, j))
             found.append(_Pair(groups, rows, float(np.sqrt(energies[i] * energies[j]) * -cosines[i, j]), weights))
         return found
 
