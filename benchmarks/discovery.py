@@ -46,12 +46,15 @@ from opposing_signals.signals import (
     match,
     match_pair,
 )
-from opposing_signals.signals.discovery import OUTSTANDING, Groups
+from opposing_signals.signals.agreement import Groups
 from opposing_signals.theory.model import TwoLayerModel, sample_data
 
 CLASSES = {"sky": ("plane", "bird"), "wheels": ("car", "truck"), "texture": ("frog", "cat")}
 PREVALENCES = ((0.6, 0.15), (0.4, 0.4), (0.3, 0.1))
 SKETCH_EVERY, DIMENSIONS = 10, 64
+
+OUTSTANDING = 3.0
+"""A planted group stands out if its median member moves this many times as much as the median point."""
 
 
 @dataclass(frozen=True)

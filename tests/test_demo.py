@@ -77,5 +77,6 @@ def test_other_arguments_are_refused_in_a_line(arguments, capsys):
 
 
 def test_help_says_what_it_does_and_where_it_writes(capsys):
-    assert main(["demo", "--help"]) == 0
+    with pytest.raises(SystemExit, match="0"):
+        main(["demo", "--help"])
     assert "outputs/demo" in capsys.readouterr().out

@@ -146,9 +146,17 @@ def _demo(arguments: list[str]) -> int:
 
     parser = _Parser("demo", "Draw three pictures that show the finding, in two minutes and without a data set.")
     parser.add_argument(
-        "folder", nargs="?", type=Path, default=demo.FOLDER, help="for all that is written (%(default)s)"
+        "folder",
+        nargs="?",
+        type=Path,
+        metavar="FOLDER",
+        default=demo.FOLDER,
+        help="for all that is written (%(default)s)",
     )
-    return demo.demo(parser.parse_args(arguments).folder)
+    folder = parser.parse_args(arguments).folder
+    if "=" in folder.name:
+        parser.error(f"{folder} is a setting, and the demo has none")
+    return demo.demo(folder)
 
 
 def _run(arguments: list[str]) -> int:
@@ -173,7 +181,8 @@ class _Parser(ArgumentParser):
         super().__init__(f"opposing-signals {command}", description=description)
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{self.prog.split()[-1]}: {message}")
+        usage = " ".join(self.format_usage().removeprefix("usage: ").replace("[-h] ", "").split())
+        raise InputError(f"{self.prog.split()[-1]}: {message}; expected {usage}")
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

@@ -81,6 +81,111 @@ def test_noise_and_too_little_data_show_no_pairs(shape):
     assert discover(np.arange(len(changes)), np.zeros(shape)) == []
 
 
+def independent(generator, steps, points):
+    return generator.standard_normal((steps, points))
+
+
+def unequal(generator, steps, points):
+    """Every point has a scale of its own, over two orders of magnitude."""
+    return independent(generator, steps, points) * np.exp(0.8 * generator.standard_normal(points))
+
+
+def heavy_tailed(generator, steps, points):
+    return generator.standard_t(3, (steps, points))
+
+
+def decaying(generator, steps, points):
+    return unequal(generator, steps, points) * np.exp(-4 * np.arange(steps) / steps)[:, None]
+
+
+def of_noisy_losses(generator, steps, points):
+    """Successive changes depend on each other: the noise of a loss is in the change before and in the one behind."""
+    return np.diff(unequal(generator, steps + 1, points), axis=0)
+
+
+def with_common_spikes(generator, steps, points):
+    """At some steps all points move together, each as much as it does."""
+    spikes = np.where(generator.random(steps) < 0.05, 10 * generator.standard_normal(steps), 0)
+    return unequal(generator, steps, points) + np.outer(spikes, np.exp(0.5 * generator.standard_normal(points)))
+
+
+def with_bursts_of_one_side(generator, steps, points):
+    """Groups of 30 that move together for 20 steps, and nobody against them."""
+    changes = independent(generator, steps, points)
+    for _ in range(5):
+        start = generator.integers(steps - 20)
+        group = generator.choice(points, 30, replace=False)
+        changes[start : start + 20, group] += 5 * generator.standard_normal((20, 1))
+    return changes
+
+
+def alternating_alone(generator, steps, points):
+    """A group that alternates at every step, and nobody against it."""
+    changes = independent(generator, steps, points)
+    changes[:, :30] += 5 * (-1.0) ** np.arange(steps)[:, None]
+    return changes
+
+
+NULLS = [
+    independent, unequal, heavy_tailed, decaying, of_noisy_losses, with_common_spikes, with_bursts_of_one_side,
+    alternating_alone,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("null", NULLS)
+def test_what_has_no_opponent_is_no_pair(null):
+    for seed in range(3):
+        changes = null(np.random.default_rng(seed), 100, 800).astype(np.float32)
+        assert discover(np.arange(len(changes)), changes) == []
+
+
+WINDOWS = {"quarter": (30, 70), "twelve steps": (51, 63), "whole run": (0, 120)}
+COURSES = {
+    "even": np.ones_like,
+    "growing": lambda time: 0.3 + 1.4 * time,
+    "shrinking": lambda time: 1.7 - 1.4 * time,
+    "waxing and waning": lambda time: 1.4 * np.sin(np.pi * time),
+}
+
+
+def with_pairs(generator, noise, pairs, amplitude=5.0, points=800):
+    """Alternating pairs of (sizes, window, course) in noise, ``amplitude`` times as large."""
+    changes = noise(generator, 120, points)
+    chosen, truth = generator.permutation(points), []
+    for (many, few), (first, stop), course in pairs:
+        groups, chosen = (chosen[:many], chosen[many : many + few]), chosen[many + few :]
+        rows = np.arange(first, stop)
+        moves = amplitude * course((rows - first + 0.5) / len(rows)) * (-1.0) ** rows
+        for group, sign in zip(groups, (1, -1), strict=True):
+            changes[first:stop, group] += np.outer(sign * moves, generator.uniform(0.7, 1.3, len(group)))
+        truth.append(groups)
+    return changes, truth
+
+
+@pytest.mark.parametrize("course", COURSES)
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("sizes", [(5, 50), (4, 200), (20, 20)], ids=str)
+def test_planted_pairs_of_every_kind_come_first(sizes, window, course):
+    changes, (truth,) = with_pairs(np.random.default_rng(0), independent, [(sizes, WINDOWS[window], COURSES[course])])
+    found = discover(np.arange(len(changes)), changes)
+    members = match_pair(found[0].groups, truth)
+    assert min(members.precision, members.recall) >= 0.9
+    assert len(found) == 1
+    assert found[0].p_value < 0.05
+
+
+@pytest.mark.parametrize("noise", [independent, heavy_tailed])
+def test_three_pairs_in_time_with_each_other_are_told_apart(noise):
+    wave = COURSES["waxing and waning"]
+    pairs = [((20, 20), window, wave) for window in ((15, 60), (30, 90), (60, 120))]
+    changes, truth = with_pairs(np.random.default_rng(1), noise, pairs)
+    found = discover(np.arange(len(changes)), changes)
+    assert len(found) == 3
+    for groups in truth:
+        best = max((match_pair(pair.groups, groups) for pair in found), key=lambda members: members.f1)
+        assert min(best.precision, best.recall) >= 0.9
+
+
 def sketched(seed=0, steps=6, dimensions=32):
     """Gradients in random directions; a long group and a short one point against each other."""
     generator = np.random.default_rng(seed)

@@ -55,7 +55,7 @@ def _draw_courses(axes: Axes, name: str, trajectory: Trajectory, count: int) -> 
 
 
 def _draw_losses(axes: Axes, trajectory: Trajectory, margin: int = 20) -> None:
-    """Of the pair that stands out most, around the phase that shows it."""
+    """Of the pair of largest amplitude, around the phase that shows it."""
     losses = trajectory.losses
     if trajectory.discoveries:
         pair = trajectory.discoveries[0]

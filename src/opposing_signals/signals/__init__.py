@@ -1,18 +1,17 @@
 """What a record shows: loss changes, the points that they single out, and the opposing groups among them."""
 
-from opposing_signals.signals.branches import Branches, branches_by_spike
-from opposing_signals.signals.discovery import (
-    Discovery,
+from opposing_signals.signals.agreement import (
     Match,
     agreement,
-    discover,
-    discover_by_gradients,
     match,
     match_pair,
     nearest_planted,
     planted_groups,
     stability,
 )
+from opposing_signals.signals.branches import Branches, branches_by_spike
+from opposing_signals.signals.discovery import Discovery, discover
+from opposing_signals.signals.gradient_discovery import discover_by_gradients
 from opposing_signals.signals.intervals import interval_coverage
 from opposing_signals.signals.metrics import (
     SMOOTH,

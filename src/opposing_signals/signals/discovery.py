@@ -1,49 +1,65 @@
-"""Opposing pairs with all their members, found in two independent ways and held against each other or the truth.
+"""Opposing pairs with all their members, found in the loss series and tested against chance.
 
-`find_pairs` names the few points that change most, as the paper's §2 does by eye. Here every training point is judged,
-in each phase of the run. The two ways look at different measurements:
+An opposing pair is two groups of points whose losses move against each other, step after step (§2). Among many points
+some such groups arise by chance, so a finder needs a null: *every point's changes have signs of their own*, whatever
+their sizes. The search keeps to it by splitting the steps in two. Groups are looked for in one half, and what is found
+is tested in the other, of which the search has seen nothing (sample splitting, Cox 1975):
 
-- by loss series: a member's one-step changes are large, nearer to those of its group's strongest points than to those
-  of a typical point, and go with its group's, step after step, while those of the other group go against them;
-- by gradients: a member's own gradient, in random projection (`GradientSketch`), points where its group's points, and
-  that of the other group's members points the other way: a step that helps one hurts the other. Its length does not
-  matter, because a group that is fitted already still opposes the other.
+1. Windows of many lengths are searched. In each the points that stand out are clustered by the cosine of their changes
+   (average linkage), and clusters that oppose each other are candidates.
+2. A candidate's p-value is the largest of three: that its groups' weighted means correlate this negatively by chance
+   (Student's t), and that one group's members, each with random signs, go against the other group's mean this much
+   (Chernoff's bound), for either group. So a group that moves alone has no opponent, however strongly it moves. The
+   k-th candidate in order of energy spends 1/k of the level (weighted Bonferroni correction, Holm 1979), so the chance
+   of any false pair in a run is at most the level.
+3. A point is a member of a confirmed pair if it follows the pair's course significantly (Benjamini and Hochberg 1995),
+   if its size is on a logarithmic scale nearer to the group's than to a typical point's, and if it follows no other
+   pair's course better. Members that are active at different times are pairs of their own.
+4. The search is repeated without the members, because at the edge of stability all pairs alternate in time with each
+   other, and a weak one hides behind a strong one.
 
-Both work with the cosines of vectors: one-step changes over the steps of a phase, or sketches at them. Cost and memory
-grow linearly with the number of points: only the strongest `SEEDS` are compared with each other.
+Cost and memory grow linearly with the number of points: only `SEEDS` of a kind are compared with each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import scipy
 
-from opposing_signals.data.dataset import Dataset
-
-SEEDS = 400
-"""Points that are compared with each other in a phase: those with the longest vectors."""
-
-OUTSTANDING = 3.0
-"""A point stands out by its loss series if its vector is this many times as long as the median point's; so does a
-group by its median member."""
+SEEDS = 250
+"""Points of a window that are compared with each other: so many by size, by size beside their usual one, and by how
+well they follow what most points have in common."""
 
 ALIKE = 0.5
 """Least cosine of a member with its group; a group's opponent has one below its negative."""
 
-SHORTEST = 8
-"""Steps in a phase at the least."""
+ONE_COURSE = 0.9
+"""Pairs whose courses have a cosine above this are one."""
 
-TINY = float(np.finfo(np.float32).tiny)
-"""No vector counts as shorter: an interpolated point's loss does not change at all."""
+SHORTEST = 12
+"""Steps in a window at the least: half of them find a pair, the others test it."""
+
+CANDIDATES = 40
+"""Candidates that are tested in a round."""
 
 ROUNDS = 3
 """How many times the search is repeated."""
 
+DEPENDENT = 0.1
+"""Successive changes of the typical point depend on each other if they correlate by more than this. Differences of
+losses with noise do (-0.5); then no step next to one that was searched serves as a test."""
+
 FADE = 0.1
 """A pair is active while its amplitude is above this fraction of its peak."""
+
+TINY = float(np.finfo(np.float32).tiny)
+"""No vector counts as shorter: an interpolated point's loss does not change at all."""
+
+_SLOPES = np.geomspace(0.05, 500, 80)
+"""Where Chernoff's bound is evaluated; entries have size 1 at the most."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +69,15 @@ class Discovery:
     Attributes:
         first: ``[k]`` indices of the members of one group, the best score first.
         second: ``[k']`` those of the group that it opposes.
-        first_scores: ``[k]`` cosine of each member with its group, over the phase that shows the pair best.
+        first_scores: ``[k]`` cosine of each member with the pair's course, over the phase.
         second_scores: ``[k']`` the same for the other group.
-        phase: First and last step of that phase.
-        opposition: Cosine of the two groups' mean vectors over the phase; in an oscillation around zero, Pearson's
-            correlation of their mean one-step changes.
+        phase: First and last step of the phase that shows the pair.
+        opposition: Cosine of the two groups' mean vectors over the phase; by loss series Pearson's correlation of
+            their mean one-step changes.
         contrast: How far the pair stands out: median length of its members' vectors over that of all points'; by loss
             series of the weaker group, by gradients of the stronger one.
+        p_value: Chance that a run without any pair shows this one, corrected for all that were tried; NaN by gradients,
+            where there is no such test.
         appears: First step at which the pair is active; −1 where there are no losses to tell.
         fades: Last such step.
         amplitude: Median over these steps of half the gap between the groups' mean one-step changes.
@@ -74,6 +92,7 @@ class Discovery:
     phase: tuple[int, int]
     opposition: float
     contrast: float
+    p_value: float = float("nan")
     appears: int = -1
     fades: int = -1
     amplitude: float = float("nan")
@@ -90,144 +109,305 @@ class Discovery:
         return np.concatenate(self.groups)
 
     @property
-    def rank(self) -> float:
-        """By which pairs are ordered: how far it stands out, and how purely its groups oppose each other."""
-        return -self.contrast * self.opposition
-
-    @property
     def size(self) -> int:
         """Number of members."""
         return len(self.members)
 
 
-def discover(steps: np.ndarray, changes: np.ndarray, *, phases: int = 8, smallest_group: int = 4) -> list[Discovery]:
-    """The opposing pairs of a run by its loss series, the one of highest rank first.
-
-    At the edge of stability all pairs alternate at every step, so a weaker pair hides behind a stronger one that is in
-    time with it. Hence the search is repeated without the points that are members already.
+def discover(
+    steps: np.ndarray, changes: np.ndarray, *, level: float = 0.05, smallest_group: int = 4
+) -> list[Discovery]:
+    """The opposing pairs of a run by its loss series, the one of largest amplitude first.
 
     Args:
         steps: ``[T]`` the iteration t of each row.
         changes: ``[T, N]`` one-step changes Δ_i(t).
-        phases: How many parts of the run are searched, each for itself; a pair found in several is kept where its
-            rank is highest.
+        level: Chance of any pair at all in a run in which every point's changes have signs of their own.
         smallest_group: Points in a group at the least.
     """
-    kept: list[Discovery] = []
-    rest = np.arange(changes.shape[1])
-    for _ in range(ROUNDS):
-        found = []
-        for first, last in _phases(len(changes), phases):
-            part = np.asarray(changes[first:last], dtype=np.float32)[:, rest]
-            found += _opposed(part, (int(steps[first]), int(steps[last - 1])), smallest_group)
-        new = [replace(pair, first=rest[pair.first], second=rest[pair.second]) for pair in _distinct(found)]
-        if not new:
-            break
-        kept += new
-        rest = np.setdiff1d(rest, np.concatenate([pair.members for pair in new]))
-    kept.sort(key=lambda pair: -pair.rank)
-    spikes = _spikes(changes)
-    return [_along_run(pair, steps, changes, spikes) for pair in kept]
+    changes = np.asarray(changes)
+    if len(changes) < SHORTEST or changes.shape[1] < 2 * smallest_group or not np.any(changes):
+        return []
+    spikes = spike_rows(changes)
+    found = _Search(changes, level, smallest_group).pairs()
+    pairs = [along_run(_described(pair, steps, changes), steps, changes, spikes) for pair in found]
+    return sorted(pairs, key=lambda pair: -pair.amplitude)
 
 
-def discover_by_gradients(
-    steps: np.ndarray,
-    sketches: np.ndarray,
-    changes: tuple[np.ndarray, np.ndarray] | None = None,
-    *,
-    phases: int = 8,
-    smallest_group: int = 4,
-) -> list[Discovery]:
-    """The opposing pairs of a run by the alignment of per-sample gradients; see `discover`.
+@dataclass(eq=False)
+class _Pair:
+    """Two groups of columns, and the rows in which they are looked at.
 
-    Args:
-        steps: ``[S]`` the iterations at which gradients were sketched.
-        sketches: ``[S, N, d]`` random projections of ∇ℓ_i(θ_t).
-        changes: Steps ``[T]`` and ``[T, N]`` one-step changes; without them a pair's course along the run is not given.
-        phases: How many parts of the run are searched, at the most one a measured step.
-        smallest_group: Points in a group at the least.
+    Attributes:
+        groups: ``[k]`` and ``[k']`` columns.
+        rows: First row and one past the last.
+        energy: Of the searched changes along the groups' directions, in units of each member's noise.
+        weights: ``[k]`` and ``[k']``, how much each member counts in its group's mean when the pair is tested.
+        p_value: See `Discovery`.
     """
-    found = []
-    for rows in np.array_split(np.arange(len(steps)), max(1, min(phases, len(steps)))):
-        if not len(rows):
-            continue
-        part = np.asarray(sketches[rows], dtype=np.float32)
-        vectors = part.transpose(0, 2, 1).reshape(-1, part.shape[1])
-        found += _aligned(vectors, (int(steps[rows[0]]), int(steps[rows[-1]])), smallest_group)
-    kept = _distinct(found)
-    if changes is None:
+
+    groups: tuple[np.ndarray, np.ndarray]
+    rows: tuple[int, int]
+    energy: float = 0.0
+    weights: tuple[np.ndarray, ...] = field(default=())
+    p_value: float = 1.0
+
+    @property
+    def members(self) -> np.ndarray:
+        return np.concatenate(self.groups)
+
+
+class _Search:
+    """The search of one run.
+
+    Each row is divided by the size of its median change, so that phases in which everything moves more do not outweigh
+    the others.
+    """
+
+    def __init__(self, changes: np.ndarray, level: float, smallest: int) -> None:
+        typical = np.array([np.median(np.abs(row)) for row in changes], np.float64)
+        scale = np.maximum(typical, 0.01 * typical.max())
+        if not typical.any():  # more than half of all points never change
+            scale = np.full(len(changes), float(np.abs(changes).max()))
+        self.changes: np.ndarray = np.empty(changes.shape, np.float32)
+        np.divide(changes, scale[:, None], out=self.changes, casting="unsafe")
+        self.searched, self.held_out = self._halves()
+        sizes = np.median(np.abs(self.changes[self.searched]), axis=0)
+        self.typical = max(float(np.median(sizes)), TINY)
+        self.usual = np.hypot(sizes, 0.1 * self.typical)
+        self.level = level
+        self.smallest = smallest
+
+    def _halves(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which rows are searched, and in which the finds are tested.
+
+        Rows come in runs of two or more, for what alternates at every step has one sign in every other row.
+        """
+        row = np.arange(len(self.changes))
+        if abs(self._dependence()) > DEPENDENT:
+            return row % 8 < 3, (row % 8 > 3) & (row % 8 < 7)
+        return row % 4 < 2, row % 4 >= 2
+
+    def _dependence(self) -> float:
+        """Median over the points of the correlation of successive changes, here around zero."""
+        here, there = self.changes[:-1], self.changes[1:]
+        products = np.einsum("tn,tn->n", here, there)
+        sizes = np.sqrt(np.einsum("tn,tn->n", here, here) * np.einsum("tn,tn->n", there, there))
+        return float(np.median(products / np.maximum(sizes, TINY)))
+
+    def pairs(self) -> list[_Pair]:
+        """Every confirmed pair."""
+        kept: list[_Pair] = []
+        for _ in range(ROUNDS):
+            is_free = np.full(self.changes.shape[1], True)
+            for pair in kept:
+                is_free[pair.members] = False
+            points = np.flatnonzero(is_free)
+            candidates = [one for rows in self._windows() for one in self._candidates(rows, points)]
+            confirmed = self._confirmed(_distinct(candidates)[:CANDIDATES])
+            if not confirmed:
+                break
+            kept = self._settled(kept + [part for pair in confirmed for part in self._parted(pair)])
         return kept
-    spikes = _spikes(changes[1])
-    return [_along_run(pair, *changes, spikes) for pair in kept]
+
+    def _windows(self) -> Iterator[tuple[int, int]]:
+        """The whole run, and windows of half, a quarter, … of it that overlap by half: a pair can be short-lived."""
+        length = len(self.changes)
+        while length >= SHORTEST:
+            hop = max(1, length // 2)
+            starts = range(0, len(self.changes) - length + hop, hop) if length < len(self.changes) else [0]
+            for start in starts:
+                stop = min(start + length, len(self.changes))
+                if stop - start >= SHORTEST:
+                    yield start, stop
+            length //= 2
+
+    # -- searching ------------------------------------------------------------------------------------------------
+
+    def _candidates(self, rows: tuple[int, int], points: np.ndarray) -> list[_Pair]:
+        """Clusters of ``points`` that oppose each other in the searched rows of a window."""
+        part = self._part(rows, self.searched, points)
+        lengths = lengths_of(part)
+        seeds = self._seeds(part, lengths, self.usual[points])
+        cores = [seeds[cluster] for cluster in clusters(part[:, seeds] / lengths[seeds], self.smallest)]
+        if len(cores) < 2:
+            return []
+        directions = np.array([unit(part[:, core].sum(1)) for core in cores])
+        along = [direction @ part[:, core] for direction, core in zip(directions, cores, strict=True)]
+        noise = [  # of each member: what of its changes does not follow the group, and no less than of a quiet point
+            np.hypot(
+                np.sqrt(np.maximum(np.square(lengths[core]) - np.square(one), 0) / (len(part) - 1)), 0.3 * self.typical
+            )
+            for core, one in zip(cores, along, strict=True)
+        ]
+        energies = [float(np.square(one / size).sum()) for one, size in zip(along, noise, strict=True)]
+        cosines = directions @ directions.T
+        found, free = [], set(range(len(cores)))
+        for i in np.argsort(energies)[::-1].tolist():
+            if i not in free or len(free) < 2:
+                continue
+            others = sorted(free - {i})
+            j = others[int(cosines[i, others].argmin())]
+            if cosines[i, j] > -ALIKE:
+                continue
+            free -= {i, j}
+            groups = points[cores[i]], points[cores[j]]
+            weights = tuple(np.maximum(along[k], 0) / noise[k] ** 2 for k in (i, j))
+            found.append(_Pair(groups, rows, float(np.sqrt(energies[i] * energies[j]) * -cosines[i, j]), weights))
+        return found
+
+    def _part(self, rows: tuple[int, int], half: np.ndarray, points: np.ndarray | slice) -> np.ndarray:
+        """``[m, n]`` changes of some points in one half of a window, each point's mean removed."""
+        chosen = np.flatnonzero(half[rows[0] : rows[1]]) + rows[0]
+        part = self.changes[chosen][:, points]
+        return part - part.mean(0)
+
+    def _seeds(self, part: np.ndarray, lengths: np.ndarray, usual: np.ndarray) -> np.ndarray:
+        """Columns that may belong to a pair: long ones, unusually long ones, and those that go with the rest."""
+        count = min(SEEDS, len(lengths))
+        scores = [lengths, lengths / usual]
+        if len(part) >= 2 * SHORTEST:  # in fewer rows chance directions are as common as any other
+            units = part / np.maximum(lengths, TINY)
+            _, vectors = np.linalg.eigh(units @ units.T)
+            scores.append(np.square(vectors[:, -3:].T @ units).sum(0))
+        chosen = [np.argpartition(-score, count - 1)[:count] for score in scores]
+        seeds = np.unique(np.concatenate(chosen))
+        return seeds[lengths[seeds] > TINY]
+
+    # -- testing --------------------------------------------------------------------------------------------------
+
+    def _confirmed(self, candidates: list[_Pair]) -> list[_Pair]:
+        """Those whose p-value in the held-out rows, corrected for all that are tried, is below the level."""
+        total = ROUNDS * float(np.sum(1 / np.arange(1, CANDIDATES + 1)))
+        for number, pair in enumerate(candidates, 1):
+            pair.p_value = min(1.0, self._p_value(pair) * total * number)
+        return [pair for pair in candidates if pair.p_value <= self.level]
+
+    def _p_value(self, pair: _Pair) -> float:
+        parts = [
+            self._part(pair.rows, self.held_out, group).astype(np.float64) * weight
+            for group, weight in zip(pair.groups, pair.weights, strict=True)
+        ]
+        one, other = (part.sum(1) for part in parts)
+        freedom = len(one) - 2
+        length = np.linalg.norm(one) * np.linalg.norm(other)
+        if freedom < 1 or not length > 0:
+            return 1.0
+        correlation = np.clip(one @ other / length, -1 + 1e-12, 1)
+        by_chance = scipy.stats.t.cdf(correlation * np.sqrt(freedom / (1 - correlation**2)), freedom)
+        return max(float(by_chance), _sign_bound(parts[0] * other[:, None]), _sign_bound(parts[1] * one[:, None]))
+
+    # -- members --------------------------------------------------------------------------------------------------
+
+    def _settled(self, pairs: list[_Pair]) -> list[_Pair]:
+        """The pairs with their members among all points; each point in the pair whose course it follows best."""
+        for _ in range(3):
+            pairs, courses = self._merged(pairs)
+            if not pairs:
+                break
+            nearest = np.abs(courses @ self.changes).argmax(0)
+            settled = [
+                self._with_members(pair, course[slice(*pair.rows)], nearest == number)
+                for number, (pair, course) in enumerate(zip(pairs, courses, strict=True))
+            ]
+            pairs = [pair for pair in settled if pair is not None]
+        return pairs
+
+    def _merged(self, pairs: list[_Pair]) -> tuple[list[_Pair], np.ndarray]:
+        """The pairs and their courses ``[k, T]``; those of one course are one pair, for nothing tells them apart."""
+        kept: list[_Pair] = []
+        courses = np.zeros((0, len(self.changes)), np.float32)
+        for pair in pairs:
+            course = self._course(pair)
+            cosines = courses @ course
+            same = int(np.abs(cosines).argmax()) if len(kept) else -1
+            if same < 0 or abs(cosines[same]) < ONE_COURSE:
+                kept.append(pair)
+                courses = np.vstack([courses, course])
+                continue
+            ours, theirs = kept[same].groups, pair.groups if cosines[same] > 0 else pair.groups[::-1]
+            first, second = (np.union1d(one, other) for one, other in zip(ours, theirs, strict=True))
+            kept[same] = replace(kept[same], groups=(np.setdiff1d(first, second), np.setdiff1d(second, first)))
+            courses[same] = self._course(kept[same])
+        return kept, courses
+
+    def _course(self, pair: _Pair) -> np.ndarray:
+        """``[T]`` difference of the groups' mean changes where the pair is active, zero elsewhere, of length 1."""
+        gap = self._gap(pair)
+        pair.rows = active_rows(gap, pair.rows)
+        course = np.zeros(len(self.changes), np.float32)
+        inside = slice(*pair.rows)
+        course[inside] = unit(gap[inside] - gap[inside].mean())
+        return course
+
+    def _gap(self, pair: _Pair) -> np.ndarray:
+        one, other = (self.changes[:, group].mean(1, dtype=np.float64) for group in pair.groups)
+        return one - other
+
+    def _with_members(self, pair: _Pair, course: np.ndarray, allowed: np.ndarray) -> _Pair | None:
+        """The pair with all points that follow its course ``[m]``; None if a group is too small."""
+        if len(course) < 4:
+            return None
+        part = self.changes[slice(*pair.rows)] - self.changes[slice(*pair.rows)].mean(0)
+        along = course @ part
+        cosines = np.clip(along / np.maximum(lengths_of(part), TINY), -1 + 1e-7, 1 - 1e-7)
+        freedom = len(course) - 2
+        chances = 2 * scipy.stats.t.sf(np.abs(cosines) * np.sqrt(freedom / (1 - cosines**2)), freedom)
+        follows = allowed & (scipy.stats.false_discovery_control(chances) < 0.05)
+        typical = max(float(np.median(np.abs(along))), TINY)
+        groups = []
+        for group, sign in zip(pair.groups, (1, -1), strict=True):
+            sizes = np.maximum(sign * along[group], TINY)
+            cut = np.sqrt(typical * np.average(sizes, weights=sizes))
+            groups.append(np.flatnonzero(follows & (sign * cosines > ALIKE) & (sign * along > cut)))
+        if min(map(len, groups)) < self.smallest:
+            return None
+        return replace(pair, groups=(groups[0], groups[1]))
+
+    def _parted(self, pair: _Pair) -> list[_Pair]:
+        """The pairs that a confirmed one mixes: those whose members are active at different times."""
+        settled = self._settled([pair])
+        if not settled:
+            return []
+        part = self.changes[slice(*settled[0].rows)]
+        part = part - part.mean(0)
+        strongest = [group[np.argsort(-lengths_of(part[:, group]))[:SEEDS]] for group in settled[0].groups]
+        points = np.concatenate(strongest)
+        signs = np.repeat([1.0, -1.0], [len(group) for group in strongest])
+        units = part[:, points] * signs / np.maximum(lengths_of(part[:, points]), TINY)
+        parts = []
+        for cluster in clusters(units, 2 * self.smallest):
+            members, side = points[cluster], signs[cluster] > 0
+            if min(side.sum(), (~side).sum()) >= self.smallest:
+                parts.append(replace(settled[0], groups=(members[side], members[~side])))
+        return parts if len(parts) > 1 else settled
 
 
-def _phases(rows: int, phases: int) -> list[tuple[int, int]]:
-    """Rows cut into ``phases`` parts, and into halves and quarters of these: a pair can be short-lived.
-
-    Neighbouring parts overlap by half, so that no border hides one.
-    """
-    parts: list[tuple[int, int]] = []
-    for count in (phases, 2 * phases, 4 * phases):
-        borders = np.linspace(0, rows, 2 * max(1, min(count, rows // SHORTEST)) + 1).round().astype(int)
-        parts += zip(borders[:-2].tolist(), borders[2:].tolist(), strict=True)
-    return [(first, last) for first, last in dict.fromkeys(parts) if last - first >= 3]
-
-
-# -- one phase ------------------------------------------------------------------------------------------------------
+def _sign_bound(entries: np.ndarray) -> float:
+    """Chernoff's bound of the chance that entries of these sizes, with random signs, have a sum as low as theirs."""
+    total, largest = float(entries.sum()), float(np.abs(entries).max(initial=0))
+    if total >= 0:
+        return 1.0
+    sizes = np.abs(entries).ravel() / largest
+    exponents = [
+        slope * total / largest + np.logaddexp(slope * sizes, -slope * sizes).sum() - len(sizes) * np.log(2)
+        for slope in _SLOPES
+    ]
+    return float(np.exp(min(0.0, *exponents)))
 
 
-def _opposed(vectors: np.ndarray, phase: tuple[int, int], smallest: int) -> list[Discovery]:
-    """Opposing pairs among the columns of ``vectors`` ``[m, N]``."""
-    lengths = np.sqrt(np.einsum("mn,mn->n", vectors, vectors))
-    typical = max(float(np.median(lengths)), TINY)
-    outliers = np.flatnonzero(lengths > OUTSTANDING * typical)
-    seeds = outliers[np.argsort(-lengths[outliers], kind="stable")[:SEEDS]]
-    clusters = _clusters(vectors[:, seeds] / lengths[seeds], smallest)
-    cores = [seeds[cluster] for cluster in clusters]
-    directions = [_unit(vectors[:, core].sum(1)) for core in cores]
-    pairs = []
-    while len(cores) > 1:
-        core, direction = cores.pop(0), directions.pop(0)
-        cosines = [float(direction @ other) for other in directions]
-        nearest = int(np.argmin(cosines))
-        if cosines[nearest] > -ALIKE:
-            continue
-        opponent, opposite = cores.pop(nearest), directions.pop(nearest)
-        first, first_scores = _members(vectors, lengths, core, direction, typical)
-        second, second_scores = _members(vectors, lengths, opponent, opposite, typical)
-        if min(len(first), len(second)) < smallest:
-            continue
-        contrast = min(float(np.median(lengths[group])) for group in (first, second)) / typical
-        if contrast < OUTSTANDING:
-            continue
-        opposition = float(_unit(vectors[:, first].mean(1)) @ _unit(vectors[:, second].mean(1)))
-        pairs.append(Discovery(first, second, first_scores, second_scores, phase, opposition, contrast))
-    return pairs
+def lengths_of(vectors: np.ndarray) -> np.ndarray:
+    """``[n]`` Euclidean lengths of the columns of ``vectors`` ``[m, n]``."""
+    return np.sqrt(np.einsum("mn,mn->n", vectors, vectors))
 
 
-def _aligned(vectors: np.ndarray, phase: tuple[int, int], smallest: int) -> list[Discovery]:
-    """Pairs of groups among the columns of ``vectors`` ``[m, N]`` that point in opposite directions."""
-    lengths = np.sqrt(np.einsum("mn,mn->n", vectors, vectors))
-    units = vectors / np.maximum(lengths, TINY)
-    typical = max(float(np.median(lengths)), TINY)
-    seeds = np.argsort(-lengths, kind="stable")[:SEEDS]
-    pairs = []
-    for cluster in _clusters(units[:, seeds], smallest):
-        direction = _unit(units[:, seeds[cluster]].sum(1))
-        along = direction @ units
-        opposite = _unit(units[:, along < -ALIKE].sum(1))
-        against = opposite @ units
-        first, second = np.flatnonzero(along > ALIKE), np.flatnonzero(against > ALIKE)
-        if direction @ opposite > -ALIKE or min(len(first), len(second)) < smallest:
-            continue
-        first, second = first[np.argsort(-along[first])], second[np.argsort(-against[second])]
-        opposition = float(_unit(vectors[:, first].mean(1)) @ _unit(vectors[:, second].mean(1)))
-        contrast = max(float(np.median(lengths[group])) for group in (first, second)) / typical
-        pairs.append(Discovery(first, second, along[first], against[second], phase, opposition, contrast))
-    return pairs
+def unit(vector: np.ndarray) -> np.ndarray:
+    """``vector`` with length 1; zero stays zero."""
+    length = float(np.linalg.norm(vector))
+    return vector / length if length > 0 else vector
 
 
-def _clusters(units: np.ndarray, smallest: int) -> list[np.ndarray]:
+def clusters(units: np.ndarray, smallest: int) -> list[np.ndarray]:
     """Positions of the columns that belong together, average linkage of cosines, the largest cluster first."""
     if units.shape[1] < 2 * smallest:
         return []
@@ -239,61 +419,83 @@ def _clusters(units: np.ndarray, smallest: int) -> list[np.ndarray]:
     return sorted((cluster for cluster in clusters if len(cluster) >= smallest), key=lambda cluster: -len(cluster))
 
 
-def _members(
-    vectors: np.ndarray, lengths: np.ndarray, core: np.ndarray, direction: np.ndarray, typical: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """All points that move with ``core`` and are, on a logarithmic scale, nearer to it in size than to a typical point.
-
-    Returns:
-        Indices and cosines with the core's direction, the best first.
-    """
-    along = direction @ vectors
-    cosines = along / np.maximum(lengths, TINY)
-    cut = np.sqrt(typical * np.average(lengths[core], weights=lengths[core]))
-    chosen = np.flatnonzero((cosines > ALIKE) & (along > cut))
-    chosen = chosen[np.argsort(-cosines[chosen], kind="stable")]
-    return chosen, cosines[chosen]
-
-
-def _unit(vector: np.ndarray) -> np.ndarray:
-    length = float(np.linalg.norm(vector))
-    return vector / length if length > 0 else vector
-
-
-# -- the whole run --------------------------------------------------------------------------------------------------
-
-
-def _distinct(found: list[Discovery]) -> list[Discovery]:
-    """Each pair once, where its rank is highest; by falling rank."""
-    kept: list[Discovery] = []
-    for pair in sorted(found, key=lambda pair: -pair.rank):
+def _distinct(candidates: list[_Pair]) -> list[_Pair]:
+    """Each pair once, where its energy is highest; by falling energy, `CANDIDATES` at the most."""
+    kept: list[_Pair] = []
+    for pair in sorted(candidates, key=lambda pair: -pair.energy):
         if all(_shared(pair, other) < 0.5 for other in kept):
             kept.append(pair)
+        if len(kept) == CANDIDATES:
+            break
     return kept
 
 
-def _shared(one: Discovery, other: Discovery) -> float:
+def _shared(one: _Pair, other: _Pair) -> float:
     """Share of the smaller pair's members that the other holds too."""
-    return len(np.intersect1d(one.members, other.members)) / min(one.size, other.size)
+    both = len(np.intersect1d(one.members, other.members))
+    return both / min(len(one.members), len(other.members))
 
 
-def _spikes(changes: np.ndarray, share: float = 0.05) -> np.ndarray:
+# -- what the losses say about a pair ---------------------------------------------------------------------------------
+
+
+def _described(pair: _Pair, steps: np.ndarray, changes: np.ndarray) -> Discovery:
+    """The pair with its scores, measured in the changes themselves."""
+    part = np.asarray(changes[slice(*pair.rows)], np.float64)
+    part = part - part.mean(0)
+    lengths = lengths_of(part)
+    one, other = (part[:, group].mean(1) for group in pair.groups)
+    course = unit(one - other)
+    cosines = course @ part / np.maximum(lengths, TINY)
+    first, second = (
+        group[np.argsort(-sign * cosines[group], kind="stable")]
+        for group, sign in zip(pair.groups, (1, -1), strict=True)
+    )
+    return Discovery(
+        first=first,
+        second=second,
+        first_scores=cosines[first],
+        second_scores=-cosines[second],
+        phase=(int(steps[pair.rows[0]]), int(steps[pair.rows[1] - 1])),
+        opposition=float(unit(one) @ unit(other)),
+        contrast=min(float(np.median(lengths[group])) for group in pair.groups) / max(float(np.median(lengths)), TINY),
+        p_value=pair.p_value,
+    )
+
+
+def spike_rows(changes: np.ndarray, share: float = 0.05) -> np.ndarray:
     """Rows of the ``share`` of steps in which the train loss rises most."""
     rises = np.array([row.mean(dtype=np.float64) for row in changes])
     rows = np.argsort(-rises)[: max(1, round(share * len(rises)))]
     return rows[rises[rows] > 0]
 
 
-def _along_run(pair: Discovery, steps: np.ndarray, changes: np.ndarray, spikes: np.ndarray) -> Discovery:
-    """The pair with what the losses of its members say about its course."""
-    upper, lower = (np.array([row[group].mean(dtype=np.float64) for row in changes]) for group in pair.groups)
-    gap = np.abs(upper - lower) / 2
+def active_rows(gap: np.ndarray, rows: tuple[int, int]) -> tuple[int, int]:
+    """First and one past the last row around the largest gap in ``rows`` in which a pair is active.
+
+    Args:
+        gap: ``[T]`` difference of the groups' mean one-step changes.
+        rows: Where the peak is looked for.
+    """
+    gap = np.abs(gap)
     envelope = np.maximum(gap, np.maximum(np.roll(gap, 1), np.roll(gap, -1)))  # an oscillation passes through zero
-    in_phase = np.flatnonzero((steps >= pair.phase[0]) & (steps <= pair.phase[1]))
-    peak = int(in_phase[np.argmax(gap[in_phase])])
+    peak = rows[0] + int(np.argmax(gap[rows[0] : rows[1]]))
     faded = np.flatnonzero(envelope < FADE * gap[peak])
-    start = int(faded[faded < peak].max(initial=-1)) + 1
-    stop = int(faded[faded > peak].min(initial=len(gap)))
+    return int(faded[faded < peak].max(initial=-1)) + 1, int(faded[faded > peak].min(initial=len(gap)))
+
+
+def along_run(pair: Discovery, steps: np.ndarray, changes: np.ndarray, spikes: np.ndarray) -> Discovery:
+    """The pair with what the losses of its members say about its course.
+
+    Args:
+        pair: Found in any way.
+        steps: ``[T]`` the iteration t of each row.
+        changes: ``[T, N]`` one-step changes.
+        spikes: Rows in which the train loss rises most, see `spike_rows`.
+    """
+    one, other = (np.array([row[group].mean(dtype=np.float64) for row in changes]) for group in pair.groups)
+    phase = np.searchsorted(steps, pair.phase[0]), np.searchsorted(steps, pair.phase[1], "right")
+    start, stop = active_rows(one - other, (int(phase[0]), int(phase[1])))
     shares = [
         np.maximum(changes[row][pair.members], 0).sum(dtype=np.float64)
         / np.maximum(changes[row], 0).sum(dtype=np.float64)
@@ -303,78 +505,6 @@ def _along_run(pair: Discovery, steps: np.ndarray, changes: np.ndarray, spikes: 
         pair,
         appears=int(steps[start]),
         fades=int(steps[stop - 1]),
-        amplitude=float(np.median(gap[start:stop])),
+        amplitude=float(np.median(np.abs(one - other)[start:stop]) / 2),
         spike_share=float(np.mean(shares)) if len(shares) else float("nan"),
     )
-
-
-# -- against each other and against the truth -----------------------------------------------------------------------
-
-
-Groups = tuple[np.ndarray, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Match:
-    """How well found points are the wanted ones.
-
-    Attributes:
-        precision: Share of the found points that are wanted.
-        recall: Share of the wanted points that are found.
-    """
-
-    precision: float
-    recall: float
-
-    @property
-    def f1(self) -> float:
-        """Harmonic mean of both; 0 if nothing wanted was found."""
-        total = self.precision + self.recall
-        return 2 * self.precision * self.recall / total if total > 0 else 0.0
-
-
-def match(found: np.ndarray, wanted: np.ndarray) -> Match:
-    """Members against members."""
-    hits = len(np.intersect1d(found, wanted))
-    return Match(hits / max(1, len(found)), hits / max(1, len(wanted)))
-
-
-def match_pair(found: Groups, wanted: Groups) -> Match:
-    """Pair against pair: a hit is a point in the right group, whichever way round the pair is."""
-
-    def aligned(one: np.ndarray, other: np.ndarray) -> int:
-        return len(np.intersect1d(one, wanted[0])) + len(np.intersect1d(other, wanted[1]))
-
-    hits = max(aligned(*found), aligned(*found[::-1]))
-    return Match(hits / max(1, sum(map(len, found))), hits / max(1, sum(map(len, wanted))))
-
-
-def agreement(found: Sequence[Discovery], others: Sequence[Discovery]) -> list[float]:
-    """F1 of each found pair with the pair of ``others`` that is most like it; 0 if there are none."""
-    return [max((match_pair(pair.groups, other.groups).f1 for other in others), default=0.0) for pair in found]
-
-
-def stability(runs: Sequence[Sequence[Discovery]]) -> list[float]:
-    """How well each run's dominant pair is found again in the other runs on the same data, such as other seeds.
-
-    Returns:
-        One number a run: the mean over the other runs of `agreement`; 0 for a run without a pair.
-    """
-    return [
-        float(np.mean([agreement(run[:1], other)[0] if run else 0.0 for j, other in enumerate(runs) if j != i]))
-        for i, run in enumerate(runs)
-    ]
-
-
-def planted_groups(dataset: Dataset, feature: str) -> Groups | None:
-    """The bearers of a planted feature, by class: ``[k]`` and ``[k']`` indices; None if they are not of two classes."""
-    bearers = np.flatnonzero(dataset.truth[feature])
-    targets = dataset.targets.numpy()[bearers]
-    groups = [bearers[targets == label] for label in np.unique(targets)]
-    return (groups[0], groups[1]) if len(groups) == 2 else None
-
-
-def nearest_planted(pair: Discovery, dataset: Dataset, features: Sequence[str]) -> tuple[str, Groups] | None:
-    """Of the planted pairs the one that a found pair is most like, with its feature; None if there is none."""
-    planted = {feature: groups for feature in features if (groups := planted_groups(dataset, feature)) is not None}
-    return max(planted.items(), key=lambda item: match_pair(pair.groups, item[1]).f1, default=None)

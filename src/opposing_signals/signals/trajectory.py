@@ -12,7 +12,8 @@ from hydra.utils import instantiate
 from opposing_signals.data import Dataset
 from opposing_signals.errors import InputError
 from opposing_signals.record import Record, Series
-from opposing_signals.signals.discovery import Discovery, discover, discover_by_gradients
+from opposing_signals.signals.discovery import Discovery, discover
+from opposing_signals.signals.gradient_discovery import discover_by_gradients
 from opposing_signals.signals.intervals import interval_coverage
 from opposing_signals.signals.pairs import OpposingPair, find_pairs
 from opposing_signals.signals.tokens import TokenTrack
@@ -138,7 +139,7 @@ class Trajectory:
 
     @cached_property
     def discoveries(self) -> list[Discovery]:
-        """The opposing pairs with all their members, by loss series; the one that stands out most first."""
+        """The opposing pairs with all their members, by loss series; the one of largest amplitude first."""
         return discover(self.changes.steps, self.changes.values)
 
     @cached_property
