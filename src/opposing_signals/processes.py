@@ -35,16 +35,27 @@ Result = TypeVar("Result")
 
 _store: distributed.Store | None = None
 _failures = itertools.count()
+_alone: list[None] = []
 
 
 def count() -> int:
     """How many processes share the run."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
+    return distributed.get_world_size() if distributed.is_initialized() and not _alone else 1
 
 
 def rank() -> int:
     """Which of them this is, from 0 on."""
-    return distributed.get_rank() if distributed.is_initialized() else 0
+    return distributed.get_rank() if distributed.is_initialized() and not _alone else 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process computes as if there were no others, who do the same meanwhile."""
+    _alone.append(None)
+    try:
+        yield
+    finally:
+        _alone.pop()
 
 
 def is_first() -> bool:

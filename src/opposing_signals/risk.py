@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from opposing_signals.any_order import AnyOrder, GradientWatch
 from opposing_signals.errors import InputError
+from opposing_signals.finite_differences import check, of_products
 from opposing_signals.processes import agreed, count, rank, summed
 from opposing_signals.second_order import (
     TwiceDifferentiable,
@@ -21,6 +23,7 @@ from opposing_signals.second_order import (
     refusing_checkpoints,
     refusing_missing_derivatives,
 )
+from opposing_signals.untouched import ModelState
 
 Precision = Literal["float32", "tf32", "float64", "bfloat16", "unchanged"]
 Batch = slice | Tensor
@@ -74,6 +77,8 @@ class EmpiricalRisk:
     Attributes:
         weights: ``[N]``, how much each example counts in L, in the training pass and in Hessian products: then
             L = Σ w_i ℓ_i / Σ w_i over the batch. None: all count the same.
+        checked: The measures that have been held against finite differences (`opposing_signals.finite_differences`);
+            None: none is to be.
 
     Args:
         model: Maps ``[n, ...]`` inputs to ``[n, C]`` outputs; its parameters with ``requires_grad`` are θ.
@@ -129,6 +134,9 @@ class EmpiricalRisk:
         self._compiled = compile_training
         self._training_forward = torch.compile(self.evaluate) if compile_training else self.evaluate
         self._seen: tuple[Batch, Tensor] | None = None
+        self._takes_gradients: bool | None = None
+        self._state = ModelState()
+        self.checked: set[str] | None = set()
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -301,13 +309,14 @@ class EmpiricalRisk:
     def backward_with_products(self, vectors: Tensor, batch: Batch = WHOLE) -> CurvaturePass:
         """`backward`, and ∇²L v_j of the same batch from the same graph.
 
-        ``.grad`` gets the bits that `backward` would give it. Where the training pass is compiled or runs in
-        bfloat16, a graph of its own is built for the products, in the weights' precision.
+        ``.grad`` gets the bits that `backward` would give it. Where the training pass is compiled, runs in bfloat16
+        or takes gradients of its own, another graph is built for the products, in the weights' precision.
         """
-        if self.precision == "bfloat16" or self._compiled:
+        if self.precision == "bfloat16" or self._compiled or self.takes_gradients:
             forward_pass = self.backward(batch)
             curvature = self.hessian_products(vectors, batch)
             return replace(curvature, losses=forward_pass.losses, outputs=forward_pass.outputs)
+        self._check_products(vectors)
         result, gradients = self._curvature_pass(vectors, batch)
         self._agree_on_buffers()
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
@@ -320,6 +329,28 @@ class EmpiricalRisk:
         """Whether the training pass is one compiled graph, into which no hook sees."""
         return self._compiled
 
+    @property
+    def takes_gradients(self) -> bool:
+        """Whether model or loss take a gradient of their own, as a force field does; looked for once, on a chunk.
+
+        Then passes without a graph are none for the model, and a Hessian-vector product has third derivatives.
+        """
+        if self._takes_gradients is None:
+            with self.probe(), torch.enable_grad(), GradientWatch() as watch:
+                self.evaluate(self.inputs[: self.chunk], self.targets[: self.chunk])
+            self._takes_gradients = watch.has_seen
+        return self._takes_gradients
+
+    def without_graph(self) -> AbstractContextManager:
+        """`torch.no_grad`, unless the model takes gradients of its own, which it could not inside that."""
+        return torch.set_grad_enabled(self.takes_gradients)
+
+    @contextmanager
+    def differentiable(self) -> Iterator[None]:
+        """Let what is evaluated inside have a second derivative in θ that is right."""
+        with torch.enable_grad(), AnyOrder() if self.takes_gradients else TwiceDifferentiable():
+            yield
+
     def outputs(self, inputs: Tensor) -> Tensor:
         """``[n, C]`` f(x; θ) of inputs that need not be training data, without a trace: see `probe`.
 
@@ -327,18 +358,18 @@ class EmpiricalRisk:
             inputs: ``[n, ...]``, normalized as the training data are.
         """
         autocast = torch.autocast(self.inputs.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
-        with self.probe(), torch.no_grad(), autocast:
-            outputs = self.model(inputs.to(self.inputs))
+        with self.probe(), self.without_graph(), autocast:
+            outputs = self.model(inputs.to(self.inputs)).detach()
         return outputs.float() if self.precision == "bfloat16" else outputs
 
     def sample_losses(self, batch: Batch = WHOLE) -> ForwardPass:
         """ℓ_i(θ) without a gradient and without a trace: see `probe`."""
-        with self.probe(), torch.no_grad():
+        with self.probe(), self.without_graph():
             losses, outputs = [], []
             for chunk in self.chunks(batch, may_idle=True):
                 sample_losses, output = self.evaluate(*chunk)
                 check_losses(sample_losses, chunk[0], are_single=False)
-                losses.append(sample_losses)
+                losses.append(sample_losses.detach())
                 outputs.append(self._kept(output))
         return ForwardPass(self.assembled(losses, batch), self.assembled(outputs, batch))
 
@@ -356,18 +387,23 @@ class EmpiricalRisk:
             batch: Examples over which L is the mean.
 
         Raises:
-            InputError: The vectors have another length than θ, the loss is not one number an example, or the model has
-                a layer without second derivative or draws random numbers.
+            InputError: The vectors have another length than θ, the loss is not one number an example, the model has a
+                layer without second derivative or draws random numbers, or the products are not its derivatives.
         """
+        self._check_products(vectors)
         with self.probe():
             return self._curvature_pass(vectors, batch)[0]
+
+    def _check_products(self, vectors: Tensor) -> None:
+        self.check_vectors(vectors)
+        if len(vectors):
+            check(self, "hessian_products", of_products)
 
     def _curvature_pass(self, vectors: Tensor, batch: Batch) -> tuple[CurvaturePass, list[Tensor | None]]:
         """The pass and its gradient in the parameters' shapes and layouts, with the bits of `backward`.
 
         A parameter that L does not depend on has None, as after `backward`: an optimizer leaves it alone.
         """
-        self.check_vectors(vectors)
         directions = [self.unflatten(v) for v in vectors]
         products = torch.zeros_like(vectors)
         pieces_of = [self.unflatten(product) for product in products]  # views
@@ -412,7 +448,7 @@ class EmpiricalRisk:
         What is needed for one product alone ends with it: a pass holds as few tensors of θ's size as it can.
         """
         parameters = self.parameters
-        with torch.enable_grad(), TwiceDifferentiable():
+        with self.differentiable():
             losses, outputs = self.evaluate(inputs, targets, autocast=False)
             check_losses(losses, inputs)
             weights = weights.to(losses).detach().clone().requires_grad_()
@@ -478,24 +514,17 @@ class EmpiricalRisk:
 
     @contextmanager
     def probe(self) -> Iterator[None]:
-        """Leave no trace: mode, buffers, gradients and random state are afterwards what they were before.
+        """Leave no trace: the model's state (`ModelState`), gradients and random state are afterwards what they were.
 
         The model stays in the mode that it is in, so that a probe during training sees the normalization that
         training sees.
         """
-        modes = {module: module.training for module in self.model.modules()}
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         gradients = [p.grad for p in self.parameters]
         devices = [self.inputs.device] if self.inputs.is_cuda else []
         try:
-            with torch.random.fork_rng(devices):
+            with self._state.kept(self.model), torch.random.fork_rng(devices):
                 yield
         finally:
-            for module, mode in modes.items():
-                module.training = mode
-            with torch.no_grad():
-                for name, buffer in self.model.named_buffers():
-                    buffer.copy_(buffers[name])
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient
 

@@ -29,6 +29,15 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointError
 
+from opposing_signals.any_order import (
+    DERIVATIVES,
+    hard_sigmoid,
+    mish,
+    per_channel,
+    prelu,
+    silu,
+    weight_norm,
+)
 from opposing_signals.errors import InputError
 
 aten = torch.ops.aten
@@ -42,12 +51,20 @@ class TwiceDifferentiable(TorchFunctionMode):
 
     It works on functions, not on modules, so it does not matter how a model is written. Everything else keeps the
     derivatives of PyTorch, which are right to second order in reverse mode for what the tests go through.
+
+    Raises:
+        InputError: A derivative is taken inside, of which this one would be the third: see `AnyOrder`.
     """
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Replace what is slow or has no second derivative."""
+        if func in DERIVATIVES:
+            raise InputError(
+                "the model takes a gradient inside its forward pass, and did not when it was first seen: expected that "
+                "it takes one for every batch or for none; leave out the instruments that measure curvature"
+            )
         if torch._C._are_functorch_transforms_active():  # which custom functions cannot enter
             return func(*args, **(kwargs or {}))
         replacement = _REPLACEMENTS.get(func, func)
@@ -236,11 +253,6 @@ def _convolution(native: Callable[..., Tensor], dimensions: int) -> Callable[...
 
 
 # -- batch norm -------------------------------------------------------------------------------------------------
-
-
-def per_channel(values: Tensor, like: Tensor) -> Tensor:
-    """``[C]`` values, shaped such that they broadcast over ``[n, C, ...]``."""
-    return values.view(1, -1, *[1] * (like.ndim - 2))
 
 
 class _BatchNorm(Function):
@@ -508,35 +520,8 @@ def _group_norm(
     return _Recomputed.apply(kernel, kernel, input, weight, bias)
 
 
-def weight_norm(direction: Tensor, length: Tensor, dim: int = 0) -> Tensor:
-    """`torch._weight_norm`, whose own second derivatives are wrong (torch 2.13)."""
-    axes = [axis for axis in range(direction.ndim) if axis != dim]  # all for dim = -1
-    return direction * (length / torch.linalg.vector_norm(direction, dim=axes, keepdim=True))
-
-
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return _Recomputed.apply(partial(native_weight_norm, dim=dim), partial(weight_norm, dim=dim), v, g)
-
-
-def hard_sigmoid(input: Tensor) -> Tensor:  # noqa: A002
-    """`F.hardsigmoid`, which PyTorch differentiates only once."""
-    return F.relu6(input + 3) / 6
-
-
-def silu(input: Tensor) -> Tensor:  # noqa: A002
-    """`F.silu`, whose first derivative has other bits where PyTorch builds a graph of it."""
-    return input * input.sigmoid()
-
-
-def mish(input: Tensor) -> Tensor:  # noqa: A002
-    """`F.mish`, likewise."""
-    return input * F.softplus(input).tanh()
-
-
-def prelu(input: Tensor, weight: Tensor) -> Tensor:  # noqa: A002
-    """`F.prelu`, of which PyTorch's first and second derivatives disagree at 0; this has the first."""
-    slope = weight.reshape(-1, *[1] * (input.ndim - 2)) if input.ndim > 1 else weight
-    return torch.where(input > 0, input, slope * input)
 
 
 def _activation(once: Callable[..., Tensor], twice: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
