@@ -6,6 +6,7 @@ from torch import nn
 from opposing_signals.errors import InputError
 from opposing_signals.models import resnet18
 from opposing_signals.normalization import captured, frozen
+from opposing_signals.risk import EmpiricalRisk
 
 
 def small_resnet() -> nn.Module:
@@ -91,3 +92,24 @@ def test_more_uses_than_statistics_are_an_error() -> None:
     message = "more often for an example than the 0 times for its chunk"
     with frozen(model, []), pytest.raises(InputError, match=message):
         model(torch.randn(2, 3, 32, 32, dtype=torch.float64))
+
+
+def test_a_pass_with_curvature_has_the_same_uses_and_bits() -> None:
+    def risk():
+        torch.manual_seed(0)
+        images, labels = torch.randn(8, 3, 32, 32), torch.randint(10, (8,))
+        model = resnet18((3, 32, 32), 10, width=2)
+        return EmpiricalRisk(model, nn.CrossEntropyLoss(reduction="none"), images, labels, chunk=4)
+
+    plain, watched = risk(), risk()
+    vectors = torch.ones(1, sum(parameter.numel() for parameter in plain.parameters))
+    watched.check_products()
+    with captured(watched.model) as statistics:
+        seen = watched.backward_with_products(vectors)
+    assert len(statistics) == 20
+    expected = plain.backward_with_products(vectors)
+    assert torch.equal(seen.products, expected.products)
+    assert torch.equal(seen.gradient, expected.gradient)
+    with frozen(watched.model, statistics):
+        outputs = watched.outputs(watched.inputs[:4])
+    torch.testing.assert_close(outputs, seen.outputs[:4], rtol=1e-4, atol=1e-5)

@@ -13,17 +13,20 @@ PyTorch's own double backward in the weights' precision takes the place of diffe
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from logging import getLogger
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from opposing_signals.errors import InputError
 from opposing_signals.processes import alone
+from opposing_signals.second_order import check_layers, is_of_checkpoints, refusing_checkpoints
 
 if TYPE_CHECKING:
     from opposing_signals.risk import EmpiricalRisk
@@ -71,7 +74,10 @@ def check(risk: EmpiricalRisk, measure: str, claims: Claims) -> None:
     """
     if risk.checked is None or measure in risk.checked:
         return
-    _hold(risk, measure, claims)
+    check_layers(risk.model)
+    with refusing_checkpoints():
+        _ = risk.takes_gradients  # of which the few examples need not find out
+        _hold(risk, measure, claims)
     risk.checked.add(measure)
 
 
@@ -91,6 +97,8 @@ def _hold(risk: EmpiricalRisk, measure: str, claims: Claims) -> None:
             for claim in made:
                 _compare_in_own_precision(few, v, claim)
     except (RuntimeError, TypeError, ValueError) as error:
+        if is_of_checkpoints(error):
+            raise
         log.warning("%s could not be checked: %s", measure, str(error).splitlines()[0])
 
 
@@ -99,7 +107,9 @@ def _hold_in_float64(risk: EmpiricalRisk, claims: Claims, attempt: int, step: fl
     try:
         with _few_examples(risk, attempt, in_float64=True) as (few, v), closing(claims(few, v)) as made:
             return all(_holds(few, v, claim, step) for claim in made)
-    except (RuntimeError, TypeError, ValueError):
+    except (RuntimeError, TypeError, ValueError) as error:
+        if is_of_checkpoints(error):
+            raise
         return None
 
 
@@ -130,7 +140,7 @@ def _few_examples(risk: EmpiricalRisk, seed: int, in_float64: bool) -> Iterator[
                 size = parameter.data.square().mean().sqrt()
                 scale = torch.where(size > 0, size, 0.02)
                 away, along = (
-                    scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.data)
+                    scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float32).to(parameter.data)
                     for _ in range(2)
                 )
                 parameter.data = parameter.data + 0.01 * away
@@ -146,7 +156,7 @@ def _exact(values: Tensor) -> Tensor:
     return values.double() if values.is_floating_point() else values
 
 
-def _make_exact(model: torch.nn.Module) -> None:
+def _make_exact(model: nn.Module) -> None:
     """Parameters, buffers and plain attributes in float64; `EmpiricalRisk.probe` puts the latter two back."""
     for parameter in model.parameters():
         parameter.grad = None
@@ -215,19 +225,76 @@ def _off(difference: Tensor, truth: Tensor) -> float:
 
 
 def _refuse(few: EmpiricalRisk, claim: Claim, truth: Tensor) -> bool:
-    difference = claim.measured - truth
-    place = ""
-    if len(difference) == sum(parameter.numel() for parameter in few.parameters):
-        names = [name for name, parameter in few.model.named_parameters() if parameter.requires_grad]
-        sizes = [float(piece.norm()) for piece in few.unflatten(difference)]
-        place = f", most of it in {names[sizes.index(max(sizes))]!r}"
     other = "finite differences of training's own gradients" if claim.is_derivative else "that of plain autograd"
     raise InputError(
-        f"the {claim.name} of this model is {_off(difference, truth):.1g} of its size away from {other}, on {len(few)} "
-        f"examples{place}: a function there has other derivatives than its "
-        "values (detach, torch.no_grad, a straight-through estimator, or a fault of PyTorch); write it out of simpler "
-        "functions, or leave out the instruments that measure this"
+        f"the {claim.name} of this model is {_off(claim.measured - truth, truth):.1g} of its size away from {other}, "
+        f"on {len(few)} examples: {_culprit(few)} has other derivatives than its values (detach, torch.no_grad, a "
+        "straight-through estimator, or a fault of PyTorch); write it out of simpler functions, or leave out the "
+        "instruments that measure this"
     )
+
+
+def _culprit(few: EmpiricalRisk) -> str:
+    """The first layer whose own second derivatives disagree with differences of its first; children come first."""
+    calls: list[tuple[str, nn.Module, list[Any], dict[str, Any]]] = []
+
+    def note(name: str, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], _: Any) -> None:
+        copies = [part.detach().clone() if isinstance(part, Tensor) else part for part in given]
+        calls.append((name, module, copies, named))
+
+    with few.probe(), few.without_graph(), ExitStack() as hooks:
+        for name, module in few.model.named_modules():
+            hook = module.register_forward_hook(partial(note, name), with_kwargs=True)
+            hooks.callback(hook.remove)
+        few.evaluate(few.inputs[: few.chunk], few.targets[: few.chunk], autocast=False)
+    for name, module, given, named in calls:
+        if name and not _agrees_with_itself(few, module, given, named):
+            return f"layer {name!r}, {type(module).__name__},"
+    return "a function in it"
+
+
+def _agrees_with_itself(few: EmpiricalRisk, module: nn.Module, given: list[Any], named: dict[str, Any]) -> bool:
+    """Whether ∇²(w·module) v is the difference of ∇(w·module), in the layer's inputs and parameters."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    kept = [parameter.data for parameter in parameters]
+
+    def like(tensor: Tensor) -> Tensor:
+        return torch.randn(tensor.shape, generator=generator).to(tensor)
+
+    inputs = [isinstance(part, Tensor) and part.is_floating_point() for part in given]
+    directions = [like(part) for part, varies in zip(given, inputs, strict=True) if varies]
+    directions += [like(parameter) * parameter.data.square().mean().sqrt() for parameter in parameters]
+
+    def slopes(shift: float, twice: bool) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        along = iter(directions)
+        points = [
+            (part + shift * next(along)).requires_grad_() if varies else part
+            for part, varies in zip(given, inputs, strict=True)
+        ]
+        arguments = [part.clone() if varies else part for part, varies in zip(points, inputs, strict=True)]
+        for parameter, data in zip(parameters, kept, strict=True):
+            parameter.data = data + shift * next(along)
+        leaves = [*itertools.compress(points, inputs), *parameters]
+        with few.differentiable() if twice else torch.enable_grad():
+            output = module(*arguments, **named)
+        value = (output * torch.arange(1, output.numel() + 1).view_as(output).to(output).cos()).sum()
+        return torch.autograd.grad(value, leaves, create_graph=twice, materialize_grads=True), leaves
+
+    with few.probe():
+        try:
+            measured, leaves = slopes(0, twice=True)
+            along = sum((slope * part).sum() for slope, part in zip(measured, directions, strict=True))
+            product = torch.autograd.grad(along, leaves, materialize_grads=True)  # type: ignore[arg-type]
+            ends = [slopes(shift, twice=False)[0] for shift in (_STEPS[0], -_STEPS[0])]
+        except (RuntimeError, TypeError, ValueError, AttributeError):  # not one tensor, or not differentiable
+            return True
+        finally:
+            for parameter, data in zip(parameters, kept, strict=True):
+                parameter.data = data
+    truth = [(one - other) / (2 * _STEPS[0]) for one, other in zip(*ends, strict=True)]
+    size = max(float(part.detach().norm()) for part in (*truth, *measured))
+    return all(float((a - b).norm()) <= _ALLOWED * size for a, b in zip(product, truth, strict=True))
 
 
 def gradient(few: EmpiricalRisk, graph: bool) -> Tensor:

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from opposing_signals.errors import InputError
 
@@ -83,7 +85,7 @@ def _uses(model: nn.Module, look: Callable[[Tensor, int], tuple[Tensor, Tensor] 
 
     Yields a list of one number: of the forward passes so far.
     """
-    passes, used = [0], [0]
+    passes, used, depth = [0], [0], [0]
 
     def begin(*_: object) -> None:
         passes[0] += 1
@@ -99,12 +101,16 @@ def _uses(model: nn.Module, look: Callable[[Tensor, int], tuple[Tensor, Tensor] 
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
-        if training:
+        if training and not depth[0]:
             statistics = look(input, used[0])
             used[0] += 1
             if statistics is not None:
-                return batch_norm(input, *statistics, weight, bias, False, momentum, eps)
-        return batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+                training, (running_mean, running_var) = False, statistics
+        depth[0] += 1  # a function mode may call this again on its way
+        try:
+            return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        finally:
+            depth[0] -= 1
 
     hook = model.register_forward_pre_hook(begin)
     try:
@@ -112,3 +118,11 @@ def _uses(model: nn.Module, look: Callable[[Tensor, int], tuple[Tensor, Tensor] 
             yield passes
     finally:
         hook.remove()
+
+
+def _batch_norm(*arguments: Any) -> Tensor:
+    """`F.batch_norm`, which while it is patched would tell function modes that it is another function."""
+    tensors = arguments[:5]
+    if has_torch_function_variadic(*tensors):
+        return handle_torch_function(batch_norm, tensors, *arguments)
+    return batch_norm(*arguments)

@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, get_args
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ Batch = slice | Tensor
 """Which examples a step uses: ``slice(0, N)`` for the whole set (no copy is made), else an index tensor."""
 
 WHOLE = slice(None)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -312,11 +314,12 @@ class EmpiricalRisk:
         ``.grad`` gets the bits that `backward` would give it. Where the training pass is compiled, runs in bfloat16
         or takes gradients of its own, another graph is built for the products, in the weights' precision.
         """
+        self.check_vectors(vectors)
+        self.check_products()
         if self.precision == "bfloat16" or self._compiled or self.takes_gradients:
             forward_pass = self.backward(batch)
             curvature = self.hessian_products(vectors, batch)
             return replace(curvature, losses=forward_pass.losses, outputs=forward_pass.outputs)
-        self._check_products(vectors)
         result, gradients = self._curvature_pass(vectors, batch)
         self._agree_on_buffers()
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
@@ -345,6 +348,17 @@ class EmpiricalRisk:
         """`torch.no_grad`, unless the model takes gradients of its own, which it could not inside that."""
         return torch.set_grad_enabled(self.takes_gradients)
 
+    def _without_graph(self, evaluate: Callable[[], Result]) -> Result:
+        """``evaluate()`` so; that the model takes gradients is only looked for where it does not work without."""
+        try:
+            with torch.set_grad_enabled(self._takes_gradients is True):
+                return evaluate()
+        except RuntimeError:
+            if self._takes_gradients is not None or not self.takes_gradients:
+                raise
+        with torch.enable_grad():
+            return evaluate()
+
     @contextmanager
     def differentiable(self) -> Iterator[None]:
         """Let what is evaluated inside have a second derivative in θ that is right."""
@@ -358,16 +372,16 @@ class EmpiricalRisk:
             inputs: ``[n, ...]``, normalized as the training data are.
         """
         autocast = torch.autocast(self.inputs.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
-        with self.probe(), self.without_graph(), autocast:
-            outputs = self.model(inputs.to(self.inputs)).detach()
+        with self.probe(), autocast:
+            outputs = self._without_graph(lambda: self.model(inputs.to(self.inputs))).detach()
         return outputs.float() if self.precision == "bfloat16" else outputs
 
     def sample_losses(self, batch: Batch = WHOLE) -> ForwardPass:
         """ℓ_i(θ) without a gradient and without a trace: see `probe`."""
-        with self.probe(), self.without_graph():
+        with self.probe(), torch.no_grad():
             losses, outputs = [], []
             for chunk in self.chunks(batch, may_idle=True):
-                sample_losses, output = self.evaluate(*chunk)
+                sample_losses, output = self._without_graph(partial(self.evaluate, *chunk))
                 check_losses(sample_losses, chunk[0], are_single=False)
                 losses.append(sample_losses.detach())
                 outputs.append(self._kept(output))
@@ -390,14 +404,19 @@ class EmpiricalRisk:
             InputError: The vectors have another length than θ, the loss is not one number an example, the model has a
                 layer without second derivative or draws random numbers, or the products are not its derivatives.
         """
-        self._check_products(vectors)
+        self.check_vectors(vectors)
+        if len(vectors):
+            self.check_products()
         with self.probe():
             return self._curvature_pass(vectors, batch)[0]
 
-    def _check_products(self, vectors: Tensor) -> None:
-        self.check_vectors(vectors)
-        if len(vectors):
-            check(self, "hessian_products", of_products)
+    def check_products(self) -> None:
+        """Hold `hessian_products` against finite differences, if that has not been done; it does so itself, too.
+
+        Raises:
+            InputError: They disagree.
+        """
+        check(self, "hessian_products", of_products)
 
     def _curvature_pass(self, vectors: Tensor, batch: Batch) -> tuple[CurvaturePass, list[Tensor | None]]:
         """The pass and its gradient in the parameters' shapes and layouts, with the bits of `backward`.

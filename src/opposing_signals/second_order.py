@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointError
 
@@ -75,15 +77,29 @@ def check_layers(model: nn.Module) -> None:
     """Refuse a model whose second derivatives would be wrong or random.
 
     Raises:
-        InputError: A dropout layer is active, or the model was compiled.
+        InputError: A dropout layer is active, spectral norm moves its vectors, the model was compiled, or a weight is
+            complex.
     """
+    for name, parameter in model.named_parameters():
+        if parameter.is_complex():
+            raise InputError(
+                f"the parameter {name!r} is complex: expected real ones; hold both parts in a real parameter and join "
+                "them by torch.view_as_complex"
+            )
     for name, module in model.named_modules():
         if isinstance(module, _DropoutNd) and module.training and module.p > 0:
             raise InputError(
                 f"layer {name!r} is {type(module).__name__}(p={module.p}) in training mode: its loss is random and has "
                 "no curvature of its own; set p=0, or put the layer in evaluation mode"
             )
-        if hasattr(module, "_orig_mod"):  # what torch.compile wraps; its class lives in a slow import
+        of_hooks = (hook for hook in module._forward_pre_hooks.values() if isinstance(hook, SpectralNorm))
+        if module.training and (isinstance(module, _SpectralNorm) or any(of_hooks)):
+            raise InputError(
+                f"layer {name!r} has spectral norm in training mode, which moves its vectors in every forward pass: "
+                "the loss is no function of the weights alone; put the layer in evaluation mode"
+            )
+        # By torch.compile, whose class lives in a slow import, or in place.
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None):
             raise InputError(
                 "a compiled model has no second derivatives: pass the model itself, and compile training only"
             )
@@ -137,11 +153,18 @@ def refusing_checkpoints() -> Iterator[None]:
     """
     try:
         yield
-    except CheckpointError as error:
+    except RuntimeError as error:
+        if not is_of_checkpoints(error):
+            raise
         raise InputError(
             "the model computes activations twice (torch.utils.checkpoint), and the second time outside of what "
             "measures it: switch that off, or leave out the instruments that measure curvature and gradient norms"
         ) from error
+
+
+def is_of_checkpoints(error: Exception) -> bool:
+    """Whether `torch.utils.checkpoint` raised it."""
+    return isinstance(error, CheckpointError) or "use_reentrant" in str(error)
 
 
 # -- convolution ------------------------------------------------------------------------------------------------
@@ -532,6 +555,10 @@ def _activation(once: Callable[..., Tensor], twice: Callable[[Tensor], Tensor]) 
     return activation
 
 
+def _prelu(input: Tensor, weight: Tensor) -> Tensor:  # noqa: A002
+    return _Recomputed.apply(F.prelu, prelu, input, weight)
+
+
 def _multi_head_attention(*args: Any, **kwargs: Any) -> Any:
     """`nn.MultiheadAttention`'s function; calls inside a Python function of torch's do not reach a function mode."""
     with patch.object(F, "scaled_dot_product_attention", _attention):
@@ -550,7 +577,7 @@ _REPLACEMENTS: dict[Callable, Callable] = {
     Tensor.relu_: partial(_relu, inplace=True),
     group_norm: _group_norm,
     F.hardsigmoid: _activation(F.hardsigmoid, hard_sigmoid),
-    F.prelu: partial(_Recomputed.apply, F.prelu, prelu),
+    F.prelu: _prelu,
     F.silu: _activation(F.silu, silu),
     F.mish: _activation(F.mish, mish),
     native_weight_norm: _weight_norm,

@@ -64,9 +64,9 @@ def check_independence(risk: EmpiricalRisk, hold_statistics: bool = True) -> Non
 
 def _compare_alone(few: EmpiricalRisk, _: Tensor, hold_statistics: bool) -> Generator[Claim]:
     """Makes no claim, but an error message of its own."""
-    with few.probe(), few.deterministic(), few.without_graph():
-        inputs, targets = few.inputs[: few.chunk], few.targets[: few.chunk]
-        with captured(few.model) as statistics:
+    inputs, targets = few.inputs[: few.chunk], few.targets[: few.chunk]
+    with few.probe(), few.without_graph():
+        with captured(few.model) as statistics, few.deterministic():
             together, _ = few.evaluate(inputs, targets, autocast=False)
         together = together.detach()
         with frozen(few.model, statistics) if hold_statistics else nullcontext():

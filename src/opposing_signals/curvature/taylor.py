@@ -337,7 +337,7 @@ def _max_pool(input: Jet, *options: Any, **named: Any) -> Jet:  # noqa: A002
     largest, indices = F.max_pool2d(x0, *options, **named, return_indices=True)
 
     def chosen(part: Tensor) -> Tensor:
-        return part.flatten(2).gather(2, indices.flatten(2)).view_as(indices)
+        return part.flatten(-2).gather(-1, indices.flatten(-2)).view_as(indices)
 
     return Jet(largest, *(None if part is None else chosen(part) for part in rest))
 
