@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = getLogger(__name__)
 
-_FEWEST, _MOST, _SHARE = 8, 64, 80
+FEWEST, _MOST, _SHARE = 8, 64, 80
 """Examples on which measures are checked: an eightieth of all, so that a check takes less than one pass over them."""
 _STEPS = 1e-7, 1e-8, 1e-6
 """In units of each parameter's own size."""
@@ -118,7 +118,7 @@ def _few_examples(risk: EmpiricalRisk, seed: int, in_float64: bool) -> Iterator[
     """The risk of a few examples a little away from θ, and a direction ``[P]`` of about θ's size, tensor by tensor."""
     few = copy.copy(risk)
     few.checked = None
-    examples = slice(min(len(risk), max(_FEWEST, min(_MOST, len(risk) // _SHARE))))
+    examples = slice(min(len(risk), max(FEWEST, min(_MOST, len(risk) // _SHARE))))
     few.inputs, few.targets = risk.inputs[examples], risk.targets[examples]
     few.weights = None if risk.weights is None else risk.weights[examples]
     few.chunk = min(risk.chunk, len(few))

@@ -39,7 +39,7 @@ def one_by_one(monkeypatch):
     monkeypatch.setattr(MODULE, "shapes_behind_examples", no_rule)
 
 
-@pytest.mark.parametrize("layer", NETWORKS)
+@pytest.mark.parametrize("layer", sorted(set(NETWORKS) - {"prelu"}))  # for whose slopes there is no rule
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_norms_from_one_pass_agree_with_single_gradients(layer, channels_last, in_one_pass):
     risk = risk_of(layer, channels_last=channels_last)

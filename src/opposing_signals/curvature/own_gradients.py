@@ -27,7 +27,7 @@ from opposing_signals.curvature.layer_rules import (
     with_constant_statistics,
 )
 from opposing_signals.errors import InputError
-from opposing_signals.finite_differences import flat_gradient
+from opposing_signals.finite_differences import FEWEST, flat_gradient
 from opposing_signals.risk import EmpiricalRisk, check_losses
 from opposing_signals.second_order import refusing_checkpoints
 
@@ -129,13 +129,12 @@ def _one_after_another(risk: EmpiricalRisk, inputs: Tensor, targets: Tensor) -> 
 
 
 def gradients_by_plain_autograd(risk: EmpiricalRisk) -> Tensor:
-    """``[N, P]`` ∇ℓ_i, without anything of this library's but batch norm's statistics, which are held; N is small."""
+    """``[m, P]`` ∇ℓ_i of the first few, without anything of this library's but batch norm's statistics, held."""
     rows = []
-    for part in risk.parts():
-        with independent_examples(risk, part), torch.enable_grad():
-            for inputs, targets in zip(risk.inputs[part].split(1), risk.targets[part].split(1), strict=True):
-                losses, _ = risk.evaluate(inputs, targets, autocast=False)
-                rows.append(flat_gradient(losses.sum(), risk, graph=False))
+    with independent_examples(risk, slice(0, risk.chunk)), torch.enable_grad():
+        for i in range(min(FEWEST, risk.chunk)):
+            losses, _ = risk.evaluate(risk.inputs[i : i + 1], risk.targets[i : i + 1], autocast=False)
+            rows.append(flat_gradient(losses.sum(), risk, graph=False))
     return torch.stack(rows)
 
 
