@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
@@ -339,7 +339,8 @@ class EmpiricalRisk:
         Then passes without a graph are none for the model, and a Hessian-vector product has third derivatives.
         """
         if self._takes_gradients is None:
-            with self.probe(), torch.enable_grad(), GradientWatch() as watch:
+            # Where that cannot be evaluated, the measurement itself says so.
+            with self.probe(), torch.enable_grad(), suppress(RuntimeError), GradientWatch() as watch:
                 self.evaluate(self.inputs[: self.chunk], self.targets[: self.chunk])
             self._takes_gradients = watch.has_seen
         return self._takes_gradients
