@@ -1,8 +1,8 @@
-# make setup | demo | test | lint | report | reproduce
+# make setup | demo | quick | test | pythons | lint | report | reproduce
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint format report benchmarks clean
+.PHONY: setup demo quick test pythons lint format report benchmarks clean
 
 setup: .venv/.installed
 
@@ -13,13 +13,20 @@ setup: .venv/.installed
 	@touch $@
 
 demo: setup
-	$(BIN)/opposing-signals experiment=fig03_chebyshev scale=paper
-	$(BIN)/opposing-signals experiment=demo_planted scale=cpu
-	$(BIN)/opposing-signals report outputs results
+	$(BIN)/opposing-signals demo
 
-# Two processes, each of one thread, are faster than one of two; the tests of a module share what they train.
+# Two processes, each of one thread, are faster than one of two; the tests of a module share what they train. A process
+# that dies ends the tests: xdist's `loadfile` can wait for ever behind one that takes its place.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0
+
+# The fast, telling tests: not the experiments, processes of their own and browsers (mark `slow`).
+quick: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0 -m "not slow"
+
+# Set-up and an experiment on each Python that is here, and with the newest torch.
+pythons:
+	.ci/pythons
 
 lint: setup
 	$(BIN)/ruff check .

@@ -39,19 +39,15 @@ def per_sample_loss(module: Classifier, batch: list[torch.Tensor]) -> torch.Tens
     return F.cross_entropy(module.layers(x), y, reduction="none")
 
 
-def main() -> None:
-    """Train and record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", default="outputs/digits", help="of the record")
-    parser.add_argument("--epochs", type=int, default=20)
-    arguments = parser.parse_args()
+def train(folder: str, epochs: int) -> None:
+    """Train, and record into ``folder``."""
     torch.manual_seed(0)
     digits = load_digits()
     data = TensorDataset(torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target))
     signals = OpposingSignals(
         data,
         per_sample_loss,
-        folder=arguments.folder,
+        folder=folder,
         every=1,
         consecutive=1,
         budget=None,  # a step of so small a model costs less than looking at it: take every step
@@ -60,7 +56,7 @@ def main() -> None:
         class_names=[f"digit {digit}" for digit in range(10)],
     )
     trainer = Trainer(
-        max_epochs=arguments.epochs,
+        max_epochs=epochs,
         callbacks=[signals],
         logger=False,
         enable_checkpointing=False,
@@ -71,4 +67,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", default="outputs/digits", help="of the record")
+    parser.add_argument("--epochs", type=int, default=20)
+    arguments = parser.parse_args()
+    train(arguments.folder, arguments.epochs)

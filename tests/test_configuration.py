@@ -1,12 +1,15 @@
 import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from composing import composed
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from opposing_signals.__main__ import experiments
 from opposing_signals.claims.claim import Threshold
-from opposing_signals.configuration import configuration_folder, decisive, run_folder, run_key
+from opposing_signals.configuration import UNDECISIVE, configuration_folder, decisive, run_folder, run_key
 
 SCALES = ("smoke", "cpu", "paper")
 ADAM = "run=resnet56_adam"
@@ -23,6 +26,66 @@ def test_every_experiment_composes_at_every_scale(experiment, scale):
         Threshold(claim.threshold if isinstance(claim.threshold, str) else claim.threshold[scale])
     if "probe" in config.experiment:
         assert config.experiment.probe in config.instruments.block_probe.probes
+
+
+def trained_by_experiments() -> dict[str, str]:
+    """Each run once for every way in which experiments change it, with one of those that do."""
+    found: dict[str, str] = {}
+    for name in sorted(experiments()):
+        described = OmegaConf.load(configuration_folder() / "experiment" / f"{name}.yaml")
+        grid = OmegaConf.select(described, "hydra.sweeper.params.run")
+        chosen = next(choice["override /run"] for choice in described.defaults if "override /run" in choice)
+        changes = {
+            field: value for field, value in described.items() if field not in UNDECISIVE | {"defaults", "hydra"}
+        }
+        others = [choice for choice in described.defaults if choice != "_self_" and "override /run" not in choice]
+        for run in grid.split(",") if grid else [chosen]:
+            found.setdefault(OmegaConf.to_yaml([run.strip(), changes, others]), f"{name} run={run.strip()}")
+    return {arguments: arguments.split("=")[1] for arguments in found.values()}
+
+
+def scale_files(run: str, scale: str) -> Iterator[Path]:
+    """Those that the run's file, or one that it goes on from, chooses by ``${scale}``."""
+    described = OmegaConf.load(configuration_folder() / "run" / f"{run}.yaml")
+    for choice in described.defaults:
+        if isinstance(choice, DictConfig):
+            (group, chosen), *_ = OmegaConf.to_container(choice).items()
+            if chosen == "${scale}":
+                yield configuration_folder() / group.lstrip("/") / f"{scale}.yaml"
+        elif choice != "_self_":
+            yield from scale_files(choice, scale)
+
+
+def settings(path: Path) -> dict[str, Any]:
+    """What a scale's file sets, with what it takes over from another run's: field ↦ value."""
+    described = OmegaConf.to_container(OmegaConf.load(path))
+    found: dict[str, Any] = {}
+    for choice in described.pop("defaults", []):
+        if isinstance(choice, str) and choice.startswith("/run/"):
+            found |= settings(configuration_folder() / f"{choice.lstrip('/')}.yaml")
+    return found | flat(described)
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(("arguments", "run"), trained_by_experiments().items())
+def test_what_a_scale_sets_is_what_the_run_has(arguments, run, scale):
+    config = OmegaConf.to_container(composed(*arguments.split(), f"scale={scale}"))
+    composed_settings = flat(config)
+    files = list(scale_files(run, scale))
+    assert files
+    for path in files:
+        for field, value in settings(path).items():
+            assert composed_settings.get(field) == value, f"{path.parent.name}/{path.name} sets {field}={value}"
+    if scale == "smoke":
+        sizes = [config.get("model", {}).get("width", 8), *config.get("model", {}).get("hidden", [])]
+        assert min(sizes) >= 8, "torch takes other kernels for narrower networks than those that runs meet"
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -12,6 +12,8 @@ from opposing_signals.curvature import EigenTracker, curvature_split, gradient_n
 from opposing_signals.errors import InputError
 from opposing_signals.optim.sam import ascended_gradient
 
+pytestmark = pytest.mark.slow
+
 
 def measured(layer: str) -> dict[str, torch.Tensor]:
     risk = risk_of(layer, examples=11, chunk=2)

@@ -16,7 +16,9 @@ from opposing_signals.curvature import (
 )
 from opposing_signals.training.job import set_gpu_arithmetic
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = pytest.mark.gpu
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU", allow_module_level=True)
 
 GPU = torch.device("cuda")
 

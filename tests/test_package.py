@@ -23,28 +23,32 @@ def wheel(tmp_path_factory) -> Path:
     return path
 
 
-def test_the_wheel_holds_configurations_template_and_type_marker(wheel):
+@pytest.mark.slow
+def test_the_wheel_holds_configurations_examples_template_and_type_marker(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    for path in (ROOT / "conf").rglob("*.yaml"):
-        assert f"opposing_signals/conf/{path.relative_to(ROOT / 'conf')}" in names
+    for path in [*(ROOT / "conf").rglob("*.yaml"), *(ROOT / "examples").glob("*.py")]:
+        assert f"opposing_signals/{path.relative_to(ROOT)}" in names
     for path in (ROOT / "src").rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
             assert str(path.relative_to(ROOT / "src")) in names
 
 
-def test_an_installed_wheel_works_from_any_folder(wheel, tmp_path):
+@pytest.mark.slow
+def test_an_installed_wheel_runs_experiment_and_demo_from_any_folder(wheel, tmp_path):
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
     zipfile.ZipFile(wheel).extractall(site)
     code = (
         "import sys; sys.path.insert(0, sys.argv.pop(1)); import opposing_signals; "
         "assert opposing_signals.__file__.startswith(sys.path[0]); "
-        "from opposing_signals.__main__ import main; sys.exit(main())"
+        "from pathlib import Path; from opposing_signals.__main__ import main; from opposing_signals.demo import demo; "
+        "sys.exit(main() or demo(Path('demo'), epochs=2, planted=['scale=smoke'], curve=['scale=smoke']))"
     )
     arguments = ["experiment=fig03_chebyshev", "scale=smoke", "steps=12", "logger=none"]
     ran = subprocess.run([sys.executable, "-c", code, site, *arguments], cwd=elsewhere, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert (elsewhere / "outputs" / "fig03_chebyshev" / "claims.json").is_file()
+    assert (elsewhere / "demo" / "report" / "index.html").is_file()
 
 
 def test_the_readme_lists_every_experiment_as_its_configuration_describes_it():

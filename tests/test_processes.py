@@ -26,6 +26,8 @@ from opposing_signals.risk import EmpiricalRisk
 from opposing_signals.training import job
 from opposing_signals.training.module import TrainingModule
 
+pytestmark = pytest.mark.slow
+
 TINY = ("scale=smoke", "logger=none", "threads=1")
 IMAGES = (
     "experiment=fig01_group_losses", *TINY, "data=planted", "data.images=24", "risk.chunk=10", "model=vgg11bn",

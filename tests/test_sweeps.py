@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from opposing_signals import app
-from opposing_signals.__main__ import LAUNCHERS, _check_names, experiments, main
+from opposing_signals.__main__ import experiments, main
+from opposing_signals.arguments import LAUNCHERS, completed
 from opposing_signals.configuration import configuration_folder, run_key
 from opposing_signals.record import Record
 
@@ -50,6 +51,7 @@ def one_by_one(tmp_path_factory) -> dict[str, Record]:
     return records(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
 def test_three_jobs_on_a_launcher_give_the_numbers_of_jobs_in_this_process(
     launcher, one_by_one, tmp_path, capfd, monkeypatch
@@ -73,6 +75,7 @@ def test_three_jobs_on_a_launcher_give_the_numbers_of_jobs_in_this_process(
         np.testing.assert_array_equal(record["sharpness"].values, one_by_one[name]["sharpness"].values)
 
 
+@pytest.mark.slow
 def test_slurm_gets_a_job_array_whose_jobs_conclude_the_experiment(tmp_path, capfd, monkeypatch):
     """On a cluster of four shell scripts: what is submitted runs at once on this machine."""
     needs("submitit_slurm")
@@ -108,7 +111,7 @@ def test_slurm_gets_a_job_array_whose_jobs_conclude_the_experiment(tmp_path, cap
 
 @pytest.mark.parametrize("launcher", sorted(LAUNCHERS))
 def test_a_launcher_that_is_not_installed_names_its_package(launcher, capsys, monkeypatch):
-    monkeypatch.setattr("opposing_signals.__main__.find_spec", lambda _: None)
+    monkeypatch.setattr("opposing_signals.arguments.find_spec", lambda _: None)
     assert main([*DEPTHS, f"hydra/launcher={launcher}"]) == 2
     error = capsys.readouterr().err
     assert f"hydra/launcher={launcher}" in error
@@ -118,6 +121,7 @@ def test_a_launcher_that_is_not_installed_names_its_package(launcher, capsys, mo
     assert "joblib, ray, submitit_local" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_job_that_raises_leaves_the_others_and_is_named(tmp_path, capfd):
     code = main([*DEPTHS, f"output_dir={tmp_path}", "job=killing.descent_or_error"])
     error = capfd.readouterr().err
@@ -127,6 +131,7 @@ def test_a_job_that_raises_leaves_the_others_and_is_named(tmp_path, capfd):
     assert list(described["runs"]) == ["linear_depth2", "linear_depth4"]
 
 
+@pytest.mark.slow
 def test_a_job_whose_process_dies_is_named_and_the_others_are_concluded(tmp_path, capfd):
     needs("joblib")
     parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.launcher.batch_size=1"]
@@ -148,6 +153,7 @@ def _held(folder: Path, ready, release) -> None:
         record.write_state("complete")
 
 
+@pytest.mark.slow
 def test_jobs_that_share_a_run_wait_for_its_writer(tmp_path):
     context = multiprocessing.get_context("spawn")
     ready, release = context.Event(), context.Event()
@@ -161,6 +167,7 @@ def test_jobs_that_share_a_run_wait_for_its_writer(tmp_path):
     writer.join()
 
 
+@pytest.mark.slow
 def test_each_job_of_a_sweep_of_ones_own_is_concluded_by_itself(tmp_path, capfd):
     seeds = ["--multirun", "experiment=fig03_chebyshev", "scale=smoke", "steps=12", "threads=1", "logger=none"]
     assert main([*seeds, "seed=1,2", f"output_dir={tmp_path}"]) == 0
@@ -168,6 +175,7 @@ def test_each_job_of_a_sweep_of_ones_own_is_concluded_by_itself(tmp_path, capfd)
     assert [json.loads((folder / "claims.json").read_text())[0]["seed"] for folder in folders] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_job_that_is_only_trained_leaves_no_verdicts(tmp_path):
     assert main([*DEPTHS, f"output_dir={tmp_path}", "run=linear_depth2", "hydra.mode=RUN", "conclude=false"]) == 0
     assert records(tmp_path)["linear_depth2"].is_complete
@@ -203,7 +211,7 @@ def test_a_sweep_has_its_experiments_grid_and_renders_commands_that_compose(path
     for command, point in ((commands[0], points[0]), (commands[-1], points[-1])):
         program, *arguments = command
         assert program == sweep["program"] == "opposing-signals"
-        _check_names(arguments)
+        assert [sorted(command) for command in completed(arguments)] == [sorted(arguments)]
         assert {"hydra.mode=RUN", "conclude=false", f"experiment={path.stem}"} <= set(arguments)
         ours = composed(
             path.stem, "logger=wandb", *(argument for argument in arguments if not argument.startswith("hydra."))

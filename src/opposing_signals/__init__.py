@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from opposing_signals._torchvision import make_importable
+
 if TYPE_CHECKING:
     from opposing_signals.own_model import OpposingSignals
 
 __all__ = ["OpposingSignals"]
+
+make_importable()
 
 
 def __getattr__(name: str) -> Any:

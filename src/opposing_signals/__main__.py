@@ -1,75 +1,53 @@
-"""The command line: ``opposing-signals experiment=NAME [scale=smoke|cpu|paper] [seed=N] [any.field=VALUE]``.
+"""The command line: ``opposing-signals EXPERIMENT [scale=smoke|cpu|paper] [seed=N] [any.field=VALUE]``.
 
-What does not need torch is done before torch is imported, so that help comes at once.
+What does not need torch is done before torch is imported, so that help, and what is wrong with a command, come at once.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import shlex
 import sys
+from argparse import ArgumentParser
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
-from omegaconf import OmegaConf
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from opposing_signals.configuration import configuration_folder
 from opposing_signals.errors import InputError, TrainingStoppedError
+from opposing_signals.experiments import ALL, FIGURES, did_you_mean, experiments, families, named
+from opposing_signals.processes import first_has_ended, is_first, is_one_of_several, joined
+from opposing_signals.terminal import console
 
 BAD_INPUT = 2
 STOPPED = 1
-LAUNCHERS = {
-    "joblib": "hydra-joblib-launcher",
-    "submitit_local": "hydra-submitit-launcher",
-    "submitit_slurm": "hydra-submitit-launcher",
-    "ray": "hydra-ray-launcher",
-}
-"""Launcher ↦ the package that brings it; Hydra itself has ``basic``."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print_help()
-        return 0
-    if arguments[0] == "--version":
-        print(version("opposing-signals"))
-        return 0
-    if not _is_one_of_several():
-        return _exit_code(arguments)
-    from opposing_signals.processes import joined
-
+    command = arguments[0] if arguments else "help"
+    if command not in COMMANDS:
+        if command == "help" or {"-h", "--help"} & set(arguments):
+            print_help()
+            return 0
+        if "--version" in arguments:
+            print(version("opposing-signals"))
+            return 0
+    work = partial(COMMANDS[command], arguments[1:]) if command in COMMANDS else partial(_run, arguments)
+    if not is_one_of_several():
+        return _exit_code(work)
     with joined():
-        return _exit_code(arguments)
+        return _exit_code(work)
 
 
-def _exit_code(arguments: list[str]) -> int:
+def _exit_code(work: Callable[[], int]) -> int:
+    """The exit code of ``work``, which may be refused or stopped: that is reported in one line."""
     try:
-        if arguments[0] == "report":
-            from opposing_signals.report import build
-
-            given = [Path(argument) for argument in arguments[1:]]
-            if missing := [str(folder) for folder in given if not folder.is_dir()]:
-                raise InputError(f"report: no folder {', '.join(missing)}; expected folders with results or runs")
-            print(f"report: {build(given or [Path('outputs'), Path('results')])}")
-            return 0
-        if arguments[0] == "explain":
-            from opposing_signals.own_model import explain
-
-            if not arguments[1:]:
-                raise InputError("explain: no folder given: expected opposing-signals explain FOLDER, that of a record")
-            for folder in arguments[1:]:
-                print(explain(folder))
-            return 0
-        _check_names(arguments)
-        from opposing_signals.app import run
-
-        return run(arguments)
+        return work()
     except InputError as error:
         return _failed(str(error), BAD_INPUT)
     except TrainingStoppedError as error:
@@ -80,102 +58,131 @@ def _exit_code(arguments: list[str]) -> int:
         return _failed(f"{error.strerror or error}: {error.filename or 'the record'}", BAD_INPUT)
 
 
-def _is_one_of_several() -> bool:
-    """Whether torchrun has started this process."""
-    return {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
-
-
 def _failed(message: str, code: int) -> int:
     """Report a failure, unless the first of several processes reports the same."""
-    if _is_one_of_several():
-        from opposing_signals.processes import first_has_ended, is_first
-
-        if not is_first() and first_has_ended():
-            return code
+    if is_one_of_several() and not is_first() and first_has_ended():
+        return code
     print(f"opposing-signals: {message}", file=sys.stderr)
     return code
 
 
-def experiments() -> dict[str, tuple[str, dict[str, str]]]:
-    """Name ↦ (one line, cost at each scale) of every experiment."""
-    found = {}
-    for path in sorted((configuration_folder() / "experiment").glob("*.yaml")):
-        described = OmegaConf.load(path).experiment
-        found[path.stem] = (described.title, dict(described.cost))
-    return found
-
-
 def print_help() -> None:
-    """What can be run, and what it costs."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-    console.print(
+    """What can be done, on one screen."""
+    shown = console()
+    shown.print(
         "Which training examples drive the optimization of a neural network.\n\n"
-        "  [bold]opposing-signals experiment=NAME[/] \\[scale=smoke|cpu|paper] \\[seed=N] \\[FIELD=VALUE ...]\n"
-        "  [bold]opposing-signals report[/] \\[FOLDER ...]      one page of all results\n"
-        "  [bold]opposing-signals explain[/] FOLDER ...       which examples carried a run's loss spikes\n\n"
-        "An experiment trains what is missing, draws its figure, checks its claims and writes them to outputs/NAME/. "
-        "Any field of the configuration can be set: model.width=32, optimizer.lr=0.02, data=planted, logger=none, "
-        "output_dir=FOLDER. [bold]--cfg job[/] prints the configuration of a command, [bold]--hydra-help[/] the "
-        "options of Hydra (sweeps, launchers)."
+        "[bold]opposing-signals EXPERIMENT[/] \\[scale=smoke|cpu|paper] \\[seed=N] \\[FIELD=VALUE ...]\n"
+        "[bold]opposing-signals demo[/]                 three pictures that show the finding, in two minutes\n"
+        "[bold]opposing-signals list[/] \\[WORD]          experiments, and what they cost\n"
+        "[bold]opposing-signals report[/] \\[FOLDER ...]  one page of all results\n"
+        "[bold]opposing-signals explain[/] FOLDER ...   which examples carried a run's loss spikes\n\n"
+        "An experiment is given by its name or a beginning of it: fig1, fig06b, theorem31. It trains what is missing, "
+        "draws its figure, checks its claims and writes them to outputs/NAME/. Any field of its configuration can be "
+        "set: model.width=32 data=planted logger=none output_dir=FOLDER. [bold]--cfg job[/] prints the configuration, "
+        "[bold]-m[/] runs each of several values (seed=1,2), [bold]--hydra-help[/] says more.\n"
     )
-    table = Table(title="\nExperiments (cost: two CPU cores at smoke and cpu, one GPU at paper)", title_justify="left")
-    for column in ("experiment", "what it shows", "smoke", "cpu", "paper"):
-        table.add_column(column, no_wrap=column == "experiment")
-    for name, (title, cost) in experiments().items():
-        table.add_row(name, title, *(str(cost.get(scale, "-")) for scale in ("smoke", "cpu", "paper")))
-    console.print(table)
+    table = Table.grid(padding=(0, 2))
+    for family, members in families().items():
+        numbers = [name.split("_")[0] for name in members]
+        table.add_row(family, f"{numbers[0]} to {numbers[-1]}" if family == FIGURES else ", ".join(members))
+    shown.print(table)
 
 
-def _check_names(arguments: list[str]) -> None:
-    """Refuse an unknown choice of a configuration group here: Hydra says the same in a page."""
-    folder = configuration_folder()
-    has_own_folder = any(argument.startswith(("--config-dir", "-cd", "hydra.searchpath")) for argument in arguments)
-    for argument in arguments:
-        group, separator, choices = argument.lstrip("+~").partition("=")
-        if group == "hydra/launcher":
-            _check_launcher(choices)
-            continue
-        if argument.startswith("+") and not has_own_folder:
-            _check_added(argument)
-        if not separator or argument.startswith("-") or not (folder / group).is_dir():
-            continue
-        known = sorted(path.stem for path in (folder / group).glob("*.yaml"))
-        for choice in choices.strip("[]").split(","):
-            if choice not in known:
-                raise InputError(f"{group}={choice}: unknown; there are {', '.join(known)}")
-    chosen = [a for a in arguments if a.startswith("experiment=")]
-    if not chosen and not any(a.startswith("--") for a in arguments):
-        raise InputError(
-            f"no experiment given, only {shlex.join(arguments)}: expected experiment=NAME with one of "
-            f"{', '.join(experiments())}"
-        )
+def _list(arguments: list[str]) -> int:
+    """Experiments with what they show and cost."""
+    parser = _Parser("list", "List the experiments: what each shows, and its cost (smoke and cpu on two cores).")
+    parser.add_argument("word", nargs="?", help="only those with this in their name or description, or by this name")
+    word = parser.parse_args(arguments).word
+    known = experiments()
+    if word is None:
+        chosen = list(known)
+    else:
+        chosen = [name for name, (title, _) in known.items() if word.lower() in f"{name} {title}".lower()]
+        try:
+            chosen = [named(word)]
+        except InputError:
+            if not chosen:
+                raise InputError(f"list {word}: no experiment has this in its name or description; {ALL}") from None
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    for name in chosen:
+        title, cost = known[name]
+        costs = ", ".join(f"{scale}: {time}" for scale, time in cost.items())
+        table.add_row(f"[bold]{name}[/]", f"{escape(title)}\n[dim]{costs}[/]")
+    console().print(table)
+    return 0
 
 
-def _check_added(argument: str) -> None:
-    """Refuse ``+name=value`` where nothing reads such a field: it would change a run's key, and nothing else."""
-    name = re.split(r"[.@/=]", argument.lstrip("+"))[0]
-    folder = configuration_folder()
-    if (folder / name).is_dir() or name == "hydra":
-        return
-    read = {field for path in folder.rglob("*.yaml") for field in re.findall(r"^(\w+):", path.read_text("utf-8"), re.M)}
-    if name not in read:
-        raise InputError(f"{argument}: no job reads a field {name}; --cfg job prints the fields there are")
+def _report(arguments: list[str]) -> int:
+    """One page of all results."""
+    parser = _Parser("report", "Write one page of all results, with an explorer of every run.")
+    parser.add_argument(
+        "folders", nargs="*", type=Path, metavar="FOLDER", help="with results or runs (default: outputs and results)"
+    )
+    given = parser.parse_args(arguments).folders
+    if missing := [str(folder) for folder in given if not folder.is_dir()]:
+        raise InputError(f"report: no folder {', '.join(missing)}; expected folders with results or runs")
+    from opposing_signals.report import build
+
+    print(f"report: {build(given or [Path('outputs'), Path('results')])}")
+    return 0
 
 
-def _check_launcher(launcher: str) -> None:
-    """Refuse a launcher that is not there, and say how to get it; or one that does not fit to several processes."""
-    known = sorted({"basic", *LAUNCHERS})
-    if launcher not in known:
-        raise InputError(f"hydra/launcher={launcher}: unknown; there are {', '.join(known)}")
-    if launcher != "basic" and _is_one_of_several():
-        raise InputError(
-            f"hydra/launcher={launcher} under torchrun: expected basic, whose jobs follow each other; start the "
-            "command without torchrun for jobs side by side"
-        )
-    if launcher != "basic":
-        package = LAUNCHERS[launcher]
-        if find_spec("hydra_plugins") is None or find_spec(f"hydra_plugins.{package.replace('-', '_')}") is None:
-            raise InputError(f"hydra/launcher={launcher}: expected its package, by `pip install {package}`")
+def _explain(arguments: list[str]) -> int:
+    """Which examples carried a run's loss spikes."""
+    parser = _Parser("explain", "Name the examples that carried a run's largest loss spikes, and draw its figure 1.")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="of a run's record")
+    folders = parser.parse_args(arguments).folders
+    from opposing_signals.own_model import explain
+
+    for folder in folders:
+        print(explain(folder))
+    return 0
+
+
+def _demo(arguments: list[str]) -> int:
+    """Three pictures that show the finding."""
+    from opposing_signals import demo
+
+    parser = _Parser("demo", "Draw three pictures that show the finding, in two minutes and without a data set.")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=demo.FOLDER, help="for all that is written (%(default)s)"
+    )
+    return demo.demo(parser.parse_args(arguments).folder)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run one experiment, or each of several; one that cannot work leaves the others."""
+    from opposing_signals.arguments import completed
+
+    try:
+        commands = completed(arguments)
+    except InputError:
+        if near := did_you_mean(arguments[0], COMMANDS):
+            raise InputError(f"{arguments[0]}: unknown; {near}--help shows what there is") from None
+        raise
+    from opposing_signals.app import run
+
+    return max(_exit_code(partial(run, command)) for command in commands)
+
+
+class _Parser(ArgumentParser):
+    """Of one of `COMMANDS`; what it refuses is one line."""
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(f"opposing-signals {command}", description=description)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog.split()[-1]}: {message}")
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "demo": _demo,
+    "list": _list,
+    "report": _report,
+    "explain": _explain,
+}
+"""The first word of a command ↦ what it does with the others; any other first word begins an experiment."""
 
 
 if __name__ == "__main__":

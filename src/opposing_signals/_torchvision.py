@@ -1,4 +1,4 @@
-"""The gate through which this package imports torchvision.
+"""torchvision beside a build of torch that it was not made for.
 
 torchvision's Linux wheel is built for CUDA. On a CPU build of torch its compiled operators do not load, and then
 ``import torchvision`` (and ``import lightning``, which reaches it through torchmetrics) fails with "operator
@@ -6,29 +6,57 @@ torchvision::nms does not exist", because torchvision registers shape rules for 
 Declaring their schemas first makes everything but those two detection operators work.
 """
 
+from __future__ import annotations
+
 import contextlib
-import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 
-import torch
+_SCHEMAS = {
+    "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+}
+_declared: list[object] = []
+"""Libraries of schemas: one lasts as long as its object."""
 
 
-def _compiled_operators_load() -> bool:
-    specification = importlib.util.find_spec("torchvision")
-    if specification is None or specification.origin is None:
-        return True
-    for library in Path(specification.origin).parent.glob("_C.*"):
+class _TorchvisionFinder(MetaPathFinder):
+    """Finds torchvision where it is, and has the missing operators declared just before it is executed."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        specification = PathFinder.find_spec(fullname, path, target) if fullname == "torchvision" else None
+        if specification is None or specification.loader is None or specification.origin is None:
+            return None
+        execute, folder = specification.loader.exec_module, Path(specification.origin).parent
+
+        def declare_and_execute(module: ModuleType) -> None:
+            _declare_missing(folder)
+            execute(module)
+
+        specification.loader.exec_module = declare_and_execute  # type: ignore[method-assign]
+        return specification
+
+
+def make_importable() -> None:
+    """Make ``import torchvision`` work from here on, by whomever, without importing torch or torchvision now."""
+    sys.meta_path.insert(0, _TorchvisionFinder())
+
+
+def _declare_missing(folder: Path) -> None:
+    import torch
+
+    for library in folder.glob("_C.*"):
         with contextlib.suppress(OSError):
             torch.ops.load_library(str(library))
-            return True
-    return False
-
-
-if not _compiled_operators_load():
-    _schemas = torch.library.Library("torchvision", "DEF")
-    _schemas.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _schemas.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-import torchvision  # noqa: E402
-
-__all__ = ["torchvision"]
+            return
+    schemas = torch.library.Library("torchvision", "FRAGMENT")
+    for name, schema in _SCHEMAS.items():
+        if not hasattr(torch.ops.torchvision, name):
+            schemas.define(schema)
+    _declared.append(schemas)

@@ -1,4 +1,7 @@
-"""An experiment from its configuration to its verdicts: train what is missing, draw, check, write down."""
+"""An experiment from its configuration to its verdicts: train what is missing, draw, check, write down.
+
+What needs torch or matplotlib is imported where it is used, so that the first line does not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,15 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from logging import getLogger
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
-import hydra
+from hydra import version
+from hydra._internal.utils import _run_hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -28,15 +33,17 @@ from hydra.types import RunMode
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 
-from opposing_signals.claims import Claim, verdict_table
+from opposing_signals.arguments import hydra_parser, parsed
 from opposing_signals.configuration import configuration_folder, decisive, experiment_folder, reference_of, run_folder
 from opposing_signals.errors import InputError, TrainingStoppedError
+from opposing_signals.experiments import did_you_mean
 from opposing_signals.processes import agreed, count, is_first, together
 from opposing_signals.record import Record, WrittenElsewhere, write_json
-from opposing_signals.signals import Runs, Trajectory, find_pairs
-from opposing_signals.signals.probe import check_probe
+from opposing_signals.terminal import console
+
+if TYPE_CHECKING:
+    from opposing_signals.claims import Claim
 
 log = getLogger(__name__)
 
@@ -90,22 +97,27 @@ def _hydra_folders() -> Iterator[list[str]]:
 
 
 def _run(arguments: list[str]) -> int:
+    options = parsed(arguments)
     sys.argv[1:] = arguments
+    if options.shell_completion:
+        sys.argv[0] = "opposing-signals"  # of which Hydra completes the arguments, not of `python -m`
     # conf/hydra/launcher/submitit_slurm.yaml has, on purpose, the name of the plugin's schema, which checks its fields
     warnings.filterwarnings("ignore", r"(?s).*validated against ConfigStore schema with the same name")
     user_wants_tracebacks = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach this function instead of Hydra's own report
+    version.setbase("1.3")
     try:
-        hydra.main(version_base="1.3", config_path=str(configuration_folder()), config_name="config")(_job)()
+        with patch("hydra._internal.utils.get_args_parser", hydra_parser):  # shell completion asks for one of its own
+            _run_hydra(options, hydra_parser(), _job, str(configuration_folder()), "config")
         if SweepNote.failure is not None:
             raise SweepNote.failure
     except (HydraException, OmegaConfBaseException) as error:
         if user_wants_tracebacks:
             raise
-        # in place of Hydra's proposal, to add a field that nothing reads
-        fields = "; --cfg job prints the fields there are"
-        raise InputError(re.sub(" To append to your config use.*", fields, _one_line(error))) from None
+        raise InputError(_refusal(error)) from None
     except Exception as error:
+        if options.shell_completion:
+            raise InputError(f"{shlex.join(arguments)}: {_one_line(error)}") from None
         if SweepNote.config is None or not is_first() or not _job_notes(SweepNote.config):
             raise
         lost = _one_line(error)  # jobs keep their failures to themselves: this one is the launcher's
@@ -115,6 +127,20 @@ def _run(arguments: list[str]) -> int:
         if not user_wants_tracebacks:
             del os.environ["HYDRA_FULL_ERROR"]
     return _finish_sweep(SweepNote.config) if SweepNote.config is not None and is_first() else 0
+
+
+def _refusal(error: Exception) -> str:
+    """What Hydra says, in one line, without its proposal to add a field that nothing reads."""
+    text = _one_line(error)
+    if several := re.match(r"Ambiguous value for argument '([^']*)'", text):
+        field, _, values = several[1].partition("=")
+        return f"{several[1]}: several values; add -m to run each of them, or write a list as {field}=[{values}]"
+    text = re.sub(r" full_key: .*", "", text)
+    near = ""
+    unknown = error.__cause__
+    if isinstance(unknown, OmegaConfBaseException) and isinstance(unknown.parent_node, DictConfig):
+        near = did_you_mean(str(unknown.key), [str(field) for field in unknown.parent_node])
+    return re.sub(r"\.? To append to your config use.*", f"; {near}--cfg job prints the fields there are", text)
 
 
 def _one_line(error: Exception) -> str:
@@ -131,6 +157,7 @@ def _job(config: DictConfig) -> None:
     hydra_config: Any = HydraConfig.get()
     if hydra_config.mode == RunMode.RUN:
         try:
+            _announce(config, config.experiment.name)
             _check_conclusion(config)
             with _logger(config, config.run.name) as logger:
                 record = _recorded(config, logger)
@@ -140,17 +167,19 @@ def _job(config: DictConfig) -> None:
             SweepNote.failure = error
         return
     path = experiment_folder(config) / "jobs" / f"{hydra_config.job.num}.json"
-    label = hydra_config.job.override_dirname or config.run.name
+    own = hydra_config.job.override_dirname
+    label = own or config.run.name
     name = _name_in_grid(config, hydra_config)
     note = {"name": name, "job": label, "folder": "", "failure": UNFINISHED}
     _write_note(path, note)
     try:
+        _announce(config, f"{config.experiment.name}, {name}")
         _check_conclusion(config)
         with _logger(config, label) as logger:
             record = _recorded(config, logger, wait=True)
             note |= {"folder": str(record.folder.resolve()), "failure": ""}
             if config.conclude and is_first() and not _is_concluded_as_a_whole(hydra_config):
-                _conclude(config, {config.run.name: record}, logger, subfolder=label.replace("/", "_"))
+                _conclude(config, {config.run.name: record}, logger, subfolder=own.replace("/", "_"))
     except (InputError, TrainingStoppedError) as error:
         if isinstance(error, TrainingStoppedError):
             note["folder"] = str(run_folder(config).resolve())
@@ -162,12 +191,26 @@ def _job(config: DictConfig) -> None:
     _write_note(path, note)
 
 
+def _announce(config: DictConfig, what: str) -> None:
+    """Say what is about to be done: the first line of a command, before anything takes long."""
+    folder = run_folder(config)
+    record = Record(folder) if (folder / "configuration.json").is_file() else None
+    if record and record.is_complete:
+        doing = "reusing"
+    else:
+        doing = "going on with" if record and record.checkpoint.is_file() else "new run"
+    log.info("%s: %s %s", what, doing, folder)
+
+
 def _check_conclusion(config: DictConfig) -> None:
     """Refuse before the training what could not be drawn or checked after it."""
     if not isinstance(config.conclude, bool):
         raise InputError(f"conclude={config.conclude}: expected true or false")
     if not config.conclude:
         return
+    from opposing_signals.signals import find_pairs
+    from opposing_signals.signals.probe import check_probe
+
     for claim in config.claims:
         _claim(claim).bound(config.scale.name)
     known = [
@@ -223,11 +266,11 @@ def _finish_sweep(config: DictConfig) -> int:
     return FAILED if failures else 0
 
 
-def _recorded(config: DictConfig, logger: Any, wait: bool = False) -> Record:
+def _recorded(config: DictConfig, logger: Any, wait: bool = False, announced: str = "") -> Record:
     """The complete record of ``config``: reused if it is there, otherwise begun or gone on with.
 
     A run that is measured against a reference has that completed first. Jobs of a parallel sweep that share a
-    reference, or the whole run, ``wait`` for the one that trains it.
+    reference, or the whole run, ``wait`` for the one that trains it. What is not complete can be ``announced``.
     """
     folder = run_folder(config)
     configuration = decisive(config)
@@ -238,13 +281,13 @@ def _recorded(config: DictConfig, logger: Any, wait: bool = False) -> Record:
         )
     with _writing(folder, configuration, wait) as record:
         state = agreed(lambda: record.state)
-        if state == "complete":
-            log.info("reusing %s", folder)
-        elif state.startswith("stopped"):
+        if state.startswith("stopped"):
             raise TrainingStoppedError(f"{state.removeprefix('stopped: ')} ({folder}); try a smaller optimizer.lr")
-        else:
+        if state != "complete":
+            if announced:
+                _announce(config, announced)
             if "reference" in config:
-                _recorded(reference_of(config), None, wait=True)
+                _recorded(reference_of(config), None, wait=True, announced=f"the reference of {config.run.name}")
             try:
                 with together():
                     get_method(config.job)(config, record, logger)
@@ -282,7 +325,9 @@ def _conclude(
     """
     import matplotlib.pyplot as plt
 
+    from opposing_signals.claims import verdict_table
     from opposing_signals.figures import style
+    from opposing_signals.signals import Runs, Trajectory
 
     folder = experiment_folder(config) / subfolder
     folder.mkdir(parents=True, exist_ok=True)
@@ -307,6 +352,7 @@ def _conclude(
         (folder / stale).unlink(missing_ok=True)
     if trajectories or failures:
         figure = instantiate(config.figure)(trajectories) if trajectories else style.figure(8, 2, "No run is complete")
+        style.name_verdicts(figure, verdicts)
         style.name_failures(figure, failures)
         figure.savefig(folder / "figure.png", dpi=150)
         figure.savefig(folder / "figure.pdf")
@@ -316,12 +362,15 @@ def _conclude(
         if trajectories and OmegaConf.select(config, "tables") is not None:
             instantiate(config.tables)(trajectories, folder)
     _mirror(logger, folder, verdicts)
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(verdict_table(checked, f"{config.experiment.name} at scale={config.scale.name}, seed={config.seed}"))
-    console.print(f"figure: {folder / 'figure.png'}\nclaims: {folder / 'claims.json'}", highlight=False, soft_wrap=True)
+    shown = console()
+    title = f"{config.experiment.name} at scale={config.scale.name}, seed={config.seed}"
+    shown.print(verdict_table(checked, title, shown))
+    shown.print(f"figure: {folder / 'figure.png'}\nclaims: {folder / 'claims.json'}", soft_wrap=True)
 
 
 def _claim(claim: DictConfig) -> Claim:
+    from opposing_signals.claims import Claim
+
     threshold = claim.threshold if isinstance(claim.threshold, str) else dict(claim.threshold)
     statistic = instantiate(claim.statistic, _partial_=True)
     return Claim(claim.id, claim.statement, claim.source, statistic, threshold)
@@ -335,7 +384,7 @@ def _description(config: DictConfig, records: dict[str, Record]) -> dict[str, An
         "command": shlex.join(["opposing-signals", *sys.argv[1:]]),
         "scale": config.scale.name,
         "seed": config.seed,
-        "drawn": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "drawn": datetime.now(UTC).isoformat(timespec="seconds"),
         "runs": {
             name: {"folder": record.folder.name, "configuration": record.configuration, "provenance": record.provenance}
             for name, record in records.items()
@@ -346,26 +395,28 @@ def _description(config: DictConfig, records: dict[str, Record]) -> dict[str, An
 @contextmanager
 def _logger(config: DictConfig, name: str) -> Iterator[Any]:
     """The dashboard's run of one job; closed at its end, because a second job must not go on in it."""
-    logger = instantiate(config.logger, name=name) if config.logger and is_first() else None
+    run = instantiate(config.logger, name=name) if config.logger and is_first() else None
     try:
-        if logger is not None:
+        if run is not None:
+            run.define_metric("trainer/global_step")  # Lightning's name for the step, along which all is drawn
+            run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
             # a sweep's configuration holds Hydra's own, some of whose fields only its jobs have
             shown = OmegaConf.masked_copy(config, [str(name) for name in config if name != "hydra"])
-            logger.log_hyperparams(OmegaConf.to_container(shown, resolve=True))
-        yield logger
+            run.config.update(OmegaConf.to_container(shown, resolve=True))
+        yield run
     finally:
-        if logger is not None:
-            import wandb
-
-            wandb.finish()
+        if run is not None:
+            run.finish()
 
 
-def _mirror(logger: Any, folder: Path, verdicts: list[Any]) -> None:
-    if logger is None:
+def _mirror(run: Any, folder: Path, verdicts: list[Any]) -> None:
+    if run is None:
         return
+    import wandb
+
     columns = list(verdicts[0].as_json()) if verdicts else []
     rows = [[str(value) for value in verdict.as_json().values()] for verdict in verdicts]
     if (folder / "figure.png").is_file():
-        logger.log_image("figure", [str(folder / "figure.png")])
-    logger.log_table("claims", columns, rows)
-    logger.experiment.summary.update({f"verdict/{verdict.id}": verdict.verdict for verdict in verdicts})
+        run.log({"figure": [wandb.Image(str(folder / "figure.png"))]})
+    run.log({"claims": wandb.Table(columns=columns, data=rows)})
+    run.summary.update({f"verdict/{verdict.id}": verdict.verdict for verdict in verdicts})

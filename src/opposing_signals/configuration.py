@@ -32,9 +32,14 @@ UNDECISIVE = frozenset(
 
 
 def configuration_folder() -> Path:
-    """The Hydra configuration: in a wheel it is inside the package, in a checkout it stands at the top."""
-    installed = Path(str(resources.files("opposing_signals"))) / "conf"
-    return installed if installed.is_dir() else Path(__file__).parents[2] / "conf"
+    """The Hydra configuration."""
+    return shipped_folder("conf")
+
+
+def shipped_folder(name: str) -> Path:
+    """A folder that comes with the package: in a wheel it is inside it, in a checkout it stands at the top."""
+    installed = Path(str(resources.files("opposing_signals"))) / name
+    return installed if installed.is_dir() else Path(__file__).parents[2] / name
 
 
 def decisive(config: DictConfig) -> dict[str, Any]:

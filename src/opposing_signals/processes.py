@@ -17,12 +17,13 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from datetime import timedelta
-from typing import TypeVar
-
-import torch
-from torch import Tensor, distributed
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
 
 from opposing_signals.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor, distributed
 
 _LONGEST = timedelta(days=7)
 """What the first process may take while the others wait, for instance to tokenize a text. One that dies is not waited
@@ -38,14 +39,27 @@ _failures = itertools.count()
 _alone: list[None] = []
 
 
+def is_one_of_several() -> bool:
+    """Whether torchrun has started this process, be it `joined` already or not."""
+    return {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
+
+
 def count() -> int:
     """How many processes share the run."""
-    return distributed.get_world_size() if distributed.is_initialized() and not _alone else 1
+    group = _group()
+    return group.get_world_size() if group else 1
 
 
 def rank() -> int:
     """Which of them this is, from 0 on."""
-    return distributed.get_rank() if distributed.is_initialized() and not _alone else 0
+    group = _group()
+    return group.get_rank() if group else 0
+
+
+def _group() -> ModuleType | None:
+    """`torch.distributed` if it is initialized. Whoever has not imported it has not done that: no need to import it."""
+    module = sys.modules.get("torch.distributed")
+    return module if module and module.is_initialized() and not _alone else None
 
 
 @contextmanager
@@ -69,6 +83,8 @@ def is_first() -> bool:
 def summed(tensor: Tensor) -> Tensor:
     """``tensor`` added up over the processes, in place; its memory layout may differ between them."""
     if count() > 1:
+        from torch import distributed
+
         dense = tensor.contiguous()
         distributed.all_reduce(dense)
         if dense is not tensor:
@@ -80,6 +96,8 @@ def gathered(pieces: Sequence[Result]) -> list[Result]:
     """The pieces of all processes, one for each of `EmpiricalRisk.parts`, in the order of the chunks."""
     if count() == 1:
         return list(pieces)
+    from torch import distributed
+
     theirs: list[list[Result]] = [[] for _ in range(count())]
     distributed.all_gather_object(theirs, list(pieces))
     longest = max(len(row) for row in theirs)
@@ -94,6 +112,9 @@ def agreed(work: Callable[[], Result]) -> Result:
     """
     if count() == 1:
         return work()
+    import torch
+    from torch import distributed
+
     outcome: list = [None, ""]
     failure: Exception | None = None
     if is_first():
@@ -130,6 +151,9 @@ def joined() -> Iterator[None]:
     The others print nothing on stdout, and leave it to the first process to report an exception that it has too.
     """
     global _store
+    import torch
+    from torch import distributed
+
     store, own_rank, size = next(distributed.rendezvous("env://"))
     _store = distributed.PrefixStore("opposing_signals", store)
     signal.signal(signal.SIGTERM, _leave)  # Lightning's own handler calls it, and would go on without it
@@ -164,6 +188,8 @@ def _leave(*_: object) -> None:
 
 def first_has_ended(seconds: float = _PATIENCE) -> bool:
     """Whether the first process ends within ``seconds``, and so reports what this one could report."""
+    from torch import distributed
+
     try:
         assert _store is not None
         _store.wait([_END], timedelta(seconds=seconds))

@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
     """Versions, commit and machine of a run that begins now, as JSON values."""
     on_gpu = device is not None and device.type == "cuda"
     return {
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
         "commit": commit(),
         "machine": {

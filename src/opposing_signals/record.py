@@ -7,6 +7,7 @@
       sample_loss.npy       a structured array: field `step` int64, field `value` of the quantity's dtype and shape
       sharpness.npy
       checkpoint.ckpt       the last resumable state of the training
+      running.txt           there while a process writes the run, and behind one that has died (then died.txt)
 
 Arrays are plain ``.npy`` files. The format reserves room in its header so that the first axis can grow in place
 (`numpy.lib.format.GROWTH_AXIS_MAX_DIGITS`); a row is written behind the last one and only then counted in the
@@ -31,6 +32,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.lib import format as npy
 
+from opposing_signals.crash import DIED, death_in, watched
 from opposing_signals.errors import InputError, MissingQuantityError
 
 log = getLogger(__name__)
@@ -207,8 +209,18 @@ class Record:
             _check_same(folder, json.loads(json.dumps(configuration)))
             record = cls(folder)
             record._writable = True
+            death = death_in(folder)
+            if death is not None and record.state == "running":
+                log.warning(
+                    "the process that wrote %s died: %s; the run goes on from its last checkpoint, and %s there says "
+                    "what it was doing, should it die again",
+                    folder,
+                    death,
+                    DIED,
+                )
             try:
-                yield record
+                with watched(folder):
+                    yield record
             except Exception:
                 record._forget_if_empty()
                 raise
@@ -222,7 +234,7 @@ class Record:
 
     def _forget_if_empty(self) -> None:
         """What failed before its first row is no run; the lock stays, on which others may wait."""
-        begun = [self.folder / "configuration.json", self.folder / "provenance.json"]
+        begun = [self.folder / name for name in ("configuration.json", "provenance.json", DIED)]
         if {*self.folder.iterdir()} <= {*begun, self.folder / "lock"}:
             for path in begun:
                 path.unlink(missing_ok=True)

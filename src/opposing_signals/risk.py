@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from opposing_signals import _convolution  # noqa: F401  # mends a gradient that torch gets wrong on some CPUs
 from opposing_signals.any_order import AnyOrder, GradientWatch
 from opposing_signals.errors import InputError
 from opposing_signals.finite_differences import check, of_products
@@ -91,7 +92,8 @@ class EmpiricalRisk:
         precision: Of weights, data and arithmetic. ``"tf32"`` is float32 of which a GPU may round the factors of
             products to 10 bits (the job sets that, see `opposing_signals.training.job`), ``"bfloat16"`` keeps float32
             weights and runs under autocast, ``"unchanged"`` takes weights and data as they are.
-        channels_last: Memory layout of images and convolutions; faster on most CPUs and on GPUs with tensor cores.
+        channels_last: Memory layout of images and convolutions; faster on most CPUs and on GPUs with tensor cores. It
+            is safe on every CPU, for what torch gets wrong in it on some is mended (`opposing_signals._convolution`).
         compile_training: `torch.compile` the forward pass of `backward`. Curvature stays eager: a compiled module
             has no double backward.
         keep_outputs: Whether a pass returns the outputs of its whole batch. Those of text, V logits a token, are far

@@ -1,7 +1,10 @@
+import io
+
 import pytest
 from rich.console import Console
 
 from opposing_signals.claims import Claim, Estimate, Threshold, verdict_table
+from opposing_signals.claims.claim import Verdict
 from opposing_signals.errors import InputError
 
 
@@ -68,7 +71,36 @@ def test_the_table_shows_value_verdict_and_reason():
         claim_with(Estimate.unknown("too short")).check({"run": Recorded()}, "cpu", 1),
     ]
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(verdict_table(rows, "claims"))
+    console.print(verdict_table(rows, "claims", console))
     text = console.export_text()
     for part in ("fig99a", "It is so", "2.5", "2 to 3", "PASS", "INCONCLUSIVE", "too short"):
         assert part in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+@pytest.mark.parametrize("interval", [None, [-1.2345e-5, 1.2345e-5]])
+def test_nothing_of_a_verdict_is_cut_on_a_narrow_terminal(width, interval):
+    fields = {"source": "", "statistic": "", "scale": "cpu", "data": "", "seed": 1, "interval": interval}
+    statement = "The two groups of each dominant pair change in opposite directions, step after step"
+    verdicts = [
+        Verdict(id="a", statement=statement, threshold="< 5", value=1.0, verdict="PASS", **fields),
+        Verdict(
+            id="talk_losses_label_smoothing_opposition",
+            statement=statement,
+            threshold="in [0.125, 0.875]",
+            value=-1.2345e-7,
+            verdict="INCONCLUSIVE",
+            **fields,
+        ),
+    ]
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(verdict_table([(verdict, "the run [stopped]") for verdict in verdicts], "claims", console))
+    lines = console.export_text().splitlines()
+    text = "\n".join(lines)
+    assert max(map(len, lines)) <= width
+    for verdict in verdicts:
+        for whole in (verdict.id, verdict.verdict, verdict.threshold, f"{verdict.value:.3g}"):
+            assert any(whole in line for line in lines), whole
+    for word in [*statement.split(), "[stopped])"]:
+        assert text.count(word) >= 2
+    assert "…" not in text

@@ -76,3 +76,24 @@ def test_pair_statistics_on_a_planted_pair(trajectories):
     assert ratio.value > 5
     assert ratio.value < 1 / np.median(random_group)
     assert ratio.interval[0] <= ratio.value <= ratio.interval[1]
+
+
+def test_the_pair_nearest_to_an_interval_is_named_with_the_largest_beside_it(tmp_path):
+    """The largest pair takes points from both ends; a weaker one, later, is an interval and its neighbours."""
+    x = np.linspace(-1, 1, 20)
+    changes = np.zeros((80, 20))
+    sign = np.where(np.arange(40) % 2 == 0, 1.0, -1.0)[:, None]
+    changes[:40, [0, 19]], changes[:40, [9, 10]] = 3 * sign, -3 * sign
+    changes[40:, [4, 5]], changes[40:, [3, 6]] = sign, -sign
+    losses = 10 + np.concatenate([np.zeros((1, 20)), np.cumsum(changes, 0)])
+    configuration = {"run": {"name": "curve"}, "data": {"_target_": "opposing_signals.data.chebyshev", "points": 20}}
+    with Record.writing(tmp_path, configuration) as writer:
+        for step, row in enumerate(losses):
+            writer.append("sample_loss", step, row)
+    made = {"run": Trajectory(Record(tmp_path), pairing={"group": 3, "smallest_group": 1})}
+    np.testing.assert_allclose(made["run"].curve[0], x, rtol=1e-6)
+    estimate = statistics.interval_coverage(made)
+    assert estimate.value == 1
+    assert estimate.reason == "pair 2 of 2 by amplitude; the largest pair's is 0.2"
+    alone = {"run": Trajectory(Record(tmp_path), pairing={"group": 3, "smallest_group": 1, "pairs": 1})}
+    assert statistics.interval_coverage(alone).value == pytest.approx(0.2)

@@ -27,12 +27,54 @@ def matrix_with(eigenvalues, seed=0):
 )
 def test_a_cold_start_finds_the_algebraically_largest_pair(eigenvalues):
     matrix = matrix_with([float(e) for e in eigenvalues])
-    pair = EigenTracker(tolerance=1e-7, max_products=60)(lambda v: v @ matrix, matrix[0])
+    pair = EigenTracker(tolerance=1e-7, cold_products=60)(lambda v: v @ matrix, matrix[0])
     assert pair.value == pytest.approx(max(eigenvalues), rel=1e-9)
     residual = matrix @ pair.vector - pair.value * pair.vector
     assert float(residual.norm()) == pytest.approx(pair.residual, abs=1e-9)
     assert float(pair.vector.norm()) == pytest.approx(1)
     assert pair.products <= len(eigenvalues)
+
+
+@pytest.mark.parametrize("k", [1, 3, 12])
+def test_a_cold_start_spends_ten_products_and_warm_starts_find_the_rest(k):
+    matrix = matrix_with([10.0, 9.8, 9.7, *torch.linspace(-5, 9, 297).tolist()])
+    tracker, top = EigenTracker(k, tolerance=1e-4), torch.linalg.eigvalsh(matrix).flip(0)[:k]
+    spent = []
+    for _ in range(8):
+        assert not spent or tracker.budget <= 40
+        budget, pairs = tracker.budget, tracker(lambda v: v @ matrix, matrix[0])
+        assert pairs.products <= budget
+        residuals = (pairs.vectors @ matrix - pairs.quotients[:, None] * pairs.vectors).norm(dim=1)
+        torch.testing.assert_close(pairs.residuals, residuals, rtol=1e-6, atol=1e-9)
+        spent.append(pairs.products)
+    assert spent[0] == max(10, k)
+    assert spent[1] <= 2 * spent[0]
+    torch.testing.assert_close(pairs.values[:3], top[:3], rtol=1e-3, atol=0)
+
+
+def test_memory_does_not_grow_with_products(monkeypatch):
+    """A basis that is restarted finds what an unbounded one does, with vectors that are still orthonormal."""
+    monkeypatch.setattr("opposing_signals.curvature.eigen._FLOATS_HELD", 0)
+    monkeypatch.setattr("opposing_signals.curvature.eigen._COLUMNS", 7)
+    matrix, widths = matrix_with([10.0, 9.0, *torch.linspace(-5, 8, 198).tolist()]), []
+
+    def products(vectors):
+        widths.append(len(vectors))
+        return vectors @ matrix
+
+    pairs = EigenTracker(2, tolerance=1e-5, cold_products=100)(products, matrix[0])
+    assert pairs.products == sum(widths) > 30
+    assert pairs.values.tolist() == pytest.approx([10.0, 9.0], rel=1e-8)
+    torch.testing.assert_close(pairs.vectors @ pairs.vectors.T, torch.eye(2, dtype=torch.float64))
+    torch.testing.assert_close(pairs.vectors @ matrix, pairs.values[:, None] * pairs.vectors, atol=1e-4, rtol=0)
+
+
+def test_a_checkpoint_holds_two_numbers_for_each_of_the_parameters():
+    matrix, tracker = matrix_with(SPECTRUM).float(), EigenTracker()
+    for _ in range(5):
+        tracker(lambda v: v @ matrix, matrix[0])
+    held = sum(start.nbytes for start in tracker.state_dict()["starts"])
+    assert held == 2 * matrix[0].nbytes
 
 
 def test_the_residual_bounds_the_distance_to_an_eigenvalue():
@@ -45,7 +87,7 @@ def test_the_residual_bounds_the_distance_to_an_eigenvalue():
 
 
 def test_a_warm_start_follows_a_slow_change_with_few_products_and_a_steady_sign():
-    solver = EigenTracker(tolerance=1e-2, max_products=60)
+    solver = EigenTracker(tolerance=1e-2, max_products=60, cold_products=40)
     drift = matrix_with([1.0] + [0.0] * 39, seed=1)
     spent, last = [], None
     for t in range(20):
@@ -207,8 +249,11 @@ def test_several_pairs_are_those_that_are_asked_for(which, expected):
 
 @pytest.mark.parametrize("which", ["largest", "smallest", "magnitude"])
 def test_a_block_follows_a_slow_change(which):
-    tracker, drift = EigenTracker(3, which, tolerance=1e-3), matrix_with([1.0] * 4 + [-1.0] * 16, seed=1)
-    base = matrix_with([float(i) for i in range(-10, 10)])
+    tracker, drift = (
+        EigenTracker(3, which, tolerance=1e-3, cold_products=20),
+        matrix_with([1.0] * 4 + [-1.0] * 16, seed=1),
+    )
+    base = matrix_with([i + 0.25 for i in range(-10, 10)])  # no two as large
     for t in range(12):
         matrix = base + 0.01 * t * drift
         pairs = tracker(lambda v, m=matrix: v @ m, matrix[0])
@@ -228,7 +273,7 @@ def test_a_block_is_orthonormal_and_ordered_where_eigenvalues_meet():
 def test_power_iteration_finds_the_largest_in_absolute_value_and_needs_more_products():
     matrix = matrix_with([9.0, *[0.2 * i for i in range(40)]])
     pair = power_iteration(lambda v: v @ matrix, torch.ones(41, dtype=torch.float64), 1e-4, 500)
-    ours = EigenTracker(tolerance=1e-4)(lambda v: v @ matrix, matrix[0])
+    ours = EigenTracker(tolerance=1e-4, cold_products=40)(lambda v: v @ matrix, matrix[0])
     assert pair.value == pytest.approx(9.0) == ours.value
     assert pair.products > ours.products
     negative = power_iteration(lambda v: -v @ matrix, torch.ones(41, dtype=torch.float64), 1e-4, 500)
@@ -266,7 +311,9 @@ def test_settings_that_cannot_work_are_refused(settings, message):
 
 
 def test_a_state_of_another_version_is_refused():
-    with pytest.raises(InputError, match=r"holds starts, vectors: expected starts, vectors, calm; .* train it again"):
+    with pytest.raises(
+        InputError, match=r"holds starts, vectors: expected starts, alternates, calm, calls; .* train it again"
+    ):
         EigenTracker().load_state_dict({"starts": [], "vectors": None})
 
 

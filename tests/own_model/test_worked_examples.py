@@ -9,6 +9,8 @@ import pytest
 from opposing_signals.own_model import explain
 from opposing_signals.record import Record
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

@@ -34,7 +34,7 @@ def write_record(
 ) -> Path:
     """Write the record of a run; ``configuration`` replaces parts of it."""
     described = {
-        "run": {"name": "planted_gd"},
+        "run": {"name": "planted_mlp"},
         "data": PLANTED,
         "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.05, "momentum": 0.0},
         "batch": None,

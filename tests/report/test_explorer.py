@@ -58,7 +58,7 @@ def losses() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, losses) -> Path:
-    return write_record(tmp_path_factory.mktemp("record") / "planted_gd", losses)
+    return write_record(tmp_path_factory.mktemp("record") / "planted_mlp", losses)
 
 
 @pytest.fixture(scope="module")

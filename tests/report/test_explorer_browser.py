@@ -13,6 +13,8 @@ from opposing_signals.data import planted
 from opposing_signals.report import build
 from opposing_signals.signals import find_pairs
 
+pytestmark = pytest.mark.slow
+
 STEP = "document.getElementById('step-title').textContent"
 IDS = "[...document.querySelectorAll('[data-side={side}] button')].map((button) => Number(button.dataset.id))"
 

@@ -10,6 +10,8 @@ from fabricated import run, verdict, write_result
 
 from opposing_signals.report import build
 
+pytestmark = pytest.mark.slow
+
 WIDTHS = (390, 1280)
 MEASURE = """
 addEventListener("load", () => {

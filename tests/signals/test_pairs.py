@@ -50,3 +50,12 @@ def test_the_selecting_step_is_left_out_of_the_correlation():
 @pytest.mark.parametrize("shape", [(0, 10), (2, 10), (50, 2)])
 def test_too_little_data_gives_no_pairs(shape):
     assert find_pairs(np.zeros(shape)) == []
+
+
+def test_points_that_oppose_each_other_alone_are_a_pair_where_a_group_may_be_so_small():
+    changes = np.zeros((40, 30))
+    changes[::2, 3], changes[1::2, 3] = 1, -1
+    changes[::2, 7], changes[1::2, 7] = -1, 1
+    (pair,) = find_pairs(changes, group=3, smallest_group=1, phases=1)
+    assert sorted([*pair.rising.tolist(), *pair.falling.tolist()]) == [3, 7]
+    assert pair.correlation == -1

@@ -69,6 +69,7 @@ def test_recorded_losses_are_those_before_the_step(tmp_path):
     assert record.provenance["data"]["examples"] == 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [(), MINIBATCH], ids=["full batch", "minibatch"])
 def test_a_run_killed_at_any_moment_ends_with_the_same_bits(tmp_path, overrides):
     uninterrupted = trained(tmp_path / "whole", *overrides, "steps=40")

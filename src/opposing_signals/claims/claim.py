@@ -11,12 +11,19 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from opposing_signals.errors import InputError
 from opposing_signals.signals.trajectory import Trajectory
 
 PASS, FAIL, INCONCLUSIVE, NOT_RUN = "PASS", "FAIL", "INCONCLUSIVE", "NOT RUN"
+_LEAST_TEXT = 30
+"""Columns that a statement must have in a table."""
+_FRAME = 3
+"""Columns of frame and padding beside each cell of a table."""
 COLOURS = {PASS: "green", FAIL: "red", INCONCLUSIVE: "yellow", NOT_RUN: "dim"}
 
 
@@ -27,7 +34,7 @@ class Estimate:
     Attributes:
         value: NaN when the run cannot tell; `reason` then says why.
         interval: 95% interval of the value; None where none was computed.
-        reason: Why there is no value.
+        reason: Why there is no value; or what has to stand beside it.
     """
 
     value: float
@@ -121,7 +128,7 @@ class Claim:
         return Threshold(self.threshold[scale])
 
     def check(self, trajectories: Mapping[str, Trajectory], scale: str, seed: int) -> tuple[Verdict, str]:
-        """The verdict on these runs, and why there is no value if there is none.
+        """The verdict on these runs, and why there is no value or what stands beside it.
 
         The value alone decides between PASS and FAIL. INCONCLUSIVE means that the runs cannot tell, NOT RUN that
         there are no runs.
@@ -159,19 +166,37 @@ def _description(statistic: Statistic) -> str:
     return first_line + "".join(f"; {name} = {value}" for name, value in keywords.items())
 
 
-def verdict_table(verdicts: list[tuple[Verdict, str]], title: str) -> Table:
-    """The verdicts as a table for the terminal."""
-    table = Table(title=title, title_justify="left", show_lines=False)
-    for column in ("claim", "statement", "threshold", "value", "95% interval", "verdict"):
-        table.add_column(column, no_wrap=column != "statement")
-    for verdict, reason in verdicts:
-        colour = COLOURS[verdict.verdict]
-        table.add_row(
+def verdict_table(verdicts: list[tuple[Verdict, str]], title: str, console: Console) -> RenderableType:
+    """The verdicts for a terminal: a table, or a few lines for each where a table would have no room for statements."""
+    headings = ["claim", "threshold", "value", "95% interval", "verdict"]
+    rows = [
+        [
             verdict.id,
-            verdict.statement + (f" [dim]({reason})[/]" if reason else ""),
             verdict.threshold,
             "-" if verdict.value is None else f"{verdict.value:.3g}",
             "-" if verdict.interval is None else "{:.3g} to {:.3g}".format(*verdict.interval),
-            f"[{colour}]{verdict.verdict}[/]",
-        )
-    return table
+            verdict.verdict,
+        ]
+        for verdict, _ in verdicts
+    ]
+    if all(verdict.interval is None for verdict, _ in verdicts):
+        for row in (headings, *rows):
+            del row[3]
+    statements = [escape(v.statement) + (f" [dim]({escape(reason)})[/]" if reason else "") for v, reason in verdicts]
+    whole = sum(max(map(len, column)) for column in zip(headings, *rows, strict=True))
+    if whole + _LEAST_TEXT + _FRAME * (len(headings) + 1) + 1 <= console.width:
+        table = Table(title=title, title_justify="left")
+        for heading in (headings[0], "statement", *headings[1:]):
+            table.add_column(heading, no_wrap=heading != "statement")
+        for row, statement in zip(rows, statements, strict=True):
+            table.add_row(row[0], statement, *row[1:-1], _coloured(row[-1]))
+        return table
+    lines: list[RenderableType] = [f"[italic]{title}[/]"]
+    for (name, threshold, value, *interval, verdict), statement in zip(rows, statements, strict=True):
+        details = [f"{value}, expected {threshold}", *(f"95% interval {it}" for it in interval if it != "-"), statement]
+        lines += [f"[bold]{name}[/]  {_coloured(verdict)}", Padding("\n".join(details), (0, 0, 0, 2))]
+    return Group(*lines)
+
+
+def _coloured(verdict: str) -> str:
+    return f"[{COLOURS[verdict]}]{verdict}[/]"

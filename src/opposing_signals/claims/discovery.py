@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from opposing_signals.claims.claim import Estimate
-from opposing_signals.claims.statistics import Trajectories
-from opposing_signals.signals import Trajectory, agreement, match_pair, stability
+from opposing_signals.claims.statistics import Trajectories, block_bootstrap, only_run
+from opposing_signals.signals import Trajectory, agreement, match_pair, nearest_planted, stability
 
 
 def planted_match(trajectories: Trajectories, features: Sequence[str]) -> Estimate:
@@ -17,15 +17,33 @@ def planted_match(trajectories: Trajectories, features: Sequence[str]) -> Estima
 
 
 def _planted_f1(trajectory: Trajectory, features: Sequence[str]) -> float:
-    dataset = trajectory.dataset
-    targets = dataset.targets.numpy()
-    scores = [0.0]
-    for feature in features:
-        bearers = np.flatnonzero(dataset.truth[feature])
-        groups = [bearers[targets[bearers] == label] for label in np.unique(targets[bearers])]
-        if len(groups) == 2 and trajectory.discoveries:
-            scores.append(match_pair(trajectory.discoveries[0].groups, (groups[0], groups[1])).f1)
-    return max(scores)
+    if not trajectory.discoveries:
+        return 0.0
+    dominant = trajectory.discoveries[0]
+    planted = nearest_planted(dominant, trajectory.dataset, features)
+    return 0.0 if planted is None else match_pair(dominant.groups, planted[1]).f1
+
+
+def planted_correlation(trajectories: Trajectories, features: Sequence[str]) -> Estimate:
+    """Correlation of the one-step changes of the two planted groups that the dominant pair is most like, while active.
+
+    The groups are those of the truth, so that no selection by loss is behind the value.
+    """
+    trajectory = only_run(trajectories)
+    if not trajectory.discoveries:
+        return Estimate.unknown("no opposing pair was found")
+    pair = trajectory.discoveries[0]
+    planted = nearest_planted(pair, trajectory.dataset, features)
+    if planted is None:
+        return Estimate.unknown(f"no images of two classes bear {' or '.join(features)}")
+    steps = trajectory.changes.steps
+    rows = np.flatnonzero((steps >= pair.appears) & (steps <= pair.fades))
+    one, other = (trajectory.changes.values[rows][:, group].mean(1, dtype=np.float64) for group in planted[1])
+
+    def correlation(chosen: np.ndarray | slice) -> float:
+        return float(np.corrcoef(one[chosen], other[chosen])[0, 1])
+
+    return Estimate(correlation(slice(None)), block_bootstrap(correlation, len(rows)))
 
 
 def ways_agree(trajectories: Trajectories) -> Estimate:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from scipy.stats import kurtosis
+import scipy
 
 from opposing_signals.claims.claim import Estimate
 from opposing_signals.signals.pairs import OpposingPair
@@ -100,16 +100,18 @@ def peak_sharpness_over_threshold(trajectories: Trajectories) -> Estimate:
 
 
 def interval_coverage(trajectories: Trajectories) -> Estimate:
-    """Share of the points between the outermost points of the dominant pair, in the order of x, that belong to it.
+    """Largest share, over the dominant pairs, of a span of x that is one group as an interval and the other around it.
 
-    1 when one group is an interval and the other its neighbours.
+    See `opposing_signals.signals.interval_coverage`. The pair is named by its rank in amplitude, and the coverage of
+    the largest pair stands beside it.
     """
     trajectory = only_run(trajectories)
     if not trajectory.pairs:
         return Estimate.unknown("no opposing pair was found")
-    order = trajectory.curve[0].argsort()
-    members = np.flatnonzero(np.isin(order, np.concatenate(trajectory.pairs[0].groups)))
-    return Estimate(len(members) / float(members[-1] - members[0] + 1))
+    coverages = trajectory.interval_coverages
+    best = int(np.argmax(coverages))
+    beside = "" if best == 0 else f"; the largest pair's is {coverages[0]:.3g}"
+    return Estimate(coverages[best], reason=f"pair {best + 1} of {len(coverages)} by amplitude{beside}")
 
 
 def share_increasing(trajectories: Trajectories, run: str, after_break_even: bool) -> Estimate:
@@ -129,7 +131,7 @@ def change_kurtosis(trajectories: Trajectories) -> Estimate:
     changes = trajectory.after_break_even(trajectory.changes)
     if len(changes) < FEWEST_STEPS:
         return Estimate.unknown(too_few_steps(trajectory, len(changes)))
-    return median_over_steps(np.array([kurtosis(row.astype(np.float64)) for row in changes.values]))
+    return median_over_steps(np.array([scipy.stats.kurtosis(row.astype(np.float64)) for row in changes.values]))
 
 
 def change_concentration(trajectories: Trajectories, points: float = 0.01) -> Estimate:

@@ -4,7 +4,7 @@ from opposing_signals.figures.changes import change_distribution, share_increasi
 from opposing_signals.figures.chebyshev import chebyshev
 from opposing_signals.figures.conjectures import descents, group_variance, probes_by_rule
 from opposing_signals.figures.curvature import curvature_share, mlp_phases, outlier_metrics, sensitivity
-from opposing_signals.figures.discovery import discovered_pairs
+from opposing_signals.figures.discovery import discovered_pairs, planted_pair
 from opposing_signals.figures.groups import group_losses
 from opposing_signals.figures.intervention import intervention
 from opposing_signals.figures.optimizers import (
@@ -24,6 +24,7 @@ from opposing_signals.figures.probes import (
     probe_under_flow,
 )
 from opposing_signals.figures.projection import projection
+from opposing_signals.figures.spikes import loss_spikes
 from opposing_signals.figures.text import adam_and_splitsgd, token_losses, token_pair, token_tables
 from opposing_signals.figures.theory import (
     theorem31,
@@ -48,10 +49,12 @@ __all__ = [
     "intervention",
     "learning_rates",
     "learning_rates_of_both",
+    "loss_spikes",
     "mlp_phases",
     "outlier_grids",
     "outlier_metrics",
     "plain_step_sizes",
+    "planted_pair",
     "probe_family",
     "probe_under_adam",
     "probe_under_flow",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import scipy
 from matplotlib.figure import Figure
-from scipy.stats import kurtosis, norm
 
 from opposing_signals.figures import style
 from opposing_signals.signals import Trajectory
@@ -49,9 +49,13 @@ def change_distribution(trajectories: Mapping[str, Trajectory], panels: int = 4)
         edges = np.linspace(-reach, reach, 81)
         axes.hist(values, edges, color=style.RUNS[0], log=True)
         width = edges[1] - edges[0]
-        gaussian = len(values) * width * norm.pdf(edges, values.mean(), values.std() or 1.0)
+        gaussian = len(values) * width * scipy.stats.norm.pdf(edges, values.mean(), values.std() or 1.0)
         axes.plot(edges, gaussian, color=style.RUNS[1], label="Gaussian")
-        axes.set(title=f"step {changes.steps[row]}: kurtosis {kurtosis(values):.1f}", xlabel="Δᵢ", ylim=(0.5, None))
+        axes.set(
+            title=f"step {changes.steps[row]}: kurtosis {scipy.stats.kurtosis(values):.1f}",
+            xlabel="Δᵢ",
+            ylim=(0.5, None),
+        )
     figure.axes[0].set_ylabel("training points")
     figure.axes[0].legend()
     return figure

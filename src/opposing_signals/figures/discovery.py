@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from opposing_signals.figures import style
-from opposing_signals.figures.groups import draw_images
-from opposing_signals.signals import Trajectory, agreement
+from opposing_signals.figures.groups import classes, draw_images
+from opposing_signals.signals import Trajectory, agreement, match_pair, nearest_planted
 
 
 def discovered_pairs(trajectories: Mapping[str, Trajectory], pairs: int = 4, thumbnails: int = 16) -> Figure:
@@ -65,3 +66,46 @@ def _draw_losses(axes: Axes, trajectory: Trajectory, margin: int = 20) -> None:
     axes.plot(trajectory.mean_loss.steps, trajectory.mean_loss.values, color=style.INK, label="train loss")
     axes.set(title="losses of pair 1", xlabel="step")
     axes.legend(ncols=3, loc="upper right")
+
+
+def planted_pair(
+    trajectories: Mapping[str, Trajectory], features: Sequence[str], thumbnails: int = 40, margin: int = 12
+) -> Figure:
+    """The dominant pair as it was found above the planted pair that it is most like: losses and members of both.
+
+    Args:
+        trajectories: One run on data with planted features.
+        features: Those of which the network makes something.
+        thumbnails: Images shown a group.
+        margin: Steps shown before and behind the phase in which the pair was found.
+    """
+    (trajectory,) = trajectories.values()
+    dataset = trajectory.dataset
+    pair = trajectory.discoveries[0] if trajectory.discoveries else None
+    planted = None if pair is None else nearest_planted(pair, dataset, features)
+    if pair is None or planted is None:
+        return style.figure(8, 2, f"{trajectory.title}\nno opposing pair was found")
+    feature, truth = planted
+    matched = match_pair(pair.groups, truth)
+    found = pair.groups
+    if len(np.intersect1d(found[0], truth[0])) < len(np.intersect1d(found[1], truth[0])):
+        found = found[::-1]  # the same way round as the truth
+    figure = style.figure(14, 6.6, trajectory.title)
+    rows = figure.subplots(2, 3, width_ratios=[1.25, 1, 1])
+    told = {
+        f"found by their losses alone: F1 {matched.f1:.2f}, correlation {pair.opposition:.2f}": found,
+        f"planted: the images with {feature}, by class": truth,
+    }
+    for (losses, *sheets), (title, groups) in zip(rows, told.items(), strict=True):
+        steps, values = trajectory.losses_between(pair.phase[0] - margin, pair.phase[1] + margin)
+        for group, look, axes in zip(groups, style.GROUPS, sheets, strict=True):
+            bearers = dataset.truth[feature][group]
+            name = f"{bearers.sum()} with {feature}" + (f", {(~bearers).sum()} without" if not bearers.all() else "")
+            losses.plot(steps, values[:, group].mean(1), **look, markersize=4, label=classes(dataset, group))
+            ordered = np.concatenate([group[bearers], group[~bearers]])
+            draw_images(axes, dataset, ordered, look["color"], name, thumbnails, rows=4)
+        losses.plot(steps, values.mean(1), color=style.INK, linewidth=2, label="train loss")
+        losses.set(title=title, xlabel="step", ylabel="mean loss", ylim=(0, None))
+        losses.xaxis.set_major_locator(MaxNLocator(integer=True))
+        style.legend_above(losses, 3)
+    return figure

@@ -15,6 +15,9 @@ from opposing_signals.data import Dataset
 from opposing_signals.figures import style
 from opposing_signals.signals import OpposingPair, Trajectory
 
+SMALLEST = 32
+"""Pixels of an image's height on a sheet, at the least."""
+
 
 def group_losses(trajectories: Mapping[str, Trajectory], thumbnails: int = 10, zoom: int = 30) -> Figure:
     """Overall train loss, sharpness, and the mean loss of each group of the found pairs, with sample images.
@@ -115,13 +118,17 @@ def _draw_pair(
             )
 
 
-def draw_images(axes: Axes, dataset: Dataset, group: np.ndarray, colour: str, name: str, count: int) -> None:
-    """The first ``count`` images of a group in two rows, framed, under its name and classes."""
+def draw_images(
+    axes: Axes, dataset: Dataset, group: np.ndarray, colour: str, name: str, count: int, rows: int = 2
+) -> None:
+    """The first ``count`` images of a group in ``rows`` rows, framed, under its name and classes."""
     assert dataset.images is not None
     shown = dataset.images[group[:count]]
+    larger = max(1, SMALLEST // shown.shape[1])  # so that the lines between small images stay thin
+    shown = shown.repeat(larger, 1).repeat(larger, 2)
     height, width = shown.shape[1:3]
-    columns = -(-count // 2)
-    sheet = np.full((2 * (height + 2), columns * (width + 2), 3), 255, np.uint8)
+    columns = -(-count // rows)
+    sheet = np.full((rows * (height + 2), columns * (width + 2), 3), 255, np.uint8)
     for i, image in enumerate(shown):
         top, left = i // columns * (height + 2), i % columns * (width + 2)
         sheet[top : top + height, left : left + width] = image
@@ -129,10 +136,10 @@ def draw_images(axes: Axes, dataset: Dataset, group: np.ndarray, colour: str, na
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(visible=True, color=colour, linewidth=2)
-    axes.set_title(f"{name}: {_classes(dataset, group)}", fontsize=8)
+    axes.set_title(f"{name}: {classes(dataset, group)}", fontsize=8)
 
 
-def _classes(dataset: Dataset, group: np.ndarray) -> str:
+def classes(dataset: Dataset, group: np.ndarray) -> str:
     """For instance "12 airplane, 5 ship, 3 other"."""
     counts = Counter(dataset.class_names[int(target)] for target in dataset.targets[group]).most_common()
     shown = [f"{count} {name}" for name, count in counts[:3]]

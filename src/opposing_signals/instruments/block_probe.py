@@ -78,7 +78,7 @@ class BlockProbe(Instrument):
     @contextmanager
     def _observe(self, module: TrainingModule) -> Iterator[None]:
         """Take the batch-norm statistics of the first chunk and the feature norms of every chunk that passes."""
-        if not self._is_due(module.step):
+        if not self.is_due(module.step):
             yield
             return
         with captured(self.risk.model) as statistics, self._feature_norms() as norms:
@@ -102,7 +102,7 @@ class BlockProbe(Instrument):
     ) -> None:
         """Lightning's hook behind each gradient that the optimizer asks for; the first one stands at θ_t."""
         assert isinstance(pl_module, TrainingModule)
-        if self._is_due(pl_module.step) and pl_module.step != self._last_step:
+        if self.is_due(pl_module.step) and pl_module.step != self._last_step:
             self._last_step = pl_module.step
             self._measure(pl_module, pl_module.step)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from opposing_signals.record import Record
 from opposing_signals.risk import EmpiricalRisk
 from opposing_signals.training.module import TrainingModule
 
+Products = Callable[[torch.Tensor], torch.Tensor]
 Rule = TypeVar("Rule", bound=torch.optim.Optimizer)
 
 
@@ -94,13 +96,14 @@ class Instrument(Callback):
         if np.ndim(value) == 0:
             module.scalars[quantity] = float(value)
 
-    def _is_due(self, step: int) -> bool:
+    def is_due(self, step: int) -> bool:
+        """Whether the step is one of those that are measured."""
         return step % self.every < self.consecutive
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Lightning's hook in front of a step."""
         assert isinstance(pl_module, TrainingModule)
-        if self._is_due(trainer.global_step):
+        if self.is_due(trainer.global_step):
             self.before_step(pl_module, trainer.global_step)
 
     def on_train_batch_end(
@@ -108,5 +111,24 @@ class Instrument(Callback):
     ) -> None:
         """Lightning's hook behind a step."""
         assert isinstance(pl_module, TrainingModule)
-        if self._is_due(pl_module.step):
+        if self.is_due(pl_module.step):
             self.from_step(pl_module, pl_module.step)
+
+
+def announcing(products: Products, module: TrainingModule, most: int, spent: int = 0) -> Products:
+    """``products``, told to who looks on: on a large model or a slow machine each of them takes a while.
+
+    Args:
+        products: Vectors ↦ their products with the Hessian.
+        module: Of the run.
+        most: How many there may be.
+        spent: How many there were before.
+    """
+
+    def announced(vectors: torch.Tensor) -> torch.Tensor:
+        nonlocal spent
+        spent += len(vectors)
+        module.announce(f"curvature, product {spent} of {most}")
+        return products(vectors)
+
+    return announced

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from opposing_signals.curvature import EigenTracker, adam_preconditioner, preconditioned
-from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.instruments.instrument import Instrument, announcing
 from opposing_signals.record import Record
 from opposing_signals.risk import EmpiricalRisk
 from opposing_signals.training.module import TrainingModule
@@ -47,7 +47,7 @@ class PreconditionedSharpness(Instrument):
         optimizer: Any = module.optimizers()
         preconditioner = adam_preconditioner(optimizer.optimizer, self.risk.parameters)
         products = preconditioned(lambda vectors: self.risk.hessian_products(vectors).products, preconditioner)
-        pairs = self.tracker(products, preconditioner)
+        pairs = self.tracker(announcing(products, module, self.tracker.budget), preconditioner)
         self.write(module, step, "preconditioned_sharpness", pairs.value)
         self.write(module, step, "preconditioned_sharpness_quotient", pairs.quotient)
         self.write(module, step, "preconditioned_sharpness_residual", pairs.residual)

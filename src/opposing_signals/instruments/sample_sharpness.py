@@ -86,7 +86,7 @@ class SampleSharpness(Instrument):
         """Keep ℓ(θ_t) where the next step asks for the change."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         assert isinstance(pl_module, TrainingModule)
-        self._losses = pl_module.forward_pass.losses if self._is_due(pl_module.step + 1) else None
+        self._losses = pl_module.forward_pass.losses if self.is_due(pl_module.step + 1) else None
 
     def state_dict(self) -> dict[str, Any]:
         """The losses of the last step, if the next one needs them."""

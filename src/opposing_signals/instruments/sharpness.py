@@ -11,7 +11,7 @@ from torch import Tensor
 from opposing_signals.curvature import Eigenpairs, EigenTracker
 from opposing_signals.curvature.eigen import Which
 from opposing_signals.errors import InputError
-from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.instruments.instrument import Instrument, announcing
 from opposing_signals.record import Record
 from opposing_signals.risk import WHOLE, Batch, EmpiricalRisk, flatten
 from opposing_signals.training.module import TrainingModule
@@ -70,15 +70,18 @@ class Sharpness(Instrument):
         """Ask for the first products; under minibatch training make them."""
         directions = self.tracker.directions(flatten([parameter.detach() for parameter in self.risk.parameters]))
         if module.batches.is_full and self._batch is WHOLE:
+            module.announce(f"curvature, product {len(directions)} of {self.tracker.budget}")
             module.request_products(directions, lambda products: self._measure(module, step, products))
         else:
-            self._measure(module, step, self._products(directions))
+            announced = announcing(self._products, module, self.tracker.budget)
+            self._measure(module, step, announced(directions))
 
     def _products(self, vectors: Tensor) -> Tensor:
         return self.risk.hessian_products(vectors, self._batch).products
 
     def _measure(self, module: TrainingModule, step: int, products: Tensor) -> None:
-        pairs = self.tracker.update(products, self._products)
+        further = announcing(self._products, module, self.tracker.budget, len(products))
+        pairs = self.tracker.update(products, further)
         module.note_eigenvector(pairs.vector, self._batch)
         self._write(module, step, pairs)
 

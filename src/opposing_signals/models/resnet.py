@@ -1,9 +1,9 @@
 """Residual networks for 32x32 images: ResNet-18, and ResNet-20 to ResNet-110."""
 
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
-from opposing_signals._torchvision import torchvision
 from opposing_signals.errors import InputError
 
 BasicBlock = torchvision.models.resnet.BasicBlock

@@ -1,8 +1,7 @@
 """VGG-11 for 32x32 images."""
 
+import torchvision
 from torch import nn
-
-from opposing_signals._torchvision import torchvision
 
 STAGES = torchvision.models.vgg.cfgs["A"]  # 8 convolutions, 5 max-pools
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ EDGE = Claim(
 
 
 def explain(folder: str | Path, spikes: int = 3) -> str:
-    """Name the examples that carried the largest loss spikes of a run, and write figure 1 and its verdicts beside it.
+    """Name the examples that carried the largest loss spikes of a run; draw them, and check figure 1's claims.
 
     The folder gets ``figure.png``, ``claims.json`` and ``experiment.json``, which the report shows.
 
@@ -82,21 +82,23 @@ def explain(folder: str | Path, spikes: int = 3) -> str:
     """
     import matplotlib.pyplot as plt
 
-    from opposing_signals.figures import group_losses
+    from opposing_signals.figures import group_losses, loss_spikes
 
     record = Record(folder)
     trajectory = Trajectory(record)
     _check(trajectory)
     lines = [_header(trajectory)]
-    for spike in find_spikes(trajectory, spikes):
+    found = find_spikes(trajectory, spikes)
+    for spike in found:
         lines += _told(spike, trajectory)
-    if len(lines) == 1:
+    if not found:
         lines.append("the mean loss never rose in a measured step: there is no spike to explain")
     claims = (*CLAIMS, EDGE) if _has_edge(trajectory) else CLAIMS
     run = trajectory.configuration["run"]["name"]
     seed: Any = trajectory.configuration.get("seed")  # null where the user set none
     checked = [claim.check({run: trajectory}, SCALE, seed) for claim in claims]
-    figure = group_losses({run: trajectory})
+    paired = [spike for spike in found if spike.correlation is not None]
+    figure = loss_spikes(trajectory, paired or found) if found else group_losses({run: trajectory})
     figure.savefig(record.folder / "figure.png", dpi=150)
     plt.close(figure)
     write_json(record.folder / "claims.json", [verdict.as_json() for verdict, _ in checked])
@@ -108,7 +110,7 @@ def explain(folder: str | Path, spikes: int = 3) -> str:
             "command": f"opposing-signals explain {Path(folder).as_posix()}",
             "scale": SCALE,
             "seed": "unknown" if seed is None else seed,
-            "drawn": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "drawn": datetime.now(UTC).isoformat(timespec="seconds"),
             "notes": lines,
             "runs": {
                 run: {

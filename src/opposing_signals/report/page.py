@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,7 @@ def duration(seconds: float) -> str:
 def moment(text: str) -> str:
     """An ISO 8601 time in words, in UTC; any other text as it is."""
     try:
-        time = datetime.fromisoformat(text).astimezone(timezone.utc)
+        time = datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError):
         return text
     return f"{time.day} {time:%B %Y, %H:%M} UTC"

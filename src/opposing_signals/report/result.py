@@ -78,7 +78,7 @@ class Result:
         folder: Where it was found, relative to the current folder or to the folder that was searched.
         name: The experiment's name; the folder's where the experiment's cannot be read.
         verdicts: The objects of ``claims.json``, each with every one of `CLAIM_FIELDS`.
-        reasons: Why a claim has no value, by its id.
+        reasons: Why a claim has no value, or what stands beside it, by its id.
         notes: What the result says in words, a line each; leading spaces indent it.
         picture: None if there is no figure.
         problems: What could not be read, a sentence each; the other attributes then hold what could.

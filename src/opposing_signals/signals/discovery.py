@@ -19,8 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
+import scipy
+
+from opposing_signals.data.dataset import Dataset
 
 SEEDS = 400
 """Points that are compared with each other in a phase: those with the longest vectors."""
@@ -232,7 +233,8 @@ def _clusters(units: np.ndarray, smallest: int) -> list[np.ndarray]:
         return []
     distance = np.clip(1 - units.T @ units, 0, 2)
     np.fill_diagonal(distance, 0)
-    labels = fcluster(linkage(squareform(distance, checks=False), "average"), 1 - ALIKE, "distance")
+    tree = scipy.cluster.hierarchy.linkage(scipy.spatial.distance.squareform(distance, checks=False), "average")
+    labels = scipy.cluster.hierarchy.fcluster(tree, 1 - ALIKE, "distance")
     clusters = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     return sorted((cluster for cluster in clusters if len(cluster) >= smallest), key=lambda cluster: -len(cluster))
 
@@ -362,3 +364,17 @@ def stability(runs: Sequence[Sequence[Discovery]]) -> list[float]:
         float(np.mean([agreement(run[:1], other)[0] if run else 0.0 for j, other in enumerate(runs) if j != i]))
         for i, run in enumerate(runs)
     ]
+
+
+def planted_groups(dataset: Dataset, feature: str) -> Groups | None:
+    """The bearers of a planted feature, by class: ``[k]`` and ``[k']`` indices; None if they are not of two classes."""
+    bearers = np.flatnonzero(dataset.truth[feature])
+    targets = dataset.targets.numpy()[bearers]
+    groups = [bearers[targets == label] for label in np.unique(targets)]
+    return (groups[0], groups[1]) if len(groups) == 2 else None
+
+
+def nearest_planted(pair: Discovery, dataset: Dataset, features: Sequence[str]) -> tuple[str, Groups] | None:
+    """Of the planted pairs the one that a found pair is most like, with its feature; None if there is none."""
+    planted = {feature: groups for feature in features if (groups := planted_groups(dataset, feature)) is not None}
+    return max(planted.items(), key=lambda item: match_pair(pair.groups, item[1]).f1, default=None)

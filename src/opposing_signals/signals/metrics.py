@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from scipy.ndimage import median_filter
+import scipy
 
 from opposing_signals.record import Series
 from opposing_signals.signals.pairs import OpposingPair
@@ -35,7 +35,7 @@ def relative_feature_norms(trajectory: Trajectory, window: int = 1) -> Series:
     """
     probes, batch = trajectory.record["probe_feature_norm"], trajectory.record["mean_feature_norm"]
     norms = np.asarray(probes.values) / np.asarray(batch.values)[:, None]
-    return Series(np.asarray(probes.steps), median_filter(norms, (window, 1), mode="nearest"))
+    return Series(np.asarray(probes.steps), scipy.ndimage.median_filter(norms, (window, 1), mode="nearest"))
 
 
 def sizes_by_floor_distance(

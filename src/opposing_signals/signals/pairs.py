@@ -11,8 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
+import scipy
 
 from opposing_signals.signals.selection import risers
 
@@ -131,9 +130,12 @@ def _clusters(part: np.ndarray, points: np.ndarray, group: int, smallest: int, t
     points, series = points[norms > 0], series[:, norms > 0] / norms[norms > 0]
     if len(points) < smallest:
         return []
+    if len(points) == 1:
+        return [points]  # nothing to compare it with
     distance = np.clip(1 - series.T @ series, 0, 2)
     np.fill_diagonal(distance, 0)
-    labels = fcluster(linkage(squareform(distance, checks=False), "average"), 1 - threshold, "distance")
+    tree = scipy.cluster.hierarchy.linkage(scipy.spatial.distance.squareform(distance, checks=False), "average")
+    labels = scipy.cluster.hierarchy.fcluster(tree, 1 - threshold, "distance")
     clusters = [points[labels == label][:group] for label in np.unique(labels)]
     return sorted((c for c in clusters if len(c) >= smallest), key=lambda c: -len(c))
 

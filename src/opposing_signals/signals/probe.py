@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.special import softmax
+import scipy
 
 from opposing_signals.errors import InputError
 from opposing_signals.record import Series
@@ -37,7 +37,7 @@ class ProbePath:
     @cached_property
     def probabilities(self) -> np.ndarray:
         """``[T, C]``, the softmax of the logits."""
-        return softmax(self.logits, axis=1)
+        return scipy.special.softmax(self.logits, axis=1)
 
     @cached_property
     def level(self) -> np.ndarray:

@@ -13,6 +13,7 @@ from opposing_signals.data import Dataset
 from opposing_signals.errors import InputError
 from opposing_signals.record import Record, Series
 from opposing_signals.signals.discovery import Discovery, discover, discover_by_gradients
+from opposing_signals.signals.intervals import interval_coverage
 from opposing_signals.signals.pairs import OpposingPair, find_pairs
 from opposing_signals.signals.tokens import TokenTrack
 
@@ -77,6 +78,12 @@ class Trajectory:
         """L(θ_t) over all training points at each step at which they were recorded."""
         return Series(self.losses.steps, np.asarray(self.losses.values).mean(1, dtype=np.float64))
 
+    def losses_between(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """``[t]`` recorded steps from ``first`` to ``last``, both included, and ``[t, N]`` losses at them."""
+        steps = np.asarray(self.losses.steps)
+        rows = np.flatnonzero((steps >= first) & (steps <= last))
+        return steps[rows], np.asarray(self.losses.values[rows])
+
     @cached_property
     def changes(self) -> Series:
         """``values`` ``[T', N]``: one-step changes Δ_i(t), for each t where θ_t and θ_{t+1} were both recorded."""
@@ -115,6 +122,19 @@ class Trajectory:
     def pairs(self) -> list[OpposingPair]:
         """The dominant opposing pairs, the largest amplitude first; their rows are those of `changes`."""
         return find_pairs(self.changes.values, **self._pairing)
+
+    @cached_property
+    def interval_coverages(self) -> list[float]:
+        """Of each of `pairs`, in a regression in one variable: see `interval_coverage`."""
+        place = self.curve[0].argsort().argsort()
+        return [interval_coverage(place[pair.rising], place[pair.falling], len(place)) for pair in self.pairs]
+
+    @property
+    def title(self) -> str:
+        """What a figure of the run draws, for instance "planted_mlp: mlp, planted (480 images), η = 0.03"."""
+        network = str(self.configuration["model"]["_target_"]).rpartition(".")[2]
+        data = self.record.provenance["data"]["name"]
+        return f"{self.configuration['run']['name']}: {network}, {data}, η = {self.step_size:g}"
 
     @cached_property
     def discoveries(self) -> list[Discovery]:

@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.integrate import solve_ivp
-from scipy.special import expit
+import scipy
 
 from opposing_signals.errors import InputError
 from opposing_signals.theory.flow import IntegrationError
@@ -79,7 +78,7 @@ def sample_problem(
     if model.signal != "ones":
         raise InputError(f"signal = {model.signal!r}: expected ones, whose outliers oppose along one direction")
     sample = sample_data(model, points, rng)
-    target = sample.y if loss == "square" else (rng.random(points) < expit(sample.y)).astype(float)
+    target = sample.y if loss == "square" else (rng.random(points) < scipy.special.expit(sample.y)).astype(float)
     direction = np.concatenate([np.zeros(model.d1), np.full(model.d2, model.d2**-0.5)])
     return DeepProblem(
         z=np.concatenate([sample.x, sample.x_o], axis=1),
@@ -157,7 +156,9 @@ def flow_end(theta: np.ndarray, problem: DeepProblem, horizon: float) -> np.ndar
     Raises:
         IntegrationError: The solver fails; the message has time and state.
     """
-    solution = solve_ivp(lambda _, y: -gradient(y, problem), (0.0, horizon), theta, "LSODA", rtol=1e-8, atol=1e-10)
+    solution = scipy.integrate.solve_ivp(
+        lambda _, y: -gradient(y, problem), (0.0, horizon), theta, "LSODA", rtol=1e-8, atol=1e-10
+    )
     if not solution.success:
         t, c = solution.t[-1], solution.y[problem.z.shape[1] :, -1]
         raise IntegrationError(f"gradient flow stopped at t = {t:.6g} with scalar layers {c}: {solution.message}")
@@ -199,8 +200,8 @@ def _square(f: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def _logistic(f: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    probability = expit(f)
-    return np.logaddexp(0, f) - y * f, probability - y, probability * expit(-f)
+    probability = scipy.special.expit(f)
+    return np.logaddexp(0, f) - y * f, probability - y, probability * scipy.special.expit(-f)
 
 
 _JETS: dict[str, LossJet] = {"square": _square, "logistic": _logistic}

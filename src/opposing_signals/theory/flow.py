@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.integrate import solve_ivp
+import scipy
 
 from opposing_signals.errors import InputError
 from opposing_signals.theory.exact import balance, final_c_squared
@@ -248,7 +248,7 @@ def full_gradient_flow(model: TwoLayerModel, theta: np.ndarray, t: np.ndarray) -
     Raises:
         IntegrationError: The solver fails.
     """
-    solution = solve_ivp(
+    solution = scipy.integrate.solve_ivp(
         lambda _, y: -gradient(y, model), (0.0, float(t[-1])), theta, "DOP853", t_eval=t, rtol=1e-10, atol=1e-13
     )
     if not solution.success:
@@ -321,7 +321,7 @@ def _solve(
         return derivative
 
     checked(0.0, y0)  # before SciPy sees options that are not finite either
-    solution = solve_ivp(checked, (0.0, end), y0, "DOP853", rtol=_RTOL, atol=atol, **options)
+    solution = scipy.integrate.solve_ivp(checked, (0.0, end), y0, "DOP853", rtol=_RTOL, atol=atol, **options)
     if not solution.success:
         t, y = (solution.t[-1], solution.y[:, -1]) if solution.t.size else (0.0, y0)
         raise IntegrationError(_failure(t, y, solution.message))

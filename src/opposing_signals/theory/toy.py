@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
+import scipy
 
 from opposing_signals.errors import InputError
 from opposing_signals.theory.model import Real
@@ -108,7 +108,7 @@ def two_cycle(magnitude: float, step_size: float) -> float:
 
     # tanh x ≥ x − x³/3 puts the logit sw above √(12(1 − 2/edge)), and tanh < 1 below the edge.
     lowest = 0.9 * float(np.sqrt(12 * (1 - 2 / edge)))
-    return float(brentq(excess, lowest, edge, xtol=1e-15, rtol=1e-14)) / magnitude
+    return float(scipy.optimize.brentq(excess, lowest, edge, xtol=1e-15, rtol=1e-14)) / magnitude
 
 
 def descend(w: float, step_size: float, magnitudes: np.ndarray, share: float = 0.5) -> ValleyPath:

@@ -13,7 +13,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 
-from opposing_signals._lightning import Callback, Logger, Trainer
+from opposing_signals._lightning import Callback, Trainer, WandbLogger
 from opposing_signals.configuration import reference_of, run_folder
 from opposing_signals.data import Dataset
 from opposing_signals.errors import InputError, TrainingStoppedError
@@ -34,7 +34,7 @@ SIZES = ("width", "depth", "heads", "patch", "hidden", "vocabulary")
 """Fields of our models that count something."""
 
 
-def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
+def train(config: DictConfig, record: Record, logger: Any) -> None:
     """Train from the record's checkpoint, or from the start if there is none, until ``config.steps`` are taken.
 
     Args:
@@ -42,7 +42,7 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
             checkpoint_seconds; with reference, the record of that run must be complete; augmentation and before_update
             may be left out.
         record: Open for writing.
-        logger: Where scalars are mirrored.
+        logger: The dashboard's run (`wandb.Run`) in which scalars are mirrored; None: nowhere.
 
     Raises:
         InputError: A setting that cannot work.
@@ -76,13 +76,13 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
         seconds = seconds_before + time.monotonic() - started
         record.write_provenance({**origin, "training_seconds": round(seconds, 1)})
 
-    _quieten_lightning()
+    quieten_lightning()
     trainer = Trainer(
         **{**config.trainer, **devices},
         max_steps=config.steps,
         max_epochs=-1,
-        logger=logger if logger is not None else False,
-        callbacks=[*instruments, *(_of_first(config, record, note_time) if is_first() else [])],
+        logger=False if logger is None else WandbLogger(experiment=logger, save_dir=record.folder),
+        callbacks=[*instruments, *(_of_first(config, record, instruments, note_time) if is_first() else [])],
         enable_checkpointing=is_first(),
         enable_progress_bar=False,  # ours shows the run's steps, not those of an endless epoch
         enable_model_summary=False,
@@ -195,9 +195,15 @@ def set_gpu_arithmetic(is_rounded: bool) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set through a class
 
 
-def _of_first(config: DictConfig, record: Record, saved: Callable[[], None]) -> list[Callback]:
+def _of_first(
+    config: DictConfig, record: Record, instruments: list[Instrument], saved: Callable[[], None]
+) -> list[Callback]:
     """What only the first process has. Nothing here waits for the others, which have the same state."""
-    return [Progress(record.folder.name, config.steps), TimedCheckpoint(record, config.checkpoint_seconds, saved)]
+    named = dict(zip(config.instruments, instruments, strict=True))
+    return [
+        Progress(record.folder.name, config.steps, named),
+        TimedCheckpoint(record, config.checkpoint_seconds, saved),
+    ]
 
 
 def _check_stateless(config: DictConfig) -> None:
@@ -215,7 +221,7 @@ def _steps_taken(record: Record) -> int:
     return checkpoint["global_step"]
 
 
-def _quieten_lightning() -> None:
+def quieten_lightning() -> None:
     """Drop advice that does not fit: data rest on the device, and ours is the progress bar."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         getLogger(name).setLevel("ERROR")

@@ -44,6 +44,7 @@ class TrainingModule(LightningModule):
         direction: ``[P]``, the fixed unit vector along which the run is measured, if it has a reference.
         observers: Contexts around the step's own pass over its batch at θ_t, for what can only be seen inside it.
         before_update: What changes gradient or step sizes between a step's pass and its update (`training.schedule`).
+        announce: Tells who looks on what a step is doing that takes long; `Progress` sets it.
         stop_reason: Why training cannot go on; empty as long as it can.
         is_finished: Whether the run has shown what it is for, before its last step; see `finish`.
     """
@@ -70,6 +71,7 @@ class TrainingModule(LightningModule):
         self.direction: torch.Tensor | None = None
         self.observers: list[Callable[[], AbstractContextManager]] = []
         self.before_update: list[Adjustment] = []
+        self.announce: Callable[[str], None] = lambda _: None
         self.stop_reason = ""
         self.is_finished = False
         self._requests: list[Request] = []

@@ -1,0 +1,172 @@
+"""The arguments of an experiment, completed and checked before anything heavy is imported.
+
+Hydra refuses most of what is refused here too, in a page for each.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from argparse import Action, ArgumentParser, Namespace
+from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any, NoReturn
+from unittest.mock import patch
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override
+from hydra.errors import HydraException
+
+from opposing_signals.configuration import configuration_folder
+from opposing_signals.errors import InputError
+from opposing_signals.experiments import ALL, did_you_mean, named
+from opposing_signals.processes import is_one_of_several
+
+LAUNCHERS = {
+    "joblib": "hydra-joblib-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+    "submitit_slurm": "hydra-submitit-launcher",
+    "ray": "hydra-ray-launcher",
+}
+"""Launcher ↦ the package that brings it; Hydra itself has ``basic``."""
+_MODES = ("run", "multirun", "cfg", "shell_completion", "info")
+"""Options of Hydra that say what is to be done."""
+
+
+_FEW = 12
+"""So many choices are all named beside those that look like the given one."""
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; expected options of --hydra-help, and fields without dashes, as in scale=smoke")
+
+    def add_argument(self, *names: Any, **settings: Any) -> Action:
+        """Add the help text last: Python 3.14 checks it at once, and Hydra 1.3.8 has one that is no text yet."""
+        text = settings.pop("help", None)
+        action = super().add_argument(*names, **settings)
+        action.help = text
+        return action
+
+
+def hydra_parser() -> ArgumentParser:
+    """The parser of Hydra's options, on any version of Python; what it refuses is an `InputError`."""
+    with patch("hydra._internal.utils.argparse", SimpleNamespace(ArgumentParser=_Parser)):
+        return get_args_parser()
+
+
+def parsed(arguments: list[str]) -> Namespace:
+    """``arguments`` by Hydra's options; fields may stand before, between and behind them.
+
+    Raises:
+        InputError: There is no such option, or two that exclude each other.
+    """
+    options = hydra_parser().parse_intermixed_args(arguments)
+    wanted = [f"--{name.replace('_', '-')}" for name in _MODES if getattr(options, name) not in (None, False)]
+    if len(wanted) > 1:
+        raise InputError(f"{' '.join(wanted)}: expected one of them")
+    if options.resolve and options.cfg is None:
+        raise InputError("--resolve: expected together with --cfg job, whose output it changes")
+    if options.experimental_rerun is not None:
+        raise InputError("--experimental-rerun: not supported; the same command goes on with a run")
+    return options
+
+
+def completed(arguments: list[str]) -> list[list[str]]:
+    """The checked arguments with the full name of the experiment; one list for each of several experiments.
+
+    Raises:
+        InputError: They cannot be understood, or name what is not there.
+    """
+    options = parsed(arguments)
+    if options.shell_completion:
+        return [arguments]
+    if options.hydra_help:
+        return [["--hydra-help"]]
+    given = [text if "=" in text or text.startswith("~") else f"experiment={text}" for text in options.overrides]
+    chosen = [text for text in given if text.startswith("experiment=")]
+    others = [text for text in given if text not in chosen]
+    if len(chosen) > 1:
+        raise InputError(
+            f"{shlex.join(options.overrides)}: expected one experiment, and fields as in scale=smoke, without spaces; "
+            "-m experiment=fig1,fig2 runs several"
+        )
+    for text in others:
+        _check(text, options)
+    if not chosen:
+        if options.info == "plugins":
+            return [arguments]
+        only = f", only {shlex.join(arguments)}" if arguments else ""
+        raise InputError(f"no experiment given{only}: expected a name, such as fig03_chebyshev; {ALL}")
+    experiments = [named(name.strip()) for name in chosen[0].removeprefix("experiment=").strip("[]").split(",")]
+    if len(experiments) > 1 and not options.multirun:
+        raise InputError(f"{chosen[0]}: several experiments; add -m to run one after the other")
+    flags = [argument for argument in arguments if argument not in options.overrides]
+    return [[f"experiment={name}", *others, *flags] for name in experiments]
+
+
+def _check(text: str, options: Namespace) -> None:
+    """Refuse what Hydra cannot read, and what is not there: Hydra says the same in a page."""
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        raise InputError(
+            f"{text}: cannot be read, {' '.join(str(error).split())}; expected FIELD=VALUE, with quotes around a value "
+            "that holds a comma, a bracket or an equals sign"
+        ) from None
+    group = override.key_or_group
+    if group == "hydra/launcher":
+        _check_launcher(text.partition("=")[2])
+        return
+    has_own_folder = bool(options.config_dir) or any("hydra.searchpath" in other for other in options.overrides)
+    if override.is_add() and not has_own_folder:
+        _check_added(text, group)
+    folder = configuration_folder() / group
+    if override.is_delete() or has_own_folder or not folder.is_dir():
+        return
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    for choice in _choices(override):
+        if choice not in known:
+            raise InputError(f"{group}={choice}: unknown; {_instead_of(choice, known)}")
+
+
+def _choices(override: Override) -> list[str]:
+    value = override.value()
+    if isinstance(value, Glob):
+        return []
+    values = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
+    return ["" if choice is None else str(choice) for choice in values]
+
+
+def _instead_of(choice: str, known: list[str]) -> str:
+    near = did_you_mean(choice, known)
+    return near.strip() if near and len(known) > _FEW else f"{near}there are {', '.join(known)}"
+
+
+def _check_added(text: str, field: str) -> None:
+    """Refuse ``+name=value`` where nothing reads such a field: it would change a run's key, and nothing else."""
+    name = re.split(r"[./]", field)[0]
+    folder = configuration_folder()
+    if (folder / name).is_dir() or name == "hydra":
+        return
+    read = {field for path in folder.rglob("*.yaml") for field in re.findall(r"^(\w+):", path.read_text("utf-8"), re.M)}
+    if name not in read:
+        near = did_you_mean(name, read)
+        raise InputError(f"{text}: no job reads a field {name}; {near}--cfg job prints the fields there are")
+
+
+def _check_launcher(launcher: str) -> None:
+    """Refuse a launcher that is not there, and say how to get it; or one that does not fit to several processes."""
+    known = sorted({"basic", *LAUNCHERS})
+    if launcher not in known:
+        raise InputError(f"hydra/launcher={launcher}: unknown; {_instead_of(launcher, known)}")
+    if launcher != "basic" and is_one_of_several():
+        raise InputError(
+            f"hydra/launcher={launcher} under torchrun: expected basic, whose jobs follow each other; start the "
+            "command without torchrun for jobs side by side"
+        )
+    if launcher != "basic":
+        package = LAUNCHERS[launcher]
+        if find_spec("hydra_plugins") is None or find_spec(f"hydra_plugins.{package.replace('-', '_')}") is None:
+            raise InputError(f"hydra/launcher={launcher}: expected its package, by `pip install {package}`")

@@ -1,0 +1,81 @@
+"""The experiments: what each of them shows and costs, and which one an abbreviation means."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from difflib import get_close_matches
+
+from omegaconf import OmegaConf
+
+from opposing_signals.configuration import configuration_folder
+from opposing_signals.errors import InputError
+
+ALL = "`opposing-signals list` shows all"
+FAMILIES = {
+    "theory of section 3.3": r"Theorem|§3\.3",
+    "conjectures": "Conjecture",
+    "the authors' talk": "Talk",
+    "others": "",
+}
+"""What experiments beside the paper's figures have in common ↦ how their titles begin; the first that fits."""
+FIGURES = "the paper's figures"
+
+
+def experiments() -> dict[str, tuple[str, dict[str, str]]]:
+    """Name ↦ (one line, cost at each scale) of every experiment."""
+    found = {}
+    for path in sorted((configuration_folder() / "experiment").glob("*.yaml")):
+        described = OmegaConf.load(path).experiment
+        found[path.stem] = (described.title, dict(described.cost))
+    return found
+
+
+def names() -> list[str]:
+    """The name of every experiment."""
+    return sorted(path.stem for path in (configuration_folder() / "experiment").glob("*.yaml"))
+
+
+def families() -> dict[str, list[str]]:
+    """What experiments have in common ↦ their names. Figures of the paper are told by their name, others by title."""
+    found: dict[str, list[str]] = {family: [] for family in (FIGURES, *FAMILIES)}
+    for name, (title, _) in experiments().items():
+        by_title = next(family for family, beginning in FAMILIES.items() if re.match(beginning, title))
+        found[FIGURES if re.match(r"fig\d", name) else by_title].append(name)
+    return found
+
+
+def named(given: str) -> str:
+    """The experiment that ``given`` means: its name, the number of its figure, or a beginning that no other has.
+
+    ``fig1`` and ``fig01`` are figure 1, not figures 10 to 19 as well.
+
+    Raises:
+        InputError: It means none of them, or several.
+    """
+    known = names()
+    if given in known:
+        return given
+    beginning = _without_zeros(given.lower().replace("-", "_"))
+    another_digit = r"(?!\d)" if re.fullmatch(r"fig\d+", beginning) else ""
+    meant = [name for name in known if re.match(re.escape(beginning) + another_digit, _without_zeros(name))]
+    if len(meant) == 1 and beginning:
+        return meant[0]
+    if meant and beginning:
+        raise InputError(f"experiment {given!r}: it could be {_any_of(meant)}; say which")
+    raise InputError(f"experiment {given!r}: unknown; {did_you_mean(given, known)}{ALL}")
+
+
+def did_you_mean(given: str, known: Collection[str]) -> str:
+    """``"did you mean ...?; "`` with the names in ``known`` that look like ``given``; empty if none does."""
+    near = get_close_matches(given, known, n=3)
+    return f"did you mean {_any_of(near)}? " if near else ""
+
+
+def _any_of(names: list[str]) -> str:
+    shown = names if len(names) <= 6 else [*names[:5], f"{len(names) - 5} others"]
+    return " or ".join(part for part in (", ".join(shown[:-1]), shown[-1]) if part)
+
+
+def _without_zeros(name: str) -> str:
+    return re.sub(r"^fig0+(?=\d)", "fig", name)

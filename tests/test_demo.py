@@ -1,0 +1,81 @@
+"""The demo at a small scale: what it writes, what it says, and what a second call does."""
+
+import json
+import re
+from contextlib import redirect_stdout
+from io import StringIO
+
+import pytest
+
+from opposing_signals.__main__ import main
+from opposing_signals.demo import demo
+from opposing_signals.record import Record
+
+SMALL = {"epochs": 6, "planted": ("scale=smoke",), "curve": ("scale=smoke",)}
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    return tmp_path_factory.mktemp("demo") / "demo"
+
+
+@pytest.fixture(scope="module")
+def said(ran):
+    """What a first call prints."""
+    with redirect_stdout(StringIO()) as out:
+        assert demo(ran, **SMALL) == 0
+    return out.getvalue()
+
+
+def test_the_end_tells_the_numbers_that_were_measured(ran, said):
+    end = " ".join(said.split("What was seen")[1].split())
+    for name in ("demo_planted", "fig03_chebyshev"):
+        for claim in json.loads((ran / name / "claims.json").read_text()):
+            value = "unknown" if claim["value"] is None else f"{claim['value']:.3g}"
+            assert f"{value} ({claim['threshold']}: {claim['verdict']})" in end
+    for word in ("PASS:", "FAIL:", "INCONCLUSIVE:"):
+        assert word in end
+    assert "explain outputs/mine" in end
+    assert "experiment=fig01_group_losses" in end
+
+
+def test_the_digits_are_explained(ran, said):
+    told = re.search(r"step (\d+): the mean loss rose", said)
+    assert told is not None
+    notes = json.loads((ran / "digits" / "experiment.json").read_text())["notes"]
+    assert any(note.startswith(told[0]) for note in notes)
+    assert "rising: " in said
+
+
+def test_the_page_shows_the_three_results_and_their_runs(ran, said):
+    page = (ran / "report" / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert len(list((ran / "report" / "runs").iterdir())) == 3
+    assert "is missing" not in page
+
+
+def test_a_second_call_trains_nothing_again_but_what_was_interrupted(ran, said):
+    digits, *others = (ran / "digits", *(ran / "runs").iterdir())
+    written = {folder: (folder / "sample_loss.npy").stat().st_mtime_ns for folder in (digits, *others)}
+    demo(ran, **SMALL)
+    assert all((folder / "sample_loss.npy").stat().st_mtime_ns == time for folder, time in written.items())
+    losses = (digits / "sample_loss.npy").read_bytes()
+    (digits / "state.json").write_text('{"state": "running"}')
+    demo(ran, **SMALL)
+    assert Record(digits).is_complete
+    assert (digits / "sample_loss.npy").stat().st_mtime_ns > written[digits]
+    assert (digits / "sample_loss.npy").read_bytes() == losses
+    assert all((folder / "sample_loss.npy").stat().st_mtime_ns == written[folder] for folder in others)
+
+
+@pytest.mark.parametrize("arguments", [["one", "two"], ["scale=smoke"], ["--fast"]])
+def test_other_arguments_are_refused_in_a_line(arguments, capsys):
+    assert main(["demo", *arguments]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "expected opposing-signals demo [FOLDER]" in message
+
+
+def test_help_says_what_it_does_and_where_it_writes(capsys):
+    assert main(["demo", "--help"]) == 0
+    assert "outputs/demo" in capsys.readouterr().out
