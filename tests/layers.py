@@ -56,6 +56,15 @@ class Residual(nn.Module):
         return F.relu(images + self.again(self.second(F.relu(self.norm(self.first(images)), inplace=True))))
 
 
+class PReLUByKeyword(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor([0.2]))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return F.prelu(input=values, weight=self.slope)
+
+
 class ReLUs(nn.Module):
     """Each way of calling it."""
 
@@ -97,6 +106,7 @@ NETWORKS = {
     "linear": lambda: [nn.Flatten(), nn.Linear(32, 5), nn.ReLU(), nn.Linear(5, 3)],
     "relu": lambda: [nn.Flatten(), nn.Linear(32, 6), ReLUs(), nn.Linear(6, 3)],
     "tanh": lambda: [nn.Flatten(), nn.Linear(32, 5), nn.Tanh(), nn.Linear(5, 3)],
+    "prelu": lambda: [nn.Flatten(), nn.Linear(32, 5), PReLUByKeyword(), nn.Linear(5, 3)],
     "silu": lambda: [nn.Flatten(), nn.Linear(32, 5), nn.SiLU(), nn.Linear(5, 3)],
     "mish_in_place": lambda: [nn.Flatten(), nn.Linear(32, 5), nn.Mish(inplace=True), nn.Linear(5, 3)],
     "inactive_dropout": lambda: [nn.Conv2d(2, 3, 3), nn.Dropout(0.5, inplace=True).eval(), nn.ReLU(), *head(12)],
@@ -111,6 +121,7 @@ NETWORKS = {
     "conv_same": lambda: [nn.Conv2d(2, 3, 3, padding="same"), nn.Tanh(), *head(48)],
     "conv1d": lambda: [nn.Flatten(2), nn.Conv1d(2, 3, 3, padding=1), nn.ReLU(), *head(48)],
     "max_pool": lambda: [nn.Conv2d(2, 3, 3, padding=1), nn.MaxPool2d(2), *head(12)],
+    "max_pool_without_channels": lambda: [nn.Flatten(2), nn.Linear(16, 8), nn.MaxPool2d(2), *head(4)],
     "average_pool": lambda: [nn.Conv2d(2, 3, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), *head(3)],
     "batch_norm": lambda: [nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), *head(12)],
     "batch_norm_first": lambda: [nn.BatchNorm2d(2), nn.Conv2d(2, 3, 3), nn.GELU(), *head(12)],

@@ -3,30 +3,29 @@
 Under batch norm in training mode a loss ℓ_i depends on the whole chunk, so "the network's answer to one more input"
 and "the gradient of one example alone" need a convention. Ours is: the chunk's mean and variance are what they are in
 training, and are held constant. An example that belongs to the chunk then gets exactly its training output.
+
+A use of batch norm is a call of `F.batch_norm` in training mode, by a module or by the model itself; a module that is
+used twice has two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-Statistics = dict[str, tuple[Tensor, Tensor]]
-"""Mean and (biased) variance per channel, by the name of the batch-norm module."""
+from opposing_signals.errors import InputError
 
+Statistics = list[tuple[Tensor, Tensor]]
+"""Mean and (biased) variance per channel of each use of batch norm in a forward pass, in the order of the uses."""
 
-def _in_training(model: nn.Module) -> dict[str, _BatchNorm]:
-    """The modules that normalize by the statistics of the chunk at hand."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
-    }
+batch_norm = F.batch_norm
 
 
 @contextmanager
@@ -35,44 +34,95 @@ def captured(model: nn.Module) -> Iterator[Statistics]:
 
     They are there when that forward pass has ended. Nothing that the model computes changes.
     """
-    statistics: Statistics = {}
+    statistics: Statistics = []
 
-    def keep(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if name not in statistics:
+    def keep(values: Tensor, number: int) -> None:
+        if passes[0] == 1 and number == len(statistics):  # not where a checkpoint computes it again
             with torch.no_grad():
-                values = inputs[0].detach()
+                values = values.detach()
                 values = values.to(torch.promote_types(values.dtype, torch.float32))  # under autocast it is bfloat16
                 axes = [axis for axis in range(values.ndim) if axis != 1]
                 variance, mean = torch.var_mean(values, axes, correction=0)
-            statistics[name] = (mean, variance)
+            statistics.append((mean, variance))
 
-    hooks = [module.register_forward_pre_hook(partial(keep, name)) for name, module in _in_training(model).items()]
-    try:
+    with _uses(model, keep) as passes:
         yield statistics
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager
-def frozen(model: nn.Module, statistics: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
+def frozen(model: nn.Module, statistics: Statistics) -> Iterator[None]:
     """Let ``model`` normalize by ``statistics``, as constants, wherever it would use the chunk at hand.
 
-    Inside, outputs of different examples are independent of each other, and running statistics stay as they are.
+    Inside, outputs of different examples are independent of each other as far as batch norm goes, and running
+    statistics stay as they are.
 
     Raises:
-        KeyError: ``statistics`` lacks a module that normalizes by the chunk.
+        InputError: In a forward pass, the model uses batch norm more often than it did for the chunk.
     """
-    modules = _in_training(model)
-    for name, module in modules.items():
-        module.forward = partial(_by_statistics, module, statistics[name])  # type: ignore[method-assign]
+
+    def by_statistics(_: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        if number >= len(statistics):
+            raise InputError(
+                f"the model computes activations twice (torch.utils.checkpoint), or uses batch norm in training mode "
+                f"more often for an example than the {len(statistics)} times for its chunk: expected the same uses; "
+                "switch that off, or put the layers in evaluation mode"
+            )
+        return statistics[number]
+
+    counts = [buffer for name, buffer in model.named_buffers() if name.endswith("num_batches_tracked")]
+    kept = [buffer.clone() for buffer in counts]
     try:
-        yield
+        with _uses(model, by_statistics):
+            yield
     finally:
-        for module in modules.values():
-            del module.forward
+        for buffer, count in zip(counts, kept, strict=True):
+            buffer.copy_(count)
 
 
-def _by_statistics(module: _BatchNorm, statistics: tuple[Tensor, Tensor], values: Tensor) -> Tensor:
-    mean, variance = statistics
-    return F.batch_norm(values, mean, variance, module.weight, module.bias, training=False, eps=module.eps)
+@contextmanager
+def _uses(model: nn.Module, look: Callable[[Tensor, int], tuple[Tensor, Tensor] | None]) -> Iterator[list[int]]:
+    """Call ``look`` with the input and the number of each use; what it returns is normalized by in place of the chunk.
+
+    Yields a list of one number: of the forward passes so far.
+    """
+    passes, used, depth = [0], [0], [0]
+
+    def begin(*_: object) -> None:
+        passes[0] += 1
+        used[0] = 0
+
+    def normalize(
+        input: Tensor,  # noqa: A002  # the name that callers of F.batch_norm use
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        if training and not depth[0]:
+            statistics = look(input, used[0])
+            used[0] += 1
+            if statistics is not None:
+                training, (running_mean, running_var) = False, statistics
+        depth[0] += 1  # a function mode may call this again on its way
+        try:
+            return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        finally:
+            depth[0] -= 1
+
+    hook = model.register_forward_pre_hook(begin)
+    try:
+        with patch.object(F, "batch_norm", normalize):
+            yield passes
+    finally:
+        hook.remove()
+
+
+def _batch_norm(*arguments: Any) -> Tensor:
+    """`F.batch_norm`, which while it is patched would tell function modes that it is another function."""
+    tensors = arguments[:5]
+    if has_torch_function_variadic(*tensors):
+        return handle_torch_function(batch_norm, tensors, *arguments)
+    return batch_norm(*arguments)

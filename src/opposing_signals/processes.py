@@ -36,6 +36,7 @@ Result = TypeVar("Result")
 
 _store: distributed.Store | None = None
 _failures = itertools.count()
+_alone: list[None] = []
 
 
 def is_one_of_several() -> bool:
@@ -58,7 +59,17 @@ def rank() -> int:
 def _group() -> ModuleType | None:
     """`torch.distributed` if it is initialized. Whoever has not imported it has not done that: no need to import it."""
     module = sys.modules.get("torch.distributed")
-    return module if module and module.is_initialized() else None
+    return module if module and module.is_initialized() and not _alone else None
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process computes as if there were no others, who do the same meanwhile."""
+    _alone.append(None)
+    try:
+        yield
+    finally:
+        _alone.pop()
 
 
 def is_first() -> bool:

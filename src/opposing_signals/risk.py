@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, get_args
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from opposing_signals import _convolution  # noqa: F401  # mends a gradient that torch gets wrong on some CPUs
+from opposing_signals.any_order import AnyOrder, GradientWatch
 from opposing_signals.errors import InputError
+from opposing_signals.finite_differences import check, of_products
 from opposing_signals.processes import agreed, count, rank, summed
 from opposing_signals.second_order import (
     TwiceDifferentiable,
@@ -22,12 +25,14 @@ from opposing_signals.second_order import (
     refusing_checkpoints,
     refusing_missing_derivatives,
 )
+from opposing_signals.untouched import ModelState
 
 Precision = Literal["float32", "tf32", "float64", "bfloat16", "unchanged"]
 Batch = slice | Tensor
 """Which examples a step uses: ``slice(0, N)`` for the whole set (no copy is made), else an index tensor."""
 
 WHOLE = slice(None)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,8 @@ class EmpiricalRisk:
     Attributes:
         weights: ``[N]``, how much each example counts in L, in the training pass and in Hessian products: then
             L = Σ w_i ℓ_i / Σ w_i over the batch. None: all count the same.
+        checked: The measures that have been held against finite differences (`opposing_signals.finite_differences`);
+            None: none is to be.
 
     Args:
         model: Maps ``[n, ...]`` inputs to ``[n, C]`` outputs; its parameters with ``requires_grad`` are θ.
@@ -131,6 +138,9 @@ class EmpiricalRisk:
         self._compiled = compile_training
         self._training_forward = torch.compile(self.evaluate) if compile_training else self.evaluate
         self._seen: tuple[Batch, Tensor] | None = None
+        self._takes_gradients: bool | None = None
+        self._state = ModelState()
+        self.checked: set[str] | None = set()
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -303,10 +313,12 @@ class EmpiricalRisk:
     def backward_with_products(self, vectors: Tensor, batch: Batch = WHOLE) -> CurvaturePass:
         """`backward`, and ∇²L v_j of the same batch from the same graph.
 
-        ``.grad`` gets the bits that `backward` would give it. Where the training pass is compiled or runs in
-        bfloat16, a graph of its own is built for the products, in the weights' precision.
+        ``.grad`` gets the bits that `backward` would give it. Where the training pass is compiled, runs in bfloat16
+        or takes gradients of its own, another graph is built for the products, in the weights' precision.
         """
-        if self.precision == "bfloat16" or self._compiled:
+        self.check_vectors(vectors)
+        self.check_products()
+        if self.precision == "bfloat16" or self._compiled or self.takes_gradients:
             forward_pass = self.backward(batch)
             curvature = self.hessian_products(vectors, batch)
             return replace(curvature, losses=forward_pass.losses, outputs=forward_pass.outputs)
@@ -322,6 +334,40 @@ class EmpiricalRisk:
         """Whether the training pass is one compiled graph, into which no hook sees."""
         return self._compiled
 
+    @property
+    def takes_gradients(self) -> bool:
+        """Whether model or loss take a gradient of their own, as a force field does; looked for once, on a chunk.
+
+        Then passes without a graph are none for the model, and a Hessian-vector product has third derivatives.
+        """
+        if self._takes_gradients is None:
+            # Where that cannot be evaluated, the measurement itself says so.
+            with self.probe(), torch.enable_grad(), suppress(RuntimeError), GradientWatch() as watch:
+                self.evaluate(self.inputs[: self.chunk], self.targets[: self.chunk])
+            self._takes_gradients = watch.has_seen
+        return self._takes_gradients
+
+    def without_graph(self) -> AbstractContextManager:
+        """`torch.no_grad`, unless the model takes gradients of its own, which it could not inside that."""
+        return torch.set_grad_enabled(self.takes_gradients)
+
+    def _without_graph(self, evaluate: Callable[[], Result]) -> Result:
+        """``evaluate()`` so; that the model takes gradients is only looked for where it does not work without."""
+        try:
+            with torch.set_grad_enabled(self._takes_gradients is True):
+                return evaluate()
+        except RuntimeError:
+            if self._takes_gradients is not None or not self.takes_gradients:
+                raise
+        with torch.enable_grad():
+            return evaluate()
+
+    @contextmanager
+    def differentiable(self) -> Iterator[None]:
+        """Let what is evaluated inside have a second derivative in θ that is right."""
+        with torch.enable_grad(), AnyOrder() if self.takes_gradients else TwiceDifferentiable():
+            yield
+
     def outputs(self, inputs: Tensor) -> Tensor:
         """``[n, C]`` f(x; θ) of inputs that need not be training data, without a trace: see `probe`.
 
@@ -329,8 +375,8 @@ class EmpiricalRisk:
             inputs: ``[n, ...]``, normalized as the training data are.
         """
         autocast = torch.autocast(self.inputs.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
-        with self.probe(), torch.no_grad(), autocast:
-            outputs = self.model(inputs.to(self.inputs))
+        with self.probe(), autocast:
+            outputs = self._without_graph(lambda: self.model(inputs.to(self.inputs))).detach()
         return outputs.float() if self.precision == "bfloat16" else outputs
 
     def sample_losses(self, batch: Batch = WHOLE) -> ForwardPass:
@@ -338,9 +384,9 @@ class EmpiricalRisk:
         with self.probe(), torch.no_grad():
             losses, outputs = [], []
             for chunk in self.chunks(batch, may_idle=True):
-                sample_losses, output = self.evaluate(*chunk)
+                sample_losses, output = self._without_graph(partial(self.evaluate, *chunk))
                 check_losses(sample_losses, chunk[0], are_single=False)
-                losses.append(sample_losses)
+                losses.append(sample_losses.detach())
                 outputs.append(self._kept(output))
         return ForwardPass(self.assembled(losses, batch), self.assembled(outputs, batch))
 
@@ -358,18 +404,28 @@ class EmpiricalRisk:
             batch: Examples over which L is the mean.
 
         Raises:
-            InputError: The vectors have another length than θ, the loss is not one number an example, or the model has
-                a layer without second derivative or draws random numbers.
+            InputError: The vectors have another length than θ, the loss is not one number an example, the model has a
+                layer without second derivative or draws random numbers, or the products are not its derivatives.
         """
+        self.check_vectors(vectors)
+        if len(vectors):
+            self.check_products()
         with self.probe():
             return self._curvature_pass(vectors, batch)[0]
+
+    def check_products(self) -> None:
+        """Hold `hessian_products` against finite differences, if that has not been done; it does so itself, too.
+
+        Raises:
+            InputError: They disagree.
+        """
+        check(self, "hessian_products", of_products)
 
     def _curvature_pass(self, vectors: Tensor, batch: Batch) -> tuple[CurvaturePass, list[Tensor | None]]:
         """The pass and its gradient in the parameters' shapes and layouts, with the bits of `backward`.
 
         A parameter that L does not depend on has None, as after `backward`: an optimizer leaves it alone.
         """
-        self.check_vectors(vectors)
         directions = [self.unflatten(v) for v in vectors]
         products = torch.zeros_like(vectors)
         pieces_of = [self.unflatten(product) for product in products]  # views
@@ -414,7 +470,7 @@ class EmpiricalRisk:
         What is needed for one product alone ends with it: a pass holds as few tensors of θ's size as it can.
         """
         parameters = self.parameters
-        with torch.enable_grad(), TwiceDifferentiable():
+        with self.differentiable():
             losses, outputs = self.evaluate(inputs, targets, autocast=False)
             check_losses(losses, inputs)
             weights = weights.to(losses).detach().clone().requires_grad_()
@@ -480,24 +536,17 @@ class EmpiricalRisk:
 
     @contextmanager
     def probe(self) -> Iterator[None]:
-        """Leave no trace: mode, buffers, gradients and random state are afterwards what they were before.
+        """Leave no trace: the model's state (`ModelState`), gradients and random state are afterwards what they were.
 
         The model stays in the mode that it is in, so that a probe during training sees the normalization that
         training sees.
         """
-        modes = {module: module.training for module in self.model.modules()}
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         gradients = [p.grad for p in self.parameters]
         devices = [self.inputs.device] if self.inputs.is_cuda else []
         try:
-            with torch.random.fork_rng(devices):
+            with self._state.kept(self.model), torch.random.fork_rng(devices):
                 yield
         finally:
-            for module, mode in modes.items():
-                module.training = mode
-            with torch.no_grad():
-                for name, buffer in self.model.named_buffers():
-                    buffer.copy_(buffers[name])
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient
 

@@ -26,9 +26,20 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointError
 
+from opposing_signals.any_order import (
+    DERIVATIVES,
+    hard_sigmoid,
+    mish,
+    per_channel,
+    prelu,
+    silu,
+    weight_norm,
+)
 from opposing_signals.errors import InputError
 
 aten = torch.ops.aten
@@ -42,12 +53,20 @@ class TwiceDifferentiable(TorchFunctionMode):
 
     It works on functions, not on modules, so it does not matter how a model is written. Everything else keeps the
     derivatives of PyTorch, which are right to second order in reverse mode for what the tests go through.
+
+    Raises:
+        InputError: A derivative is taken inside, of which this one would be the third: see `AnyOrder`.
     """
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Replace what is slow or has no second derivative."""
+        if func in DERIVATIVES:
+            raise InputError(
+                "the model takes a gradient inside its forward pass, and did not when it was first seen: expected that "
+                "it takes one for every batch or for none; leave out the instruments that measure curvature"
+            )
         if torch._C._are_functorch_transforms_active():  # which custom functions cannot enter
             return func(*args, **(kwargs or {}))
         replacement = _REPLACEMENTS.get(func, func)
@@ -58,15 +77,29 @@ def check_layers(model: nn.Module) -> None:
     """Refuse a model whose second derivatives would be wrong or random.
 
     Raises:
-        InputError: A dropout layer is active, or the model was compiled.
+        InputError: A dropout layer is active, spectral norm moves its vectors, the model was compiled, or a weight is
+            complex.
     """
+    for name, parameter in model.named_parameters():
+        if parameter.is_complex():
+            raise InputError(
+                f"the parameter {name!r} is complex: expected real ones; hold both parts in a real parameter and join "
+                "them by torch.view_as_complex"
+            )
     for name, module in model.named_modules():
         if isinstance(module, _DropoutNd) and module.training and module.p > 0:
             raise InputError(
                 f"layer {name!r} is {type(module).__name__}(p={module.p}) in training mode: its loss is random and has "
                 "no curvature of its own; set p=0, or put the layer in evaluation mode"
             )
-        if hasattr(module, "_orig_mod"):  # what torch.compile wraps; its class lives in a slow import
+        of_hooks = (hook for hook in module._forward_pre_hooks.values() if isinstance(hook, SpectralNorm))
+        if module.training and (isinstance(module, _SpectralNorm) or any(of_hooks)):
+            raise InputError(
+                f"layer {name!r} has spectral norm in training mode, which moves its vectors in every forward pass: "
+                "the loss is no function of the weights alone; put the layer in evaluation mode"
+            )
+        # By torch.compile, whose class lives in a slow import, or in place.
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None):
             raise InputError(
                 "a compiled model has no second derivatives: pass the model itself, and compile training only"
             )
@@ -120,11 +153,18 @@ def refusing_checkpoints() -> Iterator[None]:
     """
     try:
         yield
-    except CheckpointError as error:
+    except RuntimeError as error:
+        if not is_of_checkpoints(error):
+            raise
         raise InputError(
             "the model computes activations twice (torch.utils.checkpoint), and the second time outside of what "
             "measures it: switch that off, or leave out the instruments that measure curvature and gradient norms"
         ) from error
+
+
+def is_of_checkpoints(error: Exception) -> bool:
+    """Whether `torch.utils.checkpoint` raised it."""
+    return isinstance(error, CheckpointError) or "use_reentrant" in str(error)
 
 
 # -- convolution ------------------------------------------------------------------------------------------------
@@ -236,11 +276,6 @@ def _convolution(native: Callable[..., Tensor], dimensions: int) -> Callable[...
 
 
 # -- batch norm -------------------------------------------------------------------------------------------------
-
-
-def per_channel(values: Tensor, like: Tensor) -> Tensor:
-    """``[C]`` values, shaped such that they broadcast over ``[n, C, ...]``."""
-    return values.view(1, -1, *[1] * (like.ndim - 2))
 
 
 class _BatchNorm(Function):
@@ -508,35 +543,8 @@ def _group_norm(
     return _Recomputed.apply(kernel, kernel, input, weight, bias)
 
 
-def weight_norm(direction: Tensor, length: Tensor, dim: int = 0) -> Tensor:
-    """`torch._weight_norm`, whose own second derivatives are wrong (torch 2.13)."""
-    axes = [axis for axis in range(direction.ndim) if axis != dim]  # all for dim = -1
-    return direction * (length / torch.linalg.vector_norm(direction, dim=axes, keepdim=True))
-
-
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return _Recomputed.apply(partial(native_weight_norm, dim=dim), partial(weight_norm, dim=dim), v, g)
-
-
-def hard_sigmoid(input: Tensor) -> Tensor:  # noqa: A002
-    """`F.hardsigmoid`, which PyTorch differentiates only once."""
-    return F.relu6(input + 3) / 6
-
-
-def silu(input: Tensor) -> Tensor:  # noqa: A002
-    """`F.silu`, whose first derivative has other bits where PyTorch builds a graph of it."""
-    return input * input.sigmoid()
-
-
-def mish(input: Tensor) -> Tensor:  # noqa: A002
-    """`F.mish`, likewise."""
-    return input * F.softplus(input).tanh()
-
-
-def prelu(input: Tensor, weight: Tensor) -> Tensor:  # noqa: A002
-    """`F.prelu`, of which PyTorch's first and second derivatives disagree at 0; this has the first."""
-    slope = weight.reshape(-1, *[1] * (input.ndim - 2)) if input.ndim > 1 else weight
-    return torch.where(input > 0, input, slope * input)
 
 
 def _activation(once: Callable[..., Tensor], twice: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
@@ -545,6 +553,10 @@ def _activation(once: Callable[..., Tensor], twice: Callable[[Tensor], Tensor]) 
         return input.copy_(output) if inplace else output
 
     return activation
+
+
+def _prelu(input: Tensor, weight: Tensor) -> Tensor:  # noqa: A002
+    return _Recomputed.apply(F.prelu, prelu, input, weight)
 
 
 def _multi_head_attention(*args: Any, **kwargs: Any) -> Any:
@@ -565,7 +577,7 @@ _REPLACEMENTS: dict[Callable, Callable] = {
     Tensor.relu_: partial(_relu, inplace=True),
     group_norm: _group_norm,
     F.hardsigmoid: _activation(F.hardsigmoid, hard_sigmoid),
-    F.prelu: partial(_Recomputed.apply, F.prelu, prelu),
+    F.prelu: _prelu,
     F.silu: _activation(F.silu, silu),
     F.mish: _activation(F.mish, mish),
     native_weight_norm: _weight_norm,

@@ -28,7 +28,7 @@ def dense(risk, dimensions, seed=0):
     return torch.cat([(rows[:, None] * columns[None]).flatten(0, 1) for rows, columns in pieces]).T
 
 
-@pytest.mark.parametrize("layer", NETWORKS)
+@pytest.mark.parametrize("layer", sorted(set(NETWORKS) - {"prelu"}))  # for whose slopes there is no rule
 def test_sketches_are_projections_of_single_gradients(layer, monkeypatch):
     monkeypatch.setattr(MODULE, "_one_by_one", None)  # one pass is enough
     risk = risk_of(layer)

@@ -11,6 +11,11 @@ from hypothesis import strategies as st
 from opposing_signals.errors import InputError, TrainingStoppedError
 from opposing_signals.optim import SignSGD, SplitSGD
 
+
+def split_sgd(parameters, **settings) -> SplitSGD:
+    return SplitSGD(parameters, **{"lr": 0.001, "sgd_lr": 0.1, **settings})
+
+
 PATHS = {
     "one by one": {"foreach": False},
     "foreach": {"foreach": True},
@@ -66,7 +71,7 @@ def test_every_path_is_algorithm_1(path, eta1, tau, threshold):
     rows = [flat(step) for step in gradients]
     expected, shares = algorithm_1(flat(parameters), rows, eta1, 0.02, 0.9, tau, threshold, quantile=0.3)
     rule = {"sgd_lr": eta1, "dampening": tau, "threshold": threshold, "quantile": 0.3}
-    optimizer = SplitSGD(parameters, lr=0.02, **rule, **PATHS[path])
+    optimizer = split_sgd(parameters, lr=0.02, **rule, **PATHS[path])
     assert math.isnan(float(optimizer.signed_share))
     for step, share in zip(gradients, shares, strict=True):
         take(optimizer, parameters, step)
@@ -87,7 +92,7 @@ def test_every_path_is_algorithm_1(path, eta1, tau, threshold):
 def test_foreach_is_algorithm_1_for_any_numbers(eta1, eta2, beta, tau, r, seed):
     parameters, gradients = drawn(4, seed)
     expected, _ = algorithm_1(flat(parameters), [flat(step) for step in gradients], eta1, eta2, beta, tau, r)
-    optimizer = SplitSGD(parameters, lr=eta2, sgd_lr=eta1, momentum=beta, dampening=tau, threshold=r)
+    optimizer = split_sgd(parameters, lr=eta2, sgd_lr=eta1, momentum=beta, dampening=tau, threshold=r)
     for step in gradients:
         take(optimizer, parameters, step)
     np.testing.assert_allclose(flat(parameters), expected, rtol=1e-9, atol=1e-11)
@@ -96,7 +101,7 @@ def test_foreach_is_algorithm_1_for_any_numbers(eta1, eta2, beta, tau, r, seed):
 def stepped_from_0(path, gradient, dtype=torch.float64, **numbers) -> tuple[SplitSGD, torch.Tensor]:
     """Where one step leads an entry with each of some gradients; the other parameters have none to speak of."""
     parameters = [torch.nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in SHAPES]
-    optimizer = SplitSGD(parameters, **numbers, **PATHS[path])
+    optimizer = split_sgd(parameters, **numbers, **PATHS[path])
     gradients = [torch.zeros(shape, dtype=dtype) for shape in SHAPES]
     gradients[0].view(-1)[: len(gradient)] = torch.tensor(gradient, dtype=dtype)
     take(optimizer, parameters, gradients)
@@ -130,7 +135,7 @@ def test_tensors_are_cut_into_blocks_whatever_their_layout(monkeypatch):
         shapes = [(5, 7), (3,), (2, 3, 4, 4), (8,), (1,)]
         parameters = [torch.nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in shapes]
         parameters[2].data = parameters[2].data.to(memory_format=torch.channels_last)
-        optimizer = SplitSGD(parameters, **PATHS[path])
+        optimizer = split_sgd(parameters, **PATHS[path])
         for _ in range(3):
             gradients = [torch.randn_like(parameter) for parameter in parameters]
             gradients[0] = torch.randn(7, 5, dtype=torch.float64).T  # a layout unlike the parameter's
@@ -150,7 +155,7 @@ def test_an_infinite_gradient_takes_a_signed_step_and_a_nan_shows(path):
 def test_the_threshold_leaves_the_quantile_of_the_first_gradient_to_plain_steps():
     generator = torch.Generator().manual_seed(3)
     parameters = [torch.nn.Parameter(torch.zeros(n)) for n in (700, 301)]
-    optimizer = SplitSGD([{"params": parameters[:1]}, {"params": parameters[1:], "lr": 0.1}], quantile=0.25)
+    optimizer = split_sgd([{"params": parameters[:1]}, {"params": parameters[1:], "lr": 0.1}], quantile=0.25)
     for _ in range(2):
         take(optimizer, parameters, [torch.randn(p.shape, generator=generator) for p in parameters])
         first = [group["threshold"] for group in optimizer.param_groups]
@@ -163,7 +168,7 @@ def test_the_threshold_leaves_the_quantile_of_the_first_gradient_to_plain_steps(
 
 def test_groups_have_their_own_numbers():
     parameters, gradients = drawn(3)
-    together = SplitSGD(
+    together = split_sgd(
         [{"params": parameters[:2], "lr": 0.5, "sgd_lr": 0.3}, {"params": parameters[2:], "momentum": 0.0}],
         threshold=0.4,
     )
@@ -178,7 +183,7 @@ def test_groups_have_their_own_numbers():
 
 def test_a_parameter_without_gradient_rests_and_its_steps_do_not_count():
     parameters, gradients = drawn(4)
-    optimizer = SplitSGD(parameters, threshold=0.4)
+    optimizer = split_sgd(parameters, threshold=0.4)
     for t, step in enumerate(gradients):
         take(optimizer, parameters, [*step[:3], step[3] if t >= 2 else None])
     fresh, _ = drawn(4)
@@ -190,7 +195,7 @@ def test_a_parameter_without_gradient_rests_and_its_steps_do_not_count():
 @pytest.mark.parametrize("path", EVERY_PATH)
 def test_a_resumed_run_ends_with_the_same_bits(path, tmp_path):
     parameters, gradients = drawn(6)
-    whole = SplitSGD(parameters, **PATHS[path])
+    whole = split_sgd(parameters, **PATHS[path])
     for t, step in enumerate(gradients):
         if t == 3:
             state = {"theta": [p.detach().clone() for p in parameters], "rule": copy.deepcopy(whole.state_dict())}
@@ -198,7 +203,7 @@ def test_a_resumed_run_ends_with_the_same_bits(path, tmp_path):
         take(whole, parameters, step)
     state = torch.load(tmp_path / "state", weights_only=True)
     resumed = [torch.nn.Parameter(theta) for theta in state["theta"]]
-    optimizer = SplitSGD(resumed, **PATHS[path])
+    optimizer = split_sgd(resumed, **PATHS[path])
     optimizer.load_state_dict(state["rule"])
     assert optimizer.param_groups[0]["threshold"] == whole.param_groups[0]["threshold"]
     for step in gradients[3:]:
@@ -210,7 +215,7 @@ def test_a_resumed_run_ends_with_the_same_bits(path, tmp_path):
 @needs_compiler
 def test_a_schedule_does_not_compile_again():
     parameters, gradients = drawn(5)
-    optimizer = SplitSGD(parameters, threshold=0.5, fused=True)
+    optimizer = split_sgd(parameters, threshold=0.5, fused=True)
     take(optimizer, parameters, gradients[0])
     with torch.compiler.set_stance("fail_on_recompile"):
         for t, step in enumerate(gradients[1:]):
@@ -221,7 +226,7 @@ def test_a_schedule_does_not_compile_again():
 def test_with_threshold_0_it_is_sign_sgd():
     ours, gradients = drawn(5)
     theirs, _ = drawn(5)
-    split, sign = SplitSGD(ours, lr=0.25, threshold=0), SignSGD(theirs, lr=0.25, momentum=0.9)
+    split, sign = split_sgd(ours, lr=0.25, threshold=0), SignSGD(theirs, lr=0.25, momentum=0.9)
     for step in gradients:
         take(split, ours, step)
         take(sign, theirs, step)
@@ -232,7 +237,7 @@ def test_torchs_dampening_is_another_rule():
     """torch's SGD begins undampened and does not debias; with r = ∞ the two agree at the first step only."""
     ours, gradients = drawn(3)
     theirs, _ = drawn(3)
-    split = SplitSGD(ours, sgd_lr=0.1, threshold=1e300)
+    split = split_sgd(ours, sgd_lr=0.1, threshold=1e300)
     sgd = torch.optim.SGD(theirs, lr=0.1, momentum=0.9, dampening=0.9)
     for t, step in enumerate(gradients):
         take(split, ours, step)
@@ -242,7 +247,7 @@ def test_torchs_dampening_is_another_rule():
 
 def test_the_closure_is_called_once_with_gradients():
     parameter = torch.nn.Parameter(torch.tensor([3.0]))
-    optimizer = SplitSGD([parameter], lr=0.5, threshold=0.1)
+    optimizer = split_sgd([parameter], lr=0.5, threshold=0.1)
     calls = []
 
     def closure():
@@ -255,20 +260,20 @@ def test_the_closure_is_called_once_with_gradients():
     assert optimizer.step(closure) == 9.0
     assert calls == [9.0]
     assert parameter.item() == 2.5
-    assert SplitSGD([parameter], threshold=0.1).step() is None
+    assert split_sgd([parameter], threshold=0.1).step() is None
 
 
 def test_sparse_gradients_are_refused():
     table = torch.nn.Embedding(5, 2, sparse=True)
     table(torch.tensor([1])).sum().backward()
     with pytest.raises(RuntimeError, match=r"of shape \[5, 2\] is sparse: expected a dense one"):
-        SplitSGD(table.parameters(), threshold=0.1).step()
+        split_sgd(table.parameters(), threshold=0.1).step()
 
 
 def test_a_first_gradient_that_gives_no_threshold_is_refused():
     parameter = torch.nn.Parameter(torch.zeros(4))
     with pytest.raises(TrainingStoppedError, match="first gradient"):
-        take(SplitSGD([parameter]), [parameter], [torch.full((4,), math.nan)])
+        take(split_sgd([parameter]), [parameter], [torch.full((4,), math.nan)])
     assert torch.equal(parameter, torch.zeros(4))
 
 
@@ -290,5 +295,14 @@ def test_a_first_gradient_that_gives_no_threshold_is_refused():
 def test_numbers_that_cannot_work_are_refused(numbers, message, by_group):
     parameter = torch.nn.Parameter(torch.zeros(2))
     with pytest.raises(InputError, match=message) as caught:
-        SplitSGD([{"params": [parameter], **numbers}]) if by_group else SplitSGD([parameter], **numbers)
+        split_sgd([{"params": [parameter], **numbers}]) if by_group else split_sgd([parameter], **numbers)
     assert "\n" not in str(caught.value)
+
+
+def test_both_step_sizes_are_named():
+    parameters = [torch.nn.Parameter(torch.zeros(2))]
+    with pytest.raises(TypeError, match="positional"):
+        SplitSGD(parameters, 0.1, 0.001)
+    for one in ({"lr": 0.001}, {"sgd_lr": 0.1}):
+        with pytest.raises(TypeError, match="keyword-only argument"):
+            SplitSGD(parameters, **one)

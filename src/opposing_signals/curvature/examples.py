@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor, nn
 
 from opposing_signals.errors import InputError
-from opposing_signals.normalization import captured, frozen
+from opposing_signals.finite_differences import Claim, check
+from opposing_signals.normalization import Statistics, captured, frozen
 from opposing_signals.risk import EmpiricalRisk
 
 
@@ -28,37 +28,92 @@ def independent_examples(risk: EmpiricalRisk, chunk: slice) -> Iterator[None]:
         chunk: Positions of the chunk's examples.
 
     Raises:
-        InputError: A layer is random, or a batch norm in training mode is used more than once.
+        InputError: A layer is random; or see `check_independence`.
     """
-    is_coupled = any(isinstance(module, _BatchNorm) for module in risk.model.modules())
-    seen = chunk if is_coupled else slice(chunk.start, chunk.start + 1)
+    check_independence(risk)
     with risk.probe():
-        with _once(risk.model), captured(risk.model) as statistics, risk.deterministic(), torch.no_grad():
-            risk.evaluate(risk.inputs[seen], risk.targets[seen])
+        with risk.deterministic(), risk.without_graph():
+            statistics = _statistics(risk, slice(chunk.start, min(chunk.start + 2, chunk.stop)))
+            if statistics:
+                statistics = _statistics(risk, chunk)
         with frozen(risk.model, statistics):
             yield
 
 
-@contextmanager
-def _once(model: nn.Module) -> Iterator[None]:
-    """Refuse a forward pass that uses a batch norm twice: with two pairs of statistics, of which `frozen` takes one."""
-    used: set[str] = set()
+def _statistics(risk: EmpiricalRisk, chunk: slice) -> Statistics:
+    with captured(risk.model) as statistics:
+        risk.evaluate(risk.inputs[chunk], risk.targets[chunk])
+    return statistics
 
-    def use(name: str, module: nn.Module, _: Any) -> None:
-        if name in used and module.training:
-            raise InputError(
-                f"layer {name!r} is a batch norm in training mode that is used more than once: expected a layer of its "
-                "own for each use"
-            )
-        used.add(name)
 
-    norms = [(name, module) for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
-    hooks = [module.register_forward_pre_hook(partial(use, name)) for name, module in norms]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+def check_independence(risk: EmpiricalRisk, hold_statistics: bool = True) -> None:
+    """Refuse a model of which an example alone has another loss than in its chunk.
+
+    Looked for once, on a few examples.
+
+    Args:
+        risk: Its model, in the mode that it is in.
+        hold_statistics: Whether batch norm in training mode normalizes the example alone by its chunk's statistics.
+
+    Raises:
+        InputError: There is a layer that couples examples, such as attention across the batch.
+    """
+    measure = "examples alone" if hold_statistics else "examples alone, statistics their own"
+    check(risk, measure, partial(_compare_alone, hold_statistics=hold_statistics))
+
+
+def _compare_alone(few: EmpiricalRisk, _: Tensor, hold_statistics: bool) -> Generator[Claim]:
+    """Makes no claim, but an error message of its own."""
+    inputs, targets = few.inputs[: few.chunk], few.targets[: few.chunk]
+    with few.probe(), few.without_graph():
+        with captured(few.model) as statistics, few.deterministic():
+            together, _ = few.evaluate(inputs, targets, autocast=False)
+        together = together.detach()
+        with frozen(few.model, statistics) if hold_statistics else nullcontext():
+            singles = zip(inputs.split(1), targets.split(1), strict=True)
+            alone = torch.cat([few.evaluate(*one, autocast=False)[0].detach() for one in singles])
+            difference = (alone - together).abs()
+            if (difference > 4 * torch.finfo(together.dtype).eps ** 0.5 * together.abs().mean()).any():
+                worst = int(difference.argmax())
+                raise InputError(
+                    f"{_coupling(few.model, inputs, worst)} makes the loss of an example depend on the others of its "
+                    f"chunk ({float(together[worst]):.4g} among {len(inputs)}, {float(alone[worst]):.4g} alone): "
+                    "put the layer in evaluation mode, take a model without it, or leave out what looks at single "
+                    "examples"
+                )
+    yield from ()
+
+
+def _coupling(model: nn.Module, inputs: Tensor, example: int) -> str:
+    """The first layer whose output for an example depends on the others while its input does not."""
+    together, alone = _traffic(model, inputs), _traffic(model, inputs[example : example + 1])
+    for (name, module, given, output), (*_, own, own_output) in zip(together, alone, strict=False):
+        if len(output) != len(inputs) or any(len(part) != len(inputs) for part in given):
+            continue
+        is_given_the_same = all(_agree(a[example], b[0]) for a, b in zip(given, own, strict=False))
+        if is_given_the_same and not _agree(output[example], own_output[0]):
+            return f"{f'layer {name!r}' if name else 'the model itself'}, {type(module).__name__},"
+    return "the loss function"
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-6)
+
+
+def _traffic(model: nn.Module, inputs: Tensor) -> list[tuple[str, nn.Module, list[Tensor], Tensor]]:
+    """Inputs and output of every call of a module that gives one tensor, in the order in which they end."""
+    seen: list[tuple[str, nn.Module, list[Tensor], Tensor]] = []
+
+    def note(name: str, module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor):
+            tensors = [part.detach().clone() for part in given if isinstance(part, Tensor) and part.ndim]
+            seen.append((name, module, tensors, output.detach().clone()))
+
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            hooks.callback(module.register_forward_hook(partial(note, name)).remove)
+        model(inputs)
+    return seen
 
 
 def by_chunk(risk: EmpiricalRisk, indices: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from opposing_signals.finite_differences import Claim, all_shares, check, flat_gradient, gradient
 from opposing_signals.processes import summed
 from opposing_signals.risk import WHOLE, Batch, EmpiricalRisk, check_losses
-from opposing_signals.second_order import TwiceDifferentiable, check_graph, refusing_missing_derivatives
+from opposing_signals.second_order import check_graph, refusing_missing_derivatives
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,36 @@ def curvature_split(risk: EmpiricalRisk, vector: Tensor, batch: Batch = WHOLE) -
         InputError: The vector has another length than θ, or the model's second derivatives would be wrong or random.
     """
     risk.check_vectors(vector[None])
+    check(risk, "curvature_split", _claims)
+    return _curvature_split(risk, vector, batch)
+
+
+def _claims(few: EmpiricalRisk, v: Tensor) -> Generator[Claim]:
+    """Of the sum of both, and of the network's own part: the derivative of Jᵀw·v, w held constant."""
+    split = _curvature_split(few, v, WHOLE)
+    total = torch.tensor([split.gauss_newton + split.functional]).to(v)
+    yield Claim("curvature vᵀ∇²Lv as a sum of two parts", total, lambda graph: (gradient(few, graph) @ v)[None])
+
+    def outputs() -> Tensor:
+        with torch.enable_grad():
+            return torch.cat([few.model(inputs) for inputs, _ in few.chunks()])
+
+    fixed = outputs().detach().requires_grad_()
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(few.loss(fixed, few.targets) @ all_shares(few), fixed)
+
+    def pulled_back(graph: bool) -> Tensor:
+        return (flat_gradient((outputs() * slope).sum(), few, graph) @ v)[None]
+
+    yield Claim("functional part of vᵀ∇²Lv", torch.tensor([split.functional]).to(v), pulled_back)
+
+
+def _curvature_split(risk: EmpiricalRisk, vector: Tensor, batch: Batch) -> CurvatureSplit:
     parameters, direction = risk.parameters, risk.unflatten(vector)
     gauss_newton = functional = 0.0
     with risk.probe(), risk.deterministic(), refusing_missing_derivatives():
         for (inputs, targets), shares in zip(risk.chunks(batch, may_idle=True), risk.shares(batch), strict=True):
-            with torch.enable_grad(), TwiceDifferentiable():
+            with risk.differentiable():
                 outputs = risk.model(inputs)
                 detached = outputs.detach().requires_grad_()
                 losses = risk.loss(detached, targets)
@@ -56,9 +83,9 @@ def curvature_split(risk: EmpiricalRisk, vector: Tensor, batch: Batch = WHOLE) -
                 loss = (losses * shares.to(losses)).sum()
             (slope,) = torch.autograd.grad(loss, detached, create_graph=True)
             weights = slope.detach().requires_grad_()
-            gradient = torch.autograd.grad(outputs, parameters, weights, create_graph=True, materialize_grads=True)
-            check_graph(gradient)
-            *rows, tangent = torch.autograd.grad(gradient, [*parameters, weights], direction, materialize_grads=True)
+            slopes = torch.autograd.grad(outputs, parameters, weights, create_graph=True, materialize_grads=True)
+            check_graph(slopes)
+            *rows, tangent = torch.autograd.grad(slopes, [*parameters, weights], direction, materialize_grads=True)
             functional += sum(_dot(row, piece) for row, piece in zip(rows, direction, strict=True))
             if slope.requires_grad:  # the loss is not linear in the outputs
                 gauss_newton += _dot(torch.autograd.grad(slope, detached, tangent)[0], tangent)

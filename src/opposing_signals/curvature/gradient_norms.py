@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import torch
 from torch import Tensor
 
+from opposing_signals.curvature.examples import check_independence
 from opposing_signals.curvature.ghost_norms import SquaredNorm
 from opposing_signals.curvature.layer_rules import NoRuleError
-from opposing_signals.curvature.own_gradients import gradients_one_by_one, shapes_behind_examples, summed_over_uses
+from opposing_signals.curvature.own_gradients import (
+    gradients_by_plain_autograd,
+    gradients_one_by_one,
+    shapes_behind_examples,
+    summed_over_uses,
+)
+from opposing_signals.finite_differences import Claim, check
 from opposing_signals.risk import EmpiricalRisk
 
 
@@ -20,14 +29,27 @@ def gradient_norms(risk: EmpiricalRisk) -> Tensor:
     The model runs once forward and once backward. That needs each parameter to be used once, by a linear map, a
     convolution, a normalization, an embedding, self-attention, or as a summand, on a tensor whose first axis is the
     example. Where a parameter is shared or used otherwise, gradients are taken example by example
-    (`torch.func.vmap`), which is as right, and slower.
+    (`torch.func.vmap`), and where that cannot be, as for recurrent layers, one after another: as right, and slower.
 
     Returns:
         ``[N]``.
 
     Raises:
-        InputError: A layer is random, or its gradient cannot be taken example by example.
+        InputError: A layer is random or couples examples, its gradient cannot be taken example by example, or the
+            first measurement disagrees with gradients taken one by one.
     """
+    check_independence(risk)
+    check(risk, "gradient_norms", _claims)
+    return _gradient_norms(risk)
+
+
+def _claims(few: EmpiricalRisk, _: Tensor) -> Generator[Claim]:
+    rows = gradients_by_plain_autograd(few)
+    norms = _gradient_norms(few)[: len(rows)]
+    yield Claim("gradient norm of each example", norms, lambda _: rows.norm(dim=1), is_derivative=False)
+
+
+def _gradient_norms(risk: EmpiricalRisk) -> Tensor:
     try:
         shapes = shapes_behind_examples(risk)
         return risk.assembled([_ghost_norms(risk, chunk, shapes) for chunk in risk.parts()])

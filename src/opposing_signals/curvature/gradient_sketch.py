@@ -9,14 +9,22 @@ standard deviation is at most 3/√d ‖g_i‖ ‖g_j‖ (and √(2/d) where all
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from opposing_signals.curvature.examples import check_independence
 from opposing_signals.curvature.layer_rules import Convolution, NoRuleError, Reading, by_parts
-from opposing_signals.curvature.own_gradients import gradients_one_by_one, shapes_behind_examples, summed_over_uses
+from opposing_signals.curvature.own_gradients import (
+    gradients_by_plain_autograd,
+    gradients_one_by_one,
+    shapes_behind_examples,
+    summed_over_uses,
+)
 from opposing_signals.errors import InputError
+from opposing_signals.finite_differences import Claim, check
 from opposing_signals.risk import EmpiricalRisk
 
 
@@ -35,11 +43,25 @@ def gradient_sketch(risk: EmpiricalRisk, dimensions: int, seed: int = 0) -> Tens
         ``[N, d]``.
 
     Raises:
-        InputError: d < 1; or a layer is random, or its gradient cannot be taken example by example.
+        InputError: d < 1; or as in `gradient_norms`.
     """
     if dimensions < 1:
         raise InputError(f"dimensions={dimensions}: expected at least 1 number of each gradient")
-    projection = Projection(risk.parameters, dimensions, seed)
+    check_independence(risk)
+    check(risk, "gradient_sketch", partial(_claims, dimensions=dimensions, seed=seed))
+    return _gradient_sketch(risk, Projection(risk.parameters, dimensions, seed))
+
+
+def _claims(few: EmpiricalRisk, _: Tensor, dimensions: int, seed: int) -> Generator[Claim]:
+    projection = Projection(few.parameters, dimensions, seed)
+    rows = zip(*(few.unflatten(row) for row in gradients_by_plain_autograd(few)), strict=True)
+    pieces = [projection.of_entries(p, torch.stack(own)) for p, own in zip(few.parameters, rows, strict=True)]
+    sketch = torch.stack(pieces).sum(0)
+    measured = _gradient_sketch(few, projection)[: len(sketch)]
+    yield Claim("gradient sketch", measured, lambda _: sketch, is_derivative=False)
+
+
+def _gradient_sketch(risk: EmpiricalRisk, projection: Projection) -> Tensor:
     try:
         shapes = shapes_behind_examples(risk)
         return risk.assembled([summed_over_uses(risk, part, shapes, projection) for part in risk.parts()])

@@ -15,6 +15,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from opposing_signals.any_order import DERIVATIVES
 from opposing_signals.curvature.examples import independent_examples
 from opposing_signals.curvature.ghost_norms import SquaredNorm
 from opposing_signals.curvature.layer_rules import (
@@ -26,6 +27,7 @@ from opposing_signals.curvature.layer_rules import (
     with_constant_statistics,
 )
 from opposing_signals.errors import InputError
+from opposing_signals.finite_differences import FEWEST, flat_gradient
 from opposing_signals.risk import EmpiricalRisk, check_losses
 from opposing_signals.second_order import refusing_checkpoints
 
@@ -37,7 +39,10 @@ def shapes_behind_examples(risk: EmpiricalRisk) -> list[torch.Size]:
         NoRuleError: A parameter is used without a rule, or the first axis of an output is not the example: the size of
             an axis alone does not tell, because a table of positions can be as long as a chunk.
     """
-    (two, losses), (three, _) = (_watched(risk, slice(0, examples), SquaredNorm()) for examples in (2, 3))
+    try:
+        (two, losses), (three, _) = (_watched(risk, slice(0, examples), SquaredNorm()) for examples in (2, 3))
+    except RuntimeError:  # a model that takes a fixed number of them
+        raise NoRuleError from None
     shapes = [shape[1:] for shape in two.shapes]
     for examples, uses in ((2, two), (3, three)):
         if uses.shapes != [torch.Size([examples, *shape]) for shape in shapes]:
@@ -75,31 +80,62 @@ def summed_over_uses(
 def gradients_one_by_one(risk: EmpiricalRisk, chunk: slice) -> Iterator[list[Tensor]]:
     """∇ℓ_i of a few examples of the chunk at a time, one ``[n, ...]`` tensor for each of ``risk.parameters``.
 
-    By ∇ℓ_i = J_iᵀ ∂ℓ_i/∂f, so that `vmap`, which not every loss can take, sees the network alone.
+    Together where `torch.func.vmap` can take the model, and else one after another.
     """
+    part = max(1, BLOCK[risk.inputs.device.type] // sum(p.numel() for p in risk.parameters))
+    pieces = list(zip(risk.inputs[chunk].split(part), risk.targets[chunk].split(part), strict=True))
+    gradients = _one_after_another if risk.takes_gradients else _together
+    with independent_examples(risk, chunk):
+        for inputs, targets in pieces:
+            try:
+                rows = gradients(risk, inputs, targets)
+            except RuntimeError:  # a layer without a rule for vmap, such as a recurrent one
+                gradients = _one_after_another
+                rows = gradients(risk, inputs, targets)
+            yield rows
+
+
+def _together(risk: EmpiricalRisk, inputs: Tensor, targets: Tensor) -> list[Tensor]:
+    """By ∇ℓ_i = J_iᵀ ∂ℓ_i/∂f, so that `vmap`, which not every loss can take, sees the network alone."""
     theta = {name: p.detach() for name, p in risk.model.named_parameters() if p.requires_grad}
 
     def pulled_back(theta: dict[str, Tensor], inputs: Tensor, slope: Tensor) -> Tensor:
         return (functional_call(risk.model, theta, (inputs[None],))[0] * slope).sum()
 
-    gradients = vmap(grad(pulled_back), in_dims=(None, 0, 0))
-    part = max(1, BLOCK[risk.inputs.device.type] // sum(p.numel() for p in theta.values()))
-    with independent_examples(risk, chunk), sdpa_kernel(SDPBackend.MATH):  # the others have no rule for vmap
-        for inputs, targets in zip(risk.inputs[chunk].split(part), risk.targets[chunk].split(part), strict=True):
-            with torch.no_grad():
-                outputs = risk.model(inputs)
+    with sdpa_kernel(SDPBackend.MATH):  # the others have no rule for vmap
+        with torch.no_grad():
+            outputs = risk.model(inputs)
+        with torch.enable_grad():
+            losses = risk.loss(outputs.requires_grad_(), targets)
+        check_losses(losses, inputs)
+        (slopes,) = torch.autograd.grad(losses.sum(), outputs)
+        return list(vmap(grad(pulled_back), in_dims=(None, 0, 0))(theta, inputs, slopes).values())
+
+
+def _one_after_another(risk: EmpiricalRisk, inputs: Tensor, targets: Tensor) -> list[Tensor]:
+    rows = []
+    for example in zip(inputs.split(1), targets.split(1), strict=True):
+        try:
             with torch.enable_grad():
-                losses = risk.loss(outputs.requires_grad_(), targets)
-            check_losses(losses, inputs)
-            (slopes,) = torch.autograd.grad(losses.sum(), outputs)
-            try:
-                pieces = gradients(theta, inputs, slopes)
-            except RuntimeError as error:
-                raise InputError(
-                    f"the gradient of a single example cannot be taken ({str(error).splitlines()[0]}): write the model "
-                    "with torch.nn's layers, recurrent ones aside, or leave out gradient_norms and gradient_sketch"
-                ) from error
-            yield list(pieces.values())
+                losses, _ = risk.evaluate(*example)
+        except RuntimeError as error:
+            raise InputError(
+                f"the model cannot be evaluated on a single example ({str(error).splitlines()[0]}): expected one that "
+                "takes inputs of any length; or leave out the instruments that look at single examples"
+            ) from error
+        check_losses(losses, example[0])
+        rows.append(torch.autograd.grad(losses.sum(), risk.parameters, materialize_grads=True))
+    return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+
+def gradients_by_plain_autograd(risk: EmpiricalRisk) -> Tensor:
+    """``[m, P]`` ∇ℓ_i of the first few, without anything of this library's but batch norm's statistics, held."""
+    rows = []
+    with independent_examples(risk, slice(0, risk.chunk)), torch.enable_grad():
+        for i in range(min(FEWEST, risk.chunk)):
+            losses, _ = risk.evaluate(risk.inputs[i : i + 1], risk.targets[i : i + 1], autocast=False)
+            rows.append(flat_gradient(losses.sum(), risk, graph=False))
+    return torch.stack(rows)
 
 
 def _watched(risk: EmpiricalRisk, chunk: slice, reading: Reading) -> tuple[_Uses, Tensor]:
@@ -135,6 +171,8 @@ class _Uses(TorchFunctionMode):
     ) -> Any:
         """Call the function; if it uses a parameter, let its output leave a hook for the backward pass."""
         kwargs = kwargs or {}
+        if func in DERIVATIVES:  # would pass the hooks that read gradients off
+            raise NoRuleError
         if func is F.batch_norm:
             func, args, kwargs = by_statistics, with_constant_statistics(*args, **kwargs), {}
         if func is F.multi_head_attention_forward:

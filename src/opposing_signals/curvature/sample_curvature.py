@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Generator
 from dataclasses import dataclass
-from weakref import WeakSet
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from opposing_signals.curvature.taylor import Jet, orders, refusing_torchscript
-from opposing_signals.errors import InputError
+from opposing_signals.finite_differences import Claim, all_shares, check, gradient, losses
 from opposing_signals.risk import EmpiricalRisk, check_losses
-
-_FOLLOWED: WeakSet[EmpiricalRisk] = WeakSet()
-"""Those whose model Taylor arithmetic has been seen to follow."""
-_CHECKED = 64
-"""Examples on which that is looked for: a product over a whole chunk would take more memory than the measurement."""
 
 
 @dataclass(frozen=True)
@@ -48,72 +42,29 @@ def sample_curvature(risk: EmpiricalRisk, vector: Tensor) -> AlongLine:
     Raises:
         InputError: The vector has another length than θ, the loss is not one number an example, a layer is random, the
             model writes in place or transforms functions where Taylor arithmetic cannot follow, or calls one without
-            second derivatives in forward mode, or the first measurement disagrees with a Hessian-vector product.
+            second derivatives in forward mode, or the first measurement disagrees with finite differences.
     """
     risk.check_vectors(vector[None])
-    along = _along_line(risk, vector)
-    if risk not in _FOLLOWED:
-        _check_first_examples(risk, vector, along.losses[:_CHECKED])
-    return along
+    check(risk, "sample_curvature", _claims)
+    return _along_line(risk, vector)
 
 
-def _along_line(risk: EmpiricalRisk, vector: Tensor, first: int | None = None) -> AlongLine:
-    """Over the ``first`` examples, of which several processes may have no chunk, or over all."""
+def _claims(few: EmpiricalRisk, v: Tensor) -> Generator[Claim]:
+    along = _along_line(few, v)
+    yield Claim("slope of each loss by Taylor arithmetic", along.slopes, partial(losses, few))
+    mean = (all_shares(few) @ along.curvatures)[None]
+    yield Claim("mean curvature by Taylor arithmetic", mean, lambda graph: (gradient(few, graph) @ v)[None])
+
+
+def _along_line(risk: EmpiricalRisk, vector: Tensor) -> AlongLine:
     line = [Jet(p.detach(), v) for p, v in zip(risk.parameters, risk.unflatten(vector), strict=True)]
-    batch, may_idle, chunks = slice(first), first is not None, []
+    chunks = []
     with risk.probe(), risk.deterministic(), torch.no_grad(), refusing_torchscript():
-        for part, losses in zip(risk.parts(batch, may_idle), risk.losses_at(line, batch, may_idle), strict=True):
-            check_losses(losses, risk.inputs[part])
-            chunks.append(orders(losses))
-    pieces_of = zip(*chunks, strict=True) if chunks else ([], [], [])
-    losses, slopes, halves = (risk.assembled(pieces, batch) for pieces in pieces_of)
-    return AlongLine(losses, slopes, 2 * halves)
-
-
-def _check_first_examples(risk: EmpiricalRisk, vector: Tensor, losses: Tensor) -> None:
-    """Refuse a model whose slopes or mean curvature on the first examples are not those of a Hessian-vector product.
-
-    Of several processes all look at the same examples and find the same. Where their ``losses`` vanish, rounding is
-    larger than what is to be compared: then the next measurement is checked.
-    """
-    examples = slice(len(losses))
-    precision, height = torch.finfo(vector.dtype).eps, losses.abs().mean()
-    if not height > precision**0.5:
-        return
-    with _unrounded() if vector.is_cuda else nullcontext():
-        ours = _along_line(risk, vector, len(losses))
-        measured = risk.hessian_products(vector[None], examples)
-    product = measured.products[0]
-    shares = risk.assembled(list(risk.shares(examples)), examples).to(ours.curvatures)
-    mean, own = shares @ ours.curvatures, shares @ ours.curvatures.abs()
-    differences = {
-        # Of a product nearly orthogonal to v more is rounding.
-        "curvature": (mean - product @ vector).abs() / (own + (own * product.norm() * vector.norm()).sqrt()),
-        # Near a minimum slopes are differences of what is as large as the curvature.
-        "slope": (ours.slopes - measured.slopes[0]).abs().mean() / (ours.slopes.abs().mean() + (own * height).sqrt()),
-    }
-    for name, difference in differences.items():
-        if difference > 4 * precision ** (1 / 3):  # 0.02 in float32, ten times what rounding does to a ResNet-110
-            raise InputError(
-                f"Taylor arithmetic does not follow a layer of this model: the {name} along a line is "
-                f"{difference:.1g} of its size away from that of a Hessian-vector product; write the layer out of "
-                "simpler functions, or leave out the instruments that measure every point's curvature"
-            )
-    if own > 0:
-        _FOLLOWED.add(risk)
-
-
-@contextmanager
-def _unrounded() -> Iterator[None]:
-    """Let a GPU compute in float32, not in TF32, in which two ways to one number may differ by much."""
-    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    try:
-        torch.backends.cudnn.allow_tf32 = False
-        torch.set_float32_matmul_precision("highest")
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = convolutions
-        torch.set_float32_matmul_precision(products)
+        for part, jet in zip(risk.parts(), risk.losses_at(line), strict=True):
+            check_losses(jet, risk.inputs[part])
+            chunks.append(orders(jet))
+    values, slopes, halves = (risk.assembled(pieces) for pieces in zip(*chunks, strict=True))
+    return AlongLine(values, slopes, 2 * halves)
 
 
 @dataclass(frozen=True)

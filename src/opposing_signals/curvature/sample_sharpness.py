@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 import torch
 from torch import Tensor
 
 from opposing_signals.curvature.eigen import Products
-from opposing_signals.curvature.examples import by_chunk, independent_examples
+from opposing_signals.curvature.examples import by_chunk, check_independence, independent_examples
 from opposing_signals.curvature.lanczos import lanczos, tridiagonal
+from opposing_signals.finite_differences import Claim, check, flat_gradient
 from opposing_signals.risk import EmpiricalRisk, check_losses, flatten
-from opposing_signals.second_order import TwiceDifferentiable, check_graph, refusing_missing_derivatives
+from opposing_signals.second_order import check_graph, refusing_missing_derivatives
 
 
 def sample_sharpness(
@@ -37,8 +40,11 @@ def sample_sharpness(
         ``[m]`` eigenvalues and ``[m]`` residuals ‖Hu − λu‖ of their unit eigenvectors, float64.
 
     Raises:
-        InputError: An index that is none, or a model whose second derivatives would be wrong or random.
+        InputError: An index that is none, or a model that couples examples, or whose second derivatives would be wrong
+            or random.
     """
+    check_independence(risk)
+    check(risk, "sample_sharpness", _claims)
     values = torch.zeros(len(indices), dtype=torch.float64)
     residuals = torch.zeros_like(values)
     indices = indices.cpu()
@@ -54,10 +60,22 @@ def sample_sharpness(
     return values, residuals
 
 
+def _claims(few: EmpiricalRisk, v: Tensor) -> Generator[Claim]:
+    one = few.inputs[:1], few.targets[:1]
+
+    def own_gradient(graph: bool) -> Tensor:
+        with torch.enable_grad():
+            return flat_gradient(few.evaluate(*one, autocast=False)[0].sum(), few, graph)
+
+    with independent_examples(few, slice(0, few.chunk)):
+        product = _own_products(few, 0)(v[None])[0]
+        yield Claim("Hessian-vector product of a single example", product, own_gradient)
+
+
 def _own_products(risk: EmpiricalRisk, index: int) -> Products:
     """v ↦ ∇²ℓ_i v for one point, by double backward over one graph."""
     parameters = risk.parameters
-    with torch.enable_grad(), TwiceDifferentiable():
+    with risk.differentiable():
         losses, _ = risk.evaluate(risk.inputs[index : index + 1], risk.targets[index : index + 1], autocast=False)
         check_losses(losses, risk.inputs[index : index + 1])
     slopes = torch.autograd.grad(losses.sum(), parameters, create_graph=True, materialize_grads=True)

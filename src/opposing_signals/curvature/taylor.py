@@ -25,18 +25,19 @@ from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from opposing_signals.errors import InputError
-from opposing_signals.second_order import (
-    aten,
-    channel_combination,
-    channel_moments,
+from opposing_signals.any_order import (
+    DERIVATIVES,
+    as_in_torch,
     hard_sigmoid,
     mish,
     per_channel,
     prelu,
     silu,
     weight_norm,
+    without_flag,
 )
+from opposing_signals.errors import InputError
+from opposing_signals.second_order import aten, channel_combination, channel_moments
 
 Coefficients = tuple[Tensor, Tensor | None, Tensor | None]
 """x₀, x₁, x₂; None is zero."""
@@ -112,6 +113,10 @@ def _coefficients(value: Any) -> Coefficients:
 
 def _apply(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     name = getattr(func, "__name__", "")
+    if func in DERIVATIVES:
+        raise InputError(f"the model takes a gradient inside its forward pass, {_CANNOT}: {_OR_LEAVE_OUT[3:]}")
+    if torch._C._are_functorch_transforms_active():
+        raise InputError(_OUT_OF_SIGHT)
     if kwargs.get("inplace"):
         return _assign(args[0], _apply(func, args, {**kwargs, "inplace": False}))
     if name in _IN_PLACE:
@@ -332,7 +337,7 @@ def _max_pool(input: Jet, *options: Any, **named: Any) -> Jet:  # noqa: A002
     largest, indices = F.max_pool2d(x0, *options, **named, return_indices=True)
 
     def chosen(part: Tensor) -> Tensor:
-        return part.flatten(2).gather(2, indices.flatten(2)).view_as(indices)
+        return part.flatten(-2).gather(-1, indices.flatten(-2)).view_as(indices)
 
     return Jet(largest, *(None if part is None else chosen(part) for part in rest))
 
@@ -458,27 +463,6 @@ def _instance_norm(
     return _batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
 
 
-def _without_flag(named: dict[str, Any]) -> dict[str, Any]:
-    """Whether to use cuDNN comes last in `torch.layer_norm` and its like, as ``cudnn_enable`` or ``cudnn_enabled``."""
-    return {name: value for name, value in named.items() if not name.startswith("cudnn")}
-
-
-def _as_in_torch(rule: Callable[..., Jet]) -> Callable[..., Jet]:
-    """Batch and instance norm in the order of arguments that `torch.batch_norm` has."""
-
-    def reordered(
-        input: Any,  # noqa: A002
-        weight: Any,
-        bias: Any,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        *options: Any,
-    ) -> Jet:
-        return rule(input, running_mean, running_var, weight, bias, *options[:3])
-
-    return reordered
-
-
 _RULES: dict[Callable, Callable[..., Any]] = {
     torch.conv1d: _affine(torch.conv1d),
     torch.conv2d: _affine(torch.conv2d),
@@ -501,10 +485,10 @@ _RULES: dict[Callable, Callable[..., Any]] = {
     F.layer_norm: _layer_norm,
     F.group_norm: _group_norm,
     F.instance_norm: _instance_norm,
-    torch.batch_norm: _as_in_torch(_batch_norm),
-    torch.layer_norm: lambda *args, **named: _layer_norm(*args[:5], **_without_flag(named)),
-    torch.group_norm: lambda *args, **named: _group_norm(*args[:5], **_without_flag(named)),
-    torch.instance_norm: _as_in_torch(_instance_norm),
+    torch.batch_norm: as_in_torch(_batch_norm),
+    torch.layer_norm: without_flag(_layer_norm),
+    torch.group_norm: without_flag(_group_norm),
+    torch.instance_norm: as_in_torch(_instance_norm),
 }
 _FUSED_NORM = re.compile("(batch|layer|group|instance)_norm")
 

@@ -60,7 +60,7 @@ class BlockProbe(Instrument):
             raise InputError(f"BlockProbe: probes={probes}: expected a list of one or more, such as [sky]")
         self.probes = list(probes)
         self._head = _last_linear(risk.model)
-        self._seen: tuple[Statistics, list[Tensor]] = {}, []
+        self._seen: tuple[Statistics, list[Tensor]] = [], []
         self._last_step = -1
 
     def prepare(self, dataset: Dataset) -> None:

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import ParamsT
 
+from opposing_signals.curvature.examples import check_independence
 from opposing_signals.errors import InputError
 from opposing_signals.optim.groups import called, check_not_negative, check_share, descend, with_gradient
 from opposing_signals.processes import summed
@@ -125,24 +126,26 @@ class OneSAM(torch.optim.Optimizer):
 def ascended_gradient(risk: EmpiricalRisk, batch: Batch, rho: float) -> list[Tensor]:
     """(1/n) Σ ∇ℓ_i(θ + ρ ∇ℓ_i/‖∇ℓ_i‖) over the n examples of a batch, in the shapes of ``risk.parameters``.
 
+    Where the risk has weights, the mean is weighted, as L is.
+
     It is computed in the precision of the weights. Examples are taken together (`torch.func.vmap`), as many as there
     is room for copies of the weights.
 
     Raises:
-        InputError: Batch norm in training mode, under which no example has a loss of its own, or a layer that is
-            random or cannot be evaluated with other weights for each example.
+        InputError: Batch norm in training mode or another layer under which no example has a loss of its own, or one
+            that is random or cannot be evaluated with other weights for each example.
     """
     if any(isinstance(module, _BatchNorm) and module.training for module in risk.model.modules()):
         raise InputError(
             "1-SAM with batch norm in training mode: the loss of one example then depends on its chunk; expected a "
             "model without it, as vgg11, vit or mlp"
         )
+    check_independence(risk, hold_statistics=False)
     parameters = risk.parameters
     at_once = max(1, _WEIGHTS[risk.inputs.device.type] // sum(p.numel() for p in parameters))
     total = [torch.zeros_like(p) for p in parameters]
-    examples = 0
     with risk.probe(), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the others have no rule for vmap
-        for inputs, targets in _pieces(risk, batch, at_once):
+        for inputs, targets, shares in _pieces(risk, batch, at_once):
             start = [p.new_zeros(len(inputs), *p.shape).requires_grad_() for p in parameters]
             slopes = torch.autograd.grad(_losses(risk, start, inputs, targets).sum(), start, materialize_grads=True)
             squares = torch.stack([slope.flatten(1).square().sum(1) for slope in slopes]).sum(0)
@@ -150,15 +153,14 @@ def ascended_gradient(risk: EmpiricalRisk, batch: Batch, rho: float) -> list[Ten
             ascent = [slope * scale.view(-1, *[1] * (slope.ndim - 1)) for slope in slopes]
             del start, slopes
             losses = _losses(risk, ascent, inputs, targets)
-            torch._foreach_add_(total, torch.autograd.grad(losses.sum(), parameters, materialize_grads=True))
-            examples += len(inputs)
-    size = summed(torch.tensor(float(examples), device=risk.inputs.device))
-    return [summed(gradient).div_(size) for gradient in total]
+            mean = (losses * shares.to(losses)).sum()
+            torch._foreach_add_(total, torch.autograd.grad(mean, parameters, materialize_grads=True))
+    return [summed(gradient) for gradient in total]
 
 
-def _pieces(risk: EmpiricalRisk, batch: Batch, examples: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for inputs, targets in risk.chunks(batch, may_idle=True):
-        yield from zip(inputs.split(examples), targets.split(examples), strict=True)
+def _pieces(risk: EmpiricalRisk, batch: Batch, examples: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    for chunk, shares in zip(risk.chunks(batch, may_idle=True), risk.shares(batch), strict=True):
+        yield from zip(*(part.split(examples) for part in (*chunk, shares)), strict=True)
 
 
 def _losses(risk: EmpiricalRisk, offsets: list[Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
@@ -171,7 +173,7 @@ def _losses(risk: EmpiricalRisk, offsets: list[Tensor], inputs: Tensor, targets:
 
     try:
         outputs = vmap(output)(weights, inputs)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise InputError(
             f"the model cannot be evaluated with other weights for each example, as 1-SAM does "
             f"({str(error).splitlines()[0]}): expected layers of torch.nn that draw no random numbers"

@@ -38,8 +38,10 @@ class SplitSGD(torch.optim.Optimizer):
     threads of SGD disagree, and Split SGD of Kalamkar et al. 2020 for recommender systems, which keeps the two halves
     of the bits of each float32 weight apart.
 
-    ``lr`` is η2, the counterpart of Adam's: Adam's step of a parameter is about ``lr`` as well. `torch.optim.SGD` with
-    dampening is not this rule with r = ∞: its buffer begins with g_1 undampened, and it does not divide by 1 − τ^t.
+    Both step sizes are to be named, for a reader of Algorithm 1 may take the first for η1: ``lr``, which a scheduler of
+    PyTorch's scales, is η2, the counterpart of Adam's, whose step of a parameter is about ``lr`` as well; η1 is
+    ``sgd_lr``. `torch.optim.SGD` with dampening is not this rule with r = ∞: its buffer begins with g_1 undampened, and
+    it does not divide by 1 − τ^t.
 
     t is counted by parameter, and a step in which a parameter has no gradient does not count, as in torch's Adam.
     Momenta, counts and the threshold are in `state_dict`.
@@ -64,11 +66,11 @@ class SplitSGD(torch.optim.Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float = 0.001,
-        sgd_lr: float = 0.1,
+        *,
+        lr: float,
+        sgd_lr: float,
         momentum: float = 0.9,
         dampening: float = 0.9,
-        *,
         threshold: float | None = None,
         quantile: float = 0.1,
         foreach: bool = True,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from opposing_signals._lightning import LightningModule, Trainer, isolate_rng
@@ -103,7 +104,7 @@ class TrackingSet:
             collate = getattr(trainer.train_dataloader, "collate_fn", None)
             loader: DataLoader = DataLoader(Subset(examples, range(len(examples))), self.batch_size, collate_fn=collate)  # type: ignore[arg-type]
             batches = [_on_device(trainer, batch) for batch in loader]
-            self._losses = _Losses(module, self.per_sample_loss, batches, self.batch_size)
+            self._losses = _Losses(module, self.per_sample_loss, batches, self.batch_size, len(self))
             self._check_losses(trainer, module, collate)
             self._shown = [self._show(one) for one in examples] if self._show else _pictures(examples)
             self._classes = [self._label(one) for one in examples] if self._label else _labels(examples)
@@ -169,21 +170,30 @@ class _Losses(nn.Module):
     """Positions in the tracking set ↦ ``[n, 1]`` losses: the form that `EmpiricalRisk` takes a model in."""
 
     def __init__(
-        self, module: LightningModule, per_sample_loss: PerSampleLoss, batches: list[Any], batch_size: int
+        self,
+        module: LightningModule,
+        per_sample_loss: PerSampleLoss,
+        batches: list[Any],
+        batch_size: int,
+        examples: int,
     ) -> None:
         super().__init__()
         self.module = module
         self.per_sample_loss = per_sample_loss
-        self.batches = batches
+        self.batch = batches.__getitem__  # a list of them would count as state of the model
         self.batch_size = batch_size
+        self.examples = examples
         self.context: Callable[[], AbstractContextManager] = nullcontext
 
     def forward(self, positions: Tensor) -> Tensor:
-        return self.of(self.batches[int(positions[0]) // self.batch_size], len(positions))[:, None]
+        number = int(positions[0]) // self.batch_size
+        first = number * self.batch_size
+        losses = self.of(self.batch(number), min(self.batch_size, self.examples - first))
+        return (losses if len(losses) == len(positions) else losses[positions - first])[:, None]
 
     def of(self, batch: Any, count: int) -> Tensor:
         with self.context():
-            losses = self.per_sample_loss(self.module, batch)
+            losses = self.per_sample_loss(self.module, self._in_float64(batch))
         shape = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         if shape == [count]:
             return losses
@@ -196,6 +206,16 @@ class _Losses(nn.Module):
             f"per_sample_loss returned {f'shape {shape}' if isinstance(shape, list) else f'a {shape}'} for a batch of "
             f"{count} examples: expected [{count}], one loss an example; {hint}"
         )
+
+    def _in_float64(self, batch: Any) -> Any:
+        """The batch in the precision of the parameters while these are checked in float64."""
+        if next(self.module.parameters()).dtype is not torch.float64:
+            return batch
+
+        def exact(part: Any) -> Any:
+            return part.double() if isinstance(part, Tensor) and part.is_floating_point() else part
+
+        return tree_map(exact, batch)
 
 
 def fingerprint(example: Any) -> str:

@@ -148,6 +148,8 @@ class TrainingModule(LightningModule):
             then: Called with the ``[k, P]`` products once the gradient is there and the weights are still θ_t, in
                 the order of the requests.
         """
+        if len(vectors):
+            self.risk.check_products()  # here, because the step's own pass is observed
         self._requests.append((vectors, then))
 
     @property

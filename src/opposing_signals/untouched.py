@@ -1,0 +1,141 @@
+"""What a forward pass may change in a model beside its outputs, put back after a measurement."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opposing_signals.errors import InputError
+
+_OF_TORCH = set(vars(nn.Module()))
+"""Attributes that every module has: its hooks, and the tables of its parameters, buffers and modules."""
+
+
+class ModelState:
+    """Mode, parameters, buffers and plain attributes of a model's modules.
+
+    Attributes may be tensors and lists, dictionaries, sets and deques of anything; what an object of another kind
+    holds is its own affair.
+
+    Parameters and tensors that are plain attributes can be as large as all the rest, and few models move them:
+    `nn.Embedding` with ``max_norm`` does. So they are copied at the first time and compared; and again only if they
+    were found to have moved.
+
+    """
+
+    def __init__(self) -> None:
+        self._moves: bool | None = None
+
+    @contextmanager
+    def kept(self, model: nn.Module) -> Iterator[None]:
+        """Let the state of ``model``, always the same, afterwards be what it was before.
+
+        Raises:
+            InputError: A parameter or a tensor among the attributes was written into for the first time after it was
+                found to stand still.
+        """
+        modules = {name: _Module(module) for name, module in model.named_modules()}
+        tensors = {
+            f"{name}.{own}" if name else own: _Tensor(tensor, is_copied=self._moves is not False)
+            for name, module in modules.items()
+            for own, tensor in module.tensors.items()
+        }
+        try:
+            yield
+        finally:
+            for module in modules.values():
+                module.restore()
+            moved = [name for name, tensor in tensors.items() if tensor.has_moved()]
+            if self._moves is False and moved:
+                raise InputError(
+                    f"the model writes into {moved[0]!r} during its forward pass, and did not when it was first seen: "
+                    "a measurement cannot undo that; make it a buffer (register_buffer), or write into a copy"
+                )
+            for tensor in tensors.values():
+                tensor.restore()
+            self._moves = self._moves or bool(moved)
+
+
+class _Module:
+    """One module without its children.
+
+    Attributes:
+        tensors: Parameters and tensors among the attributes, by name.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._mode = module.training
+        self._attributes = {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
+        self._buffers = dict(module._buffers)
+        self._copies = {name: buffer.clone() for name, buffer in self._buffers.items() if buffer is not None}
+        self._containers: list[tuple[Any, Any]] = []
+        self.tensors: dict[str, Tensor] = {
+            name: parameter for name, parameter in module._parameters.items() if parameter is not None
+        }
+        for name, value in self._attributes.items():
+            self._look_into(value, name)
+
+    def _look_into(self, value: Any, name: str) -> None:
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+            if value.layout is torch.strided:
+                self.tensors[name] = value
+        elif isinstance(value, list | tuple | dict | set | deque):
+            if not isinstance(value, tuple):
+                if any(value is container for container, _ in self._containers):
+                    return
+                self._containers.append((value, dict(value) if isinstance(value, dict) else list(value)))
+            for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+                self._look_into(part, f"{name}[{key!r}]")
+
+    def restore(self) -> None:
+        """All but `tensors`."""
+        self._module.training = self._mode
+        attributes = vars(self._module)
+        for name in [name for name in attributes if name not in _OF_TORCH and name not in self._attributes]:
+            del attributes[name]
+        attributes.update(self._attributes)
+        for container, content in self._containers:
+            container.clear()
+            container.extend(content) if isinstance(container, list | deque) else container.update(content)
+        if isinstance(self._module._buffers, dict):  # of torch.jit it is another kind
+            self._module._buffers.clear()
+            self._module._buffers.update(self._buffers)
+        for name, copy in self._copies.items():
+            buffer = self._buffers[name]
+            assert buffer is not None
+            if buffer.shape != copy.shape:
+                buffer.data = copy
+            else:
+                with torch.no_grad():
+                    buffer.copy_(copy)
+
+
+class _Tensor:
+    """A tensor, its memory and its number of writes, and where asked for a copy."""
+
+    def __init__(self, tensor: Tensor, is_copied: bool) -> None:
+        self._tensor, self._data = tensor, tensor.data
+        self._seen = tensor.data_ptr(), _version(tensor)
+        self._copy = self._data.clone() if is_copied else None
+
+    def has_moved(self) -> bool:
+        """As far as can be told."""
+        if (self._tensor.data_ptr(), _version(self._tensor)) != self._seen:
+            return True
+        return self._copy is not None and not torch.equal(self._data, self._copy)
+
+    def restore(self) -> None:
+        """From the copy."""
+        if self._copy is not None and self.has_moved():
+            self._tensor.data = self._data
+            self._data.copy_(self._copy)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
