@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from opposing_signals.configuration import configuration_folder
-from opposing_signals.errors import InputError, TrainingStoppedError
+from opposing_signals.errors import READ_NAMED_DATA, InputError, TrainingStoppedError
 
 BAD_INPUT = 2
 STOPPED = 1
@@ -53,18 +53,20 @@ def _exit_code(arguments: list[str]) -> int:
         if arguments[0] == "report":
             from opposing_signals.report import build
 
-            given = [Path(argument) for argument in arguments[1:]]
+            named_data, folders = _folders(arguments)
+            given = [Path(folder) for folder in folders]
             if missing := [str(folder) for folder in given if not folder.is_dir()]:
                 raise InputError(f"report: no folder {', '.join(missing)}; expected folders with results or runs")
-            print(f"report: {build(given or [Path('outputs'), Path('results')])}")
+            print(f"report: {build(given or [Path('outputs'), Path('results')], named_data=named_data)}")
             return 0
         if arguments[0] == "explain":
             from opposing_signals.own_model import explain
 
-            if not arguments[1:]:
+            named_data, folders = _folders(arguments)
+            if not folders:
                 raise InputError("explain: no folder given: expected opposing-signals explain FOLDER, that of a record")
-            for folder in arguments[1:]:
-                print(explain(folder))
+            for folder in folders:
+                print(explain(folder, named_data=named_data))
             return 0
         _check_names(arguments)
         from opposing_signals.app import run
@@ -78,6 +80,14 @@ def _exit_code(arguments: list[str]) -> int:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
         return _failed(f"{error.strerror or error}: {error.filename or 'the record'}", BAD_INPUT)
+
+
+def _folders(arguments: list[str]) -> tuple[bool, list[str]]:
+    """Of ``report`` and ``explain``: whether to read data that a record names, and the folders."""
+    for argument in arguments[1:]:
+        if argument.startswith("-") and argument != READ_NAMED_DATA:
+            raise InputError(f"{arguments[0]}: no option {argument}; there is {READ_NAMED_DATA}")
+    return READ_NAMED_DATA in arguments, [argument for argument in arguments[1:] if argument != READ_NAMED_DATA]
 
 
 def _is_one_of_several() -> bool:
@@ -112,7 +122,8 @@ def print_help() -> None:
         "Which training examples drive the optimization of a neural network.\n\n"
         "  [bold]opposing-signals experiment=NAME[/] \\[scale=smoke|cpu|paper] \\[seed=N] \\[FIELD=VALUE ...]\n"
         "  [bold]opposing-signals report[/] \\[FOLDER ...]      one page of all results\n"
-        "  [bold]opposing-signals explain[/] FOLDER ...       which examples carried a run's loss spikes\n\n"
+        "  [bold]opposing-signals explain[/] FOLDER ...       which examples carried a run's loss spikes\n"
+        "      [bold]--read-named-data[/] with these two: read text from where a record that you trust says it lies\n\n"
         "An experiment trains what is missing, draws its figure, checks its claims and writes them to outputs/NAME/. "
         "Any field of the configuration can be set: model.width=32, optimizer.lr=0.02, data=planted, logger=none, "
         "output_dir=FOLDER. [bold]--cfg job[/] prints the configuration of a command, [bold]--hydra-help[/] the "

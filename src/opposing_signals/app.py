@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import re
 import shlex
@@ -33,8 +32,9 @@ from rich.console import Console
 from opposing_signals.claims import Claim, verdict_table
 from opposing_signals.configuration import configuration_folder, decisive, experiment_folder, reference_of, run_folder
 from opposing_signals.errors import InputError, TrainingStoppedError
+from opposing_signals.files import read_json, write_json
 from opposing_signals.processes import agreed, count, is_first, together
-from opposing_signals.record import Record, WrittenElsewhere, write_json
+from opposing_signals.record import Record, WrittenElsewhere
 from opposing_signals.signals import Runs, Trajectory, find_pairs
 from opposing_signals.signals.probe import check_probe
 
@@ -43,6 +43,8 @@ log = getLogger(__name__)
 FAILED = 1
 SHARED_JOB = "opposing_signals.training.job.train"
 """The job whose work several processes can share."""
+NOTE = {"name", "job", "folder", "failure"}
+"""The fields of a job's note."""
 UNFINISHED = "its process was killed or is still at work; the same command goes on with it"
 
 
@@ -60,7 +62,7 @@ class SweepNote(Callback):
         """Forget the jobs of an earlier sweep. Called in the process that launches the jobs, not in theirs."""
         SweepNote.config = config
         if is_first():
-            shutil.rmtree(experiment_folder(config) / "jobs", ignore_errors=True)
+            _clear(experiment_folder(config) / "jobs")
 
 
 def run(arguments: list[str]) -> int:
@@ -199,9 +201,22 @@ def _name_in_grid(config: DictConfig, hydra_config: DictConfig) -> str:
     return ",".join(f"{field}={chosen[field]}" for field in fields)
 
 
+def _clear(folder: Path) -> None:
+    """Delete the notes of an earlier sweep, whoever wrote them: a note that stays would be taken for a job's."""
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
+
+
 def _job_notes(config: DictConfig) -> list[dict[str, str]]:
     paths = (experiment_folder(config) / "jobs").glob("*.json")
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(paths, key=lambda path: int(path.stem))]
+    notes = {int(path.stem): read_json(path) for path in paths if path.stem.isdecimal()}
+    for number, note in notes.items():
+        if note.keys() != NOTE or not all(isinstance(value, str) for value in note.values()):
+            path = experiment_folder(config) / "jobs" / f"{number}.json"
+            raise InputError(f"{path}: no note of a job; start the same command again, it reuses the runs")
+    return [notes[number] for number in sorted(notes)]
 
 
 def _finish_sweep(config: DictConfig) -> int:
@@ -286,10 +301,8 @@ def _conclude(
 
     folder = experiment_folder(config) / subfolder
     folder.mkdir(parents=True, exist_ok=True)
-    read = {
-        name: Trajectory(record, OmegaConf.select(config, "data.root"), config.signals)
-        for name, record in records.items()
-    }
+    own_data: Any = OmegaConf.to_container(config.data, resolve=True) if "data" in config else {}
+    read = {name: Trajectory(record, config.signals, own_data) for name, record in records.items()}
     stopped = {name: trajectory for name, trajectory in read.items() if name in failures}
     trajectories = Runs({name: read[name] for name in read if name not in stopped}, stopped, failures)
     claims = [_claim(claim) for claim in config.claims]

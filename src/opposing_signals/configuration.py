@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,13 @@ def decisive(config: DictConfig) -> dict[str, Any]:
     assert isinstance(resolved, dict)
     kept: dict[str, Any] = {str(name): value for name, value in resolved.items() if name not in UNDECISIVE}
     if isinstance(kept.get("data"), dict):
-        kept["data"] = {name: value for name, value in kept["data"].items() if name != "root"}
+        kept["data"] = without_root(kept["data"])
     return kept
+
+
+def without_root(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record keeps of the field ``data``: not where on this machine the data lie."""
+    return {name: value for name, value in data.items() if name != "root"}
 
 
 def run_key(config: DictConfig) -> str:

@@ -31,7 +31,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.lib import format as npy
 
-from opposing_signals.errors import InputError, MissingQuantityError
+from opposing_signals.errors import DamagedError, InputError, MissingQuantityError
+from opposing_signals.files import read_json, write_json
 
 log = getLogger(__name__)
 
@@ -67,7 +68,7 @@ class _Column:
             self.dtype, self.rows, self.last_step = dtype, 0, -1
             path.write_bytes(self._header())
         else:
-            counted = np.load(path, mmap_mode="r", allow_pickle=False)
+            counted = _mapped(path)
             self.dtype, self.rows = counted.dtype, len(counted)
             self.last_step = int(counted["step"][-1]) if self.rows else -1
         self._file = path.open("r+b", buffering=0)
@@ -89,7 +90,7 @@ class _Column:
 
     def cut(self, step: int) -> None:
         """Forget the rows measured at ``step`` or later."""
-        steps = np.load(self.path, mmap_mode="r", allow_pickle=False)["step"]
+        steps = _mapped(self.path)["step"]
         self.rows = int(np.searchsorted(steps, step))
         self.last_step = int(steps[self.rows - 1]) if self.rows else -1
         _write_all(self._file.fileno(), self._header(), 0)
@@ -99,6 +100,26 @@ class _Column:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """The rows of a column counted so far, memory-mapped.
+
+    Raises:
+        DamagedError: It is no such file.
+        OSError: It cannot be read.
+    """
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # of many kinds: the header is parsed as Python, and may hold anything
+        raise DamagedError(f"{path} is damaged: {' '.join(str(error).split()) or type(error).__name__}") from None
+    if not isinstance(rows, np.ndarray) or rows.ndim != 1 or (rows.dtype.names or ())[:2] != ("step", "value"):
+        raise DamagedError(f"{path} is damaged: it holds no rows of step and value")
+    if rows.dtype["step"] != np.int64:
+        raise DamagedError(f"{path} is damaged: its steps are no whole numbers of 64 bits")
+    return rows
 
 
 def _write_all(descriptor: int, data: bytes, offset: int) -> None:
@@ -131,19 +152,24 @@ class Record:
     @property
     def configuration(self) -> dict[str, Any]:
         """The configuration that decides the numbers (see `opposing_signals.key`)."""
-        return _read_json(self.folder / "configuration.json")
+        return read_json(self.folder / "configuration.json")
 
     @property
     def provenance(self) -> dict[str, Any]:
         """Where the numbers come from; empty before the first step."""
         path = self.folder / "provenance.json"
-        return _read_json(path) if path.is_file() else {}
+        return read_json(path) if path.exists() else {}
 
     @property
     def state(self) -> str:
         """``"running"`` (or interrupted), ``"complete"``, or ``"stopped: <reason>"``."""
         path = self.folder / "state.json"
-        return _read_json(path)["state"] if path.is_file() else "running"
+        if not path.exists():
+            return "running"
+        state = read_json(path).get("state")
+        if not isinstance(state, str):
+            raise DamagedError(f"{path} is damaged: it holds no state")
+        return state
 
     @property
     def is_complete(self) -> bool:
@@ -159,18 +185,19 @@ class Record:
         return self._path(quantity).is_file()
 
     def __iter__(self) -> Iterator[str]:
-        return (path.stem for path in sorted(self.folder.glob("*.npy")))
+        return (path.stem for path in sorted(self.folder.glob("*.npy")) if path.is_file())
 
     def __getitem__(self, quantity: str) -> Series:
         """The rows of ``quantity`` counted so far, memory-mapped.
 
         Raises:
             MissingQuantityError: The run did not record it; the message lists what it did record. It is a KeyError.
+            DamagedError: Its file is not what a run writes.
         """
         if quantity not in self:
             held = ", ".join(self) or "nothing yet"
             raise MissingQuantityError(f"{self.folder.name} holds no {quantity!r}; it holds {held}")
-        rows = np.load(self._path(quantity), mmap_mode="r", allow_pickle=False)
+        rows = _mapped(self._path(quantity))
         return Series(rows["step"], rows["value"])
 
     def _path(self, quantity: str) -> Path:
@@ -303,7 +330,7 @@ def _check_same(folder: Path, configuration: dict[str, Any]) -> None:
     if not path.is_file():
         write_json(path, configuration)
         return
-    theirs = _flatten(_read_json(path))
+    theirs = _flatten(read_json(path))
     ours = _flatten(configuration)
     different = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
     if different:
@@ -318,15 +345,3 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(tree, dict) and tree:
         return {k: v for key, sub in tree.items() for k, v in _flatten(sub, f"{prefix}{key}.").items()}
     return {prefix[:-1]: tree}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)

@@ -20,7 +20,8 @@ from opposing_signals.claims.statistics import (
 from opposing_signals.data.tokenizers import decode
 from opposing_signals.data.tracked import positions
 from opposing_signals.errors import InputError
-from opposing_signals.record import Record, write_json
+from opposing_signals.files import write_json
+from opposing_signals.record import Record
 from opposing_signals.signals import Spike, Trajectory, find_spikes
 
 SCALE = "own"
@@ -65,7 +66,7 @@ EDGE = Claim(
 """For gradient steps of one size without momentum, whose threshold is 2/η, and only if λ was measured."""
 
 
-def explain(folder: str | Path, spikes: int = 3) -> str:
+def explain(folder: str | Path, spikes: int = 3, named_data: bool = False) -> str:
     """Name the examples that carried the largest loss spikes of a run, and write figure 1 and its verdicts beside it.
 
     The folder gets ``figure.png``, ``claims.json`` and ``experiment.json``, which the report shows.
@@ -73,6 +74,7 @@ def explain(folder: str | Path, spikes: int = 3) -> str:
     Args:
         folder: Of the record.
         spikes: How many spikes are explained.
+        named_data: Read also text that lies where the record says it does, for a record that is trusted.
 
     Returns:
         The explanation, a few lines a spike.
@@ -85,7 +87,7 @@ def explain(folder: str | Path, spikes: int = 3) -> str:
     from opposing_signals.figures import group_losses
 
     record = Record(folder)
-    trajectory = Trajectory(record)
+    trajectory = Trajectory(record, named_data=named_data)
     _check(trajectory)
     lines = [_header(trajectory)]
     for spike in find_spikes(trajectory, spikes):

@@ -20,18 +20,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.errors import InstantiationException
 from markupsafe import Markup
 from PIL import Image
 
-from opposing_signals import data
 from opposing_signals.data import Dataset
+from opposing_signals.data.recorded import is_known
 from opposing_signals.data.tokenizers import decode
 from opposing_signals.data.tracked import FILE as TRACKED
 from opposing_signals.data.tracked import positions
@@ -40,6 +41,8 @@ from opposing_signals.record import Record, Series
 from opposing_signals.report.result import Explorer, entry
 from opposing_signals.signals import OpposingPair, Trajectory, fallers, find_pairs, risers
 from opposing_signals.templates import templates
+
+log = getLogger(__name__)
 
 SHOWN = 24
 """Risers and fallers of a step, as in the grids of Appendix H."""
@@ -94,16 +97,13 @@ class _Examples:
     @classmethod
     def of(cls, trajectory: Trajectory) -> _Examples:
         """Those of the run, loaded again if they are one of the package's data sets and still the same ones."""
-        described = trajectory.configuration.get("data")
-        target = described.get("_target_") if isinstance(described, dict) else None
-        # A record may come from anywhere, and its configuration must not choose what is executed.
-        if target not in {f"{data.__name__}.{name}" for name in data.__all__ if name != "Dataset"}:
+        if not is_known(trajectory.configuration.get("data")):
             return cls(None, "Training examples are shown by their numbers: the run has data of its own.", "none")
         try:
             dataset = trajectory.dataset
-        except (InputError, InstantiationException) as error:
-            cause = error.__cause__ if isinstance(error.__cause__, InputError) else error
-            return cls(None, f"Training examples are shown by their numbers: {cause}.", "none")
+        except InputError as error:
+            said = _without_place(error, trajectory.record.folder)
+            return cls(None, f"Training examples are shown by their numbers: {said}.", "none")
         recorded = entry(trajectory.record.provenance, "data", "sha256")
         lies_elsewhere = not (trajectory.record.folder / TRACKED).is_file()
         if lies_elsewhere and recorded is not None and recorded != dataset.checksum:
@@ -173,7 +173,7 @@ class _Examples:
         return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def build_explorers(records: list[Path], report: Path) -> list[Explorer]:
+def build_explorers(records: list[Path], report: Path, named_data: bool = False) -> list[Explorer]:
     """Write the explorer of every run into ``report``, the folder with the page of all results.
 
     A run whose record has not changed since its explorer was written is passed over. A record that cannot be read
@@ -182,6 +182,7 @@ def build_explorers(records: list[Path], report: Path) -> list[Explorer]:
     Args:
         records: The runs' folders.
         report: Explorers are written to ``runs/`` in it.
+        named_data: See `opposing_signals.data.recorded`.
     """
     explorers, taken = [], set()
     for folder in records:
@@ -192,15 +193,28 @@ def build_explorers(records: list[Path], report: Path) -> list[Explorer]:
             place = f"{name}-{number}"
         taken.add(place)
         try:
-            summary = build_explorer(folder, report / "runs" / place)
+            summary = build_explorer(folder, report / "runs" / place, named_data)
             explorers.append(Explorer(name, f"runs/{place}/index.html", summary))
         except InputError as error:
-            explorers.append(Explorer(name, "", "", str(error)))
+            explorers.append(Explorer(name, "", "", _without_place(error, folder)))
+        except OSError:
+            raise  # of the page: the disk is full, for instance
+        except Exception as error:  # a record may come from anywhere and hold anything; the page is for the others too
+            log.debug("%s", folder, exc_info=True)
+            said = " ".join(str(error).split())
+            explorers.append(
+                Explorer(name, "", "", f"{name}: no run that can be shown ({type(error).__name__}: {said})")
+            )
     return explorers
 
 
-def build_explorer(folder: Path, target: Path) -> str:
+def build_explorer(folder: Path, target: Path, named_data: bool = False) -> str:
     """Write the explorer of the run in ``folder`` to ``target``; the run in a line.
+
+    Args:
+        folder: Of the record.
+        target: Of the explorer.
+        named_data: See `opposing_signals.data.recorded`.
 
     Raises:
         InputError: What is in ``folder`` is no readable record.
@@ -208,7 +222,7 @@ def build_explorer(folder: Path, target: Path) -> str:
     """
     record = Record(folder)
     key = _key(record)
-    trajectory = Trajectory(record)
+    trajectory = Trajectory(record, named_data=named_data)
     _check(record)
     described = _described(trajectory)
     if _is_built(target, key):
@@ -243,21 +257,17 @@ def _key(record: Record) -> str:
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:8]
 
 
+def _without_place(error: InputError, folder: Path) -> str:
+    """What ``error`` says about a file of the record in ``folder``; the page does not tell where that lies."""
+    name = folder.resolve().name
+    return str(error).replace(f"{folder}{os.sep}", f"{name}: ").replace(str(folder), name)
+
+
 def _check(record: Record) -> None:
     """Refuse a folder whose files are not those of a run."""
-    try:
-        sound = isinstance(record.configuration, dict) and isinstance(record.provenance, dict)
-        sound = sound and isinstance(record.state, str)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{record.folder.name}: unreadable configuration, provenance or state ({error})") from None
-    if not sound:
-        raise InputError(f"{record.folder.name}: configuration, provenance or state is not what a run writes")
     for quantity in ("sample_loss", "train_loss", "sharpness"):
         if quantity in record:
-            try:
-                series = record[quantity]
-            except (OSError, EOFError, ValueError, IndexError) as error:
-                raise InputError(f"{record.folder.name}: {quantity}.npy is damaged ({error})") from None
+            series = record[quantity]
             dimensions = 2 if quantity == "sample_loss" else 1
             if series.values.ndim != dimensions or series.values.dtype.kind != "f":
                 raise InputError(

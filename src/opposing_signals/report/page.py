@@ -21,7 +21,7 @@ SCALES = ("paper", "cpu", "smoke")
 """The order in which results of one experiment stand."""
 
 
-def build(folders: list[Path], page: Path | None = None) -> Path:
+def build(folders: list[Path], page: Path | None = None, named_data: bool = False) -> Path:
     """Write the page of every result in ``folders``, and beside it an explorer of every run.
 
     A result is a folder with ``experiment.json``, ``claims.json`` and ``figure.png``, as an experiment writes it; a
@@ -31,6 +31,7 @@ def build(folders: list[Path], page: Path | None = None) -> Path:
     Args:
         folders: Searched with the three levels of folders below them; those that do not exist are passed over.
         page: The file to write; None: ``outputs/report/index.html``. Explorers are written to ``runs/`` beside it.
+        named_data: Read also text that lies where a record says it does, for records that are trusted.
 
     Returns:
         The file that was written.
@@ -51,7 +52,7 @@ def build(folders: list[Path], page: Path | None = None) -> Path:
     if records:
         from opposing_signals.report.explorer import build_explorers  # needs torch, the page alone does not
 
-        explorers = build_explorers(records, page.parent)
+        explorers = build_explorers(records, page.parent, named_data)
     unfinished = page.with_name(page.name + ".part")
     unfinished.write_text(render(results, explorers), encoding="utf-8")
     unfinished.replace(page)

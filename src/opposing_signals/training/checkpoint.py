@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import time
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from opposing_signals._lightning import Checkpoint, LightningModule, Trainer
+from opposing_signals.errors import DamagedError
 from opposing_signals.record import Record
 
 
@@ -47,3 +52,22 @@ class TimedCheckpoint(Checkpoint):
         temporary.replace(self.record.checkpoint)
         self.saved()
         self._last = time.monotonic()
+
+
+def steps_taken(path: Path) -> int:
+    """How many steps the training had taken that a checkpoint goes on with.
+
+    Raises:
+        DamagedError: It is no whole checkpoint, or holds anything but tensors and plain values.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():  # PyTorch itself does not look at the checksums that it writes
+                raise DamagedError(f"{path} is damaged: the checksum of its part {damaged} is wrong")
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return int(checkpoint["global_step"])
+    except (OSError, DamagedError):
+        raise
+    except Exception as error:  # of many kinds: a stranger's file may hold anything
+        said = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise DamagedError(f"{path} is damaged or no checkpoint: {said[0]}") from None

@@ -24,7 +24,7 @@ from opposing_signals.record import Record
 from opposing_signals.risk import EmpiricalRisk
 from opposing_signals.training.allocation import keep_freed_memory
 from opposing_signals.training.batches import Batches
-from opposing_signals.training.checkpoint import TimedCheckpoint
+from opposing_signals.training.checkpoint import TimedCheckpoint, steps_taken
 from opposing_signals.training.intervention import branch
 from opposing_signals.training.module import TrainingModule
 from opposing_signals.training.progress import Progress
@@ -93,7 +93,7 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
         set_gpu_arithmetic(config.risk.precision == "tf32")
     module.batches.begin_at(lambda: trainer.global_step)
     resuming = agreed(record.checkpoint.is_file)
-    agreed(lambda: record.cut(_steps_taken(record) if resuming else 0))
+    agreed(lambda: record.cut(steps_taken(record.checkpoint) if resuming else 0))
     seconds_before = record.provenance.get("training_seconds", 0.0) if resuming else 0.0
     origin = {
         **environment(trainer.strategy.root_device),
@@ -208,11 +208,6 @@ def _check_stateless(config: DictConfig) -> None:
             f"optimizer {optimizer._target_}, momentum={optimizer.get('momentum', 0)}, batch={config.batch}: expected "
             "full-batch gradient descent without momentum; an intervention branches off a snapshot of the weights"
         )
-
-
-def _steps_taken(record: Record) -> int:
-    checkpoint: dict[str, Any] = torch.load(record.checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    return checkpoint["global_step"]
 
 
 def _quieten_lightning() -> None:
