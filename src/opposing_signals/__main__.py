@@ -19,6 +19,7 @@ from rich.table import Table
 
 from opposing_signals.configuration import configuration_folder
 from opposing_signals.errors import READ_NAMED_DATA, InputError, TrainingStoppedError
+from opposing_signals.interruption import MESSAGE, Interrupted, ended_by_signals
 
 BAD_INPUT = 2
 STOPPED = 1
@@ -41,7 +42,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(version("opposing-signals"))
         return 0
     if not _is_one_of_several():
-        return _exit_code(arguments)
+        try:
+            with ended_by_signals():
+                return _exit_code(arguments)
+        except Interrupted as told:
+            print(MESSAGE, file=sys.stderr)
+            return told.code
     from opposing_signals.processes import joined
 
     with joined():

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import datetime, timezone
 from logging import getLogger
 from pathlib import Path
@@ -33,6 +33,7 @@ from opposing_signals.claims import Claim, verdict_table
 from opposing_signals.configuration import configuration_folder, decisive, experiment_folder, reference_of, run_folder
 from opposing_signals.errors import InputError, TrainingStoppedError
 from opposing_signals.files import read_json, write_json
+from opposing_signals.interruption import Interrupted, end_children, ended_by_signals, leave_worker
 from opposing_signals.processes import agreed, count, is_first, together
 from opposing_signals.record import Record, WrittenElsewhere
 from opposing_signals.signals import Runs, Trajectory, find_pairs
@@ -107,6 +108,10 @@ def _run(arguments: list[str]) -> int:
         # in place of Hydra's proposal, to add a field that nothing reads
         fields = "; --cfg job prints the fields there are"
         raise InputError(re.sub(" To append to your config use.*", fields, _one_line(error))) from None
+    except Interrupted:
+        if SweepNote.config is not None and is_first():
+            end_children()  # jobs of some launchers are processes that would go on
+        raise
     except Exception as error:
         if SweepNote.config is None or not is_first() or not _job_notes(SweepNote.config):
             raise
@@ -125,6 +130,16 @@ def _one_line(error: Exception) -> str:
 
 
 def _job(config: DictConfig) -> None:
+    """One run, in this process or in one that a launcher has started."""
+    with ended_by_signals() if count() == 1 else nullcontext():  # torchrun ends its processes in its own way
+        try:
+            _run_job(config)
+        except Interrupted as told:
+            leave_worker(told)
+            raise
+
+
+def _run_job(config: DictConfig) -> None:
     """One run: alone it is drawn at once, in a sweep it leaves a note for `_finish_sweep`.
 
     A sweep's jobs may be processes on other machines, or follow each other in one process; what they share lies on

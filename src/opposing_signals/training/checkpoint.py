@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
+from opposing_signals import interruption
 from opposing_signals._lightning import Checkpoint, LightningModule, Trainer
 from opposing_signals.errors import DamagedError
 from opposing_signals.record import Record
 
 
 class TimedCheckpoint(Checkpoint):
-    """Saves the training state every ``seconds`` and at the end, beside the record.
+    """Saves the training state every ``seconds``, when a signal tells the process to end, and at the end.
 
     The record is brought to the disk first, so a checkpoint never claims a step that the record lacks; the file is
     replaced as a whole, so a kill leaves the old one or the new one.
@@ -33,16 +34,29 @@ class TimedCheckpoint(Checkpoint):
         self.saved = saved
         self._last = time.monotonic()
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on a signal waits for the end of the step."""
+        interruption.begin_steps()
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Every step is a checkpoint boundary."""
-        if time.monotonic() - self._last >= self.seconds:
+        if time.monotonic() - self._last >= self.seconds or interruption.is_told_to_end():
             self.save(trainer)
+        if interruption.is_told_to_end():
+            interruption.end()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the final weights."""
+        interruption.end_steps()
         self.save(trainer)
+        if interruption.is_told_to_end():
+            interruption.end()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """No step will end in which a signal could be heeded."""
+        interruption.end_steps()
 
     def save(self, trainer: Trainer) -> None:
         """Write the checkpoint of the step just taken."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 import warnings
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from opposing_signals.configuration import reference_of, run_folder
 from opposing_signals.data import Dataset
 from opposing_signals.errors import InputError, TrainingStoppedError
 from opposing_signals.instruments import Instrument
+from opposing_signals.interruption import Interrupted
 from opposing_signals.processes import after_first, agreed, count, is_first
 from opposing_signals.provenance import environment
 from opposing_signals.record import Record
@@ -111,7 +113,7 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
         record.write_state(f"stopped: {module.stop_reason}")
         raise TrainingStoppedError(module.stop_reason)
     if trainer.global_step < config.steps and not module.is_finished:
-        raise KeyboardInterrupt  # Lightning turns Ctrl-C into an early return in some versions
+        raise Interrupted(signal.SIGINT)  # Lightning turns Ctrl-C into an early return in some versions
     record.write_state("complete")
 
 

@@ -55,5 +55,3 @@ class Progress(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the line free for the message."""
         self.on_train_end(trainer, pl_module)
-        if isinstance(exception, KeyboardInterrupt):
-            print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
