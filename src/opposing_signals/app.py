@@ -62,8 +62,11 @@ class SweepNote(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Forget the jobs of an earlier sweep. Called in the process that launches the jobs, not in theirs."""
         SweepNote.config = config
-        if is_first():
-            _clear(experiment_folder(config) / "jobs")
+        try:
+            if is_first():
+                _clear(experiment_folder(config) / "jobs")
+        except (InputError, OSError) as error:  # Hydra would turn it into a warning
+            SweepNote.config, SweepNote.failure = None, error
 
 
 def run(arguments: list[str]) -> int:

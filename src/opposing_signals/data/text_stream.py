@@ -43,7 +43,8 @@ def text_stream(
     """
     if documents < 1:
         raise InputError(f"data.documents={documents}: expected at least 1")
-    path = cache_folder() / "texts" / f"{re.sub(r'[^A-Za-z0-9]+', '-', hub)}-{column}-{documents}.txt"
+    name = re.sub(r"[^A-Za-z0-9]+", "-", f"{hub}-{column}")
+    path = cache_folder() / "texts" / f"{name}-{documents}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):  # the jobs of a sweep start together
         if not path.is_file():
