@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 import re
@@ -31,8 +32,8 @@ from rich.console import Console
 
 from opposing_signals.claims import Claim, verdict_table
 from opposing_signals.configuration import configuration_folder, decisive, experiment_folder, reference_of, run_folder
-from opposing_signals.errors import InputError, TrainingStoppedError
-from opposing_signals.files import read_json, write_json
+from opposing_signals.errors import DamagedError, InputError, NotWrittenError, TrainingStoppedError, printable
+from opposing_signals.files import read_json, replacing, write_json
 from opposing_signals.interruption import Interrupted, end_children, ended_by_signals, leave_worker
 from opposing_signals.processes import agreed, count, is_first, together
 from opposing_signals.record import Record, WrittenElsewhere
@@ -175,10 +176,10 @@ def _run_job(config: DictConfig) -> None:
         if isinstance(error, TrainingStoppedError):
             note["folder"] = str(run_folder(config).resolve())
         note["failure"] = str(error)
-        log.error("%s failed: %s", label, error)
+        log.error("%s", printable(f"{label} failed: {error}"))
     except Exception as error:
         note["failure"] = f"{type(error).__name__}: {_one_line(error)}"
-        log.exception("%s failed", label)
+        log.exception("%s failed", printable(label))
     _write_note(path, note)
 
 
@@ -252,11 +253,30 @@ def _finish_sweep(config: DictConfig) -> int:
         with _logger(config, "figure") as logger:
             _conclude(config, records, logger, failures)
     for name, failure in failures.items():
-        print(f"opposing-signals: {name} failed: {failure}", file=sys.stderr)
+        print(f"opposing-signals: {printable(f'{name} failed: {failure}')}", file=sys.stderr)
     return FAILED if failures else 0
 
 
 def _recorded(config: DictConfig, logger: Any, wait: bool = False) -> Record:
+    """The complete record of ``config``; one that is damaged is trained again where ``retrain_damaged`` says so."""
+    try:
+        return _completed(config, logger, wait)
+    except DamagedError as error:
+        if not config.retrain_damaged or count() > 1:
+            again = "train the run again from the start by adding retrain_damaged=true, or restore the file"
+            raise InputError(f"{error}; {again}{' (without torchrun)' if count() > 1 else ''}") from None
+        log.warning("%s: the run is trained again from the start", error)
+        return _completed(config, logger, wait, anew=True)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise NotWrittenError(
+            f"{error.strerror}: {error.filename or run_folder(config)}; the steps before are kept, and the same "
+            "command goes on from the last checkpoint when there is room"
+        ) from None
+
+
+def _completed(config: DictConfig, logger: Any, wait: bool, anew: bool = False) -> Record:
     """The complete record of ``config``: reused if it is there, otherwise begun or gone on with.
 
     A run that is measured against a reference has that completed first. Jobs of a parallel sweep that share a
@@ -269,9 +289,10 @@ def _recorded(config: DictConfig, logger: Any, wait: bool = False) -> Record:
             f"{count()} processes for {config.experiment.name}: expected one, {config.job} is no training whose work "
             "they could share; start the same command without torchrun"
         )
-    with _writing(folder, configuration, wait) as record:
+    with _writing(folder, configuration, wait, anew) as record:
         state = agreed(lambda: record.state)
         if state == "complete":
+            agreed(record.verify)
             log.info("reusing %s", folder)
         elif state.startswith("stopped"):
             raise TrainingStoppedError(f"{state.removeprefix('stopped: ')} ({folder}); try a smaller optimizer.lr")
@@ -289,11 +310,11 @@ def _recorded(config: DictConfig, logger: Any, wait: bool = False) -> Record:
 
 
 @contextmanager
-def _writing(folder: Path, configuration: dict[str, Any], wait: bool) -> Iterator[Record]:
+def _writing(folder: Path, configuration: dict[str, Any], wait: bool, anew: bool) -> Iterator[Record]:
     """`Record.writing` in the first process; the others append to nothing."""
     with ExitStack() as held:
         opened: list[Record] = []
-        agreed(lambda: opened.append(held.enter_context(Record.writing(folder, configuration, wait))))
+        agreed(lambda: opened.append(held.enter_context(Record.writing(folder, configuration, wait, anew))))
         yield opened[0] if opened else WrittenElsewhere(folder)
 
 
@@ -334,18 +355,24 @@ def _conclude(
             "reasons": {verdict.id: reason for verdict, reason in checked if reason},
         },
     )
-    for stale in ("figure.png", "figure.pdf", "animation.gif", "tables.txt", "tables.html"):
-        (folder / stale).unlink(missing_ok=True)
+    drawn = set()
     if trajectories or failures:
         figure = instantiate(config.figure)(trajectories) if trajectories else style.figure(8, 2, "No run is complete")
         style.name_failures(figure, failures)
-        figure.savefig(folder / "figure.png", dpi=150)
-        figure.savefig(folder / "figure.pdf")
+        for name in ("figure.png", "figure.pdf"):
+            with replacing(folder / name) as unfinished:
+                figure.savefig(unfinished, dpi=150)
+            drawn.add(name)
         plt.close(figure)
         if trajectories and OmegaConf.select(config, "animation") is not None:
-            instantiate(config.animation)(trajectories, folder / "animation.gif")
+            with replacing(folder / "animation.gif") as unfinished:
+                instantiate(config.animation)(trajectories, unfinished)
+            drawn.add("animation.gif")
         if trajectories and OmegaConf.select(config, "tables") is not None:
             instantiate(config.tables)(trajectories, folder)
+            drawn |= {"tables.txt", "tables.html"}
+    for stale in {"figure.png", "figure.pdf", "animation.gif", "tables.txt", "tables.html"} - drawn:
+        (folder / stale).unlink(missing_ok=True)
     _mirror(logger, folder, verdicts)
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(verdict_table(checked, f"{config.experiment.name} at scale={config.scale.name}, seed={config.seed}"))

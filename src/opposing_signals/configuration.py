@@ -23,6 +23,7 @@ UNDECISIVE = frozenset(
         "figure",
         "logger",
         "output_dir",
+        "retrain_damaged",
         "run_dir",
         "scale",
         "signals",

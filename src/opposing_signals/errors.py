@@ -12,6 +12,10 @@ class InputError(Exception):
     """
 
 
+class NotWrittenError(InputError):
+    """A file cannot be written, for instance because the disk is full."""
+
+
 class DamagedError(InputError):
     """A file that this package has written does not hold what it wrote."""
 
@@ -24,3 +28,8 @@ class MissingQuantityError(InputError, KeyError):
 
 class TrainingStoppedError(Exception):
     """Training cannot go on, for instance because the loss is not finite; the record so far is kept."""
+
+
+def printable(text: str) -> str:
+    """``text`` as a terminal may show it: control characters and half characters are written out, such as ``\\x1b``."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from opposing_signals.errors import DamagedError, InputError
+from opposing_signals.errors import DamagedError, InputError, NotWrittenError
 
 
 @contextmanager
@@ -17,7 +17,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """A place to write to, with the ending of ``path``; at the end it takes the place of ``path``, on the disk too.
 
     Raises:
-        InputError: It cannot be written, for instance because the disk is full; ``path`` is as it was before.
+        NotWrittenError: It cannot be written; ``path`` is as it was before.
     """
     unfinished = path.with_name(f"{path.stem}.part{path.suffix}")
     try:
@@ -32,7 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):  # the disk can no longer be written, maybe
             unfinished.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise InputError(f"{path} cannot be written ({error.strerror or error}); {kept}") from error
+            raise NotWrittenError(f"{path} cannot be written ({error.strerror or error}); {kept}") from error
         raise
 
 
@@ -77,3 +77,19 @@ def sync_folder(folder: Path) -> None:
     with suppress(OSError):  # some network file systems cannot
         os.fsync(descriptor)
     os.close(descriptor)
+
+
+def cache_folder() -> Path:
+    """The user's cache of this package.
+
+    Raises:
+        InputError: There is no home folder that it could lie in.
+    """
+    named = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(named) if named else Path.home() / ".cache") / "opposing-signals"
+    except RuntimeError:
+        raise InputError(
+            "no home folder: expected the environment variable XDG_CACHE_HOME or HOME to name a folder for what is "
+            "downloaded or tokenized"
+        ) from None

@@ -11,8 +11,9 @@ from filelock import FileLock
 
 from opposing_signals.data.dataset import Dataset
 from opposing_signals.data.text import openwebtext
-from opposing_signals.data.tokenizers import END_OF_TEXT, cache_folder
+from opposing_signals.data.tokenizers import END_OF_TEXT
 from opposing_signals.errors import InputError
+from opposing_signals.files import cache_folder
 
 
 def text_stream(

@@ -12,6 +12,7 @@ import torch
 
 from opposing_signals.data.dataset import Dataset
 from opposing_signals.errors import DamagedError, InputError
+from opposing_signals.files import replacing
 
 FILE = "examples.npz"
 
@@ -50,7 +51,8 @@ def write_tracked(
         arrays["text"] = np.array(shown)
     elif shown is not None:
         arrays["image"] = _pictures(shown)
-    np.savez_compressed(folder / FILE, **arrays)  # type: ignore[arg-type]
+    with replacing(folder / FILE) as unfinished:
+        np.savez_compressed(unfinished, **arrays)  # type: ignore[arg-type]
 
 
 def _pictures(shown: Sequence[Any]) -> np.ndarray:

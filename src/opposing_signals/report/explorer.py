@@ -22,6 +22,8 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -36,7 +38,8 @@ from opposing_signals.data.recorded import is_known
 from opposing_signals.data.tokenizers import decode
 from opposing_signals.data.tracked import FILE as TRACKED
 from opposing_signals.data.tracked import positions
-from opposing_signals.errors import InputError
+from opposing_signals.errors import InputError, NotWrittenError
+from opposing_signals.files import write_text
 from opposing_signals.record import Record, Series
 from opposing_signals.report.result import Explorer, entry
 from opposing_signals.signals import OpposingPair, Trajectory, fallers, find_pairs, risers
@@ -195,10 +198,10 @@ def build_explorers(records: list[Path], report: Path, named_data: bool = False)
         try:
             summary = build_explorer(folder, report / "runs" / place, named_data)
             explorers.append(Explorer(name, f"runs/{place}/index.html", summary))
+        except NotWrittenError:
+            raise
         except InputError as error:
             explorers.append(Explorer(name, "", "", _without_place(error, folder)))
-        except OSError:
-            raise  # of the page: the disk is full, for instance
         except Exception as error:  # a record may come from anywhere and hold anything; the page is for the others too
             log.debug("%s", folder, exc_info=True)
             said = " ".join(str(error).split())
@@ -218,7 +221,7 @@ def build_explorer(folder: Path, target: Path, named_data: bool = False) -> str:
 
     Raises:
         InputError: What is in ``folder`` is no readable record.
-        OSError: ``target`` cannot be written.
+        NotWrittenError: ``target`` cannot be written.
     """
     record = Record(folder)
     key = _key(record)
@@ -227,16 +230,20 @@ def build_explorer(folder: Path, target: Path, named_data: bool = False) -> str:
     described = _described(trajectory)
     if _is_built(target, key):
         return described["summary"]
+    record.verify(("sample_loss", "train_loss", "sharpness", "learning_rate"))
     examples = _Examples.of(trajectory)
     # Without its data set a run is worth another attempt the next time, when the data may be there.
     place = target / f"data-{key}{'-incomplete' if examples.problem else ''}"
     shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    _write_data(trajectory, examples, described, place)
-    page = target / "index.html"
-    unfinished = page.with_name(page.name + ".part")
-    unfinished.write_text(_page(described["name"], place.name), encoding="utf-8")
-    unfinished.replace(page)
+    try:
+        place.mkdir(parents=True)
+        _write_data(trajectory, examples, described, place)
+    except OSError as error:
+        shutil.rmtree(place, ignore_errors=True)
+        kept = "the run's earlier page is kept" if (target / "index.html").is_file() else "the run has no page yet"
+        said = f"{error.filename or place} cannot be written ({error.strerror or error})"
+        raise NotWrittenError(f"{said}; {kept}") from error
+    write_text(target / "index.html", _page(described["name"], place.name))
     for other in target.glob("data-*"):
         if other != place:
             shutil.rmtree(other)
@@ -503,7 +510,8 @@ def _write_examples(
         if examples.kind == "image":
             path = place / "images" / f"{number:04d}.png"
             path.parent.mkdir(exist_ok=True)
-            examples.sheet(points).save(path, compress_level=3)
+            with _named(path):
+                examples.sheet(points).save(path, compress_level=3)
     _write(place, "ids", {"ids": _numbers(places[ranked], "u4")})
     return {
         "kept": len(ranked),
@@ -530,7 +538,17 @@ def _write(place: Path, name: str, content: dict[str, Any]) -> None:
     """A script that hands ``content`` to the page under ``name``."""
     path = place / f"{name}.js"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(f"explorer.receive({json.dumps(name)}, {json.dumps(content)});\n", encoding="ascii")
+    with _named(path):
+        path.write_text(f"explorer.receive({json.dumps(name)}, {json.dumps(content)});\n", encoding="ascii")
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """A full disk is told by the file that did not fit."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _page(name: str, place: str) -> str:

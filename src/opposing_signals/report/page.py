@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from opposing_signals.errors import InputError
+from opposing_signals.files import write_text
 from opposing_signals.report.result import VERDICTS, Explorer, Result
 from opposing_signals.templates import templates
 
@@ -38,7 +39,7 @@ def build(folders: list[Path], page: Path | None = None, named_data: bool = Fals
 
     Raises:
         InputError: There is neither a result nor a run in ``folders``.
-        OSError: The page cannot be written.
+        NotWrittenError: The page or an explorer cannot be written; the earlier one is kept.
     """
     results, records = find_results(folders), find_records(folders)
     if not results and not records:
@@ -47,15 +48,12 @@ def build(folders: list[Path], page: Path | None = None, named_data: bool = Fals
             "figure.png; opposing-signals experiment=NAME makes one"
         )
     page = PAGE if page is None else page
-    page.parent.mkdir(parents=True, exist_ok=True)
     explorers: list[Explorer] = []
     if records:
         from opposing_signals.report.explorer import build_explorers  # needs torch, the page alone does not
 
         explorers = build_explorers(records, page.parent, named_data)
-    unfinished = page.with_name(page.name + ".part")
-    unfinished.write_text(render(results, explorers), encoding="utf-8")
-    unfinished.replace(page)
+    write_text(page, render(results, explorers))
     return page
 
 

@@ -13,6 +13,7 @@ import torch
 from opposing_signals import interruption
 from opposing_signals._lightning import Checkpoint, LightningModule, Trainer
 from opposing_signals.errors import DamagedError
+from opposing_signals.files import replacing
 from opposing_signals.record import Record
 
 
@@ -58,28 +59,36 @@ class TimedCheckpoint(Checkpoint):
         """No step will end in which a signal could be heeded."""
         interruption.end_steps()
 
+    def state_dict(self) -> dict[str, Any]:
+        """How many rows the record has, which a run that goes on from here must find."""
+        return {"rows": self.record.rows}
+
     def save(self, trainer: Trainer) -> None:
         """Write the checkpoint of the step just taken."""
         self.record.sync()
-        temporary = self.record.checkpoint.with_name(self.record.checkpoint.name + ".part")
-        trainer.save_checkpoint(temporary)
-        temporary.replace(self.record.checkpoint)
+        with replacing(self.record.checkpoint) as unfinished:
+            trainer.save_checkpoint(unfinished)
         self.saved()
         self._last = time.monotonic()
 
 
-def steps_taken(path: Path) -> int:
-    """How many steps the training had taken that a checkpoint goes on with.
+def progress_of(path: Path) -> tuple[int, dict[str, int] | None]:
+    """How many steps the training of a checkpoint had taken, and how many rows of each quantity its record had.
+
+    The second is None for a checkpoint of an earlier version.
 
     Raises:
         DamagedError: It is no whole checkpoint, or holds anything but tensors and plain values.
     """
+    if not path.is_file():
+        raise DamagedError(f"{path} is damaged: it is no file")
     try:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():  # PyTorch itself does not look at the checksums that it writes
                 raise DamagedError(f"{path} is damaged: the checksum of its part {damaged} is wrong")
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return int(checkpoint["global_step"])
+        noted = checkpoint["callbacks"].get(TimedCheckpoint.__qualname__)
+        return int(checkpoint["global_step"]), noted and {str(name): int(rows) for name, rows in noted["rows"].items()}
     except (OSError, DamagedError):
         raise
     except Exception as error:  # of many kinds: a stranger's file may hold anything

@@ -7,6 +7,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from logging import getLogger
 from typing import Any
 
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, ListConfig
 from opposing_signals._lightning import Callback, Logger, Trainer
 from opposing_signals.configuration import reference_of, run_folder
 from opposing_signals.data import Dataset
-from opposing_signals.errors import InputError, TrainingStoppedError
+from opposing_signals.errors import DamagedError, InputError, NotWrittenError, TrainingStoppedError
 from opposing_signals.instruments import Instrument
 from opposing_signals.interruption import Interrupted
 from opposing_signals.processes import after_first, agreed, count, is_first
@@ -26,11 +27,13 @@ from opposing_signals.record import Record
 from opposing_signals.risk import EmpiricalRisk
 from opposing_signals.training.allocation import keep_freed_memory
 from opposing_signals.training.batches import Batches
-from opposing_signals.training.checkpoint import TimedCheckpoint, steps_taken
+from opposing_signals.training.checkpoint import TimedCheckpoint, progress_of
 from opposing_signals.training.intervention import branch
 from opposing_signals.training.module import TrainingModule
 from opposing_signals.training.progress import Progress
 from opposing_signals.training.reference import break_even_direction
+
+log = getLogger(__name__)
 
 SIZES = ("width", "depth", "heads", "patch", "hidden", "vocabulary")
 """Fields of our models that count something."""
@@ -94,9 +97,9 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
     if trainer.strategy.root_device.type == "cuda":
         set_gpu_arithmetic(config.risk.precision == "tf32")
     module.batches.begin_at(lambda: trainer.global_step)
-    resuming = agreed(record.checkpoint.is_file)
-    agreed(lambda: record.cut(steps_taken(record.checkpoint) if resuming else 0))
-    seconds_before = record.provenance.get("training_seconds", 0.0) if resuming else 0.0
+    resuming = agreed(record.checkpoint.exists)
+    agreed(lambda: record.cut(*(progress_of(record.checkpoint) if resuming else (0,))))
+    seconds_before = _seconds(record) if resuming else 0.0
     origin = {
         **environment(trainer.strategy.root_device),
         "data": {"name": dataset.name, "sha256": dataset.checksum, "examples": len(dataset)},
@@ -107,8 +110,11 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
     note_time()
     try:
         trainer.fit(module, ckpt_path=record.checkpoint if resuming else None, weights_only=True)
-    finally:
-        note_time()
+    except BaseException:
+        with suppress(NotWrittenError):  # where the disk is full, the failure that said so is the one to tell
+            note_time()
+        raise
+    note_time()
     if module.stop_reason:
         record.write_state(f"stopped: {module.stop_reason}")
         raise TrainingStoppedError(module.stop_reason)
@@ -210,6 +216,15 @@ def _check_stateless(config: DictConfig) -> None:
             f"optimizer {optimizer._target_}, momentum={optimizer.get('momentum', 0)}, batch={config.batch}: expected "
             "full-batch gradient descent without momentum; an intervention branches off a snapshot of the weights"
         )
+
+
+def _seconds(record: Record) -> float:
+    """What earlier processes have trained, in seconds; without a sound note the run's time begins here."""
+    try:
+        return float(record.provenance.get("training_seconds", 0.0))
+    except (DamagedError, TypeError, ValueError) as error:
+        log.warning("%s: the training time of earlier processes is lost; it is written anew", error)
+        return 0.0
 
 
 def _quieten_lightning() -> None:
