@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,8 +18,9 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from opposing_signals import streams
 from opposing_signals.configuration import configuration_folder
-from opposing_signals.errors import READ_NAMED_DATA, InputError, TrainingStoppedError
+from opposing_signals.errors import READ_NAMED_DATA, InputError, TrainingStoppedError, printable
 from opposing_signals.interruption import MESSAGE, Interrupted, ended_by_signals
 
 BAD_INPUT = 2
@@ -34,6 +36,11 @@ LAUNCHERS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    with streams.usable():
+        return _main(arguments)
+
+
+def _main(arguments: list[str] | None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print_help()
@@ -46,7 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
             with ended_by_signals():
                 return _exit_code(arguments)
         except Interrupted as told:
-            print(MESSAGE, file=sys.stderr)
+            with suppress(OSError):  # a terminal that was closed
+                print(MESSAGE, file=sys.stderr)
             return told.code
     from opposing_signals.processes import joined
 
@@ -72,7 +80,8 @@ def _exit_code(arguments: list[str]) -> int:
             if not folders:
                 raise InputError("explain: no folder given: expected opposing-signals explain FOLDER, that of a record")
             for folder in folders:
-                print(explain(folder, named_data=named_data))
+                for line in explain(folder, named_data=named_data).split("\n"):
+                    print(printable(line))
             return 0
         _check_names(arguments)
         from opposing_signals.app import run
@@ -82,6 +91,8 @@ def _exit_code(arguments: list[str]) -> int:
         return _failed(str(error), BAD_INPUT)
     except TrainingStoppedError as error:
         return _failed(f"training stopped: {error}", STOPPED)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
@@ -108,7 +119,7 @@ def _failed(message: str, code: int) -> int:
 
         if not is_first() and first_has_ended():
             return code
-    print(f"opposing-signals: {message}", file=sys.stderr)
+    print(f"opposing-signals: {printable(message)}", file=sys.stderr)
     return code
 
 
