@@ -107,7 +107,7 @@ def test_a_damaged_tail_is_cut_back_to_the_checkpoint(tmp_path):
         record.verify()
 
 
-@pytest.mark.parametrize("kind", ["flipped", "half", "missing"])
+@pytest.mark.parametrize("kind", ["flipped", "half", "missing", "folder"])
 def test_rows_that_a_checkpoint_counts_are_missed(tmp_path, kind):
     written(tmp_path, state=None)
     DAMAGE[kind](tmp_path / "sample_loss.npy")
@@ -117,6 +117,17 @@ def test_rows_that_a_checkpoint_counts_are_missed(tmp_path, kind):
         pytest.raises(DamagedError, match=r"sample_loss.npy is (damaged|missing)"),
     ):
         record.cut(8, counted)
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_run_that_begins_anew_needs_nothing_of_what_is_there(tmp_path, kind):
+    written(tmp_path, state=None)
+    DAMAGE[kind](tmp_path / "sample_loss.npy")
+    with Record.writing(tmp_path, CONFIGURATION) as record:
+        record.cut(0)
+        record.append("sample_loss", 0, np.ones(50, np.float32))
+        record.verify()
+    assert Record(tmp_path).rows["sample_loss"] == 1
 
 
 def test_an_emptied_column_can_go_on(tmp_path):
@@ -194,7 +205,7 @@ def test_a_sound_run_is_not_trained_again(complete, tmp_path, capfd):
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [*(("checkpoint.ckpt", kind) for kind in ("empty", "half", "flipped", "garbage", "folder")), *COLUMNS[:-1]],
+    [*(("checkpoint.ckpt", kind) for kind in ("empty", "half", "flipped", "garbage", "folder")), *COLUMNS],
 )
 def test_an_interrupted_run_is_refused_if_what_it_goes_on_from_is_damaged(
     interrupted, complete, tmp_path, capfd, name, kind

@@ -155,8 +155,11 @@ def _mapped(path: Path) -> np.ndarray:
         OSError: It cannot be read.
     """
     try:
+        with path.open("rb") as file:
+            if file.read(len(npy.MAGIC_PREFIX)) != npy.MAGIC_PREFIX:
+                raise DamagedError(f"{path} is damaged: it does not begin as an .npy file")
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError:
+    except (OSError, DamagedError):
         raise
     except Exception as error:  # of many kinds: the header is parsed as Python, and may hold anything
         raise DamagedError(f"{path} is damaged: {' '.join(str(error).split()) or type(error).__name__}") from None
@@ -381,11 +384,13 @@ class Record:
             quantity = path.stem
             expected = None if counted is None else counted.get(quantity, 0)
             try:
+                if not path.is_file():
+                    raise DamagedError(f"{path} is damaged: it is no file")
                 column = self._columns.setdefault(quantity, _Column(path))
             except DamagedError:
                 if step and expected != 0:
                     raise
-                path.unlink()
+                _remove(path)
             else:
                 column.cut(step, expected)
         if counted is not None and step:
@@ -443,10 +448,14 @@ def _delete(folder: Path) -> None:
     """Delete a run, and nothing else that lies in its folder."""
     for name in ("*.npy", "configuration.json", "provenance.json", "state.json", "checkpoint.ckpt"):
         for path in folder.glob(name):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _check_same(folder: Path, configuration: dict[str, Any]) -> None:
