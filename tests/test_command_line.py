@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -442,3 +443,40 @@ def test_one_dashboard_run_a_job_holds_scalars_figure_and_claims(command, tmp_pa
         "media/images/figure",
     ):
         assert expected in content, expected
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("run.name", "../../escaped"),
+        ("run.name", "a/b"),
+        ("run.name", ""),
+        ("run.name", ".."),
+        ("experiment.name", "../escaped"),
+        ("experiment.name", "/tmp/escaped"),
+        ("experiment.name", ""),
+        ("scale.name", "../s"),
+        ("seed", "../../escaped"),
+        ("output_dir", ""),
+        ("output_dir", "null"),
+        ("run_dir", ""),
+    ],
+)
+@pytest.mark.parametrize("sweep", [False, True])
+def test_names_stay_inside_the_output_folder(tmp_path, monkeypatch, capfd, field, value, sweep):
+    outside = tmp_path / "outside"
+    inside = outside / "inside"
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside)
+    arguments = ["experiment=fig03_chebyshev", *TINY, "output_dir=outputs", f"{field}={value}"]
+    if sweep:
+        arguments = ["--multirun", *arguments, "optimizer.momentum=0,0.1"]
+    code, error = main(arguments), capfd.readouterr().err
+    assert code == (1 if sweep and field not in ("experiment.name", "output_dir") else 2)  # 1: each job refuses it
+    assert f"{field}={'None' if value == 'null' else value}: expected" in error
+    assert not {"Traceback", "Warning"} & {*re.findall(r"\w+", error)}
+    assert not list((inside / "outputs").glob("runs/*/*"))
+    assert [path.name for path in outside.iterdir()] == ["inside"]
+    assert {path.name for path in inside.iterdir()} <= {"outputs"}
+    assert not Path("/fig03_chebyshev").exists()
+    assert not Path("/tmp/escaped").exists()

@@ -9,6 +9,7 @@ import os
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,8 +18,10 @@ from typing import NoReturn
 from rich.markup import escape
 from rich.table import Table
 
-from opposing_signals.errors import InputError, TrainingStoppedError
+from opposing_signals import streams
+from opposing_signals.errors import READ_NAMED_DATA, InputError, TrainingStoppedError, printable
 from opposing_signals.experiments import ALL, FIGURES, did_you_mean, experiments, families, named
+from opposing_signals.interruption import MESSAGE, Interrupted, ended_by_signals
 from opposing_signals.processes import first_has_ended, is_first, is_one_of_several, joined
 from opposing_signals.terminal import console
 
@@ -28,6 +31,11 @@ STOPPED = 1
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    with streams.usable():
+        return _main(arguments)
+
+
+def _main(arguments: list[str] | None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     command = arguments[0] if arguments else "help"
     if command not in COMMANDS:
@@ -39,7 +47,13 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
     work = partial(COMMANDS[command], arguments[1:]) if command in COMMANDS else partial(_run, arguments)
     if not is_one_of_several():
-        return _exit_code(work)
+        try:
+            with ended_by_signals():
+                return _exit_code(work)
+        except Interrupted as told:
+            with suppress(OSError):  # a terminal that was closed
+                print(MESSAGE, file=sys.stderr)
+            return told.code
     with joined():
         return _exit_code(work)
 
@@ -52,6 +66,8 @@ def _exit_code(work: Callable[[], int]) -> int:
         return _failed(str(error), BAD_INPUT)
     except TrainingStoppedError as error:
         return _failed(f"training stopped: {error}", STOPPED)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
@@ -62,7 +78,7 @@ def _failed(message: str, code: int) -> int:
     """Report a failure, unless the first of several processes reports the same."""
     if is_one_of_several() and not is_first() and first_has_ended():
         return code
-    print(f"opposing-signals: {message}", file=sys.stderr)
+    print(f"opposing-signals: {printable(message)}", file=sys.stderr)
     return code
 
 
@@ -119,12 +135,14 @@ def _report(arguments: list[str]) -> int:
     parser.add_argument(
         "folders", nargs="*", type=Path, metavar="FOLDER", help="with results or runs (default: outputs and results)"
     )
-    given = parser.parse_args(arguments).folders
+    _add_named_data(parser)
+    options = parser.parse_args(arguments)
+    given = options.folders
     if missing := [str(folder) for folder in given if not folder.is_dir()]:
         raise InputError(f"report: no folder {', '.join(missing)}; expected folders with results or runs")
     from opposing_signals.report import build
 
-    print(f"report: {build(given or [Path('outputs'), Path('results')])}")
+    print(f"report: {build(given or [Path('outputs'), Path('results')], named_data=options.named_data)}")
     return 0
 
 
@@ -132,12 +150,23 @@ def _explain(arguments: list[str]) -> int:
     """Which examples carried a run's loss spikes."""
     parser = _Parser("explain", "Name the examples that carried a run's largest loss spikes, and draw its figure 1.")
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="of a run's record")
-    folders = parser.parse_args(arguments).folders
+    _add_named_data(parser)
+    options = parser.parse_args(arguments)
     from opposing_signals.own_model import explain
 
-    for folder in folders:
-        print(explain(folder))
+    for folder in options.folders:
+        for line in explain(folder, named_data=options.named_data).split("\n"):
+            print(printable(line))
     return 0
+
+
+def _add_named_data(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        READ_NAMED_DATA,
+        dest="named_data",
+        action="store_true",
+        help="read text from where a record that you trust says it lies",
+    )
 
 
 def _demo(arguments: list[str]) -> int:

@@ -5,8 +5,8 @@ What needs torch or matplotlib is imported where it is used, so that the first l
 
 from __future__ import annotations
 
+import errno
 import inspect
-import json
 import os
 import re
 import shlex
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
 from logging import getLogger
 from pathlib import Path
@@ -36,10 +36,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from opposing_signals.arguments import hydra_parser, parsed
 from opposing_signals.configuration import configuration_folder, decisive, experiment_folder, reference_of, run_folder
-from opposing_signals.errors import InputError, TrainingStoppedError
+from opposing_signals.errors import DamagedError, InputError, NotWrittenError, TrainingStoppedError, printable
 from opposing_signals.experiments import did_you_mean
+from opposing_signals.files import read_json, replacing, write_json
+from opposing_signals.interruption import Interrupted, end_children, ended_by_signals, leave_worker
 from opposing_signals.processes import agreed, count, is_first, together
-from opposing_signals.record import Record, WrittenElsewhere, write_json
+from opposing_signals.record import Record, WrittenElsewhere
 from opposing_signals.terminal import console
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ log = getLogger(__name__)
 FAILED = 1
 SHARED_JOB = "opposing_signals.training.job.train"
 """The job whose work several processes can share."""
+NOTE = {"name", "job", "folder", "failure"}
+"""The fields of a job's note."""
 UNFINISHED = "its process was killed or is still at work; the same command goes on with it"
 
 
@@ -66,8 +70,11 @@ class SweepNote(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Forget the jobs of an earlier sweep. Called in the process that launches the jobs, not in theirs."""
         SweepNote.config = config
-        if is_first():
-            shutil.rmtree(experiment_folder(config) / "jobs", ignore_errors=True)
+        try:
+            if is_first():
+                _clear(experiment_folder(config) / "jobs")
+        except (InputError, OSError) as error:  # Hydra would turn it into a warning
+            SweepNote.config, SweepNote.failure = None, error
 
 
 def run(arguments: list[str]) -> int:
@@ -115,6 +122,10 @@ def _run(arguments: list[str]) -> int:
         if user_wants_tracebacks:
             raise
         raise InputError(_refusal(error)) from None
+    except Interrupted:
+        if SweepNote.config is not None and is_first():
+            end_children()  # jobs of some launchers are processes that would go on
+        raise
     except Exception as error:
         if options.shell_completion:
             raise InputError(f"{shlex.join(arguments)}: {_one_line(error)}") from None
@@ -149,6 +160,16 @@ def _one_line(error: Exception) -> str:
 
 
 def _job(config: DictConfig) -> None:
+    """One run, in this process or in one that a launcher has started."""
+    with ended_by_signals() if count() == 1 else nullcontext():  # torchrun ends its processes in its own way
+        try:
+            _run_job(config)
+        except Interrupted as told:
+            leave_worker(told)
+            raise
+
+
+def _run_job(config: DictConfig) -> None:
     """One run: alone it is drawn at once, in a sweep it leaves a note for `_finish_sweep`.
 
     A sweep's jobs may be processes on other machines, or follow each other in one process; what they share lies on
@@ -184,10 +205,10 @@ def _job(config: DictConfig) -> None:
         if isinstance(error, TrainingStoppedError):
             note["folder"] = str(run_folder(config).resolve())
         note["failure"] = str(error)
-        log.error("%s failed: %s", label, error)
+        log.error("%s", printable(f"{label} failed: {error}"))
     except Exception as error:
         note["failure"] = f"{type(error).__name__}: {_one_line(error)}"
-        log.exception("%s failed", label)
+        log.exception("%s failed", printable(label))
     _write_note(path, note)
 
 
@@ -242,9 +263,22 @@ def _name_in_grid(config: DictConfig, hydra_config: DictConfig) -> str:
     return ",".join(f"{field}={chosen[field]}" for field in fields)
 
 
+def _clear(folder: Path) -> None:
+    """Delete the notes of an earlier sweep, whoever wrote them: a note that stays would be taken for a job's."""
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
+
+
 def _job_notes(config: DictConfig) -> list[dict[str, str]]:
     paths = (experiment_folder(config) / "jobs").glob("*.json")
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(paths, key=lambda path: int(path.stem))]
+    notes = {int(path.stem): read_json(path) for path in paths if path.stem.isdecimal()}
+    for number, note in notes.items():
+        if note.keys() != NOTE or not all(isinstance(value, str) for value in note.values()):
+            path = experiment_folder(config) / "jobs" / f"{number}.json"
+            raise InputError(f"{path}: no note of a job; start the same command again, it reuses the runs")
+    return [notes[number] for number in sorted(notes)]
 
 
 def _finish_sweep(config: DictConfig) -> int:
@@ -262,11 +296,30 @@ def _finish_sweep(config: DictConfig) -> int:
         with _logger(config, "figure") as logger:
             _conclude(config, records, logger, failures)
     for name, failure in failures.items():
-        print(f"opposing-signals: {name} failed: {failure}", file=sys.stderr)
+        print(f"opposing-signals: {printable(f'{name} failed: {failure}')}", file=sys.stderr)
     return FAILED if failures else 0
 
 
 def _recorded(config: DictConfig, logger: Any, wait: bool = False, announced: str = "") -> Record:
+    """The complete record of ``config``; one that is damaged is trained again where ``retrain_damaged`` says so."""
+    try:
+        return _completed(config, logger, wait, announced)
+    except DamagedError as error:
+        if not config.retrain_damaged or count() > 1:
+            again = "train the run again from the start by adding retrain_damaged=true, or restore the file"
+            raise InputError(f"{error}; {again}{' (without torchrun)' if count() > 1 else ''}") from None
+        log.warning("%s: the run is trained again from the start", error)
+        return _completed(config, logger, wait, announced, anew=True)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise NotWrittenError(
+            f"{error.strerror}: {error.filename or run_folder(config)}; the steps before are kept, and the same "
+            "command goes on from the last checkpoint when there is room"
+        ) from None
+
+
+def _completed(config: DictConfig, logger: Any, wait: bool, announced: str, anew: bool = False) -> Record:
     """The complete record of ``config``: reused if it is there, otherwise begun or gone on with.
 
     A run that is measured against a reference has that completed first. Jobs of a parallel sweep that share a
@@ -279,8 +332,10 @@ def _recorded(config: DictConfig, logger: Any, wait: bool = False, announced: st
             f"{count()} processes for {config.experiment.name}: expected one, {config.job} is no training whose work "
             "they could share; start the same command without torchrun"
         )
-    with _writing(folder, configuration, wait) as record:
+    with _writing(folder, configuration, wait, anew) as record:
         state = agreed(lambda: record.state)
+        if state == "complete":
+            agreed(record.verify)
         if state.startswith("stopped"):
             raise TrainingStoppedError(f"{state.removeprefix('stopped: ')} ({folder}); try a smaller optimizer.lr")
         if state != "complete":
@@ -299,11 +354,11 @@ def _recorded(config: DictConfig, logger: Any, wait: bool = False, announced: st
 
 
 @contextmanager
-def _writing(folder: Path, configuration: dict[str, Any], wait: bool) -> Iterator[Record]:
+def _writing(folder: Path, configuration: dict[str, Any], wait: bool, anew: bool) -> Iterator[Record]:
     """`Record.writing` in the first process; the others append to nothing."""
     with ExitStack() as held:
         opened: list[Record] = []
-        agreed(lambda: opened.append(held.enter_context(Record.writing(folder, configuration, wait))))
+        agreed(lambda: opened.append(held.enter_context(Record.writing(folder, configuration, wait, anew))))
         yield opened[0] if opened else WrittenElsewhere(folder)
 
 
@@ -331,10 +386,8 @@ def _conclude(
 
     folder = experiment_folder(config) / subfolder
     folder.mkdir(parents=True, exist_ok=True)
-    read = {
-        name: Trajectory(record, OmegaConf.select(config, "data.root"), config.signals)
-        for name, record in records.items()
-    }
+    own_data: Any = OmegaConf.to_container(config.data, resolve=True) if "data" in config else {}
+    read = {name: Trajectory(record, config.signals, own_data) for name, record in records.items()}
     stopped = {name: trajectory for name, trajectory in read.items() if name in failures}
     trajectories = Runs({name: read[name] for name in read if name not in stopped}, stopped, failures)
     claims = [_claim(claim) for claim in config.claims]
@@ -348,19 +401,25 @@ def _conclude(
             "reasons": {verdict.id: reason for verdict, reason in checked if reason},
         },
     )
-    for stale in ("figure.png", "figure.pdf", "animation.gif", "tables.txt", "tables.html"):
-        (folder / stale).unlink(missing_ok=True)
+    drawn = set()
     if trajectories or failures:
         figure = instantiate(config.figure)(trajectories) if trajectories else style.figure(8, 2, "No run is complete")
         style.name_verdicts(figure, verdicts)
         style.name_failures(figure, failures)
-        figure.savefig(folder / "figure.png", dpi=150)
-        figure.savefig(folder / "figure.pdf")
+        for name in ("figure.png", "figure.pdf"):
+            with replacing(folder / name) as unfinished:
+                figure.savefig(unfinished, dpi=150)
+            drawn.add(name)
         plt.close(figure)
         if trajectories and OmegaConf.select(config, "animation") is not None:
-            instantiate(config.animation)(trajectories, folder / "animation.gif")
+            with replacing(folder / "animation.gif") as unfinished:
+                instantiate(config.animation)(trajectories, unfinished)
+            drawn.add("animation.gif")
         if trajectories and OmegaConf.select(config, "tables") is not None:
             instantiate(config.tables)(trajectories, folder)
+            drawn |= {"tables.txt", "tables.html"}
+    for stale in {"figure.png", "figure.pdf", "animation.gif", "tables.txt", "tables.html"} - drawn:
+        (folder / stale).unlink(missing_ok=True)
     _mirror(logger, folder, verdicts)
     shown = console()
     title = f"{config.experiment.name} at scale={config.scale.name}, seed={config.seed}"

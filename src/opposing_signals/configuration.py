@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from opposing_signals.errors import InputError
 
 UNDECISIVE = frozenset(
     {
@@ -20,6 +23,7 @@ UNDECISIVE = frozenset(
         "figure",
         "logger",
         "output_dir",
+        "retrain_damaged",
         "run_dir",
         "scale",
         "signals",
@@ -48,8 +52,13 @@ def decisive(config: DictConfig) -> dict[str, Any]:
     assert isinstance(resolved, dict)
     kept: dict[str, Any] = {str(name): value for name, value in resolved.items() if name not in UNDECISIVE}
     if isinstance(kept.get("data"), dict):
-        kept["data"] = {name: value for name, value in kept["data"].items() if name != "root"}
+        kept["data"] = without_root(kept["data"])
     return kept
+
+
+def without_root(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record keeps of the field ``data``: not where on this machine the data lie."""
+    return {name: value for name, value in data.items() if name != "root"}
 
 
 def run_key(config: DictConfig) -> str:
@@ -76,13 +85,50 @@ def reference_of(config: DictConfig) -> DictConfig:
 
 
 def run_folder(config: DictConfig) -> Path:
-    """Where the run's record is kept."""
+    """Where the run's record is kept.
+
+    Raises:
+        InputError: A part of its name would lead elsewhere.
+    """
     if config.run_dir is not None:
-        return Path(config.run_dir)
-    name = f"{config.run.name}-{config.scale.name}-seed{config.seed}-{run_key(config)}"
-    return Path(config.output_dir) / "runs" / name
+        return Path(folder(config.run_dir, "run_dir"))
+    parts = (folder_name(config[part].name, f"{part}.name") for part in ("run", "scale"))
+    name = f"{'-'.join(parts)}-seed{folder_name(config.seed, 'seed')}-{run_key(config)}"
+    return Path(folder(config.output_dir, "output_dir")) / "runs" / name
 
 
 def experiment_folder(config: DictConfig) -> Path:
-    """Where the experiment's figure and claims are written."""
-    return Path(config.output_dir) / config.experiment.name
+    """Where the experiment's figure and claims are written.
+
+    Raises:
+        InputError: Its name would lead elsewhere.
+    """
+    return Path(folder(config.output_dir, "output_dir")) / folder_name(config.experiment.name, "experiment.name")
+
+
+def folder(given: Any, field: str) -> str:
+    """``given``, which ``field`` says, as the path of a folder.
+
+    Raises:
+        InputError: It is empty, which would be the root of the disk in front of a name, or cannot be a path.
+    """
+    if isinstance(given, str | int) and str(given).strip() and str(given).isprintable():
+        return str(given)
+    raise InputError(f"{field}={given}: expected the path of a folder, of printable characters")
+
+
+def folder_name(given: Any, field: str) -> str:
+    """``given``, which ``field`` says, as the name of a folder inside another one.
+
+    Raises:
+        InputError: It would lead elsewhere: it is empty, has a separator or a control character, or begins with a dot.
+    """
+    name = str(given)
+    if given is not None and name.strip() and name.isprintable() and name[0] != "." and not {"/", "\\"} & {*name}:
+        return name
+    raise InputError(f"{field}={given}: expected a name for a folder, without / and \\ and no dot at its beginning")
+
+
+# conf/config.yaml puts Hydra's own files by them: it makes folders before a job can refuse its configuration
+OmegaConf.register_new_resolver("folder", folder, replace=True)
+OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)

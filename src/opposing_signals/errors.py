@@ -1,5 +1,8 @@
 """What the command line reports in one line instead of a traceback."""
 
+READ_NAMED_DATA = "--read-named-data"
+"""The option that lets the commands that read records from anywhere read a text from where a record says it lies."""
+
 
 class InputError(Exception):
     """The user gave something that cannot work.
@@ -7,6 +10,14 @@ class InputError(Exception):
     The message is one line that says what was given, what was expected and what to do next. The command line
     prints it and exits with code 2.
     """
+
+
+class NotWrittenError(InputError):
+    """A file cannot be written, for instance because the disk is full."""
+
+
+class DamagedError(InputError):
+    """A file that this package has written does not hold what it wrote."""
 
 
 class MissingQuantityError(InputError, KeyError):
@@ -17,3 +28,8 @@ class MissingQuantityError(InputError, KeyError):
 
 class TrainingStoppedError(Exception):
     """Training cannot go on, for instance because the loss is not finite; the record so far is kept."""
+
+
+def printable(text: str) -> str:
+    """``text`` as a terminal may show it: control characters and half characters are written out, such as ``\\x1b``."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -57,14 +57,12 @@ def commit() -> str:
 def recording(record: Record, data: dict[str, Any]) -> Iterator[None]:
     """Begin the record of a job without training anew, note ``data`` and the machine, and call it complete at the end.
 
-    If something is raised, the record stays incomplete.
+    If something is raised, the record stays incomplete, and nothing of it is used again.
     """
     started = time.monotonic()
     record.cut(0)  # a job that was killed left rows; there is no checkpoint to go on from
     origin = {**environment(), "data": data}
     record.write_provenance({**origin, "training_seconds": 0.0})
-    try:
-        yield
-    finally:
-        record.write_provenance({**origin, "training_seconds": round(time.monotonic() - started, 2)})
+    yield
+    record.write_provenance({**origin, "training_seconds": round(time.monotonic() - started, 2)})
     record.write_state("complete")

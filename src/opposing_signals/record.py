@@ -3,8 +3,9 @@
     <run>/
       configuration.json    what was asked for (the part that decides the numbers)
       provenance.json       where the numbers come from: versions, commit, machine, data set, wall time
-      state.json            how far the run is: "running", "complete" or "stopped" with the reason
-      sample_loss.npy       a structured array: field `step` int64, field `value` of the quantity's dtype and shape
+      state.json            how far the run is, "complete" or "stopped" with the reason, and how many rows it then had
+      sample_loss.npy       a structured array: field `step` int64, field `value` of the quantity's dtype and shape,
+                            field `crc32` of the two
       sharpness.npy
       checkpoint.ckpt       the last resumable state of the training
       running.txt           there while a process writes the run, and behind one that has died (then died.txt)
@@ -13,7 +14,7 @@ Arrays are plain ``.npy`` files. The format reserves room in its header so that 
 (`numpy.lib.format.GROWTH_AXIS_MAX_DIGITS`); a row is written behind the last one and only then counted in the
 header. So a reader sees whole rows at any time, a killed writer leaves at most an uncounted tail, and appending costs
 one small write however long the run is. Cutting back lowers the count and leaves the bytes, so that a reader that
-has the file memory-mapped is never cut off.
+has the file memory-mapped is never cut off. What a disk has changed is found by each row's checksum: `Record.verify`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import shutil
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -33,9 +36,13 @@ from filelock import FileLock, Timeout
 from numpy.lib import format as npy
 
 from opposing_signals.crash import DIED, death_in, watched
-from opposing_signals.errors import InputError, MissingQuantityError
+from opposing_signals.errors import DamagedError, InputError, MissingQuantityError
+from opposing_signals.files import read_json, sync_folder, write_json
 
 log = getLogger(__name__)
+
+CHECKSUM = "crc32"
+"""The last field of a row. It has 64 bits, so that the values of all rows are aligned alike."""
 
 
 @dataclass(frozen=True)
@@ -57,23 +64,21 @@ class Series:
 
 
 class _Column:
-    """An appendable ``.npy`` file of (step, value) rows."""
+    """An appendable ``.npy`` file of (step, value, crc32) rows; files without the last are written on as they are."""
 
     def __init__(self, path: Path, dtype: np.dtype | None = None) -> None:
-        """Open ``path``, creating it with ``dtype`` if it is not there."""
+        """Open ``path``, creating it with ``dtype`` if it is not there or empty."""
         self.path = path
-        fresh = not path.exists()
-        if fresh:
-            if dtype is None:
-                raise FileNotFoundError(path)
+        if dtype is not None and (not path.exists() or path.stat().st_size == 0):
             self.dtype, self.rows, self.last_step = dtype, 0, -1
             path.write_bytes(self._header())
         else:
-            counted = np.load(path, mmap_mode="r", allow_pickle=False)
+            counted = _mapped(path)
             self.dtype, self.rows = counted.dtype, len(counted)
             self.last_step = int(counted["step"][-1]) if self.rows else -1
         self._file = path.open("r+b", buffering=0)
         self._offset = len(self._header())
+        self._row = np.empty(1, self.dtype)
 
     def _header(self) -> bytes:
         buffer = io.BytesIO()
@@ -82,18 +87,34 @@ class _Column:
         return buffer.getvalue()
 
     def append(self, step: int, value: np.ndarray) -> None:
-        row = np.empty((), self.dtype)
-        row["step"], row["value"] = step, value
-        _write_all(self._file.fileno(), row.tobytes(), self._offset + self.rows * self.dtype.itemsize)
-        self.rows += 1
-        self.last_step = step
-        _write_all(self._file.fileno(), self._header(), 0)
+        self._row["step"], self._row["value"] = step, value
+        if CHECKSUM in _fields(self.dtype):
+            self._row[CHECKSUM] = _checksums(self._row)[0]
+        try:
+            _write_all(
+                self._file.fileno(), self._row.view(np.uint8).data, self._offset + self.rows * self.dtype.itemsize
+            )
+            self.rows += 1
+            self.last_step = step
+            _write_all(self._file.fileno(), self._header(), 0)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
 
-    def cut(self, step: int) -> None:
-        """Forget the rows measured at ``step`` or later."""
-        steps = np.load(self.path, mmap_mode="r", allow_pickle=False)["step"]
-        self.rows = int(np.searchsorted(steps, step))
-        self.last_step = int(steps[self.rows - 1]) if self.rows else -1
+    def cut(self, step: int, counted: int | None) -> None:
+        """Forget the rows measured at ``step`` or later.
+
+        Raises:
+            DamagedError: Of those that stay, one is damaged, or some of the ``counted`` are missing.
+        """
+        rows = _mapped(self.path)
+        sound = _sound(rows)
+        kept = int(np.searchsorted(rows["step"][:sound], step))
+        if counted is None:  # whether the first damaged row belongs to those that stay cannot be told
+            counted = len(rows) if step and kept == sound else 0
+        if sound < counted:
+            raise DamagedError(_what_is_wrong(self.path, sound, len(rows), counted))
+        self.rows = kept
+        self.last_step = int(rows["step"][kept - 1]) if kept else -1
         _write_all(self._file.fileno(), self._header(), 0)
 
     def sync(self) -> None:
@@ -103,7 +124,57 @@ class _Column:
         self._file.close()
 
 
-def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+def _fields(dtype: np.dtype) -> tuple[str, ...]:
+    return dtype.names or ()
+
+
+def _checksums(rows: np.ndarray) -> list[int]:
+    """CRC-32 of step and value of each row."""
+    data = rows.view(np.uint8).reshape(len(rows), rows.dtype.itemsize)
+    end = rows.dtype.itemsize - rows.dtype[CHECKSUM].itemsize
+    return [zlib.crc32(row[:end].data) for row in data]
+
+
+def _sound(rows: np.ndarray) -> int:
+    """How many rows there are in front of the first whose checksum is wrong."""
+    if CHECKSUM not in _fields(rows.dtype):
+        return len(rows)
+    wrong = np.flatnonzero(np.array(_checksums(rows), np.uint64) != rows[CHECKSUM])
+    return int(wrong[0]) if len(wrong) else len(rows)
+
+
+def _what_is_wrong(path: Path, sound: int, rows: int, expected: int) -> str:
+    if sound < min(rows, expected):
+        return f"{path} is damaged: the checksum of its row {sound} of {rows} is wrong"
+    return f"{path} is damaged: it holds {rows} rows, expected {expected}"
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """The rows of a column counted so far, memory-mapped.
+
+    Raises:
+        DamagedError: It is no such file.
+        OSError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(len(npy.MAGIC_PREFIX)) != npy.MAGIC_PREFIX:
+                raise DamagedError(f"{path} is damaged: it does not begin as an .npy file")
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, DamagedError):
+        raise
+    except Exception as error:  # of many kinds: the header is parsed as Python, and may hold anything
+        raise DamagedError(f"{path} is damaged: {' '.join(str(error).split()) or type(error).__name__}") from None
+    if not isinstance(rows, np.ndarray) or rows.ndim != 1 or _fields(rows.dtype)[:2] != ("step", "value"):
+        raise DamagedError(f"{path} is damaged: it holds no rows of step and value")
+    if rows.dtype["step"] != np.int64 or _fields(rows.dtype)[2:] not in ((), (CHECKSUM,)):
+        raise DamagedError(f"{path} is damaged: its rows are no step, value and checksum")
+    if CHECKSUM in _fields(rows.dtype) and rows.dtype[CHECKSUM] != np.uint64:
+        raise DamagedError(f"{path} is damaged: its checksums are no whole numbers of 64 bits")
+    return rows
+
+
+def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     """`os.pwrite` until everything is written: a nearly full disk takes a part first and fails on the rest."""
     view = memoryview(data)
     while view:
@@ -133,19 +204,24 @@ class Record:
     @property
     def configuration(self) -> dict[str, Any]:
         """The configuration that decides the numbers (see `opposing_signals.key`)."""
-        return _read_json(self.folder / "configuration.json")
+        return read_json(self.folder / "configuration.json")
 
     @property
     def provenance(self) -> dict[str, Any]:
         """Where the numbers come from; empty before the first step."""
         path = self.folder / "provenance.json"
-        return _read_json(path) if path.is_file() else {}
+        return read_json(path) if path.exists() else {}
 
     @property
     def state(self) -> str:
         """``"running"`` (or interrupted), ``"complete"``, or ``"stopped: <reason>"``."""
         path = self.folder / "state.json"
-        return _read_json(path)["state"] if path.is_file() else "running"
+        if not path.exists():
+            return "running"
+        state = read_json(path).get("state")
+        if not isinstance(state, str):
+            raise DamagedError(f"{path} is damaged: it holds no state")
+        return state
 
     @property
     def is_complete(self) -> bool:
@@ -161,19 +237,50 @@ class Record:
         return self._path(quantity).is_file()
 
     def __iter__(self) -> Iterator[str]:
-        return (path.stem for path in sorted(self.folder.glob("*.npy")))
+        return (path.stem for path in sorted(self.folder.glob("*.npy")) if path.is_file())
 
     def __getitem__(self, quantity: str) -> Series:
         """The rows of ``quantity`` counted so far, memory-mapped.
 
         Raises:
             MissingQuantityError: The run did not record it; the message lists what it did record. It is a KeyError.
+            DamagedError: Its file is not what a run writes.
         """
         if quantity not in self:
             held = ", ".join(self) or "nothing yet"
             raise MissingQuantityError(f"{self.folder.name} holds no {quantity!r}; it holds {held}")
-        rows = np.load(self._path(quantity), mmap_mode="r", allow_pickle=False)
+        rows = _mapped(self._path(quantity))
         return Series(rows["step"], rows["value"])
+
+    def verify(self, quantities: Iterable[str] | None = None) -> None:
+        """Read every row, or those of ``quantities`` that there are, and see that the files are as they were written.
+
+        Raises:
+            DamagedError: One is damaged or missing; the message names it.
+        """
+        path = self.folder / "state.json"
+        noted = read_json(path).get("rows", {}) if path.exists() else {}
+        if not isinstance(noted, dict):
+            raise DamagedError(f"{path} is damaged: its rows are a {type(noted).__name__}")
+        _ = self.configuration, self.state
+        if not self.provenance and self.is_complete:
+            raise DamagedError(f"{self.folder / 'provenance.json'} is missing")
+        for quantity in {**dict.fromkeys(self), **noted}:
+            if quantities is None or quantity in quantities:
+                self._verify(quantity, noted.get(quantity))
+
+    def _verify(self, quantity: str, noted: int | None) -> None:
+        path = self._path(quantity)
+        if quantity not in self:
+            raise DamagedError(f"{path} is missing, of which there were {noted} rows")
+        rows = _mapped(path)
+        sound = _sound(rows)
+        if sound < len(rows):  # or its writer has cut it back in between, and written other rows there
+            rows = _mapped(path)
+            sound = _sound(rows)
+        expected = len(rows) if noted is None else noted
+        if sound < len(rows) or len(rows) != expected:
+            raise DamagedError(_what_is_wrong(path, sound, len(rows), expected))
 
     def _path(self, quantity: str) -> Path:
         return self.folder / f"{quantity}.npy"
@@ -182,16 +289,20 @@ class Record:
 
     @classmethod
     @contextmanager
-    def writing(cls, folder: str | Path, configuration: Mapping[str, Any], wait: bool = False) -> Iterator[Record]:
+    def writing(
+        cls, folder: str | Path, configuration: Mapping[str, Any], wait: bool = False, anew: bool = False
+    ) -> Iterator[Record]:
         """Open (or create) the record of ``configuration`` in ``folder`` as its only writer.
 
         Args:
             folder: The run's folder.
             configuration: What decides the run's numbers.
             wait: For the end of another process that writes it.
+            anew: Delete what the run has left there.
 
         Raises:
             InputError: Another process writes it (unless ``wait``), or it was written by another configuration.
+            DamagedError: What it was written by can no longer be told (unless ``anew``).
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -206,6 +317,10 @@ class Record:
             log.info("waiting for another process that is writing %s", folder)
             lock.acquire()
         try:
+            if anew:
+                with suppress(DamagedError):
+                    _check_same(folder, json.loads(json.dumps(configuration)))
+                _delete(folder)
             _check_same(folder, json.loads(json.dumps(configuration)))
             record = cls(folder)
             record._writable = True
@@ -255,7 +370,8 @@ class Record:
             raise ValueError(f"{self.folder} is open for reading only")
         array = np.asarray(value)
         if quantity not in self._columns:
-            dtype = np.dtype([("step", "<i8"), ("value", array.dtype.newbyteorder("<"), array.shape)])
+            kind = array.dtype.newbyteorder("<")
+            dtype = np.dtype([("step", "<i8"), ("value", kind, array.shape), (CHECKSUM, "<u8")])
             self._columns[quantity] = _Column(self._path(quantity), dtype)
         column = self._columns[quantity]
         if column.dtype["value"].shape != array.shape:
@@ -264,20 +380,51 @@ class Record:
             raise ValueError(f"{quantity}: step {step} after step {column.last_step}")
         column.append(step, array)
 
-    def cut(self, step: int) -> None:
-        """Forget every row measured at ``step`` or later, before a run goes on from its checkpoint at ``step``."""
-        for quantity in self:
-            column = self._columns.setdefault(quantity, _Column(self._path(quantity)))
-            column.cut(step)
+    def cut(self, step: int, counted: Mapping[str, int] | None = None) -> None:
+        """Forget every row measured at ``step`` or later, before a run goes on from its checkpoint at ``step``.
+
+        What is damaged in a part that is forgotten is forgotten with it.
+
+        Args:
+            step: Of the checkpoint.
+            counted: The `rows` that there were when it was written; None if that is not known.
+
+        Raises:
+            DamagedError: A row that stays is damaged or missing.
+        """
+        for path in sorted(self.folder.glob("*.npy")):
+            quantity = path.stem
+            expected = None if counted is None else counted.get(quantity, 0)
+            try:
+                if not path.is_file():
+                    raise DamagedError(f"{path} is damaged: it is no file")
+                column = self._columns.setdefault(quantity, _Column(path))
+            except DamagedError:
+                if step and expected != 0:
+                    raise
+                _remove(path)
+            else:
+                column.cut(step, expected)
+        if counted is not None and step:
+            for quantity, rows in counted.items():
+                if rows and quantity not in self:
+                    raise DamagedError(f"{self._path(quantity)} is missing, of which the checkpoint counts {rows} rows")
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """How many rows of each quantity there are."""
+        return {quantity: len(self[quantity]) for quantity in self}
 
     def sync(self) -> None:
         """Bring the rows so far to the disk, so that a checkpoint never claims more than the record holds."""
         for column in self._columns.values():
             column.sync()
+        sync_folder(self.folder)
 
     def write_state(self, state: str) -> None:
-        """Set `state`."""
-        write_json(self.folder / "state.json", {"state": state})
+        """Set `state`; at the end of a run note how many rows there are."""
+        noted = {} if state == "running" else {"rows": self.rows}
+        write_json(self.folder / "state.json", {"state": state, **noted})
 
     def write_provenance(self, provenance: Mapping[str, Any]) -> None:
         """Set `provenance`."""
@@ -296,7 +443,7 @@ class WrittenElsewhere(Record):
     def append(self, quantity: str, step: int, value: np.ndarray | float) -> None:
         """Leave it to the other process, which appends the same."""
 
-    def cut(self, step: int) -> None:
+    def cut(self, step: int, counted: Mapping[str, int] | None = None) -> None:
         """Leave it to the other process."""
 
     def sync(self) -> None:
@@ -309,13 +456,27 @@ class WrittenElsewhere(Record):
         """Leave it to the other process."""
 
 
+def _delete(folder: Path) -> None:
+    """Delete a run, and nothing else that lies in its folder."""
+    for name in ("*.npy", "configuration.json", "provenance.json", "state.json", "checkpoint.ckpt"):
+        for path in folder.glob(name):
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
 def _check_same(folder: Path, configuration: dict[str, Any]) -> None:
     """Claim an empty folder for ``configuration``; refuse one that belongs to another."""
     path = folder / "configuration.json"
-    if not path.is_file():
+    if not path.exists() and not any(folder.glob("*.npy")):
         write_json(path, configuration)
         return
-    theirs = _flatten(_read_json(path))
+    theirs = _flatten(read_json(path))
     ours = _flatten(configuration)
     different = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
     if different:
@@ -330,15 +491,3 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(tree, dict) and tree:
         return {k: v for key, sub in tree.items() for k, v in _flatten(sub, f"{prefix}{key}.").items()}
     return {prefix[:-1]: tree}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)

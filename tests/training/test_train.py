@@ -80,7 +80,8 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(tmp_path, overrides)
     )
     command = [sys.executable, "-c", script, str(folder), *overrides, "steps=40", "checkpoint_seconds=0.0"]
     tests = Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": f"{tests}:{tests / 'training'}"}
+    paths = [str(tests), str(tests / "training"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
     seconds = []
     for wanted in (3, 9):
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -5,6 +5,7 @@ from opposing_signals.data.chebyshev import chebyshev
 from opposing_signals.data.cifar10 import cifar10
 from opposing_signals.data.dataset import Dataset
 from opposing_signals.data.planted import planted
+from opposing_signals.data.recorded import recorded
 from opposing_signals.data.text import openwebtext, text_demo
 from opposing_signals.data.text_stream import text_stream
 from opposing_signals.data.tracked import tracked
@@ -16,6 +17,7 @@ __all__ = [
     "cifar10",
     "openwebtext",
     "planted",
+    "recorded",
     "text_demo",
     "text_stream",
     "tracked",

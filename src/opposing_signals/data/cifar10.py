@@ -24,6 +24,7 @@ from PIL import Image
 from opposing_signals.data.dataset import Dataset
 from opposing_signals.data.images import Examples, image_dataset
 from opposing_signals.errors import InputError
+from opposing_signals.files import cache_folder
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 ENVIRONMENT_VARIABLE = "OPPOSING_SIGNALS_DATA"
@@ -124,7 +125,7 @@ def _locate(images: int, root: str | None) -> tuple[_Layout, Path]:
         if found is None:
             raise InputError(f"{source}={folder}: no CIFAR-10 there; the folder must hold {_accepted_layouts()}")
         return found
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opposing-signals"
+    cache = cache_folder()
     return _find(images, cache) or _download(cache)
 
 

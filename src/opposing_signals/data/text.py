@@ -17,8 +17,9 @@ import torch
 from filelock import FileLock
 
 from opposing_signals.data.dataset import Dataset
-from opposing_signals.data.tokenizers import Tokenizer, cache_folder, characters, find_file, gpt2, places
+from opposing_signals.data.tokenizers import Tokenizer, characters, find_file, gpt2, places
 from opposing_signals.errors import InputError
+from opposing_signals.files import cache_folder
 
 _SAMPLE = "openwebtext_sample.txt"
 _PIECE = 1 << 22  # bytes that are decoded and tokenized at a time

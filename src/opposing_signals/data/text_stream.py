@@ -11,8 +11,9 @@ from filelock import FileLock
 
 from opposing_signals.data.dataset import Dataset
 from opposing_signals.data.text import openwebtext
-from opposing_signals.data.tokenizers import END_OF_TEXT, cache_folder
+from opposing_signals.data.tokenizers import END_OF_TEXT
 from opposing_signals.errors import InputError
+from opposing_signals.files import cache_folder
 
 
 def text_stream(
@@ -43,7 +44,8 @@ def text_stream(
     """
     if documents < 1:
         raise InputError(f"data.documents={documents}: expected at least 1")
-    path = cache_folder() / "texts" / f"{re.sub(r'[^A-Za-z0-9]+', '-', hub)}-{column}-{documents}.txt"
+    name = re.sub(r"[^A-Za-z0-9]+", "-", f"{hub}-{column}")
+    path = cache_folder() / "texts" / f"{name}-{documents}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):  # the jobs of a sweep start together
         if not path.is_file():

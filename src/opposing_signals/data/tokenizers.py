@@ -13,6 +13,7 @@ import numpy as np
 
 from opposing_signals.data.cifar10 import ENVIRONMENT_VARIABLE
 from opposing_signals.errors import InputError
+from opposing_signals.files import cache_folder
 
 ENCODER_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/encoder.json"
 ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
@@ -126,11 +127,6 @@ def _bytes_by_symbol() -> dict[str, int]:
 
 
 # Where the files are ------------------------------------------------------------------------------------------------
-
-
-def cache_folder() -> Path:
-    """The user's cache of this package."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opposing-signals"
 
 
 def find_file(name: str, subfolder: str, root: str | None) -> Path | None:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from opposing_signals.data.dataset import Dataset
-from opposing_signals.errors import InputError
+from opposing_signals.errors import DamagedError, InputError
+from opposing_signals.files import replacing
 
 FILE = "examples.npz"
 
@@ -50,7 +51,8 @@ def write_tracked(
         arrays["text"] = np.array(shown)
     elif shown is not None:
         arrays["image"] = _pictures(shown)
-    np.savez_compressed(folder / FILE, **arrays)  # type: ignore[arg-type]
+    with replacing(folder / FILE) as unfinished:
+        np.savez_compressed(unfinished, **arrays)  # type: ignore[arg-type]
 
 
 def _pictures(shown: Sequence[Any]) -> np.ndarray:
@@ -78,14 +80,9 @@ def tracked(folder: str | Path) -> Dataset:
         folder: Of the record.
 
     Raises:
-        InputError: The record keeps no examples.
+        InputError: The record keeps no examples, or they are damaged.
     """
-    path = Path(folder) / FILE
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: the examples cannot be read ({error}); expected what a run writes there") from None
+    arrays = _read(Path(folder) / FILE)
     checksum = hashlib.sha256(b"".join(np.ascontiguousarray(arrays[name]).tobytes() for name in sorted(arrays)))
     index = torch.from_numpy(arrays["index"])
     name = f"{len(index)} tracked examples"
@@ -108,11 +105,51 @@ def positions(folder: Path, examples: int) -> np.ndarray:
     Args:
         folder: Of a record; without tracked examples it holds all of its data set.
         examples: N.
+
+    Raises:
+        DamagedError: What the record keeps of its examples is damaged, or is of another number of them.
     """
-    if not (folder / FILE).is_file():
+    path = folder / FILE
+    if not path.exists():
         return np.arange(examples)
-    with np.load(folder / FILE, allow_pickle=False) as file:
-        return file["index"]
+    index = _read(path, ("index",))["index"]
+    if len(index) != examples:
+        raise DamagedError(f"{path} holds {len(index)} examples, and the record losses of {examples}")
+    return index
+
+
+_KINDS = {"index": ("i", 1), "label": ("i", 1), "class_names": ("U", 1), "text": ("U", 1), "image": ("u", 4)}
+"""What a run writes: name of the array ↦ kind of its type, number of its axes."""
+
+
+def _read(path: Path, wanted: Sequence[str] = tuple(_KINDS)) -> dict[str, np.ndarray]:
+    """Those of the arrays ``wanted`` that are in ``path``, in the shapes in which `write_tracked` writes them."""
+    expected = "expected what a run writes there; explain or report another record, or run the training again"
+    try:
+        if not path.is_file():
+            raise DamagedError(f"{path}: the examples cannot be read: there is no such file; {expected}")
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in wanted if name in file.files}
+    except DamagedError:
+        raise
+    except Exception as error:  # of many kinds: the file may be anything
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise DamagedError(f"{path}: the examples cannot be read ({said}); {expected}") from None
+    for name, array in arrays.items():
+        if (array.dtype.kind, array.ndim) != _KINDS[name]:
+            raise DamagedError(
+                f"{path}: the examples cannot be read: {name} is {array.dtype} {array.shape}; {expected}"
+            )
+    rows = {len(array) for name, array in arrays.items() if name != "class_names"}
+    if "index" not in arrays or len(rows) != 1 or rows == {0} or (arrays["index"] < 0).any():
+        raise DamagedError(f"{path}: the examples cannot be read: its arrays do not fit to each other; {expected}")
+    if "image" in arrays and (arrays["image"].dtype != np.uint8 or arrays["image"].shape[-1] != 3):
+        raise DamagedError(f"{path}: the examples cannot be read: its pictures are no RGB; {expected}")
+    if "label" in arrays:
+        labels = arrays["label"]
+        if "class_names" not in arrays or labels.min() < 0 or labels.max() >= len(arrays["class_names"]):
+            raise DamagedError(f"{path}: the examples cannot be read: a class has no name; {expected}")
+    return arrays
 
 
 def _characters(texts: list[str]) -> tuple[torch.Tensor, tuple[str, ...]]:

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from opposing_signals.claims.text import detrended
 from opposing_signals.figures import style
+from opposing_signals.files import write_text
 from opposing_signals.signals import Trajectory
 from opposing_signals.signals.token_tables import Section, found_sections, named_sections, plain
 from opposing_signals.signals.tokens import TokenPair, TokenTrack, losses_of
@@ -132,10 +133,10 @@ def token_tables(
     data, step = trajectory.record.provenance["data"]["name"], int(track.before.steps[row])
     head = f"Losses of next tokens at step {step} and behind it: {trajectory.configuration['run']['name']}, {data}"
     text = [head, *("\n" + section.as_text() for section in sections)]
-    (folder / "tables.txt").write_text("\n".join(text) + "\n", encoding="utf-8")
+    write_text(folder / "tables.txt", "\n".join(text) + "\n")
     environment = templates("figures")
     page = environment.get_template("tokens.html.j2").render(head=head, sections=sections)
-    (folder / "tables.html").write_text(page, encoding="utf-8")
+    write_text(folder / "tables.html", page)
 
 
 # -- figure 45 --------------------------------------------------------------------------------------------------------

@@ -99,6 +99,7 @@ class OpposingSignals(Callback):
         self._open = ExitStack()
         self._origin: dict[str, Any] = {}
         self._resumes = False
+        self._counted: dict[str, int] | None = None  # rows that the record had at the checkpoint
         self._window: int | None = None  # the step at which the last measurement began
         self._windows = 0
         self._considered = -1
@@ -129,7 +130,7 @@ class OpposingSignals(Callback):
             self.record = self._open.enter_context(Record.writing(self.folder, configuration))
             self._check_resumed(checksum)
             self.examples.describe(self.folder)
-            self.record.cut(trainer.global_step)
+            self.record.cut(trainer.global_step, self._counted)
             self.record.write_state("running")
             self.risk = self.examples.risk()
             self._parameters = sum(p.numel() for p in self.risk.parameters)
@@ -305,6 +306,7 @@ class OpposingSignals(Callback):
         if self._origin:
             self._flush(trainer.global_step)
             self.record.sync()
+            checkpoint["callbacks"][self.state_key]["rows"] = self.record.rows
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to measure at the steps at which an uninterrupted one would."""
@@ -322,6 +324,7 @@ class OpposingSignals(Callback):
         self.tracker.load_state_dict(state_dict["tracker"])
         self._window, self._windows = state_dict["window"], state_dict["windows"]
         self._stopped = state_dict["stopped"]
+        self._counted = state_dict.get("rows")
         self._considered = -1
         self._losses.clear()
         self._resumes = True

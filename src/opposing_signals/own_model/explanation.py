@@ -20,7 +20,9 @@ from opposing_signals.claims.statistics import (
 from opposing_signals.data.tokenizers import decode
 from opposing_signals.data.tracked import positions
 from opposing_signals.errors import InputError
-from opposing_signals.record import Record, write_json
+from opposing_signals.files import replacing, write_json
+from opposing_signals.record import Record
+from opposing_signals.report.result import entry
 from opposing_signals.signals import Spike, Trajectory, find_spikes
 
 SCALE = "own"
@@ -65,7 +67,7 @@ EDGE = Claim(
 """For gradient steps of one size without momentum, whose threshold is 2/η, and only if λ was measured."""
 
 
-def explain(folder: str | Path, spikes: int = 3) -> str:
+def explain(folder: str | Path, spikes: int = 3, named_data: bool = False) -> str:
     """Name the examples that carried the largest loss spikes of a run; draw them, and check figure 1's claims.
 
     The folder gets ``figure.png``, ``claims.json`` and ``experiment.json``, which the report shows.
@@ -73,6 +75,7 @@ def explain(folder: str | Path, spikes: int = 3) -> str:
     Args:
         folder: Of the record.
         spikes: How many spikes are explained.
+        named_data: Read also text that lies where the record says it does, for a record that is trusted.
 
     Returns:
         The explanation, a few lines a spike.
@@ -85,7 +88,7 @@ def explain(folder: str | Path, spikes: int = 3) -> str:
     from opposing_signals.figures import group_losses, loss_spikes
 
     record = Record(folder)
-    trajectory = Trajectory(record)
+    trajectory = Trajectory(record, named_data=named_data)
     _check(trajectory)
     lines = [_header(trajectory)]
     found = find_spikes(trajectory, spikes)
@@ -99,7 +102,8 @@ def explain(folder: str | Path, spikes: int = 3) -> str:
     checked = [claim.check({run: trajectory}, SCALE, seed) for claim in claims]
     paired = [spike for spike in found if spike.correlation is not None]
     figure = loss_spikes(trajectory, paired or found) if found else group_losses({run: trajectory})
-    figure.savefig(record.folder / "figure.png", dpi=150)
+    with replacing(record.folder / "figure.png") as unfinished:
+        figure.savefig(unfinished, dpi=150)
     plt.close(figure)
     write_json(record.folder / "claims.json", [verdict.as_json() for verdict, _ in checked])
     write_json(
@@ -126,21 +130,44 @@ def explain(folder: str | Path, spikes: int = 3) -> str:
 
 
 def _check(trajectory: Trajectory) -> None:
+    """Refuse what is damaged, or not the record of a run with losses."""
     record = trajectory.record
+    record.verify(("sample_loss", "sharpness", "learning_rate"))
     if "sample_loss" not in record or not len(record["sample_loss"]):
         raise InputError(
             f"{record.folder} holds no per-sample losses (it holds {', '.join(record) or 'nothing'}): expected the "
             "record of a run with the callback OpposingSignals or the instrument sample_losses"
         )
+    values = trajectory.losses.values
+    if values.ndim != 2 or values.dtype.kind != "f":
+        raise InputError(f"{record.folder / 'sample_loss.npy'}: expected one number an example, not {values.dtype}")
     if not len(trajectory.changes):
         raise InputError(
             f"{record.folder} holds losses of {len(record['sample_loss'])} steps, no two of them successive: expected "
             "consecutive=2 or more, and enough training for the second measurement"
         )
+    for file, content, path in (
+        ("configuration.json", record.configuration, ("run", "name")),
+        ("configuration.json", record.configuration, ("model", "_target_")),
+        ("configuration.json", record.configuration, ("optimizer", "_target_")),
+        ("configuration.json", record.configuration, ("data", "_target_")),
+        ("provenance.json", record.provenance, ("data", "name")),
+    ):
+        if not isinstance(entry(content, *path), str):
+            raise InputError(f"{record.folder / file} has no {'.'.join(path)}: expected the record of a training")
+    points = values.shape[1]
+    positions(record.folder, points)
+    if len(trajectory.dataset) != points:
+        raise InputError(
+            f"{record.folder} holds losses of {points} examples, and its data set {trajectory.dataset.name} has "
+            f"{len(trajectory.dataset)}: expected as many"
+        )
 
 
 def _has_edge(trajectory: Trajectory) -> bool:
     optimizer = trajectory.configuration["optimizer"]
+    if not isinstance(optimizer.get("lr"), int | float):
+        return False
     rates = trajectory.record["learning_rate"].values if "learning_rate" in trajectory.record else np.empty(0)
     return (
         "sharpness" in trajectory.record
@@ -156,9 +183,10 @@ def _header(trajectory: Trajectory) -> str:
         f"{trajectory.configuration['run']['name']}: {origin['data']['name']}, losses at {len(steps)} of steps "
         f"{steps[0]} to {steps[-1]}"
     )
-    if "measuring_seconds" in origin:
-        rest = origin["training_seconds"] - origin["measuring_seconds"]
-        line += f"; measuring took {origin['measuring_seconds'] / rest:.1%} of the {rest:.1f} s of training"
+    measuring, training = origin.get("measuring_seconds"), origin.get("training_seconds")
+    if isinstance(measuring, float) and isinstance(training, float) and training > measuring:
+        rest = training - measuring
+        line += f"; measuring took {measuring / rest:.1%} of the {rest:.1f} s of training"
     return line
 
 

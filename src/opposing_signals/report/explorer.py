@@ -20,26 +20,32 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra.errors import InstantiationException
 from markupsafe import Markup
 from PIL import Image
 
-from opposing_signals import data
 from opposing_signals.data import Dataset
+from opposing_signals.data.recorded import is_known
 from opposing_signals.data.tokenizers import decode
 from opposing_signals.data.tracked import FILE as TRACKED
 from opposing_signals.data.tracked import positions
-from opposing_signals.errors import InputError
+from opposing_signals.errors import InputError, NotWrittenError
+from opposing_signals.files import write_text
 from opposing_signals.record import Record, Series
 from opposing_signals.report.result import Explorer, entry
 from opposing_signals.signals import OpposingPair, Trajectory, fallers, find_pairs, risers
 from opposing_signals.templates import templates
+
+log = getLogger(__name__)
 
 SHOWN = 24
 """Risers and fallers of a step, as in the grids of Appendix H."""
@@ -94,16 +100,13 @@ class _Examples:
     @classmethod
     def of(cls, trajectory: Trajectory) -> _Examples:
         """Those of the run, loaded again if they are one of the package's data sets and still the same ones."""
-        described = trajectory.configuration.get("data")
-        target = described.get("_target_") if isinstance(described, dict) else None
-        # A record may come from anywhere, and its configuration must not choose what is executed.
-        if target not in {f"{data.__name__}.{name}" for name in data.__all__ if name != "Dataset"}:
+        if not is_known(trajectory.configuration.get("data")):
             return cls(None, "Training examples are shown by their numbers: the run has data of its own.", "none")
         try:
             dataset = trajectory.dataset
-        except (InputError, InstantiationException) as error:
-            cause = error.__cause__ if isinstance(error.__cause__, InputError) else error
-            return cls(None, f"Training examples are shown by their numbers: {cause}.", "none")
+        except InputError as error:
+            said = _without_place(error, trajectory.record.folder)
+            return cls(None, f"Training examples are shown by their numbers: {said}.", "none")
         recorded = entry(trajectory.record.provenance, "data", "sha256")
         lies_elsewhere = not (trajectory.record.folder / TRACKED).is_file()
         if lies_elsewhere and recorded is not None and recorded != dataset.checksum:
@@ -173,7 +176,7 @@ class _Examples:
         return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def build_explorers(records: list[Path], report: Path) -> list[Explorer]:
+def build_explorers(records: list[Path], report: Path, named_data: bool = False) -> list[Explorer]:
     """Write the explorer of every run into ``report``, the folder with the page of all results.
 
     A run whose record has not changed since its explorer was written is passed over. A record that cannot be read
@@ -182,6 +185,7 @@ def build_explorers(records: list[Path], report: Path) -> list[Explorer]:
     Args:
         records: The runs' folders.
         report: Explorers are written to ``runs/`` in it.
+        named_data: See `opposing_signals.data.recorded`.
     """
     explorers, taken = [], set()
     for folder in records:
@@ -192,37 +196,54 @@ def build_explorers(records: list[Path], report: Path) -> list[Explorer]:
             place = f"{name}-{number}"
         taken.add(place)
         try:
-            summary = build_explorer(folder, report / "runs" / place)
+            summary = build_explorer(folder, report / "runs" / place, named_data)
             explorers.append(Explorer(name, f"runs/{place}/index.html", summary))
+        except NotWrittenError:
+            raise
         except InputError as error:
-            explorers.append(Explorer(name, "", "", str(error)))
+            explorers.append(Explorer(name, "", "", _without_place(error, folder)))
+        except Exception as error:  # a record may come from anywhere and hold anything; the page is for the others too
+            log.debug("%s", folder, exc_info=True)
+            said = " ".join(str(error).split())
+            explorers.append(
+                Explorer(name, "", "", f"{name}: no run that can be shown ({type(error).__name__}: {said})")
+            )
     return explorers
 
 
-def build_explorer(folder: Path, target: Path) -> str:
+def build_explorer(folder: Path, target: Path, named_data: bool = False) -> str:
     """Write the explorer of the run in ``folder`` to ``target``; the run in a line.
+
+    Args:
+        folder: Of the record.
+        target: Of the explorer.
+        named_data: See `opposing_signals.data.recorded`.
 
     Raises:
         InputError: What is in ``folder`` is no readable record.
-        OSError: ``target`` cannot be written.
+        NotWrittenError: ``target`` cannot be written.
     """
     record = Record(folder)
     key = _key(record)
-    trajectory = Trajectory(record)
+    trajectory = Trajectory(record, named_data=named_data)
     _check(record)
     described = _described(trajectory)
     if _is_built(target, key):
         return described["summary"]
+    record.verify(("sample_loss", "train_loss", "sharpness", "learning_rate"))
     examples = _Examples.of(trajectory)
     # Without its data set a run is worth another attempt the next time, when the data may be there.
     place = target / f"data-{key}{'-incomplete' if examples.problem else ''}"
     shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    _write_data(trajectory, examples, described, place)
-    page = target / "index.html"
-    unfinished = page.with_name(page.name + ".part")
-    unfinished.write_text(_page(described["name"], place.name), encoding="utf-8")
-    unfinished.replace(page)
+    try:
+        place.mkdir(parents=True)
+        _write_data(trajectory, examples, described, place)
+    except OSError as error:
+        shutil.rmtree(place, ignore_errors=True)
+        kept = "the run's earlier page is kept" if (target / "index.html").is_file() else "the run has no page yet"
+        said = f"{error.filename or place} cannot be written ({error.strerror or error})"
+        raise NotWrittenError(f"{said}; {kept}") from error
+    write_text(target / "index.html", _page(described["name"], place.name))
     for other in target.glob("data-*"):
         if other != place:
             shutil.rmtree(other)
@@ -243,21 +264,17 @@ def _key(record: Record) -> str:
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:8]
 
 
+def _without_place(error: InputError, folder: Path) -> str:
+    """What ``error`` says about a file of the record in ``folder``; the page does not tell where that lies."""
+    name = folder.resolve().name
+    return str(error).replace(f"{folder}{os.sep}", f"{name}: ").replace(str(folder), name)
+
+
 def _check(record: Record) -> None:
     """Refuse a folder whose files are not those of a run."""
-    try:
-        sound = isinstance(record.configuration, dict) and isinstance(record.provenance, dict)
-        sound = sound and isinstance(record.state, str)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{record.folder.name}: unreadable configuration, provenance or state ({error})") from None
-    if not sound:
-        raise InputError(f"{record.folder.name}: configuration, provenance or state is not what a run writes")
     for quantity in ("sample_loss", "train_loss", "sharpness"):
         if quantity in record:
-            try:
-                series = record[quantity]
-            except (OSError, EOFError, ValueError, IndexError) as error:
-                raise InputError(f"{record.folder.name}: {quantity}.npy is damaged ({error})") from None
+            series = record[quantity]
             dimensions = 2 if quantity == "sample_loss" else 1
             if series.values.ndim != dimensions or series.values.dtype.kind != "f":
                 raise InputError(
@@ -493,7 +510,8 @@ def _write_examples(
         if examples.kind == "image":
             path = place / "images" / f"{number:04d}.png"
             path.parent.mkdir(exist_ok=True)
-            examples.sheet(points).save(path, compress_level=3)
+            with _named(path):
+                examples.sheet(points).save(path, compress_level=3)
     _write(place, "ids", {"ids": _numbers(places[ranked], "u4")})
     return {
         "kept": len(ranked),
@@ -520,7 +538,17 @@ def _write(place: Path, name: str, content: dict[str, Any]) -> None:
     """A script that hands ``content`` to the page under ``name``."""
     path = place / f"{name}.js"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(f"explorer.receive({json.dumps(name)}, {json.dumps(content)});\n", encoding="ascii")
+    with _named(path):
+        path.write_text(f"explorer.receive({json.dumps(name)}, {json.dumps(content)});\n", encoding="ascii")
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """A full disk is told by the file that did not fit."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _page(name: str, place: str) -> str:

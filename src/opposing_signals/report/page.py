@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from opposing_signals.errors import InputError
+from opposing_signals.files import write_text
 from opposing_signals.report.result import VERDICTS, Explorer, Result
 from opposing_signals.templates import templates
 
@@ -21,7 +22,7 @@ SCALES = ("paper", "cpu", "smoke")
 """The order in which results of one experiment stand."""
 
 
-def build(folders: list[Path], page: Path | None = None) -> Path:
+def build(folders: list[Path], page: Path | None = None, named_data: bool = False) -> Path:
     """Write the page of every result in ``folders``, and beside it an explorer of every run.
 
     A result is a folder with ``experiment.json``, ``claims.json`` and ``figure.png``, as an experiment writes it; a
@@ -31,13 +32,14 @@ def build(folders: list[Path], page: Path | None = None) -> Path:
     Args:
         folders: Searched with the three levels of folders below them; those that do not exist are passed over.
         page: The file to write; None: ``outputs/report/index.html``. Explorers are written to ``runs/`` beside it.
+        named_data: Read also text that lies where a record says it does, for records that are trusted.
 
     Returns:
         The file that was written.
 
     Raises:
         InputError: There is neither a result nor a run in ``folders``.
-        OSError: The page cannot be written.
+        NotWrittenError: The page or an explorer cannot be written; the earlier one is kept.
     """
     results, records = find_results(folders), find_records(folders)
     if not results and not records:
@@ -46,15 +48,12 @@ def build(folders: list[Path], page: Path | None = None) -> Path:
             "figure.png; opposing-signals experiment=NAME makes one"
         )
     page = PAGE if page is None else page
-    page.parent.mkdir(parents=True, exist_ok=True)
     explorers: list[Explorer] = []
     if records:
         from opposing_signals.report.explorer import build_explorers  # needs torch, the page alone does not
 
-        explorers = build_explorers(records, page.parent)
-    unfinished = page.with_name(page.name + ".part")
-    unfinished.write_text(render(results, explorers), encoding="utf-8")
-    unfinished.replace(page)
+        explorers = build_explorers(records, page.parent, named_data)
+    write_text(page, render(results, explorers))
     return page
 
 

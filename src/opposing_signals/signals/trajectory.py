@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from hydra.utils import instantiate
 
-from opposing_signals.data import Dataset
+from opposing_signals.configuration import without_root
+from opposing_signals.data import Dataset, recorded
 from opposing_signals.errors import InputError
 from opposing_signals.record import Record, Series
 from opposing_signals.signals.discovery import Discovery, discover
@@ -24,14 +25,23 @@ class Trajectory:
 
     Args:
         record: Of the run.
-        data_root: Folder of the data set, where it needs one; only pictures of training examples are read from it.
         pairing: Keyword arguments of `find_pairs`.
+        own_data: The field ``data`` of the configuration that the user's own command has composed; None for a record
+            from anywhere, whose data set is made as `opposing_signals.data.recorded` allows.
+        named_data: Whether a record from anywhere may name the text that is read.
     """
 
-    def __init__(self, record: Record, data_root: str | None = None, pairing: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        record: Record,
+        pairing: Mapping[str, Any] | None = None,
+        own_data: Mapping[str, Any] | None = None,
+        named_data: bool = False,
+    ) -> None:
         self.record = record
-        self._data_root = data_root
         self._pairing = dict(pairing or {})
+        self._own_data = own_data
+        self._named_data = named_data
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -41,12 +51,13 @@ class Trajectory:
     @cached_property
     def dataset(self) -> Dataset:
         """The run's data set, loaded again."""
-        data = dict(self.configuration["data"])
-        if data["_target_"].endswith((".cifar10", ".openwebtext", ".text_stream")):
-            data["root"] = self._data_root
-        elif data["_target_"].endswith(".tracked"):
-            data["folder"] = self.record.folder
-        return instantiate(data)
+        described, own = self.configuration.get("data"), self._own_data
+        if own is None:
+            return recorded(described, self.record.folder, named_data=self._named_data)
+        if described == without_root(own):
+            return instantiate(own)
+        # A job of a sweep over data: its own command has written this record, so what it names was asked for.
+        return recorded(described, self.record.folder, own.get("root"), named_data=True)
 
     @property
     def curve(self) -> tuple[np.ndarray, np.ndarray]:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import time
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from opposing_signals import interruption
 from opposing_signals._lightning import Checkpoint, LightningModule, Trainer
+from opposing_signals.errors import DamagedError
+from opposing_signals.files import replacing
 from opposing_signals.record import Record
 
 
 class TimedCheckpoint(Checkpoint):
-    """Saves the training state every ``seconds`` and at the end, beside the record.
+    """Saves the training state every ``seconds``, when a signal tells the process to end, and at the end.
 
     The record is brought to the disk first, so a checkpoint never claims a step that the record lacks; the file is
     replaced as a whole, so a kill leaves the old one or the new one.
@@ -28,22 +35,62 @@ class TimedCheckpoint(Checkpoint):
         self.saved = saved
         self._last = time.monotonic()
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on a signal waits for the end of the step."""
+        interruption.begin_steps()
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Every step is a checkpoint boundary."""
-        if time.monotonic() - self._last >= self.seconds:
+        if time.monotonic() - self._last >= self.seconds or interruption.is_told_to_end():
             self.save(trainer)
+        if interruption.is_told_to_end():
+            interruption.end()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the final weights."""
+        interruption.end_steps()
         self.save(trainer)
+        if interruption.is_told_to_end():
+            interruption.end()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """No step will end in which a signal could be heeded."""
+        interruption.end_steps()
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many rows the record has, which a run that goes on from here must find."""
+        return {"rows": self.record.rows}
 
     def save(self, trainer: Trainer) -> None:
         """Write the checkpoint of the step just taken."""
         self.record.sync()
-        temporary = self.record.checkpoint.with_name(self.record.checkpoint.name + ".part")
-        trainer.save_checkpoint(temporary)
-        temporary.replace(self.record.checkpoint)
+        with replacing(self.record.checkpoint) as unfinished:
+            trainer.save_checkpoint(unfinished)
         self.saved()
         self._last = time.monotonic()
+
+
+def progress_of(path: Path) -> tuple[int, dict[str, int] | None]:
+    """How many steps the training of a checkpoint had taken, and how many rows of each quantity its record had.
+
+    The second is None for a checkpoint of an earlier version.
+
+    Raises:
+        DamagedError: It is no whole checkpoint, or holds anything but tensors and plain values.
+    """
+    if not path.is_file():
+        raise DamagedError(f"{path} is damaged: it is no file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():  # PyTorch itself does not look at the checksums that it writes
+                raise DamagedError(f"{path} is damaged: the checksum of its part {damaged} is wrong")
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        noted = checkpoint["callbacks"].get(TimedCheckpoint.__qualname__)
+        return int(checkpoint["global_step"]), noted and {str(name): int(rows) for name, rows in noted["rows"].items()}
+    except (OSError, DamagedError):
+        raise
+    except Exception as error:  # of many kinds: a stranger's file may hold anything
+        said = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise DamagedError(f"{path} is damaged or no checkpoint: {said[0]}") from None

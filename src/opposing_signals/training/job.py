@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from logging import getLogger
 from typing import Any
 
@@ -16,19 +18,22 @@ from omegaconf import DictConfig, ListConfig
 from opposing_signals._lightning import Callback, Trainer, WandbLogger
 from opposing_signals.configuration import reference_of, run_folder
 from opposing_signals.data import Dataset
-from opposing_signals.errors import InputError, TrainingStoppedError
+from opposing_signals.errors import DamagedError, InputError, NotWrittenError, TrainingStoppedError
 from opposing_signals.instruments import Instrument
+from opposing_signals.interruption import Interrupted
 from opposing_signals.processes import after_first, agreed, count, is_first
 from opposing_signals.provenance import environment
 from opposing_signals.record import Record
 from opposing_signals.risk import EmpiricalRisk
 from opposing_signals.training.allocation import keep_freed_memory
 from opposing_signals.training.batches import Batches
-from opposing_signals.training.checkpoint import TimedCheckpoint
+from opposing_signals.training.checkpoint import TimedCheckpoint, progress_of
 from opposing_signals.training.intervention import branch
 from opposing_signals.training.module import TrainingModule
 from opposing_signals.training.progress import Progress
 from opposing_signals.training.reference import break_even_direction
+
+log = getLogger(__name__)
 
 SIZES = ("width", "depth", "heads", "patch", "hidden", "vocabulary")
 """Fields of our models that count something."""
@@ -92,9 +97,9 @@ def train(config: DictConfig, record: Record, logger: Any) -> None:
     if trainer.strategy.root_device.type == "cuda":
         set_gpu_arithmetic(config.risk.precision == "tf32")
     module.batches.begin_at(lambda: trainer.global_step)
-    resuming = agreed(record.checkpoint.is_file)
-    agreed(lambda: record.cut(_steps_taken(record) if resuming else 0))
-    seconds_before = record.provenance.get("training_seconds", 0.0) if resuming else 0.0
+    resuming = agreed(record.checkpoint.exists)
+    agreed(lambda: record.cut(*(progress_of(record.checkpoint) if resuming else (0,))))
+    seconds_before = _seconds(record) if resuming else 0.0
     origin = {
         **environment(trainer.strategy.root_device),
         "data": {"name": dataset.name, "sha256": dataset.checksum, "examples": len(dataset)},
@@ -105,13 +110,16 @@ def train(config: DictConfig, record: Record, logger: Any) -> None:
     note_time()
     try:
         trainer.fit(module, ckpt_path=record.checkpoint if resuming else None, weights_only=True)
-    finally:
-        note_time()
+    except BaseException:
+        with suppress(NotWrittenError):  # where the disk is full, the failure that said so is the one to tell
+            note_time()
+        raise
+    note_time()
     if module.stop_reason:
         record.write_state(f"stopped: {module.stop_reason}")
         raise TrainingStoppedError(module.stop_reason)
     if trainer.global_step < config.steps and not module.is_finished:
-        raise KeyboardInterrupt  # Lightning turns Ctrl-C into an early return in some versions
+        raise Interrupted(signal.SIGINT)  # Lightning turns Ctrl-C into an early return in some versions
     record.write_state("complete")
 
 
@@ -216,9 +224,13 @@ def _check_stateless(config: DictConfig) -> None:
         )
 
 
-def _steps_taken(record: Record) -> int:
-    checkpoint: dict[str, Any] = torch.load(record.checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    return checkpoint["global_step"]
+def _seconds(record: Record) -> float:
+    """What earlier processes have trained, in seconds; without a sound note the run's time begins here."""
+    try:
+        return float(record.provenance.get("training_seconds", 0.0))
+    except (DamagedError, TypeError, ValueError) as error:
+        log.warning("%s: the training time of earlier processes is lost; it is written anew", error)
+        return 0.0
 
 
 def quieten_lightning() -> None:

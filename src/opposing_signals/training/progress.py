@@ -160,5 +160,3 @@ class Progress(Callback):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        if isinstance(exception, KeyboardInterrupt):
-            print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)

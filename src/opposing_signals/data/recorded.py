@@ -1,0 +1,95 @@
+"""The data set that a record names, made again without letting the record choose what is run or read.
+
+A record may come from anywhere. Its field ``data`` is text: it picks one of the functions below by name and gives them
+plain values. Nothing in it is instantiated or resolved.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from opposing_signals.data.chebyshev import chebyshev
+from opposing_signals.data.cifar10 import cifar10
+from opposing_signals.data.dataset import Dataset
+from opposing_signals.data.planted import planted
+from opposing_signals.data.text import openwebtext, text_demo
+from opposing_signals.data.text_stream import text_stream
+from opposing_signals.data.tracked import tracked
+from opposing_signals.errors import READ_NAMED_DATA, InputError
+
+PACKAGE = "opposing_signals.data"
+FUNCTIONS: Mapping[str, Callable[..., Dataset]] = {
+    f"{PACKAGE}.{function.__name__}": function
+    for function in (chebyshev, cifar10, openwebtext, planted, text_demo, text_stream, tracked)
+}
+"""What a record may name."""
+_NAMES_A_FILE = ("path", "hub")
+"""Arguments that name a file, or a data set on the Hugging Face hub."""
+
+
+def is_known(described: Any) -> bool:
+    """Whether ``described``, a record's field ``data``, names one of `FUNCTIONS`."""
+    target = described.get("_target_") if isinstance(described, dict) else None
+    return isinstance(target, str) and target in FUNCTIONS
+
+
+def recorded(described: Any, folder: Path, root: str | None = None, named_data: bool = False) -> Dataset:
+    """The data set of a record.
+
+    Args:
+        described: The record's field ``data``.
+        folder: Of the record, for the examples that it keeps itself.
+        root: Folder of the data sets on this machine; what the record says about it is not used.
+        named_data: Read also the text file or the data set on the hub that the record names.
+
+    Raises:
+        InputError: It names no data set of this package, has an argument that the data set does not have or that is
+            no plain value of its type, or names a file or hub without ``named_data``; or what the data set refuses.
+    """
+    if not is_known(described):
+        target = described.get("_target_") if isinstance(described, dict) else described
+        raise InputError(
+            f"{folder}: its data are {target!r}, no data set of this package; expected one of "
+            f"{', '.join(name.removeprefix(f'{PACKAGE}.') for name in FUNCTIONS)}"
+        )
+    function = FUNCTIONS[described["_target_"]]
+    given = {name: value for name, value in described.items() if name not in ("_target_", "root", "folder")}
+    accepted = {name: hint for name, hint in get_type_hints(function).items() if name != "return"}
+    for name, value in given.items():
+        if name not in accepted:
+            raise InputError(f"{folder}: data.{name}: {function.__name__} has no such argument")
+        if not _is_plain(value, accepted[name]):
+            raise InputError(f"{folder}: data.{name}={value!r}: expected {_in_words(accepted[name])}")
+    if not named_data and (function is text_stream or any(given.get(name) is not None for name in _NAMES_A_FILE)):
+        named = ", ".join(f"data.{name}={given[name]}" for name in _NAMES_A_FILE if given.get(name) is not None)
+        raise InputError(
+            f"{folder}: its text is outside the record ({named or function.__name__}) and not read from there unasked; "
+            f"if you trust the record, give the option {READ_NAMED_DATA}"
+        )
+    if "root" in accepted:
+        given["root"] = root
+    if "folder" in accepted:
+        given["folder"] = folder
+    return function(**given)
+
+
+def _is_plain(value: Any, hint: Any) -> bool:
+    """Whether ``value``, from JSON, is of the type that ``hint`` says."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(_is_plain(value, part) for part in get_args(hint))
+    if get_origin(hint) is Literal:
+        return isinstance(value, str) and value in get_args(hint)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is hint
+
+
+def _in_words(hint: Any) -> str:
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(_in_words(part) for part in get_args(hint))
+    if get_origin(hint) is Literal:
+        return " or ".join(get_args(hint))
+    return {int: "a whole number", float: "a number", str: "a text", type(None): "null"}.get(hint, str(hint))

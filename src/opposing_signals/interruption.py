@@ -1,0 +1,148 @@
+"""Being told to end: by Ctrl-C, by a batch system (SIGTERM, SIGUSR1, SIGUSR2), by a terminal that closes (SIGHUP).
+
+A training finishes its step and writes its state first; at a second signal, and elsewhere, the process ends at once.
+The exit code is the one that a shell gives: 128 and the signal's number, so 130, 143 or 129.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+MESSAGE = "interrupted: the same command goes on from the last checkpoint"
+
+_SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)  # Windows has two of them
+]
+_REQUEUES = ("SIGUSR1", "SIGUSR2")
+"""What a launcher for clusters sends in front of a time limit; its own handler then submits the job again."""
+
+
+_PATIENCE = 20.0
+"""Seconds for the steps of jobs in worker processes; a batch system kills 30 seconds after its signal."""
+
+
+class Interrupted(SystemExit):
+    """The process was told to end by the signal of this number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.code: int = 128 + number
+
+
+class _Handling:
+    """What this process does about signals.
+
+    Attributes:
+        earlier: Signal ↦ the handler that was there before.
+        finishes_step: Whether a training will look at `told` when its step is over.
+        told: The signal that came while it finished.
+        is_ending: Whether a signal has been passed on to workers.
+    """
+
+    def __init__(self) -> None:
+        self.earlier: dict[int, Any] = {}
+        self.finishes_step = False
+        self.told = 0
+        self.is_ending = False
+
+
+_handling = _Handling()
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Inside, the signals that tell a process to end raise `Interrupted`; those that are ignored (nohup) stay so."""
+    if _handling.earlier or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    for number in _SIGNALS:
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            _handling.earlier[number] = signal.signal(number, _handle)
+    try:
+        yield
+    finally:
+        for number, handler in _handling.earlier.items():
+            signal.signal(number, handler)
+        _handling.earlier.clear()
+        _handling.told, _handling.is_ending = 0, False
+
+
+def _handle(number: int, frame: Any) -> None:
+    if _handling.finishes_step and not _handling.told:
+        _handling.told = number
+        if sys.stderr.isatty():
+            os.write(2, b"\nending after this step; once more to end at once\n")
+        return
+    _end(number, frame)
+
+
+def _end(number: int, frame: Any = None) -> None:
+    earlier: Callable[[int, Any], Any] | Any = _handling.earlier.get(number)
+    if signal.Signals(number).name in _REQUEUES and callable(earlier):
+        earlier(number, frame)
+        return
+    if not _handling.is_ending:
+        _handling.is_ending = True
+        _end_workers()
+    raise Interrupted(number)
+
+
+def _end_workers() -> None:
+    """Let the jobs in worker processes finish their steps: their launcher kills them when this process leaves it."""
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        worker.terminate()
+    deadline = time.monotonic() + _PATIENCE
+    for worker in workers:
+        worker.join(max(0, deadline - time.monotonic()))
+
+
+def leave_worker(told: Interrupted) -> None:
+    """End a worker process, which would take the exception for a result and begin its next job; no other process."""
+    if multiprocessing.current_process().name != "MainProcess":
+        os._exit(told.code)
+
+
+def begin_steps() -> None:
+    """From now on until `end_steps` a training asks after each step whether `is_told_to_end`."""
+    _handling.finishes_step = bool(_handling.earlier)
+    for number in _handling.earlier:
+        signal.signal(number, _handle)  # Lightning has set its own, which ends a process with exit code 0
+
+
+def end_steps() -> None:
+    """The training is over: a signal ends the process at once."""
+    _handling.finishes_step = False
+
+
+def is_told_to_end() -> bool:
+    """Whether a signal came since the step began."""
+    return bool(_handling.told)
+
+
+def end() -> None:
+    """Do what the signal asked for, now that the state is written.
+
+    Raises:
+        Interrupted: In most cases; where a launcher submits the job again, it decides.
+    """
+    number, _handling.told = _handling.told, 0
+    _end(number)
+
+
+def end_children() -> None:
+    """Tell the processes that this one has started to end, such as the jobs of a sweep; on Linux."""
+    for listing in Path(f"/proc/{os.getpid()}/task").glob("*/children"):
+        for child in listing.read_text().split():
+            os.kill(int(child), signal.SIGTERM)

@@ -1,0 +1,134 @@
+"""A process that is told to end writes its state, says so in a line, and has the exit code of the signal."""
+
+import os
+import signal
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+
+from opposing_signals.__main__ import main
+from opposing_signals.interruption import MESSAGE
+from opposing_signals.record import Record
+
+COMMAND = ("experiment=fig03_chebyshev", "scale=smoke", "logger=none", "threads=1", "steps=8", "conclude=false")
+AT = 4
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Let this process get a signal in the middle of step `AT`, so many times."""
+    append = Record.append
+
+    def telling(number, times=1):
+        def append_and_tell(record, quantity, step, value):
+            append(record, quantity, step, value)
+            if (quantity, step) == ("train_loss", AT):
+                for _ in range(times):
+                    os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(Record, "append", append_and_tell)
+
+    yield telling
+    monkeypatch.undo()
+
+
+def only_run(folder) -> Record:
+    (run,) = (folder / "runs").iterdir()
+    return Record(run)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"])
+def test_a_training_ends_after_its_step_with_its_state_and_goes_on_to_the_same_bits(
+    tmp_path, told, monkeypatch, capfd, name
+):
+    number = getattr(signal, name)
+    earlier = signal.getsignal(number)
+    told(number)
+    assert main([*COMMAND, f"output_dir={tmp_path}"]) == 128 + number
+    assert signal.getsignal(number) == earlier
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.strip() and "step/s" not in line]
+    assert lines == [MESSAGE]
+    record = only_run(tmp_path)
+    assert not record.is_complete
+    assert torch.load(record.checkpoint, weights_only=True)["global_step"] == AT + 1
+    monkeypatch.undo()
+    assert main([*COMMAND, f"output_dir={tmp_path}"]) == 0
+    assert main([*COMMAND, f"output_dir={tmp_path / 'whole'}"]) == 0
+    resumed, whole = only_run(tmp_path), only_run(tmp_path / "whole")
+    assert set(resumed) == set(whole)
+    for quantity in whole:
+        np.testing.assert_array_equal(resumed[quantity].values, whole[quantity].values, quantity)
+
+
+def test_a_second_signal_ends_the_process_within_the_step(tmp_path, told):
+    told(signal.SIGTERM, times=2)
+    assert main([*COMMAND, f"output_dir={tmp_path}"]) == 143
+    assert not only_run(tmp_path).checkpoint.exists()
+
+
+def test_a_sweep_does_not_begin_its_other_jobs(tmp_path, told, capfd):
+    told(signal.SIGTERM)
+    assert main(["--multirun", *COMMAND, "seed=1,2", f"output_dir={tmp_path}"]) == 143
+    assert only_run(tmp_path).checkpoint.exists()
+    assert MESSAGE in capfd.readouterr().err
+
+
+def test_jobs_in_other_processes_write_their_state_too(tmp_path, capfd):
+    if find_spec("hydra_plugins.hydra_joblib_launcher") is None:
+        pytest.skip("hydra-joblib-launcher is not installed")
+    parallel = [
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+        "job=killing.train_until_the_launcher_is_told_to_end",
+    ]
+    command = [*COMMAND[:-2], "steps=100000", "seed=1,2", *parallel, f"output_dir={tmp_path}"]
+    assert main(["--multirun", *command]) == 143
+    assert MESSAGE in capfd.readouterr().err
+    first = next(run for run in (tmp_path / "runs").iterdir() if "seed1" in run.name)
+    assert torch.load(first / "checkpoint.ckpt", weights_only=True)["global_step"] >= AT
+
+
+def test_a_launcher_that_submits_again_is_asked_after_the_state_is_written(tmp_path, told):
+    seen = []
+    earlier = signal.signal(signal.SIGUSR2, lambda *_: seen.append(only_run(tmp_path).checkpoint.exists()))
+    try:
+        told(signal.SIGUSR2)
+        assert main([*COMMAND, f"output_dir={tmp_path}"]) == 0
+    finally:
+        signal.signal(signal.SIGUSR2, earlier)
+    assert seen == [True]
+    assert only_run(tmp_path).is_complete
+
+
+def test_what_the_user_has_ignored_stays_ignored(tmp_path, told):
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        told(signal.SIGHUP)
+        assert main([*COMMAND, f"output_dir={tmp_path}"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
+
+
+def test_slurms_own_requeueing_leaves_no_second_checkpoint(tmp_path, told, monkeypatch):
+    """Lightning would go on from one of its own, which is not the one that the record was cut back to."""
+    for name, value in {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0",
+                        "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "here"}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    told(signal.SIGUSR1)
+    assert main([*COMMAND, f"output_dir={tmp_path}"]) == 128 + signal.SIGUSR1
+    record = only_run(tmp_path)
+    assert sorted(path.name for path in record.folder.glob("*.ckpt")) == ["checkpoint.ckpt"]
+
+
+def test_a_command_that_trains_nothing_ends_in_a_line_too(tmp_path):
+    code = (
+        "import os, signal, sys, opposing_signals.__main__ as m\n"
+        "m._exit_code = lambda _: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.exit(m.main(['report']))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stderr) == (143, f"{MESSAGE}\n")

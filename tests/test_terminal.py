@@ -1,0 +1,132 @@
+"""What reaches a terminal is text; a command ends well without a terminal, an output, or a home folder."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from opposing_signals.__main__ import main
+from opposing_signals.data.tracked import write_tracked
+from opposing_signals.errors import printable
+from opposing_signals.record import Record
+
+COMMAND = ("experiment=fig03_chebyshev", "scale=smoke", "logger=none", "threads=1", "steps=3")
+ESCAPE = "\x1b]0;owned\x07\x1b[2J\r\x9b31m\u202e"
+
+
+def started(*arguments: str, shell: str = "", **environment: str | None) -> subprocess.CompletedProcess:
+    """The command line in a process of its own; ``shell`` stands behind it."""
+    given = {**os.environ, **environment}
+    given = {name: value for name, value in given.items() if value is not None}
+    command = f'"$0" -m opposing_signals "$@" {shell}'
+    return subprocess.run(
+        ["bash", "-c", command, sys.executable, *arguments], env=given, capture_output=True, check=False, timeout=300
+    )
+
+
+def test_control_characters_are_written_out():
+    assert printable("η ≥ 2/λ, “a” 7") == "η ≥ 2/λ, “a” 7"
+    assert printable(ESCAPE) == r"\x1b]0;owned\x07\x1b[2J\r\x9b31m\u202e"
+    assert printable("a\nb\udcff") == r"a\nb\udcff"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (f"experiment={ESCAPE}",),
+        (ESCAPE,),
+        ("report", f"/nowhere/{ESCAPE}"),
+        ("explain", f"/nowhere/{ESCAPE}"),
+        (*COMMAND, f'run.name="{ESCAPE}"'),
+        (*COMMAND, f'experiment.name="{ESCAPE}"'),
+        (*COMMAND, f'output_dir="{ESCAPE}"'),
+        (*COMMAND, f'run_dir="{ESCAPE}"'),
+    ],
+)
+def test_escapes_in_what_is_given_are_shown_as_text(tmp_path, monkeypatch, capfd, arguments):
+    monkeypatch.chdir(tmp_path)
+    assert main(list(arguments)) == 2
+    captured = capfd.readouterr()
+    assert not {"\x1b", "\x07", "\r", "\x9b"} & {*captured.out, *captured.err}
+    assert captured.err.count("\n") == 1
+
+
+def test_escapes_in_a_record_are_shown_as_text(tmp_path, capfd):
+    generator = np.random.default_rng(0)
+    configuration = {
+        "run": {"name": ESCAPE},
+        "data": {"_target_": "opposing_signals.data.tracked"},
+        "model": {"_target_": f"script.{ESCAPE}"},
+        "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.5},
+    }
+    with Record.writing(tmp_path, configuration) as record:
+        for step in range(20):
+            losses = 1 + 0.01 * generator.standard_normal(60)
+            losses[:5] += 0.3 * (-1) ** step
+            losses[5:10] -= 0.3 * (-1) ** step
+            record.append("sample_loss", step, losses.astype(np.float32))
+        record.write_provenance({"data": {"name": ESCAPE, "examples": 60}})
+    write_tracked(tmp_path, np.arange(60), None, [ESCAPE] * 30 + ["b"] * 30, None)
+    assert main(["explain", str(tmp_path)]) == 0
+    out = capfd.readouterr().out
+    assert printable(ESCAPE) in out
+    assert not {"\x1b", "\x07", "\r", "\x9b"} & {*out}
+
+
+@pytest.mark.parametrize("shell", [">&-", ">&- 2>&-", "<&- >&- 2>&-", "| head -c 1"])
+def test_help_without_a_reader(shell):
+    ended = started("--help", shell=shell)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == b""
+
+
+def test_a_run_with_everything_closed_is_the_run(tmp_path):
+    ended = started(*COMMAND, f"output_dir={tmp_path}", shell="<&- >&- 2>&-")
+    assert ended.returncode == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    Record(run).verify()
+    assert json.loads((tmp_path / "fig03_chebyshev" / "claims.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"HOME": None}, {"HOME": "/proc"}, {"HOME": "/nowhere", "PYTHONIOENCODING": "ascii"}],
+    ids=["no home", "home that cannot be written", "ascii"],
+)
+def test_a_run_without_a_home(tmp_path, environment):
+    ended = started(*COMMAND, f"output_dir={tmp_path}", **{"XDG_CACHE_HOME": None, **environment})
+    assert ended.returncode == 0, ended.stderr
+    assert b"Traceback" not in ended.stderr
+    assert (tmp_path / "fig03_chebyshev" / "figure.png").is_file()
+
+
+def test_a_cache_that_cannot_be_written_is_told_in_a_line(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc")
+    text = tmp_path / "text.txt"
+    text.write_text("a text of one's own " * 300)
+    own = ["data=openwebtext", "~data.sentences", f"data.path={text}", "data.tokenizer=characters"]
+    code = main(["experiment=fig07_text_quotes", "scale=smoke", "logger=none", *own, f"output_dir={tmp_path / 'o'}"])
+    error = capfd.readouterr().err
+    assert code == 2
+    assert "XDG_CACHE_HOME" in error.splitlines()[-1]
+    assert "Traceback" not in error
+
+
+def test_nothing_of_ours_warns(tmp_path):
+    code = (
+        "import sys, warnings; warnings.filterwarnings('error', module=r'opposing_signals(\\..*)?$')\n"
+        "from opposing_signals.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-X", "dev", "-c", code, *COMMAND, f"output_dir={tmp_path}"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    ours = [
+        line
+        for line in ended.stderr.splitlines()
+        if "Warning" in line and str(Path(__file__).parents[1] / "src") in line
+    ]
+    assert not ours
