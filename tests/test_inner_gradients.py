@@ -209,3 +209,10 @@ def test_a_gradient_that_is_taken_for_some_batches_alone_is_refused():
     risk = EmpiricalRisk(model, square, torch.randn(7, 6), torch.randn(7, 6), chunk=CHUNK, precision="float64")
     with pytest.raises(InputError, match="takes a gradient inside its forward pass, and did not when it was first"):
         risk.hessian_products(direction(risk)[None])
+
+
+@pytest.mark.parametrize("model", sorted(COUPLED))
+def test_a_force_under_batch_norm_has_no_loss_of_a_single_example(model):
+    """Its part by way of the statistics is in no example's own."""
+    with pytest.raises(InputError, match="the model itself, Force, makes the loss of an example depend on the others"):
+        sample_sharpness(risk_of(model), torch.tensor([1]))

@@ -15,6 +15,9 @@ from opposing_signals.finite_differences import Claim, check
 from opposing_signals.normalization import Statistics, captured, frozen
 from opposing_signals.risk import EmpiricalRisk
 
+_Call = tuple[str, nn.Module, list[Tensor], Tensor]
+"""A module's name, itself, its inputs and its output."""
+
 
 @contextmanager
 def independent_examples(risk: EmpiricalRisk, chunk: slice) -> Iterator[None]:
@@ -69,26 +72,28 @@ def _compare_alone(few: EmpiricalRisk, _: Tensor, hold_statistics: bool) -> Gene
         with captured(few.model) as statistics, few.deterministic():
             together, _ = few.evaluate(inputs, targets, autocast=False)
         together = together.detach()
-        with frozen(few.model, statistics) if hold_statistics else nullcontext():
+        held = partial(frozen, few.model, statistics) if hold_statistics else nullcontext
+        with held():
             singles = zip(inputs.split(1), targets.split(1), strict=True)
             alone = torch.cat([few.evaluate(*one, autocast=False)[0].detach() for one in singles])
-            difference = (alone - together).abs()
-            if (difference > 4 * torch.finfo(together.dtype).eps ** 0.5 * together.abs().mean()).any():
-                worst = int(difference.argmax())
-                raise InputError(
-                    f"{_coupling(few.model, inputs, worst)} makes the loss of an example depend on the others of its "
-                    f"chunk ({float(together[worst]):.4g} among {len(inputs)}, {float(alone[worst]):.4g} alone): "
-                    "put the layer in evaluation mode, take a model without it, or leave out what looks at single "
-                    "examples"
-                )
+        difference = (alone - together).abs()
+        if (difference > 4 * torch.finfo(together.dtype).eps ** 0.5 * together.abs().mean()).any():
+            worst = int(difference.argmax())
+            in_chunk = _traffic(few.model, inputs)
+            with held():
+                by_itself = _traffic(few.model, inputs[worst : worst + 1])
+            raise InputError(
+                f"{_coupling(in_chunk, by_itself, worst)} makes the loss of an example depend on the others of its "
+                f"chunk ({float(together[worst]):.4g} among {len(inputs)}, {float(alone[worst]):.4g} alone): put the "
+                "layer in evaluation mode, take a model without it, or leave out what looks at single examples"
+            )
     yield from ()
 
 
-def _coupling(model: nn.Module, inputs: Tensor, example: int) -> str:
+def _coupling(together: list[_Call], alone: list[_Call], example: int) -> str:
     """The first layer whose output for an example depends on the others while its input does not."""
-    together, alone = _traffic(model, inputs), _traffic(model, inputs[example : example + 1])
     for (name, module, given, output), (*_, own, own_output) in zip(together, alone, strict=False):
-        if len(output) != len(inputs) or any(len(part) != len(inputs) for part in given):
+        if any(len(part) <= example for part in (output, *given)):  # not one row an example
             continue
         is_given_the_same = all(_agree(a[example], b[0]) for a, b in zip(given, own, strict=False))
         if is_given_the_same and not _agree(output[example], own_output[0]):
@@ -100,9 +105,9 @@ def _agree(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.allclose(one, other, rtol=1e-6)
 
 
-def _traffic(model: nn.Module, inputs: Tensor) -> list[tuple[str, nn.Module, list[Tensor], Tensor]]:
+def _traffic(model: nn.Module, inputs: Tensor) -> list[_Call]:
     """Inputs and output of every call of a module that gives one tensor, in the order in which they end."""
-    seen: list[tuple[str, nn.Module, list[Tensor], Tensor]] = []
+    seen: list[_Call] = []
 
     def note(name: str, module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, Tensor):
