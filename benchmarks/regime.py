@@ -1,7 +1,7 @@
 """The regime, measured: what oscillates under gradient descent, by network, images, batch norm's chunk and step size.
 
-    python benchmarks/regime.py --list                          # the grid, what is trained, and the expected cost
-    python benchmarks/regime.py --train --folder outputs/regime # goes on where it stopped; the most telling points first
+    python benchmarks/regime.py --list                             # the grid, and what each point is expected to cost
+    python benchmarks/regime.py --train --folder outputs/regime    # goes on where it stopped, the most telling first
     python benchmarks/regime.py --measure --folder outputs/regime --results results/regime
     python benchmarks/regime.py --draw --results results/regime
 
@@ -14,20 +14,50 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from hydra import compose, initialize_config_dir
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
+from opposing_signals.claims.statistics import group_amplitude_ratio, spike_concentration
 from opposing_signals.configuration import configuration_folder, run_folder
-from opposing_signals.record import Record, write_json
+from opposing_signals.data import cifar10
+from opposing_signals.data.cifar10 import CLASS_NAMES
+from opposing_signals.figures import style
+from opposing_signals.record import Record, Series, write_json
+from opposing_signals.signals import (
+    OpposingPair,
+    Trajectory,
+    alternating_share,
+    class_r2,
+    class_r2_by_chance,
+    fallers,
+    gap_changes,
+    modal_share,
+    modal_share_by_chance,
+    risers,
+)
+
+FEWEST_STEPS = 10
+"""A number over fewer steps than this is not given."""
+
+PARTS = 4
+"""Parts of equal length into which the steps from break-even on are cut, to show how the numbers change."""
 
 SECONDS = {"mlp": 3e-5, "vgg11": 2.5e-4, "vgg11bn": 3.5e-4, "resnet18": 8e-4, "vit": 4e-4}
 """CPU seconds of a gradient, for an image and a network of width 16 (ViT: 32), roughly; what the list is planned by."""
@@ -166,10 +196,270 @@ def _cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+# What a run shows ----------------------------------------------------------------------------------------------------
+
+
+@cache
+def classes_of(images: int) -> np.ndarray:
+    """``[N]`` true class of the training images."""
+    return cifar10(images, os.environ.get("OPPOSING_SIGNALS_DATA")).targets.numpy()
+
+
+def measured(point: Point, record: Record) -> dict[str, Any]:
+    """One row of the table. A number that the run cannot give is None.
+
+    "Late" are the steps from break-even on, where λ was first seen at 2/η or above; all numbers of changes and pairs
+    are of these steps. ``coherence`` is the share of the modal true class in the more uniform group of a pair, the
+    median over the pairs.
+    """
+    trajectory = Trajectory(record)
+    classes = classes_of(point.images)
+    chunks = np.arange(point.images) // point.chunk
+    late = trajectory.after_break_even(trajectory.changes)
+    ratios = np.asarray(trajectory.sharpness.values) * point.eta / 2
+    late_ratios = ratios[np.asarray(trajectory.sharpness.steps) >= (trajectory.break_even or math.inf)]
+    loss = trajectory.mean_loss.values
+    provenance = record.provenance
+    cost = record.folder / "cpu_seconds.json"
+    begin = len(trajectory.changes) - len(late)
+    trajectory.pairs = [pair for pair in trajectory.pairs if pair.change >= begin]  # those of the late steps count
+    pairs = [_pair(trajectory, pair, classes, chunks) for pair in trajectory.pairs]
+    shares = [max(group["share"] for group in pair["groups"]) for pair in pairs]
+    return {
+        **asdict(point),
+        "state": record.state,
+        "parameters": provenance["parameters"],
+        "cpu_seconds": json.loads(cost.read_text()) if cost.is_file() else None,
+        "commit": provenance["commit"],
+        "versions": provenance["versions"],
+        "data": provenance["data"],
+        "loss_first": _short(loss[0]),
+        "loss_last": _short(loss[-1]),
+        "accuracy_last": _short(record["train_accuracy"].values[-1]),
+        "break_even": trajectory.break_even,
+        "sharpness_steps": [int(step) for step in trajectory.sharpness.steps],
+        "sharpness_over_edge": [_short(ratio) for ratio in ratios],
+        "sharpness_over_edge_late": _short(np.median(late_ratios)) if len(late_ratios) else None,
+        "class_r2": _r2(late, classes),
+        "class_r2_parts": [
+            {"steps": [int(part[0]), int(part[-1])], "class_r2": _r2(_of_steps(late, part), classes)}
+            for part in np.array_split(late.steps, PARTS)
+            if len(part) >= FEWEST_STEPS
+        ],
+        "class_r2_by_chance": _short(class_r2_by_chance(classes)),
+        "share_rising": _short(np.mean(late.values.mean(1) > 0)) if len(late) >= FEWEST_STEPS else None,
+        "largest_rise": _short(np.max(loss[1:] / loss[:-1])),
+        "spike_concentration": _short(spike_concentration({"run": trajectory}).value),
+        "amplitude": _short(group_amplitude_ratio({"run": trajectory}).value) if pairs else None,
+        "correlation": _median([pair["correlation"] for pair in pairs]),
+        "coherence": _median(shares),
+        "coherence_smallest": min(shares, default=None),
+        "alternating_share": _median([pair["alternating_share"] for pair in pairs]),
+        "pairs": pairs,
+        "widest": _widest(late, classes),
+    }
+
+
+def _short(value: float) -> float | None:
+    """Four significant digits, None for what is not finite."""
+    return float(f"{value:.4g}") if math.isfinite(value) else None
+
+
+def _median(values: list[float]) -> float | None:
+    return _short(np.median(values)) if values else None
+
+
+def _r2(changes: Series, classes: np.ndarray) -> float | None:
+    return _short(class_r2(changes.values, classes)) if len(changes) >= FEWEST_STEPS else None
+
+
+def _of_steps(changes: Series, steps: np.ndarray) -> Series:
+    chosen = np.isin(changes.steps, steps)
+    return Series(changes.steps[chosen], changes.values[chosen])
+
+
+def _pair(trajectory: Trajectory, pair: OpposingPair, classes: np.ndarray, chunks: np.ndarray) -> dict[str, Any]:
+    steps = np.asarray(trajectory.changes.steps)
+    return {
+        "step": int(steps[pair.change]),
+        "window": [int(steps[pair.window[0]]), int(steps[pair.window[1] - 1])],
+        "correlation": _short(pair.correlation),
+        "gap": _short(pair.amplitude),
+        "alternating_share": _short(alternating_share(gap_changes(trajectory, pair))),
+        "groups": [_group(group, classes, chunks) for group in pair.groups],
+    }
+
+
+def _group(group: np.ndarray, classes: np.ndarray, chunks: np.ndarray) -> dict[str, Any]:
+    return {
+        "size": len(group),
+        "classes": _counts(classes[group]),
+        "share": _short(modal_share(classes[group])),
+        "share_by_chance": _short(modal_share_by_chance(classes, len(group))),
+        "chunk_share": _short(modal_share(chunks[group])),
+        "chunk_share_by_chance": _short(modal_share_by_chance(chunks, len(group))),
+    }
+
+
+def _counts(classes: np.ndarray) -> dict[str, int]:
+    return {CLASS_NAMES[name]: count for name, count in Counter(classes.tolist()).most_common()}
+
+
+def _widest(changes: Series, classes: np.ndarray) -> dict[str, Any] | None:
+    """Classes of the 20 points that rise and the 20 that fall most, where the two are furthest apart."""
+    if not len(changes):
+        return None
+    gaps = [row[risers(row)].mean() - row[fallers(row)].mean() for row in changes.values]
+    best, step = changes.values[np.argmax(gaps)], int(changes.steps[np.argmax(gaps)])
+    return {"step": step, "rising": _counts(classes[risers(best)]), "falling": _counts(classes[fallers(best)])}
+
+
+def measure(points: list[Point], folder: Path, results: Path) -> list[dict[str, Any]]:
+    """Rows of all runs that have ended, written to ``regime.json``."""
+    rows = []
+    for point in points:
+        place = run_folder(configuration(point, folder))
+        if _is_done(place):
+            rows.append(measured(point, Record(place)))
+    write_json(results / "regime.json", rows)
+    return rows
+
+
+HEAD = (
+    "| network | N, chunk | η | loss, accuracy at step | break-even | λ/(2/η) | class R² | coherence | corr | "
+    "amplitude | alternates | 20 up / 20 down | CPU s |"
+)
+
+
+def as_table(rows: list[dict[str, Any]]) -> str:
+    """The rows as a table of Markdown."""
+    return "\n".join([HEAD, "|" + "---|" * (HEAD.count("|") - 1), *(_line(row) for row in rows)])
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    cells = [
+        NETWORKS[row["network"]].format(row["width"]) + (f", seed {row['seed']}" if row["seed"] > 1 else ""),
+        f"{row['images']:,}, {row['chunk']:,}" if row["network"] in WITH_BATCH_NORM else f"{row['images']:,}",
+        f"{row['eta']:g}",
+        f"{_cell(row['loss_last'])}, {_cell(row['accuracy_last'])} at {row['steps'] - 1}",
+        _cell(row["break_even"]),
+        _cell(row["sharpness_over_edge_late"]),
+        _cell(row["class_r2"]),
+        _cell(row["coherence"]) + ("" if row["coherence"] is None else f" ({_cell(row['coherence_smallest'])})"),
+        _cell(row["correlation"]),
+        _cell(row["amplitude"]),
+        _cell(row["alternating_share"]),
+        _extremes(row["widest"]),
+        _cell(row["cpu_seconds"]),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}" if isinstance(value, float) and abs(value) < 10 else f"{value:.0f}"
+
+
+def _extremes(widest: Mapping[str, Any] | None) -> str:
+    if widest is None:
+        return ""
+    first = [next(iter(widest[side].items())) for side in ("rising", "falling")]
+    return " / ".join(f"{count} {name}" for name, count in first)
+
+
+# Panels ------------------------------------------------------------------------------------------------------------
+
+LOOK = {
+    network: {"color": colour, "marker": marker, "linestyle": line}
+    for network, colour, marker, line in zip(
+        ("resnet18", "vgg11", "vgg11bn", "mlp", "vit"),
+        style.RUNS,
+        "osD^v",
+        ("-", "--", "-.", ":", (0, (5, 1))),
+        strict=False,
+    )
+}
+
+
+def draw(rows: list[dict[str, Any]]) -> Figure:
+    """Class R² and coherence against η, against N, and what batch norm's chunk does to λ."""
+    figure = style.figure(
+        11, 7, "Gradient descent on CIFAR-10: what oscillates, by step size, images and batch norm's chunk"
+    )
+    by_eta, coherence, by_images, by_chunk = figure.subplots(2, 2).ravel()
+    of_thousand = [row for row in rows if row["images"] == 1000 and row["seed"] == 1 and _is_whole(row)]
+    of_paper_step = [row for row in rows if row["eta"] == 0.1 and row["seed"] == 1 and _is_whole(row)]
+    _draw_lines(by_eta, of_thousand, "eta", "class_r2")
+    _draw_lines(coherence, of_thousand, "eta", "coherence")
+    _draw_lines(by_images, of_paper_step, "images", "class_r2")
+    by_eta.set(
+        title="Class R² of the changes, N = 1,000", xlabel="step size η", xscale="log", ylabel="class R²", ylim=0
+    )
+    by_eta.axhline(9 / 999, **CHANCE)
+    coherence.set(
+        title="Share of the modal class in a pair's groups", xlabel="step size η", xscale="log", ylim=(0, 1.03)
+    )
+    coherence.axhline(0.22, **CHANCE)
+    by_images.set(title="Class R² of the changes, η = 0.1", xlabel="images N", xscale="log", ylabel="class R²", ylim=0)
+    by_eta.legend(loc="upper left", bbox_to_anchor=(0, 1))
+    _draw_chunks(by_chunk, rows)
+    return figure
+
+
+CHANCE: dict[str, Any] = {"color": style.MUTED, "linewidth": 0.8, "linestyle": (0, (1, 3))}
+
+
+def _is_whole(row: Mapping[str, Any]) -> bool:
+    """Of width 16 (ViT 32, MLP 200), with batch norm over all images, if there is any."""
+    standard = {"mlp": 200, "vit": 32}.get(row["network"], 16)
+    return row["width"] == standard and (row["network"] not in WITH_BATCH_NORM or row["chunk"] == row["images"])
+
+
+def _draw_lines(axes: Axes, rows: list[dict[str, Any]], by: str, quantity: str) -> None:
+    for network, look in LOOK.items():
+        chosen = sorted(
+            (row[by], row[quantity]) for row in rows if row["network"] == network and row[quantity] is not None
+        )
+        if chosen:
+            width = next(row["width"] for row in rows if row["network"] == network)
+            axes.plot(*zip(*chosen, strict=True), label=NETWORKS[network].format(width), markersize=5, **look)
+
+
+def _draw_chunks(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    """λ/(2/η) over steps with batch norm over all images, and over a quarter of them."""
+    chosen = [
+        row
+        for row in rows
+        if row["network"] in WITH_BATCH_NORM
+        and (row["width"], row["images"], row["eta"], row["seed"]) == (16, 1000, 0.1, 1)
+    ]
+    for row in chosen:
+        whole = row["chunk"] == row["images"]
+        look = {**LOOK[row["network"]], "linestyle": "-" if whole else ":"}
+        chunk = "N" if whole else f"N/{row['images'] // row['chunk']}"
+        label = f"{NETWORKS[row['network']].format(16)}, chunk {chunk}"
+        axes.plot(row["sharpness_steps"], row["sharpness_over_edge"], label=label, markersize=4, **look)
+    axes.axhline(1, color=style.INK, linewidth=0.8)
+    axes.set(title="Sharpness, N = 1,000, η = 0.1", xlabel="step", ylabel="λ / (2/η)", yscale="log")
+    axes.legend(loc="lower right")
+
+
+NETWORKS = {
+    "mlp": "MLP 3072-{0}-{0}-10",
+    "vgg11": "VGG-11 w{0}",
+    "vgg11bn": "VGG-11-BN w{0}",
+    "resnet18": "ResNet-18 w{0}",
+    "vit": "ViT w{0}",
+}
+WITH_BATCH_NORM = ("vgg11bn", "resnet18")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--train", action="store_true")
+    parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--draw", action="store_true")
+    parser.add_argument("--results", type=Path, default=Path("results/regime"))
     parser.add_argument("--folder", type=Path, default=Path("outputs/regime"))
     arguments = parser.parse_args()
     points = grid()
@@ -178,6 +468,11 @@ def main() -> None:
             print(f"{point.expected_seconds:7.0f} s  {shlex.join(point.overrides)}")
     if arguments.train:
         train(points, arguments.folder.absolute())
+    if arguments.measure:
+        print(as_table(measure(points, arguments.folder.absolute(), arguments.results)))
+    if arguments.draw:
+        rows = json.loads((arguments.results / "regime.json").read_text(encoding="utf-8"))
+        draw(rows).savefig(arguments.results / "regime.png", dpi=90)
 
 
 if __name__ == "__main__":

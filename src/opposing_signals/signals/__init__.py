@@ -1,6 +1,13 @@
 """What a record shows: loss changes, the points that they single out, and the opposing groups among them."""
 
 from opposing_signals.signals.branches import Branches, branches_by_spike
+from opposing_signals.signals.coherence import (
+    alternating_share,
+    class_r2,
+    class_r2_by_chance,
+    modal_share,
+    modal_share_by_chance,
+)
 from opposing_signals.signals.discovery import (
     Discovery,
     Match,
@@ -54,7 +61,10 @@ __all__ = [
     "Spike",
     "Trajectory",
     "agreement",
+    "alternating_share",
     "branches_by_spike",
+    "class_r2",
+    "class_r2_by_chance",
     "common_loss",
     "detrended",
     "discover",
@@ -69,6 +79,8 @@ __all__ = [
     "match",
     "match_pair",
     "metric_of_points",
+    "modal_share",
+    "modal_share_by_chance",
     "moving_average",
     "norm_at_loss",
     "outlier_panels",
