@@ -21,9 +21,8 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,7 @@ from omegaconf import DictConfig
 
 from opposing_signals.claims.statistics import group_amplitude_ratio, spike_concentration
 from opposing_signals.configuration import configuration_folder, run_folder
-from opposing_signals.data import cifar10
-from opposing_signals.data.cifar10 import CLASS_NAMES
+from opposing_signals.data import Dataset
 from opposing_signals.figures import style
 from opposing_signals.record import Record, Series, write_json
 from opposing_signals.signals import (
@@ -45,6 +43,7 @@ from opposing_signals.signals import (
     alternating_share,
     class_r2,
     class_r2_by_chance,
+    directions,
     fallers,
     gap_changes,
     modal_share,
@@ -87,7 +86,7 @@ class Point:
     seed: int = 1
 
     @property
-    def is_normalized(self) -> bool:
+    def has_batch_norm(self) -> bool:
         """Whether the network has batch norm, behind which curvature is dear."""
         return self.network in WITH_BATCH_NORM
 
@@ -110,7 +109,7 @@ class Point:
             f"steps={self.steps}",
             *(
                 ["instruments.sharpness.tolerance=0.1", "instruments.sharpness.max_products=4"]
-                if self.is_normalized
+                if self.has_batch_norm
                 else []
             ),
             f"seed={self.seed}",
@@ -203,12 +202,6 @@ def _cpu_seconds() -> float:
 # What a run shows ----------------------------------------------------------------------------------------------------
 
 
-@cache
-def classes_of(images: int) -> np.ndarray:
-    """``[N]`` true class of the training images."""
-    return cifar10(images, os.environ.get("OPPOSING_SIGNALS_DATA")).targets.numpy()
-
-
 def measured(point: Point, record: Record) -> dict[str, Any]:
     """One row of the table. A number that the run cannot give is None.
 
@@ -217,17 +210,19 @@ def measured(point: Point, record: Record) -> dict[str, Any]:
     median over the pairs.
     """
     trajectory = Trajectory(record)
-    classes = classes_of(point.images)
+    dataset = trajectory.dataset
+    classes = dataset.targets.numpy()
     chunks = np.arange(point.images) // point.chunk
-    late = trajectory.after_break_even(trajectory.changes)
+    changes = trajectory.changes
+    late = trajectory.after_break_even(changes)
     ratios = np.asarray(trajectory.sharpness.values) * point.eta / 2
     late_ratios = ratios[np.asarray(trajectory.sharpness.steps) >= (trajectory.break_even or math.inf)]
     loss = trajectory.mean_loss.values
     provenance = record.provenance
     cost = record.folder / "cpu_seconds.json"
-    begin = len(trajectory.changes) - len(late)
+    begin = len(changes) - len(late)
     trajectory.pairs = [pair for pair in trajectory.pairs if pair.change >= begin]  # those of the late steps count
-    pairs = [_pair(trajectory, pair, classes, chunks) for pair in trajectory.pairs]
+    pairs = [_pair(trajectory, pair, chunks) for pair in trajectory.pairs]
     shares = [max(group["share"] for group in pair["groups"]) for pair in pairs]
     return {
         **asdict(point),
@@ -241,16 +236,15 @@ def measured(point: Point, record: Record) -> dict[str, Any]:
         "loss_last": _short(loss[-1]),
         "accuracy_last": _short(record["train_accuracy"].values[-1]),
         "break_even": trajectory.break_even,
+        "loss_at_break_even": None if trajectory.break_even is None else _short(loss[trajectory.break_even]),
         "sharpness_steps": [int(step) for step in trajectory.sharpness.steps],
         "sharpness_over_edge": [_short(ratio) for ratio in ratios],
         "sharpness_over_edge_late": _short(np.median(late_ratios)) if len(late_ratios) else None,
-        "class_r2": _r2(late, classes),
-        "class_r2_parts": [
-            {"steps": [int(part[0]), int(part[-1])], "class_r2": _r2(_of_steps(late, part), classes)}
-            for part in np.array_split(late.steps, PARTS)
-            if len(part) >= FEWEST_STEPS
-        ],
+        "class_r2": _over(class_r2, late, classes),
+        "class_r2_before": _over(class_r2, Series(changes.steps[:begin], changes.values[:begin]), classes),
+        "parts": [_part(trajectory, part, classes) for part in np.array_split(late.steps, PARTS)],
         "class_r2_by_chance": _short(class_r2_by_chance(classes)),
+        "directions": _over(directions, late),
         "share_rising": _short(np.mean(late.values.mean(1) > 0)) if len(late) >= FEWEST_STEPS else None,
         "largest_rise": _short(np.max(loss[1:] / loss[:-1])),
         "spike_concentration": _short(spike_concentration({"run": trajectory}).value),
@@ -260,7 +254,7 @@ def measured(point: Point, record: Record) -> dict[str, Any]:
         "coherence_smallest": min(shares, default=None),
         "alternating_share": _median([pair["alternating_share"] for pair in pairs]),
         "pairs": pairs,
-        "widest": _widest(late, classes),
+        "widest": _widest(late, dataset),
     }
 
 
@@ -273,16 +267,24 @@ def _median(values: list[float]) -> float | None:
     return _short(np.median(values)) if values else None
 
 
-def _r2(changes: Series, classes: np.ndarray) -> float | None:
-    return _short(class_r2(changes.values, classes)) if len(changes) >= FEWEST_STEPS else None
+def _over(statistic: Callable[..., float], changes: Series, *others: np.ndarray) -> float | None:
+    return _short(statistic(changes.values, *others)) if len(changes) >= FEWEST_STEPS else None
 
 
-def _of_steps(changes: Series, steps: np.ndarray) -> Series:
-    chosen = np.isin(changes.steps, steps)
-    return Series(changes.steps[chosen], changes.values[chosen])
+def _part(trajectory: Trajectory, steps: np.ndarray, classes: np.ndarray) -> dict[str, Any]:
+    """Some of the late steps: what classes explain, and at which loss."""
+    changes, mean_loss = trajectory.changes, trajectory.mean_loss
+    part = Series(steps, changes.values[np.isin(changes.steps, steps)])
+    losses = mean_loss.values[np.isin(mean_loss.steps, steps)]
+    return {
+        "steps": [int(step) for step in steps[[0, -1]]] if len(steps) else [],
+        "loss": _short(np.median(losses)) if len(steps) else None,
+        "class_r2": _over(class_r2, part, classes),
+        "directions": _over(directions, part),
+    }
 
 
-def _pair(trajectory: Trajectory, pair: OpposingPair, classes: np.ndarray, chunks: np.ndarray) -> dict[str, Any]:
+def _pair(trajectory: Trajectory, pair: OpposingPair, chunks: np.ndarray) -> dict[str, Any]:
     steps = np.asarray(trajectory.changes.steps)
     return {
         "step": int(steps[pair.change]),
@@ -290,14 +292,15 @@ def _pair(trajectory: Trajectory, pair: OpposingPair, classes: np.ndarray, chunk
         "correlation": _short(pair.correlation),
         "gap": _short(pair.amplitude),
         "alternating_share": _short(alternating_share(gap_changes(trajectory, pair))),
-        "groups": [_group(group, classes, chunks) for group in pair.groups],
+        "groups": [_group(group, trajectory.dataset, chunks) for group in pair.groups],
     }
 
 
-def _group(group: np.ndarray, classes: np.ndarray, chunks: np.ndarray) -> dict[str, Any]:
+def _group(group: np.ndarray, dataset: Dataset, chunks: np.ndarray) -> dict[str, Any]:
+    classes = dataset.targets.numpy()
     return {
         "size": len(group),
-        "classes": _counts(classes[group]),
+        "classes": _counts(dataset, group),
         "share": _short(modal_share(classes[group])),
         "share_by_chance": _short(modal_share_by_chance(classes, len(group))),
         "chunk_share": _short(modal_share(chunks[group])),
@@ -305,17 +308,19 @@ def _group(group: np.ndarray, classes: np.ndarray, chunks: np.ndarray) -> dict[s
     }
 
 
-def _counts(classes: np.ndarray) -> dict[str, int]:
-    return {CLASS_NAMES[name]: count for name, count in Counter(classes.tolist()).most_common()}
+def _counts(dataset: Dataset, points: np.ndarray) -> dict[str, int]:
+    """Class name ↦ how many of the points have it, the most frequent first."""
+    names = [dataset.class_names[name] for name in dataset.targets[points].tolist()]
+    return dict(Counter(names).most_common())
 
 
-def _widest(changes: Series, classes: np.ndarray) -> dict[str, Any] | None:
+def _widest(changes: Series, dataset: Dataset) -> dict[str, Any] | None:
     """Classes of the 20 points that rise and the 20 that fall most, where the two are furthest apart."""
     if not len(changes):
         return None
     gaps = [row[risers(row)].mean() - row[fallers(row)].mean() for row in changes.values]
     best, step = changes.values[np.argmax(gaps)], int(changes.steps[np.argmax(gaps)])
-    return {"step": step, "rising": _counts(classes[risers(best)]), "falling": _counts(classes[fallers(best)])}
+    return {"step": step, "rising": _counts(dataset, risers(best)), "falling": _counts(dataset, fallers(best))}
 
 
 def measure(points: list[Point], folder: Path, results: Path) -> list[dict[str, Any]]:
@@ -404,7 +409,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     )
     coherence.axhline(0.22, **CHANCE)
     by_images.set(title="Class R² of the changes, η = 0.1", xlabel="images N", xscale="log", ylabel="class R²", ylim=0)
-    by_eta.legend(loc="upper left", bbox_to_anchor=(0, 1))
+    _label(by_eta)
     _draw_chunks(by_chunk, rows)
     return figure
 
@@ -444,7 +449,12 @@ def _draw_chunks(axes: Axes, rows: list[dict[str, Any]]) -> None:
         axes.plot(row["sharpness_steps"], row["sharpness_over_edge"], label=label, markersize=4, **look)
     axes.axhline(1, color=style.INK, linewidth=0.8)
     axes.set(title="Sharpness, N = 1,000, η = 0.1", xlabel="step", ylabel="λ / (2/η)", yscale="log")
-    axes.legend(loc="lower right")
+    _label(axes)
+
+
+def _label(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
 
 
 NETWORKS = {

@@ -7,6 +7,7 @@ from opposing_signals.signals import (
     alternating_share,
     class_r2,
     class_r2_by_chance,
+    directions,
     modal_share,
     modal_share_by_chance,
 )
@@ -55,6 +56,21 @@ def test_class_r2_of_classes_dealt_at_random_is_chance(sizes):
 def test_class_r2_of_changes_that_do_not_differ_is_unknown():
     assert math.isnan(class_r2(np.ones((4, 600)), CLASSES))
     assert math.isnan(class_r2(np.ones((0, 600)), CLASSES))
+
+
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_directions_counts_those_of_equal_size_whatever_all_points_have_in_common(count):
+    generator = np.random.default_rng(6)
+    points = np.column_stack([np.ones(600), generator.normal(size=(600, count))])
+    vectors = np.linalg.qr(points)[0][:, 1:]  # orthogonal to the common part, and to each other
+    sizes = np.linalg.qr(generator.normal(size=(50, count)))[0]
+    changes = 3 * sizes @ vectors.T + 10 * generator.normal(size=(50, 1))
+    assert directions(changes) == pytest.approx(count)
+
+
+def test_directions_of_noise_are_about_as_many_as_there_are_steps():
+    assert directions(np.random.default_rng(7).normal(size=(20, 50_000)).astype(np.float32)) > 19.9
+    assert math.isnan(directions(np.ones((4, 600))))
 
 
 def test_modal_share_counts_the_most_frequent_label():

@@ -5,6 +5,7 @@ from opposing_signals.signals.coherence import (
     alternating_share,
     class_r2,
     class_r2_by_chance,
+    directions,
     modal_share,
     modal_share_by_chance,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "class_r2_by_chance",
     "common_loss",
     "detrended",
+    "directions",
     "discover",
     "discover_by_gradients",
     "fallers",

@@ -44,6 +44,24 @@ def class_r2_by_chance(classes: np.ndarray) -> float:
     return (len(np.unique(classes)) - 1) / (len(classes) - 1)
 
 
+def directions(changes: np.ndarray) -> float:
+    """How many directions of R^N the one-step changes take: the participation ratio of their singular values.
+
+    (Σ σ²)² / Σ σ⁴ over the singular values σ of Δ_i(t) − m(t), m(t) being the mean over the points: 1 if all changes
+    are multiples of one vector, k if k orthogonal ones of equal size take turns.
+
+    Args:
+        changes: ``[T, N]`` one-step changes Δ_i(t) of the steps that count.
+
+    Returns:
+        A number from 1 to T; NaN if the changes of a step never differ between points, or there are no steps.
+    """
+    centred = changes - changes.mean(1, keepdims=True, dtype=np.float64)
+    products = centred @ centred.T
+    squares = float(np.square(products).sum())
+    return float(np.trace(products)) ** 2 / squares if squares > 0 else math.nan
+
+
 def modal_share(labels: np.ndarray) -> float:
     """Share of a group's members that have the label which most of them have.
 
