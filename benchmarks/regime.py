@@ -127,28 +127,34 @@ def grid() -> list[Point]:
     return [
         *(Point("mlp", 200, 1000, 1000, eta, 300) for eta in (0.1, 0.3)),
         Point("vgg11", 16, 1000, 250, 0.1, 240),
-        *(Point("resnet18", 16, 1000, chunk, 0.1, 60) for chunk in (1000, 250)),
+        *(Point("resnet18", 8, 1000, chunk, 0.1, 60) for chunk in (1000, 250)),
+        *(Point("resnet18", 8, 1000, 1000, eta, 60) for eta in (0.3, 0.03)),
         Point("mlp", 200, 1000, 1000, 0.03, 900),
-        *(Point("vgg11bn", 16, 1000, chunk, 0.1, 60) for chunk in (1000, 250)),
-        *(Point("resnet18", 16, 1000, 1000, eta, 60) for eta in (0.3, 0.03)),
-        Point("mlp", 200, 5000, 2500, 0.1, 200),
+        Point("vgg11bn", 8, 1000, 1000, 0.1, 60),
+        Point("mlp", 200, 5000, 2500, 0.1, 150),
+        Point("resnet18", 16, 1000, 1000, 0.1, 60),
         Point("vit", 32, 1000, 250, 0.1, 120),
+        Point("vgg11bn", 8, 1000, 250, 0.1, 60),
+        Point("resnet18", 8, 2500, 2500, 0.1, 60),
         Point("vgg11", 16, 1000, 250, 0.03, 360),
-        *(Point("vgg11bn", 16, 1000, 1000, eta, 60) for eta in (0.03, 0.3)),
+        Point("resnet18", 16, 1000, 250, 0.1, 60),
+        *(Point("vgg11bn", 8, 1000, 1000, eta, 60) for eta in (0.3, 0.03)),
+        *(Point("resnet18", 8, 1000, 250, eta, 60) for eta in (0.3, 0.03)),
         Point("vit", 32, 1000, 250, 0.03, 200),
-        Point("resnet18", 8, 1000, 1000, 0.1, 60),
-        *(Point("resnet18", 16, 2500, chunk, 0.1, 60) for chunk in (2500, 250)),
+        Point("mlp", 200, 20000, 2500, 0.1, 150),
+        *(Point("resnet18", 16, 1000, 1000, eta, 60) for eta in (0.3, 0.03)),
         Point("vgg11", 16, 2500, 250, 0.1, 240),
+        Point("resnet18", 8, 5000, 5000, 0.1, 60),
         Point("resnet18", 32, 1000, 1000, 0.1, 60),
-        Point("mlp", 200, 20000, 2500, 0.1, 200),
-        *(Point("mlp", 200, 5000, 2500, eta, steps) for eta, steps in ((0.3, 200), (0.03, 900))),
+        *(Point("mlp", 200, 5000, 2500, eta, steps) for eta, steps in ((0.3, 150), (0.03, 900))),
         Point("vgg11", 16, 1000, 250, 0.3, 120),
         Point("vit", 32, 1000, 250, 0.3, 120),
-        *(Point("resnet18", 16, 1000, 250, eta, 60) for eta in (0.03, 0.3)),
         *(Point("mlp", 200, images, min(images, 2500), 0.01, 2000) for images in (1000, 5000)),
-        Point("resnet18", 16, 1000, 1000, 0.01, 200),
+        Point("resnet18", 8, 1000, 1000, 0.01, 300),
         *(Point("vgg11", 16, 1000, 250, 0.1, 240, seed) for seed in (2, 3)),
         *(Point("resnet18", 16, 1000, 1000, 0.1, 60, seed) for seed in (2, 3)),
+        Point("vgg11bn", 16, 1000, 1000, 0.1, 120),
+        Point("resnet18", 16, 2500, 2500, 0.1, 120),
         Point("vgg11bn", 16, 2500, 2500, 0.1, 120),
         *(Point("resnet18", 16, 5000, chunk, 0.1, 120) for chunk in (5000, 500)),
         Point("vgg11", 16, 5000, 250, 0.1, 300),
@@ -377,83 +383,90 @@ def _extremes(widest: Mapping[str, Any] | None) -> str:
 
 # Panels ------------------------------------------------------------------------------------------------------------
 
-LOOK = {
-    network: {"color": colour, "marker": marker, "linestyle": line}
-    for network, colour, marker, line in zip(
-        ("resnet18", "vgg11", "vgg11bn", "mlp", "vit"),
-        style.RUNS,
-        "osD^v",
-        ("-", "--", "-.", ":", (0, (5, 1))),
-        strict=False,
-    )
+LOOK: dict[str, dict[str, Any]] = {
+    "resnet18": {"color": style.RUNS[0], "marker": "o", "linestyle": "-"},
+    "vgg11": {"color": style.RUNS[1], "marker": "s", "linestyle": "--"},
+    "vgg11bn": {"color": style.RUNS[2], "marker": "D", "linestyle": "-."},
+    "mlp": {"color": style.RUNS[3], "marker": "^", "linestyle": ":"},
+    "vit": {"color": style.RUNS[4], "marker": "v", "linestyle": (0, (5, 1))},
 }
+"""Colour, marker and line of a network; narrow networks have hollow markers."""
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """Class R² and coherence against η, against N, and what batch norm's chunk does to λ."""
-    figure = style.figure(
-        11, 7, "Gradient descent on CIFAR-10: what oscillates, by step size, images and batch norm's chunk"
-    )
-    by_eta, coherence, by_images, by_chunk = figure.subplots(2, 2).ravel()
-    of_thousand = [row for row in rows if row["images"] == 1000 and row["seed"] == 1 and _is_whole(row)]
-    of_paper_step = [row for row in rows if row["eta"] == 0.1 and row["seed"] == 1 and _is_whole(row)]
+    """What oscillates, against η, N and the stage of training, and what batch norm's chunk does to λ."""
+    title = "Gradient descent on CIFAR-10: what oscillates, by step size, images and batch norm's chunk"
+    figure = style.figure(12, 7.4, title)
+    by_eta, coherence, many, by_images, by_loss, by_chunk = figure.subplots(2, 3).ravel()
+    whole = [row for row in rows if row["seed"] == 1 and not _is_ghost(row)]
+    of_thousand = [row for row in whole if row["images"] == 1000 and row["eta"] in ETAS]
     _draw_lines(by_eta, of_thousand, "eta", "class_r2")
     _draw_lines(coherence, of_thousand, "eta", "coherence")
-    _draw_lines(by_images, of_paper_step, "images", "class_r2")
-    by_eta.set(
-        title="Class R² of the changes, N = 1,000", xlabel="step size η", xscale="log", ylabel="class R²", ylim=0
-    )
+    _draw_lines(many, of_thousand, "eta", "directions")
+    _draw_lines(by_images, [row for row in whole if row["eta"] == 0.1], "images", "class_r2")
+    for axes in (by_eta, coherence, many):
+        axes.set(xlabel="step size η", xscale="log", xlim=(0.02, 0.4), xticks=ETAS, xticklabels=ETAS)
+        axes.minorticks_off()
+    by_eta.set(title="Class R² of the changes, N = 1,000", ylabel="class R²", ylim=(0, 1.03))
     by_eta.axhline(9 / 999, **CHANCE)
-    coherence.set(
-        title="Share of the modal class in a pair's groups", xlabel="step size η", xscale="log", ylim=(0, 1.03)
-    )
+    coherence.set(title="Modal class in a pair's purer group, N = 1,000", ylabel="share", ylim=(0, 1.03))
     coherence.axhline(0.22, **CHANCE)
-    by_images.set(title="Class R² of the changes, η = 0.1", xlabel="images N", xscale="log", ylabel="class R²", ylim=0)
-    _label(by_eta)
+    many.set(title="Directions of the changes, N = 1,000", ylabel="participation ratio")
+    many.set_ylim(0, None)
+    by_images.set(title="Class R² of the changes, η = 0.1", xlabel="images N", xscale="log", ylabel="class R²")
+    by_images.set(xlim=(700, 70_000), ylim=(0, 1.03))
+    _draw_stages(by_loss, of_thousand)
     _draw_chunks(by_chunk, rows)
+    handles, names = by_eta.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=max(1, len(names)))
     return figure
 
 
+ETAS = (0.03, 0.1, 0.3)
 CHANCE: dict[str, Any] = {"color": style.MUTED, "linewidth": 0.8, "linestyle": (0, (1, 3))}
 
 
-def _is_whole(row: Mapping[str, Any]) -> bool:
-    """Of width 16 (ViT 32, MLP 200), with batch norm over all images, if there is any."""
-    standard = {"mlp": 200, "vit": 32}.get(row["network"], 16)
-    return row["width"] == standard and (row["network"] not in WITH_BATCH_NORM or row["chunk"] == row["images"])
+def _is_ghost(row: Mapping[str, Any]) -> bool:
+    """Whether batch norm takes its statistics over less than all images."""
+    return row["network"] in WITH_BATCH_NORM and row["chunk"] < row["images"]
 
 
 def _draw_lines(axes: Axes, rows: list[dict[str, Any]], by: str, quantity: str) -> None:
-    for network, look in LOOK.items():
-        chosen = sorted(
-            (row[by], row[quantity]) for row in rows if row["network"] == network and row[quantity] is not None
-        )
-        if chosen:
-            width = next(row["width"] for row in rows if row["network"] == network)
-            axes.plot(*zip(*chosen, strict=True), label=NETWORKS[network].format(width), markersize=5, **look)
+    for network, width in sorted({(row["network"], row["width"]) for row in rows}):
+        ours = [row for row in rows if (row["network"], row["width"]) == (network, width) and row[quantity] is not None]
+        points = sorted((row[by], row[quantity]) for row in ours)
+        if points:
+            axes.plot(*zip(*points, strict=True), label=NETWORKS[network].format(width), **_look(network, width))
+
+
+def _look(network: str, width: int) -> dict[str, Any]:
+    filled = {} if width in (16, 32, 200) else {"markerfacecolor": "white"}
+    return {**LOOK[network], **filled, "markersize": 5}
+
+
+def _draw_stages(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    """Class R² of each quarter of the late steps, against the loss of that quarter, a line for each η."""
+    for row in rows:
+        points = [(part["loss"], part["class_r2"]) for part in row["parts"] if part["class_r2"] is not None]
+        if points:
+            look = {**_look(row["network"], row["width"]), "markersize": 3 + 2 * ETAS.index(row["eta"])}
+            axes.plot(*zip(*points, strict=True), **look)
+    axes.set(title="Class R² along training; larger marks, larger η", xlabel="loss L", ylabel="class R²")
+    axes.set(xscale="log", ylim=(0, 1.03))
+    axes.invert_xaxis()
 
 
 def _draw_chunks(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    """λ/(2/η) over steps with batch norm over all images, and over a quarter of them."""
-    chosen = [
-        row
-        for row in rows
-        if row["network"] in WITH_BATCH_NORM
-        and (row["width"], row["images"], row["eta"], row["seed"]) == (16, 1000, 0.1, 1)
-    ]
-    for row in chosen:
-        whole = row["chunk"] == row["images"]
-        look = {**LOOK[row["network"]], "linestyle": "-" if whole else ":"}
-        chunk = "N" if whole else f"N/{row['images'] // row['chunk']}"
-        label = f"{NETWORKS[row['network']].format(16)}, chunk {chunk}"
-        axes.plot(row["sharpness_steps"], row["sharpness_over_edge"], label=label, markersize=4, **look)
+    """λ/(2/η) over steps with batch norm over all images, and over a part of them."""
+    for row in rows:
+        if row["network"] in WITH_BATCH_NORM and (row["images"], row["eta"], row["seed"]) == (1000, 0.1, 1):
+            chunk = f"N/{row['images'] // row['chunk']}" if _is_ghost(row) else "N"
+            look = {**_look(row["network"], row["width"]), "linestyle": ":" if _is_ghost(row) else "-"}
+            label = f"{NETWORKS[row['network']].format(row['width'])}, chunk {chunk}"
+            axes.plot(row["sharpness_steps"], row["sharpness_over_edge"], label=label, **look)
     axes.axhline(1, color=style.INK, linewidth=0.8)
     axes.set(title="Sharpness, N = 1,000, η = 0.1", xlabel="step", ylabel="λ / (2/η)", yscale="log")
-    _label(axes)
-
-
-def _label(axes: Axes) -> None:
-    if axes.get_legend_handles_labels()[0]:
+    if axes.lines[:-1]:
         axes.legend()
 
 
