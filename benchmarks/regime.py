@@ -93,25 +93,24 @@ class Point:
     @property
     def overrides(self) -> list[str]:
         """The point as fields of the configuration."""
-        size = {"mlp": f"model.hidden=[{self.width},{self.width}]", "vit": "model.depth=4"}
+        sizes = {
+            "mlp": [f"model.hidden=[{self.width},{self.width}]"],
+            "vit": [f"model.width={self.width}", "model.depth=4", "model.heads=2"],
+        }
+        tolerance, products = (0.1, 4) if self.has_batch_norm else (0.05, 6)
         return [
             "experiment=fig01_group_losses",  # any experiment: nothing is concluded
             "conclude=false",
             "run=regime_gd",
             f"model={self.network}",
-            *([size[self.network]] if self.network in size else []),
-            *([f"model.width={self.width}"] if self.network != "mlp" else []),
-            *(["model.heads=2"] if self.network == "vit" else []),
+            *sizes.get(self.network, [f"model.width={self.width}"]),
             f"data.images={self.images}",
             f"risk.chunk={self.chunk}",
             f"risk.channels_last={str(self.network not in ('mlp', 'vit')).lower()}",
             f"optimizer.lr={self.eta}",
+            f"instruments.sharpness.tolerance={tolerance}",
+            f"instruments.sharpness.max_products={products}",
             f"steps={self.steps}",
-            *(
-                ["instruments.sharpness.tolerance=0.1", "instruments.sharpness.max_products=4"]
-                if self.has_batch_norm
-                else []
-            ),
             f"seed={self.seed}",
         ]
 
