@@ -341,7 +341,7 @@ def measure(points: list[Point], folder: Path, results: Path) -> list[dict[str, 
 
 HEAD = (
     "| network | N, chunk | η | loss, accuracy at step | break-even | λ/(2/η) | class R² | coherence | corr | "
-    "amplitude | alternates | 20 up / 20 down | CPU s |"
+    "amplitude | alternates | in one chunk | 20 up / 20 down | CPU s |"
 )
 
 
@@ -363,6 +363,7 @@ def _line(row: Mapping[str, Any]) -> str:
         _cell(row["correlation"]),
         _cell(row["amplitude"]),
         _cell(row["alternating_share"]),
+        _in_one_chunk(row) if _is_ghost(row) else "",
         _extremes(row["widest"]),
         _cell(row["cpu_seconds"]),
     ]
@@ -371,6 +372,16 @@ def _line(row: Mapping[str, Any]) -> str:
 
 def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:.2g}" if isinstance(value, float) and abs(value) < 10 else f"{value:.0f}"
+
+
+def _in_one_chunk(row: Mapping[str, Any]) -> str:
+    """Largest share of a group's members that batch norm normalizes together, beside chance; medians over groups."""
+    groups = [group for pair in row["pairs"] for group in pair["groups"]]
+    if not groups:
+        return ""
+    return " / ".join(
+        _cell(_median([group[name] for group in groups])) for name in ("chunk_share", "chunk_share_by_chance")
+    )
 
 
 def _extremes(widest: Mapping[str, Any] | None) -> str:
