@@ -3,11 +3,13 @@
     python benchmarks/regime.py --list                             # the grid, and what each point is expected to cost
     python benchmarks/regime.py --train --folder outputs/regime    # goes on where it stopped, the most telling first
     python benchmarks/regime.py --measure --folder outputs/regime --results results/regime
+    python benchmarks/regime.py --eigenvectors --folder outputs/regime --results results/regime
     python benchmarks/regime.py --draw --results results/regime
 
 A point of the grid is one run of `run=regime_gd`, made by the command line in a process of its own, on one core. A
 complete run is kept, a half-done one goes on from its checkpoint. ``--measure`` reads the records and writes
-``regime.json``, one row a run; ``--draw`` needs that file alone. See docs/regime.md.
+``regime.json``, one row a run; ``--eigenvectors`` adds what the Hessian's leading eigenvectors mean to classes, in
+``eigenvectors.json``; ``--draw`` needs ``regime.json`` alone. See docs/regime.md.
 """
 
 from __future__ import annotations
@@ -27,16 +29,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from hydra import compose, initialize_config_dir
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from omegaconf import DictConfig
 
 from opposing_signals.claims.statistics import group_amplitude_ratio, spike_concentration
 from opposing_signals.configuration import configuration_folder, run_folder
+from opposing_signals.curvature import EigenTracker
 from opposing_signals.data import Dataset
 from opposing_signals.figures import style
 from opposing_signals.record import Record, Series, write_json
+from opposing_signals.risk import flatten
 from opposing_signals.signals import (
     OpposingPair,
     Trajectory,
@@ -50,6 +56,7 @@ from opposing_signals.signals import (
     modal_share_by_chance,
     risers,
 )
+from opposing_signals.training.job import training_module
 
 FEWEST_STEPS = 10
 """A number over fewer steps than this is not given."""
@@ -221,7 +228,7 @@ def measured(point: Point, record: Record) -> dict[str, Any]:
     changes = trajectory.changes
     late = trajectory.after_break_even(changes)
     ratios = np.asarray(trajectory.sharpness.values) * point.eta / 2
-    late_ratios = ratios[np.asarray(trajectory.sharpness.steps) >= (trajectory.break_even or math.inf)]
+    late_ratios = trajectory.after_break_even(trajectory.sharpness).values * point.eta / 2
     loss = trajectory.mean_loss.values
     provenance = record.provenance
     cost = record.folder / "cpu_seconds.json"
@@ -337,6 +344,71 @@ def measure(points: list[Point], folder: Path, results: Path) -> list[dict[str, 
             rows.append(measured(point, Record(place)))
     write_json(results / "regime.json", rows)
     return rows
+
+
+# What the eigenvectors of the Hessian mean to classes ------------------------------------------------------------------
+
+
+def eigenvectors(point: Point, folder: Path, count: int, max_products: int) -> dict[str, Any]:
+    """Leading eigenvectors v_k of the Hessian at a run's last θ, and what classes explain of the slopes ∇ℓ_i·v_k.
+
+    The points whose slopes along v_k have opposite signs are those that an oscillation along v_k sets against each
+    other.
+    """
+    config = configuration(point, folder)
+    record = Record(run_folder(config))
+    dataset = Trajectory(record).dataset
+    risk = training_module(config, dataset).risk
+    checkpoint = torch.load(record.checkpoint, map_location="cpu", weights_only=True)
+    weights = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
+    risk.model.load_state_dict({name: weights[name] for name in risk.model.state_dict()})
+    solve = EigenTracker(count, "largest", tolerance=0.05, max_products=max_products)
+    with torch.no_grad():
+        like = flatten([parameter.detach() for parameter in risk.parameters])
+    pairs = solve(lambda vectors: risk.hessian_products(vectors).products, like)
+    slopes = risk.hessian_products(pairs.vectors).slopes.cpu().numpy()
+    classes = dataset.targets.numpy()
+    return {
+        **asdict(point),
+        "step": int(checkpoint["global_step"]),
+        "loss": _short(float(record["train_loss"].values[-1])),
+        "eigenvectors": [
+            {
+                "eigenvalue": _short(float(value)),
+                "residual": _short(float(residual)),
+                "class_r2": _short(class_r2(slope[None], classes)),
+                "rising": _counts(dataset, risers(slope)),
+                "falling": _counts(dataset, fallers(slope)),
+            }
+            for value, residual, slope in zip(pairs.values, pairs.residuals, slopes, strict=True)
+        ],
+    }
+
+
+def note_eigenvectors(points: list[Point], folder: Path, results: Path) -> None:
+    """`eigenvectors` of the complete runs of 1,000 images, those that ``eigenvectors.json`` does not have yet."""
+    path = results / "eigenvectors.json"
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    for point in points:
+        fields = asdict(point)
+        is_there = any({name: row[name] for name in fields} == fields for row in rows)
+        if point.images > 1000 or point.seed > 1 or _is_ghost(fields) or is_there:
+            continue
+        if _is_done(run_folder(configuration(point, folder))):
+            rows.append(eigenvectors(point, folder, count=6, max_products=36))
+            write_json(path, rows)
+
+
+def eigenvector_table(rows: list[dict[str, Any]]) -> str:
+    """The rows of ``eigenvectors.json`` as a table of Markdown, λ in units of 2/η."""
+    head = "| network | η | step, loss | λ_k/(2/η): class R² of the slopes along v_k |"
+    lines = [
+        f"| {NETWORKS[row['network']].format(row['width'])} | {row['eta']:g} | {row['step']}, {_cell(row['loss'])} | "
+        + ", ".join(f"{_cell(v['eigenvalue'] * row['eta'] / 2)}: {_cell(v['class_r2'])}" for v in row["eigenvectors"])
+        + " |"
+        for row in rows
+    ]
+    return "\n".join([head, "|---|---|---|---|", *lines])
 
 
 HEAD = (
@@ -476,6 +548,9 @@ def _draw_chunks(axes: Axes, rows: list[dict[str, Any]]) -> None:
             axes.plot(row["sharpness_steps"], row["sharpness_over_edge"], label=label, **look)
     axes.axhline(1, color=style.INK, linewidth=0.8)
     axes.set(title="Sharpness, N = 1,000, η = 0.1", xlabel="step", ylabel="λ / (2/η)", yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
     if axes.lines[:-1]:
         axes.legend()
 
@@ -494,6 +569,9 @@ def main() -> None:
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--measure", action="store_true")
+    parser.add_argument(
+        "--eigenvectors", type=int, metavar="K", help="of the first runs' last weights; see EIGENVECTORS"
+    )
     parser.add_argument("--draw", action="store_true")
     parser.add_argument("--results", type=Path, default=Path("results/regime"))
     parser.add_argument("--folder", type=Path, default=Path("outputs/regime"))
@@ -506,6 +584,9 @@ def main() -> None:
         train(points, arguments.folder.absolute())
     if arguments.measure:
         print(as_table(measure(points, arguments.folder.absolute(), arguments.results)))
+    if arguments.eigenvectors:
+        note_eigenvectors(points, arguments.folder.absolute(), arguments.results)
+        print(eigenvector_table(json.loads((arguments.results / "eigenvectors.json").read_text(encoding="utf-8"))))
     if arguments.draw:
         rows = json.loads((arguments.results / "regime.json").read_text(encoding="utf-8"))
         draw(rows).savefig(arguments.results / "regime.png", dpi=90)
