@@ -138,13 +138,12 @@ def grid() -> list[Point]:
         Point("mlp", 200, 1000, 1000, 0.03, 900),
         Point("vgg11bn", 8, 1000, 1000, 0.1, 60),
         Point("mlp", 200, 5000, 2500, 0.1, 150),
-        Point("vit", 32, 1000, 250, 0.1, 100),
-        Point("resnet18", 16, 1000, 1000, 0.1, 60),
+        *(Point("vgg11bn", 8, 1000, 1000, eta, 60) for eta in (0.03, 0.3)),
         Point("vgg11bn", 8, 1000, 250, 0.1, 60),
+        Point("vit", 32, 1000, 250, 0.1, 100),
         Point("resnet18", 8, 2500, 2500, 0.1, 60),
+        *(Point("resnet18", 16, 1000, chunk, 0.1, 60) for chunk in (1000, 250)),
         Point("vgg11", 16, 1000, 250, 0.03, 360),
-        Point("resnet18", 16, 1000, 250, 0.1, 60),
-        *(Point("vgg11bn", 8, 1000, 1000, eta, 60) for eta in (0.3, 0.03)),
         *(Point("resnet18", 8, 1000, 250, eta, 60) for eta in (0.3, 0.03)),
         Point("vit", 32, 1000, 250, 0.03, 200),
         Point("mlp", 200, 20000, 2500, 0.1, 150),
@@ -346,7 +345,7 @@ def measure(points: list[Point], folder: Path, results: Path) -> list[dict[str, 
     return rows
 
 
-# What the eigenvectors of the Hessian mean to classes ------------------------------------------------------------------
+# What the eigenvectors of the Hessian mean to classes ---------------------------------------------------------------
 
 
 def eigenvectors(point: Point, folder: Path, count: int, max_products: int) -> dict[str, Any]:
