@@ -141,6 +141,8 @@ def grid() -> list[Point]:
         *(Point("vgg11bn", 8, 1000, 1000, eta, 60) for eta in (0.03, 0.3)),
         Point("vgg11bn", 8, 1000, 250, 0.1, 60),
         Point("vit", 32, 1000, 250, 0.1, 100),
+        *(Point("vgg11bn", width, 1000, 1000, 0.1, 60) for width in (16, 32)),
+        *(Point("vgg11bn", 8, images, images, 0.1, 60) for images in (2500, 5000)),
         Point("resnet18", 8, 2500, 2500, 0.1, 60),
         *(Point("resnet18", 16, 1000, chunk, 0.1, 60) for chunk in (1000, 250)),
         Point("vgg11", 16, 1000, 250, 0.03, 360),
@@ -158,7 +160,8 @@ def grid() -> list[Point]:
         Point("resnet18", 8, 1000, 1000, 0.01, 300),
         *(Point("vgg11", 16, 1000, 250, 0.1, 240, seed) for seed in (2, 3)),
         *(Point("resnet18", 16, 1000, 1000, 0.1, 60, seed) for seed in (2, 3)),
-        Point("vgg11bn", 16, 1000, 1000, 0.1, 120),
+        Point("vgg11bn", 8, 1000, 1000, 0.03, 240),
+        *(Point(network, 8, 1000, 50, 0.1, 60) for network in ("vgg11bn", "resnet18")),
         Point("resnet18", 16, 2500, 2500, 0.1, 120),
         Point("vgg11bn", 16, 2500, 2500, 0.1, 120),
         *(Point("resnet18", 16, 5000, chunk, 0.1, 120) for chunk in (5000, 500)),
@@ -568,9 +571,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--measure", action="store_true")
-    parser.add_argument(
-        "--eigenvectors", type=int, metavar="K", help="of the first runs' last weights; see EIGENVECTORS"
-    )
+    parser.add_argument("--eigenvectors", action="store_true")
     parser.add_argument("--draw", action="store_true")
     parser.add_argument("--results", type=Path, default=Path("results/regime"))
     parser.add_argument("--folder", type=Path, default=Path("outputs/regime"))
