@@ -401,12 +401,18 @@ def note_eigenvectors(points: list[Point], folder: Path, results: Path) -> None:
             write_json(path, rows)
 
 
+def _eigenvector(vector: Mapping[str, Any], eta: float) -> str:
+    value = vector["eigenvalue"]
+    doubt = "~" if vector["residual"] > value / 5 else ""
+    return f"{doubt}{_cell(value * eta / 2)}: {_cell(vector['class_r2'])}"
+
+
 def eigenvector_table(rows: list[dict[str, Any]]) -> str:
-    """The rows of ``eigenvectors.json`` as a table of Markdown, λ in units of 2/η."""
+    """The rows of ``eigenvectors.json`` as a table of Markdown, λ over 2/η; ~ where the residual is above λ/5."""
     head = "| network | η | step, loss | λ_k/(2/η): class R² of the slopes along v_k |"
     lines = [
         f"| {NETWORKS[row['network']].format(row['width'])} | {row['eta']:g} | {row['step']}, {_cell(row['loss'])} | "
-        + ", ".join(f"{_cell(v['eigenvalue'] * row['eta'] / 2)}: {_cell(v['class_r2'])}" for v in row["eigenvectors"])
+        + ", ".join(_eigenvector(vector, row["eta"]) for vector in row["eigenvectors"])
         + " |"
         for row in rows
     ]
