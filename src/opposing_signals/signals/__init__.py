@@ -10,6 +10,14 @@ from opposing_signals.signals.agreement import (
     stability,
 )
 from opposing_signals.signals.branches import Branches, branches_by_spike
+from opposing_signals.signals.coherence import (
+    alternating_share,
+    class_r2,
+    class_r2_by_chance,
+    directions,
+    modal_share,
+    modal_share_by_chance,
+)
 from opposing_signals.signals.discovery import Discovery, discover
 from opposing_signals.signals.gradient_discovery import discover_by_gradients
 from opposing_signals.signals.intervals import interval_coverage
@@ -56,9 +64,13 @@ __all__ = [
     "Spike",
     "Trajectory",
     "agreement",
+    "alternating_share",
     "branches_by_spike",
+    "class_r2",
+    "class_r2_by_chance",
     "common_loss",
     "detrended",
+    "directions",
     "discover",
     "discover_by_gradients",
     "fallers",
@@ -72,6 +84,8 @@ __all__ = [
     "match",
     "match_pair",
     "metric_of_points",
+    "modal_share",
+    "modal_share_by_chance",
     "moving_average",
     "nearest_planted",
     "norm_at_loss",
