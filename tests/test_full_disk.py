@@ -139,7 +139,7 @@ def test_a_full_disk_in_training_names_the_file_and_what_is_kept(tmp_path, capfd
 
     monkeypatch.setattr(record_module.os, "pwrite", full)
     assert main([*COMMAND, f"output_dir={tmp_path}"]) == 2
-    lines = [line for line in capfd.readouterr().err.splitlines() if line.strip() and "step/s" not in line]
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.strip() and ": step " not in line]
     assert len(lines) == 1
     for part in ("No space left on device", ".npy", "are kept", "same command goes on"):
         assert part in lines[0]

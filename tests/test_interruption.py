@@ -50,7 +50,7 @@ def test_a_training_ends_after_its_step_with_its_state_and_goes_on_to_the_same_b
     told(number)
     assert main([*COMMAND, f"output_dir={tmp_path}"]) == 128 + number
     assert signal.getsignal(number) == earlier
-    lines = [line for line in capfd.readouterr().err.splitlines() if line.strip() and "step/s" not in line]
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.strip() and ": step " not in line]
     assert lines == [MESSAGE]
     record = only_run(tmp_path)
     assert not record.is_complete

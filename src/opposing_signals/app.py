@@ -213,10 +213,17 @@ def _run_job(config: DictConfig) -> None:
 
 
 def _announce(config: DictConfig, what: str) -> None:
-    """Say what is about to be done: the first line of a command, before anything takes long."""
+    """Say what is about to be done: the first line of a command, before anything takes long.
+
+    Of a damaged run nothing is said here: `_recorded` does, with the remedy.
+    """
     folder = run_folder(config)
     record = Record(folder) if (folder / "configuration.json").is_file() else None
-    if record and record.is_complete:
+    try:
+        is_complete = record is not None and record.is_complete
+    except DamagedError:
+        return
+    if is_complete:
         doing = "reusing"
     else:
         doing = "going on with" if record and record.checkpoint.is_file() else "new run"

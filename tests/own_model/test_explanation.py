@@ -104,7 +104,7 @@ def test_a_record_that_cannot_be_explained_is_refused(tmp_path, settings, parts,
     for part in parts:
         assert part in message
     assert main(["explain"]) == 2
-    assert "no folder given" in capsys.readouterr().err
+    assert "expected opposing-signals explain" in capsys.readouterr().err
 
 
 def test_lone_steps_are_refused(tmp_path):

@@ -106,9 +106,9 @@ def interval_coverage(trajectories: Trajectories) -> Estimate:
     the largest pair stands beside it.
     """
     trajectory = only_run(trajectories)
-    if not trajectory.pairs:
-        return Estimate.unknown("no opposing pair was found")
     coverages = trajectory.interval_coverages
+    if not coverages:
+        return Estimate.unknown("no opposing pair was found")
     best = int(np.argmax(coverages))
     beside = "" if best == 0 else f"; the largest pair's is {coverages[0]:.3g}"
     return Estimate(coverages[best], reason=f"pair {best + 1} of {len(coverages)} by amplitude{beside}")
