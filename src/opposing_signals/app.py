@@ -219,14 +219,11 @@ def _announce(config: DictConfig, what: str) -> None:
     """
     folder = run_folder(config)
     record = Record(folder) if (folder / "configuration.json").is_file() else None
+    begun = "going on with" if record and record.checkpoint.is_file() else "new run"
     try:
-        is_complete = record is not None and record.is_complete
+        doing = "reusing" if record and record.is_complete else begun
     except DamagedError:
         return
-    if is_complete:
-        doing = "reusing"
-    else:
-        doing = "going on with" if record and record.checkpoint.is_file() else "new run"
     log.info("%s: %s %s", what, doing, folder)
 
 
