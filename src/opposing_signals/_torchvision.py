@@ -51,7 +51,7 @@ def make_importable() -> None:
 def _declare_missing(folder: Path) -> None:
     import torch
 
-    for library in folder.glob("_C.*"):
+    for library in folder.glob("_C*"):  # _C.so, and _C_stable.so from 0.29 on
         with contextlib.suppress(OSError):
             torch.ops.load_library(str(library))
             return
