@@ -20,9 +20,11 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0
 
-# The fast, telling tests: not the experiments, processes of their own and browsers (mark `slow`).
+# What tells most in half a minute: the risk and its derivatives, records, finding, claims, optimizers and models.
+QUICK := tests/signals tests/claims tests/optim tests/models tests/curvature/test_eigen.py tests/training/test_progress.py \
+	tests/test_record.py tests/test_risk.py tests/test_second_order.py tests/test_experiments.py
 quick: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0 -m "not slow" $(QUICK)
 
 # Set-up and an experiment on each Python that is here, and with the newest torch.
 pythons:
