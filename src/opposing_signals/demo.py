@@ -153,7 +153,7 @@ def _claims(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _value(claims: dict[str, dict[str, Any]], claim: str) -> str:
-    """For instance "0.956 (>= 0.8: PASS)"."""
+    """For instance "0.942 (>= 0.8: PASS)"."""
     found = claims[claim]
     value = "unknown" if found["value"] is None else f"{found['value']:.3g}"
     return f"{value} ({found['threshold']}: {found['verdict']})"

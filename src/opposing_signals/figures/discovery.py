@@ -69,7 +69,7 @@ def _draw_losses(axes: Axes, trajectory: Trajectory, margin: int = 20) -> None:
 
 
 def planted_pair(
-    trajectories: Mapping[str, Trajectory], features: Sequence[str], thumbnails: int = 40, margin: int = 12
+    trajectories: Mapping[str, Trajectory], features: Sequence[str], thumbnails: int = 40, zoom: int = 32
 ) -> Figure:
     """The dominant pair as it was found above the planted pair that it is most like: losses and members of both.
 
@@ -77,7 +77,7 @@ def planted_pair(
         trajectories: One run on data with planted features.
         features: Those of which the network makes something.
         thumbnails: Images shown a group.
-        margin: Steps shown before and behind the phase in which the pair was found.
+        zoom: Steps shown, around the one at which the pair has grown to half of its largest amplitude.
     """
     (trajectory,) = trajectories.values()
     dataset = trajectory.dataset
@@ -92,12 +92,15 @@ def planted_pair(
         found = found[::-1]  # the same way round as the truth
     figure = style.figure(14, 6.6, trajectory.title)
     rows = figure.subplots(2, 3, width_ratios=[1.25, 1, 1])
+    steps, values = trajectory.losses_between(*pair.phase)
+    gap = np.abs(np.diff(values[:, found[0]].mean(1) - values[:, found[1]].mean(1)))
+    grown = int(steps[np.argmax(gap >= gap.max() / 2)])
+    steps, values = trajectory.losses_between(grown - zoom // 2, grown + zoom // 2)
     told = {
         f"found by their losses alone: F1 {matched.f1:.2f}, correlation {pair.opposition:.2f}": found,
         f"planted: the images with {feature}, by class": truth,
     }
     for (losses, *sheets), (title, groups) in zip(rows, told.items(), strict=True):
-        steps, values = trajectory.losses_between(pair.phase[0] - margin, pair.phase[1] + margin)
         for group, look, axes in zip(groups, style.GROUPS, sheets, strict=True):
             bearers = dataset.truth[feature][group]
             name = f"{bearers.sum()} with {feature}" + (f", {(~bearers).sum()} without" if not bearers.all() else "")

@@ -204,7 +204,7 @@ class _Search:
                 is_free[pair.members] = False
             points = np.flatnonzero(is_free)
             candidates = [one for rows in self._windows() for one in self._candidates(rows, points)]
-            confirmed = self._confirmed(_distinct(candidates)[:CANDIDATES])
+            confirmed = self._confirmed(_distinct(candidates))
             if not confirmed:
                 break
             kept = self._settled(kept + [part for pair in confirmed for part in self._parted(pair)])
@@ -348,7 +348,8 @@ class _Search:
         """The pair with all points that follow its course ``[m]``; None if a group is too small."""
         if len(course) < 4:
             return None
-        part = self.changes[slice(*pair.rows)] - self.changes[slice(*pair.rows)].mean(0)
+        part = self.changes[slice(*pair.rows)]
+        part = part - part.mean(0)
         along = course @ part
         cosines = np.clip(along / np.maximum(lengths_of(part), TINY), -1 + 1e-7, 1 - 1e-7)
         freedom = len(course) - 2
