@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from opposing_signals import OpposingSignals
-from opposing_signals._lightning import LightningModule, Trainer
 from opposing_signals.record import Record
 
 

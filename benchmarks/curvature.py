@@ -50,8 +50,8 @@ from torch.nn import functional as F
 from tracking import tracking, warmed_up
 
 from opposing_signals import curvature
-from opposing_signals.normalization import captured, frozen
-from opposing_signals.risk import EmpiricalRisk, flatten
+from opposing_signals.curvature.normalization import captured, frozen
+from opposing_signals.curvature.risk import EmpiricalRisk, flatten
 
 SECTIONS = ("tracking", "product", "peers", "samples", "norms", "memory")
 

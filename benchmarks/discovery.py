@@ -32,11 +32,11 @@ import torch
 from torch import nn
 
 from opposing_signals.curvature import gradient_sketch
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.data import planted
 from opposing_signals.losses import square_loss
 from opposing_signals.models import mlp, resnet18
 from opposing_signals.record import Record
-from opposing_signals.risk import EmpiricalRisk
 from opposing_signals.signals import (
     Discovery,
     Trajectory,
@@ -47,7 +47,7 @@ from opposing_signals.signals import (
     match_pair,
 )
 from opposing_signals.signals.agreement import Groups
-from opposing_signals.theory.model import TwoLayerModel, sample_data
+from opposing_signals.studies.theory.model import TwoLayerModel, sample_data
 
 CLASSES = {"sky": ("plane", "bird"), "wheels": ("car", "truck"), "texture": ("frog", "cat")}
 PREVALENCES = ((0.6, 0.15), (0.4, 0.4), (0.3, 0.1))

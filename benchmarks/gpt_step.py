@@ -24,9 +24,9 @@ from hydra import compose, initialize_config_dir
 from torch.nn import functional as F
 
 from opposing_signals.configuration import configuration_folder, decisive
-from opposing_signals.instruments import Instrument
+from opposing_signals.curvature.risk import EmpiricalRisk
+from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.record import Record
-from opposing_signals.risk import EmpiricalRisk
 from opposing_signals.training.job import train
 from opposing_signals.training.module import TrainingModule
 from opposing_signals.training.schedule import WarmUpAndDecay

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from opposing_signals.curvature import EigenTracker, sample_curvature
+from opposing_signals.curvature.risk import EmpiricalRisk, Precision, flatten
 from opposing_signals.data import cifar10
 from opposing_signals.models import resnet18, vgg11, vit
-from opposing_signals.risk import EmpiricalRisk, Precision, flatten
 from opposing_signals.training.job import set_gpu_arithmetic
 
 LOSS = nn.CrossEntropyLoss(reduction="none")

@@ -29,8 +29,8 @@ from torch.nn import functional as F
 
 from opposing_signals.configuration import configuration_folder
 from opposing_signals.optim import GradientFlow
-from opposing_signals.theory.flow import full_gradient_flow
-from opposing_signals.theory.model import TwoLayerModel, gradient, population_loss, sample_initial_parameters
+from opposing_signals.studies.theory.flow import full_gradient_flow
+from opposing_signals.studies.theory.model import TwoLayerModel, gradient, population_loss, sample_initial_parameters
 
 SMALL_STEP = 0.0005
 TOLERANCES = (1e-2, 1e-3, 1e-4, 4e-5, 1e-5)

@@ -19,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from opposing_signals.configuration import configuration_folder
+from opposing_signals.curvature.risk import EmpiricalRisk, Precision
 from opposing_signals.errors import InputError
-from opposing_signals.risk import EmpiricalRisk, Precision
 from opposing_signals.training.job import training_module
 
 LAYOUTS = {"": torch.contiguous_format, ", channels_last": torch.channels_last}

@@ -36,13 +36,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from omegaconf import DictConfig
 
-from opposing_signals.claims.statistics import group_amplitude_ratio, spike_concentration
 from opposing_signals.configuration import configuration_folder, run_folder
 from opposing_signals.curvature import EigenTracker
+from opposing_signals.curvature.risk import flatten
 from opposing_signals.data import Dataset
-from opposing_signals.figures import style
 from opposing_signals.record import Record, Series, write_json
-from opposing_signals.risk import flatten
 from opposing_signals.signals import (
     OpposingPair,
     Trajectory,
@@ -51,11 +49,13 @@ from opposing_signals.signals import (
     class_r2_by_chance,
     directions,
     fallers,
-    gap_changes,
     modal_share,
     modal_share_by_chance,
     risers,
 )
+from opposing_signals.studies import style
+from opposing_signals.studies.curvature.metrics import gap_changes
+from opposing_signals.studies.groups.claims import group_amplitude_ratio, spike_concentration
 from opposing_signals.training.job import training_module
 
 FEWEST_STEPS = 10

@@ -26,9 +26,9 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from opposing_signals.configuration import configuration_folder
-from opposing_signals.instruments import Instrument
+from opposing_signals.curvature.risk import EmpiricalRisk
+from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.record import Record
-from opposing_signals.risk import EmpiricalRisk
 from opposing_signals.training.job import train
 from opposing_signals.training.module import TrainingModule
 

@@ -5,7 +5,7 @@ from layers import CROSS_ENTROPY, plain_losses
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from opposing_signals.risk import EmpiricalRisk
+from opposing_signals.curvature.risk import EmpiricalRisk
 
 
 def _by_constants(module: _BatchNorm, values: Tensor) -> Tensor:

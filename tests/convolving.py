@@ -21,7 +21,7 @@ from opposing_signals.curvature import (
     sample_curvature,
     sample_sharpness,
 )
-from opposing_signals.risk import EmpiricalRisk
+from opposing_signals.curvature.risk import EmpiricalRisk
 
 LAYOUTS = {
     "contiguous": {"channels_last": False},

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from opposing_signals.record import Record
-from opposing_signals.theory.jobs import sampled_descent
+from opposing_signals.studies.theory.jobs import sampled_descent
 from opposing_signals.training.job import train
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from opposing_signals.risk import EmpiricalRisk
+from opposing_signals.curvature.risk import EmpiricalRisk
 
 CROSS_ENTROPY = nn.CrossEntropyLoss(reduction="none", label_smoothing=0.1)
 

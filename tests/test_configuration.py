@@ -8,8 +8,8 @@ from composing import composed
 from omegaconf import DictConfig, OmegaConf
 
 from opposing_signals.__main__ import experiments
-from opposing_signals.claims.claim import Threshold
 from opposing_signals.configuration import UNDECISIVE, configuration_folder, decisive, run_folder, run_key
+from opposing_signals.studies.claim import Threshold
 
 SCALES = ("smoke", "cpu", "paper")
 ADAM = "run=resnet56_adam"

@@ -14,7 +14,7 @@ from opposing_signals import record as record_module
 from opposing_signals.__main__ import main
 from opposing_signals.errors import NotWrittenError
 from opposing_signals.files import replacing, write_json, write_text
-from opposing_signals.own_model import explain
+from opposing_signals.follow.explanation import explain
 from opposing_signals.record import Record
 from opposing_signals.report import build
 

@@ -17,7 +17,7 @@ from opposing_signals.configuration import decisive
 from opposing_signals.data import openwebtext, planted, recorded
 from opposing_signals.data.tracked import FILE, tracked
 from opposing_signals.errors import InputError
-from opposing_signals.own_model import explain
+from opposing_signals.follow.explanation import explain
 from opposing_signals.record import Record
 from opposing_signals.report import build
 from opposing_signals.signals import Trajectory

@@ -18,11 +18,12 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from opposing_signals import app, processes, risk
+from opposing_signals import app, processes
 from opposing_signals.__main__ import main
+from opposing_signals.curvature import risk
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.record import Record
-from opposing_signals.risk import EmpiricalRisk
 from opposing_signals.training import job
 from opposing_signals.training.module import TrainingModule
 

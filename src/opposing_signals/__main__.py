@@ -152,7 +152,7 @@ def _explain(arguments: list[str]) -> int:
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="of a run's record")
     _add_named_data(parser)
     options = parser.parse_args(arguments)
-    from opposing_signals.own_model import explain
+    from opposing_signals.follow.explanation import explain
 
     for folder in options.folders:
         for line in explain(folder, named_data=options.named_data).split("\n"):

@@ -45,7 +45,7 @@ from opposing_signals.record import Record, WrittenElsewhere
 from opposing_signals.terminal import console
 
 if TYPE_CHECKING:
-    from opposing_signals.claims import Claim
+    from opposing_signals.studies.claim import Claim
 
 log = getLogger(__name__)
 
@@ -234,7 +234,7 @@ def _check_conclusion(config: DictConfig) -> None:
     if not config.conclude:
         return
     from opposing_signals.signals import find_pairs
-    from opposing_signals.signals.probe import check_probe
+    from opposing_signals.studies.probes.paths import check_probe
 
     for claim in config.claims:
         _claim(claim).bound(config.scale.name)
@@ -384,9 +384,9 @@ def _conclude(
     """
     import matplotlib.pyplot as plt
 
-    from opposing_signals.claims import verdict_table
-    from opposing_signals.figures import style
     from opposing_signals.signals import Runs, Trajectory
+    from opposing_signals.studies import style
+    from opposing_signals.studies.claim import verdict_table
 
     folder = experiment_folder(config) / subfolder
     folder.mkdir(parents=True, exist_ok=True)
@@ -432,7 +432,7 @@ def _conclude(
 
 
 def _claim(claim: DictConfig) -> Claim:
-    from opposing_signals.claims import Claim
+    from opposing_signals.studies.claim import Claim
 
     threshold = claim.threshold if isinstance(claim.threshold, str) else dict(claim.threshold)
     statistic = instantiate(claim.statistic, _partial_=True)

@@ -67,7 +67,7 @@ def _digits(folder: Path, epochs: int, out: Console) -> tuple[Spike | None, Traj
     """Train on the digits as ``examples/digits.py`` does, unless that is done, and explain the most telling spike."""
     import torch
 
-    from opposing_signals.own_model import explain
+    from opposing_signals.follow.explanation import explain
     from opposing_signals.record import Record
     from opposing_signals.signals import Trajectory, find_spikes
     from opposing_signals.training.job import quieten_lightning
@@ -130,9 +130,9 @@ def _seen(folder: Path, page: Path, spike: Spike | None, trajectory: Trajectory)
 
 def _found(folder: Path) -> str:
     """Who the dominant pair of the planted run are, and who the planted pair."""
-    from opposing_signals.figures.groups import classes
     from opposing_signals.record import Record
     from opposing_signals.signals import Trajectory, nearest_planted
+    from opposing_signals.studies.groups.figures import classes
 
     (run,) = json.loads((folder / PLANTED / "experiment.json").read_text(encoding="utf-8"))["runs"].values()
     trajectory = Trajectory(Record(folder / "runs" / run["folder"]))
@@ -171,7 +171,7 @@ def _most_opposed(spikes: list[Spike]) -> Spike | None:
 
 
 def _told(spike: Spike | None, trajectory: Trajectory) -> str:
-    from opposing_signals.figures.groups import classes
+    from opposing_signals.studies.groups.figures import classes
 
     if spike is None:
         return "No spike of the loss came with two groups that moved against each other."

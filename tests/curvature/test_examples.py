@@ -6,9 +6,9 @@ from torch import nn
 
 from opposing_signals.curvature import gradient_norms, gradient_sketch, jacobian_norms, sample_sharpness
 from opposing_signals.curvature.examples import by_chunk, independent_examples
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.optim.sam import ascended_gradient
-from opposing_signals.risk import EmpiricalRisk
 
 
 @pytest.mark.parametrize("layer", ["batch_norm", "batch_norm_1d", "residual", "layer_norm"])

@@ -6,9 +6,9 @@ from torch.func import hessian
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from opposing_signals.curvature import curvature_split
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.losses import logistic_loss, square_loss
-from opposing_signals.risk import EmpiricalRisk
 
 
 def direction_for(risk):

@@ -9,10 +9,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from opposing_signals.curvature import gradient_norms, layer_rules
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.losses import logistic_loss, square_loss
 from opposing_signals.models import resnet18, vgg11, vit
-from opposing_signals.risk import EmpiricalRisk
 
 MODULE = import_module("opposing_signals.curvature.gradient_norms")
 

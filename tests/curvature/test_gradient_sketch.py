@@ -10,8 +10,8 @@ from torch import nn
 
 from opposing_signals.curvature import gradient_sketch
 from opposing_signals.curvature.gradient_sketch import Projection
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
-from opposing_signals.risk import EmpiricalRisk
 
 MODULE = import_module("opposing_signals.curvature.gradient_sketch")
 DIMENSIONS = 5

@@ -3,8 +3,8 @@ import torch
 from layers import plain_hessian, plain_losses, risk_of
 
 from opposing_signals.curvature import EigenTracker, adam_preconditioner, preconditioned
+from opposing_signals.curvature.risk import flatten
 from opposing_signals.errors import InputError
-from opposing_signals.risk import flatten
 
 
 def trained(steps=3, optimizer=torch.optim.Adam, **settings):

@@ -15,12 +15,11 @@ from layers import (
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from opposing_signals import finite_differences
-from opposing_signals.curvature import sample_curvature, step_expansion
+from opposing_signals.curvature import finite_differences, sample_curvature, step_expansion
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.losses import logistic_loss, square_loss
 from opposing_signals.models import resnet18
-from opposing_signals.risk import EmpiricalRisk
 
 
 def direction(risk: EmpiricalRisk) -> torch.Tensor:

@@ -5,9 +5,9 @@ from layers import CROSS_ENTROPY, NETWORKS, network, plain_hessian, risk_of
 from torch import nn
 
 from opposing_signals.curvature import sample_sharpness
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.losses import square_loss
-from opposing_signals.risk import EmpiricalRisk
 
 POINTS = torch.tensor([10, 1])  # of the last, uneven chunk and of the first
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from opposing_signals.curvature import EigenTracker
+from opposing_signals.curvature.risk import EmpiricalRisk, flatten
 from opposing_signals.losses import square_loss
-from opposing_signals.risk import EmpiricalRisk, flatten
 
 STEP_SIZE = 0.4
 

@@ -5,7 +5,6 @@ from PIL import Image
 
 from opposing_signals.configuration import decisive
 from opposing_signals.data.images import image_dataset
-from opposing_signals.data.jobs import colour_neighbours
 from opposing_signals.data.probes import (
     COLOURS,
     block,
@@ -18,6 +17,7 @@ from opposing_signals.data.probes import (
 )
 from opposing_signals.errors import InputError
 from opposing_signals.record import Record
+from opposing_signals.studies.probes.measure import colour_neighbours
 
 SIZE = (32, 32)
 

@@ -9,12 +9,12 @@ from omegaconf import OmegaConf
 from recording import stopped, trained, weights
 from torch import nn
 
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.data import chebyshev
 from opposing_signals.data.probes import probe_images
 from opposing_signals.errors import InputError
-from opposing_signals.instruments import BlockProbe
+from opposing_signals.instruments.block_probe import BlockProbe
 from opposing_signals.record import Record
-from opposing_signals.risk import EmpiricalRisk
 from opposing_signals.training.job import training_module
 
 PROBES, STEPS, CHUNK = ["sky", "white", "grass"], 4, 8

@@ -12,7 +12,7 @@ from opposing_signals.record import Record
 from opposing_signals.training.job import train
 
 RUN = ("fig46_outliers_resnet18_seed1", "data.images=20", "risk.chunk=8", "model.width=2", "steps=3", "threads=1")
-EVERY = "+instruments.outputs={_target_: opposing_signals.instruments.Outputs}"
+EVERY = "+instruments.outputs={_target_: opposing_signals.instruments.outputs.Outputs}"
 
 
 def trained(folder: Path, *overrides: str) -> Record:

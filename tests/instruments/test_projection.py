@@ -129,14 +129,14 @@ def test_a_reference_that_never_reached_the_edge_is_refused(tmp_path):
 
 
 def test_effective_step_sizes_of_another_rule_are_refused(tmp_path, direction):
-    added = "+instruments.effective_step_size._target_=opposing_signals.instruments.EffectiveStepSize"
+    added = "+instruments.effective_step_size._target_=opposing_signals.instruments.projection.EffectiveStepSize"
     config = with_direction(tmp_path, direction, "mlp5k_sgd", "batch=6", added)
     with pytest.raises(InputError, match=r"the optimizer is SGD: expected torch.optim.Adam"):
         recorded(config)
 
 
 def test_a_projection_without_a_reference_is_refused(tmp_path):
-    added = "+instruments.projection._target_=opposing_signals.instruments.Projection"
+    added = "+instruments.projection._target_=opposing_signals.instruments.projection.Projection"
     config = composed("fig03_chebyshev", added, "steps=2", "threads=1", output_dir=tmp_path)
     with pytest.raises(InputError, match="Projection: the run has no reference"):
         recorded(config)

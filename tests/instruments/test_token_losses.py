@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from opposing_signals.configuration import decisive
 from opposing_signals.data.token_patterns import PATTERNS, pattern_points
 from opposing_signals.errors import InputError, TrainingStoppedError
-from opposing_signals.instruments import TokenLosses
+from opposing_signals.instruments.token_losses import TokenLosses
 from opposing_signals.record import Record
 from opposing_signals.signals import fallers, risers
 from opposing_signals.signals.streaming import LossChangeStream

@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from layers import plain_curvature, plain_gradient, plain_losses
 
 from opposing_signals.curvature import gradient_norms, sample_curvature
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.losses import sequence_loss, token_losses
 from opposing_signals.models import gpt
 from opposing_signals.models.gpt import GPT, Block
-from opposing_signals.risk import EmpiricalRisk
 
 
 def small(**sizes) -> GPT:

@@ -5,11 +5,11 @@ import torch
 from layers import CROSS_ENTROPY, plain_curvature, plain_gradient, plain_hessian, plain_losses
 
 from opposing_signals.curvature import gradient_norms, sample_curvature
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.models import cifar_resnet, mlp, resnet18, vgg11, vit
 from opposing_signals.models.resnet import PaddedShortcut
 from opposing_signals.models.vit import Block
-from opposing_signals.risk import EmpiricalRisk
 
 resnet56, resnet110 = (partial(cifar_resnet, depth=depth) for depth in (56, 110))
 

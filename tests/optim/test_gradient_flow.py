@@ -4,11 +4,11 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import nn
 
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.losses import square_loss
 from opposing_signals.optim import GradientFlow
 from opposing_signals.optim.gradient_flow import _substep
-from opposing_signals.risk import EmpiricalRisk
 
 CURVATURES = torch.logspace(-1, 3, 30, dtype=torch.float64)
 

@@ -12,11 +12,11 @@ from omegaconf import OmegaConf
 from torch.func import functional_call
 
 from opposing_signals.configuration import configuration_folder, decisive
+from opposing_signals.curvature.risk import flatten
 from opposing_signals.errors import InputError
 from opposing_signals.optim import SAM, ClippedSGD, OneSAM, SignSGD
 from opposing_signals.optim.sam import ascended_gradient
 from opposing_signals.record import Record
-from opposing_signals.risk import flatten
 from opposing_signals.training.job import train
 from opposing_signals.training.module import TrainingModule
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from PIL import Image
 
-from opposing_signals.claims.claim import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Verdict
+from opposing_signals.studies.claim import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Verdict
 
 
 def verdict(claim: str, verdict: str, **changes: Any) -> dict[str, Any]:

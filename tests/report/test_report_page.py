@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from fabricated import run, verdict, write_result
 
-from opposing_signals.claims import claim
 from opposing_signals.errors import InputError
 from opposing_signals.report import build
 from opposing_signals.report.page import duration, find_results, interval, number, threshold
 from opposing_signals.report.result import VERDICTS
+from opposing_signals.studies import claim
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 

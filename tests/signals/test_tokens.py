@@ -6,8 +6,8 @@ import pytest
 from opposing_signals.data import openwebtext
 from opposing_signals.data.tokenizers import decode
 from opposing_signals.record import Record
-from opposing_signals.signals.token_tables import found_sections, named_sections
 from opposing_signals.signals.tokens import Contexts, TokenTrack, token_groups
+from opposing_signals.studies.text.tables import found_sections, named_sections
 
 LINE = "They all went home and said “no.” He said “yes”. We had two: the hat. And a list:\n- hat\n"
 STEPS = 40

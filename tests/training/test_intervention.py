@@ -8,11 +8,12 @@ from torch.nn import functional as F
 
 from opposing_signals import app
 from opposing_signals.configuration import reference_of, run_folder
+from opposing_signals.curvature.risk import EmpiricalRisk, flatten
 from opposing_signals.data import planted
 from opposing_signals.errors import InputError
 from opposing_signals.record import Record
-from opposing_signals.risk import EmpiricalRisk, flatten
-from opposing_signals.signals import Trajectory, branches_by_spike
+from opposing_signals.signals import Trajectory
+from opposing_signals.studies.intervention.branches import branches_by_spike
 
 KINDS = ("control", "remove_pair", "downweight_pair", "relabel_pair", "remove_random_1", "remove_random_2")
 

@@ -15,9 +15,9 @@ from opposing_signals.training.batches import Batches
 from opposing_signals.training.job import train, training_module
 
 SMALL = ("data.images=24", "risk.chunk=5", "model.width=2", "batch=7", "steps=9", "threads=1")
-WATCHED = "+instruments.sample_losses={_target_: opposing_signals.instruments.SampleLosses, every: 2}"
+WATCHED = "+instruments.sample_losses={_target_: opposing_signals.instruments.sample_losses.SampleLosses, every: 2}"
 
-SIGNED_SHARE = "+instruments.signed_share={_target_: opposing_signals.instruments.SignedShare}"
+SIGNED_SHARE = "+instruments.signed_share={_target_: opposing_signals.instruments.signed_share.SignedShare}"
 
 
 def configured(*overrides: str):
@@ -106,7 +106,7 @@ def test_settings_that_cannot_work_are_refused(tmp_path, overrides, message):
 def test_a_test_accuracy_without_a_test_set_is_refused(tmp_path):
     config = composed(
         "fig03_chebyshev",
-        "+instruments.test_accuracy={_target_: opposing_signals.instruments.TestAccuracy}",
+        "+instruments.test_accuracy={_target_: opposing_signals.instruments.test_accuracy.TestAccuracy}",
         "steps=2",
         "threads=1",
     )

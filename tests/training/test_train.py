@@ -160,7 +160,7 @@ def test_other_rules_train_and_resume(tmp_path, rule):
 
 
 def test_the_integrator_tells_what_it_spends(tmp_path):
-    instrument = "+instruments.integration._target_=opposing_signals.instruments.Integration"
+    instrument = "+instruments.integration._target_=opposing_signals.instruments.integration.Integration"
     config = composed("fig03_chebyshev", "optimizer=gradient_flow", "optimizer.lr=0.01", "steps=3", instrument)
     with Record.writing(tmp_path / "flow", decisive(config)) as record:
         train(config, record, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opposing_signals.risk import Batch, EmpiricalRisk
+from opposing_signals.curvature.risk import Batch, EmpiricalRisk
 
 
 def batch_sharpness(risk: EmpiricalRisk, batch: Batch) -> float:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opposing_signals.curvature.finite_differences import Claim, check
+from opposing_signals.curvature.normalization import Statistics, captured, frozen
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
-from opposing_signals.finite_differences import Claim, check
-from opposing_signals.normalization import Statistics, captured, frozen
-from opposing_signals.risk import EmpiricalRisk
 
 _Call = tuple[str, nn.Module, list[Tensor], Tensor]
 """A module's name, itself, its inputs and its output."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opposing_signals.finite_differences import Claim, all_shares, check, flat_gradient, gradient
+from opposing_signals.curvature.finite_differences import Claim, all_shares, check, flat_gradient, gradient
+from opposing_signals.curvature.risk import WHOLE, Batch, EmpiricalRisk, check_losses
+from opposing_signals.curvature.second_order import check_graph, refusing_missing_derivatives
 from opposing_signals.processes import summed
-from opposing_signals.risk import WHOLE, Batch, EmpiricalRisk, check_losses
-from opposing_signals.second_order import check_graph, refusing_missing_derivatives
 
 
 @dataclass(frozen=True)

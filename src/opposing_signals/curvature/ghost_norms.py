@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from opposing_signals.curvature.layer_rules import Convolution, NoRuleError, Reading, by_parts
-from opposing_signals.second_order import of_each_axis
+from opposing_signals.curvature.second_order import of_each_axis
 
 aten = torch.ops.aten
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from opposing_signals.curvature.examples import check_independence
+from opposing_signals.curvature.finite_differences import Claim, check
 from opposing_signals.curvature.ghost_norms import SquaredNorm
 from opposing_signals.curvature.layer_rules import NoRuleError
 from opposing_signals.curvature.own_gradients import (
@@ -16,15 +17,14 @@ from opposing_signals.curvature.own_gradients import (
     shapes_behind_examples,
     summed_over_uses,
 )
-from opposing_signals.finite_differences import Claim, check
-from opposing_signals.risk import EmpiricalRisk
+from opposing_signals.curvature.risk import EmpiricalRisk
 
 
 def gradient_norms(risk: EmpiricalRisk) -> Tensor:
     """‖∇ℓ_i(θ)‖ of every training point.
 
     Under batch norm in training mode ∇ℓ_i is the gradient of the point's own loss with the mean and variance of its
-    chunk held constant (see `opposing_signals.normalization`); these gradients do not add up to ∇L.
+    chunk held constant (see `opposing_signals.curvature.normalization`); these gradients do not add up to ∇L.
 
     The model runs once forward and once backward. That needs each parameter to be used once, by a linear map, a
     convolution, a normalization, an embedding, self-attention, or as a summand, on a tensor whose first axis is the

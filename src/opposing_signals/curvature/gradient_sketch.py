@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from opposing_signals.curvature.examples import check_independence
+from opposing_signals.curvature.finite_differences import Claim, check
 from opposing_signals.curvature.layer_rules import Convolution, NoRuleError, Reading, by_parts
 from opposing_signals.curvature.own_gradients import (
     gradients_by_plain_autograd,
@@ -23,9 +24,8 @@ from opposing_signals.curvature.own_gradients import (
     shapes_behind_examples,
     summed_over_uses,
 )
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
-from opposing_signals.finite_differences import Claim, check
-from opposing_signals.risk import EmpiricalRisk
 
 
 def gradient_sketch(risk: EmpiricalRisk, dimensions: int, seed: int = 0) -> Tensor:

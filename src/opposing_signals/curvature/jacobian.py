@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from opposing_signals.curvature.examples import by_chunk, independent_examples
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
-from opposing_signals.risk import EmpiricalRisk
 
 _NO_DERIVATIVE = (
     "the outputs have no derivative in the inputs, as where these are tokens: expected a model of images or vectors; "
@@ -23,7 +23,7 @@ def jacobian_norms(risk: EmpiricalRisk, indices: Tensor) -> Tensor:
 
     One backward pass an output makes the Jacobian ``[C, D]``, whose singular values are exact. Under batch norm in
     training mode f is the point's own output with the mean and variance of its chunk held constant (see
-    `opposing_signals.normalization`).
+    `opposing_signals.curvature.normalization`).
 
     Args:
         risk: Its model, in the mode that it is in.

@@ -15,8 +15,9 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from opposing_signals.any_order import DERIVATIVES
+from opposing_signals.curvature.any_order import DERIVATIVES
 from opposing_signals.curvature.examples import independent_examples
+from opposing_signals.curvature.finite_differences import FEWEST, flat_gradient
 from opposing_signals.curvature.ghost_norms import SquaredNorm
 from opposing_signals.curvature.layer_rules import (
     BLOCK,
@@ -26,10 +27,9 @@ from opposing_signals.curvature.layer_rules import (
     by_statistics,
     with_constant_statistics,
 )
+from opposing_signals.curvature.risk import EmpiricalRisk, check_losses
+from opposing_signals.curvature.second_order import refusing_checkpoints
 from opposing_signals.errors import InputError
-from opposing_signals.finite_differences import FEWEST, flat_gradient
-from opposing_signals.risk import EmpiricalRisk, check_losses
-from opposing_signals.second_order import refusing_checkpoints
 
 
 def shapes_behind_examples(risk: EmpiricalRisk) -> list[torch.Size]:

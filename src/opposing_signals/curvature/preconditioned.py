@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from opposing_signals.curvature.eigen import Products
+from opposing_signals.curvature.risk import flatten
 from opposing_signals.errors import InputError
-from opposing_signals.risk import flatten
 
 
 def adam_preconditioner(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> Tensor:

@@ -9,9 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from opposing_signals.curvature.finite_differences import Claim, all_shares, check, gradient, losses
+from opposing_signals.curvature.risk import EmpiricalRisk, check_losses
 from opposing_signals.curvature.taylor import Jet, orders, refusing_torchscript
-from opposing_signals.finite_differences import Claim, all_shares, check, gradient, losses
-from opposing_signals.risk import EmpiricalRisk, check_losses
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from opposing_signals.curvature.eigen import Products
 from opposing_signals.curvature.examples import by_chunk, check_independence, independent_examples
+from opposing_signals.curvature.finite_differences import Claim, check, flat_gradient
 from opposing_signals.curvature.lanczos import lanczos, tridiagonal
-from opposing_signals.finite_differences import Claim, check, flat_gradient
-from opposing_signals.risk import EmpiricalRisk, check_losses, flatten
-from opposing_signals.second_order import check_graph, refusing_missing_derivatives
+from opposing_signals.curvature.risk import EmpiricalRisk, check_losses, flatten
+from opposing_signals.curvature.second_order import check_graph, refusing_missing_derivatives
 
 
 def sample_sharpness(
@@ -21,7 +21,7 @@ def sample_sharpness(
     """The algebraically largest eigenvalue of ∇²ℓ_i(θ) for chosen training points i.
 
     Under batch norm in training mode ℓ_i is the point's own loss with the mean and variance of its chunk held constant
-    (see `opposing_signals.normalization`).
+    (see `opposing_signals.curvature.normalization`).
 
     Each point's gradient graph is built once, and products by double backward feed a Lanczos recurrence of three
     vectors. Points go one after another: convolutions with other weights for each point, which a batch of products

@@ -25,7 +25,7 @@ from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from opposing_signals.any_order import (
+from opposing_signals.curvature.any_order import (
     DERIVATIVES,
     as_in_torch,
     hard_sigmoid,
@@ -36,8 +36,8 @@ from opposing_signals.any_order import (
     weight_norm,
     without_flag,
 )
+from opposing_signals.curvature.second_order import aten, channel_combination, channel_moments
 from opposing_signals.errors import InputError
-from opposing_signals.second_order import aten, channel_combination, channel_moments
 
 Coefficients = tuple[Tensor, Tensor | None, Tensor | None]
 """x₀, x₁, x₂; None is zero."""

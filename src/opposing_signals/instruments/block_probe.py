@@ -7,17 +7,17 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from opposing_signals._lightning import LightningModule, Trainer
+from opposing_signals.curvature.normalization import Statistics, captured, frozen
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.data import Dataset
 from opposing_signals.data.probes import probe_images
 from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
-from opposing_signals.normalization import Statistics, captured, frozen
 from opposing_signals.processes import is_first
 from opposing_signals.record import Record
-from opposing_signals.risk import EmpiricalRisk
 from opposing_signals.training.module import TrainingModule
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from opposing_signals._lightning import LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.training.module import TrainingModule
 from opposing_signals.training.reference import BREAK_EVEN_EIGENVECTOR

@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 
-from opposing_signals._lightning import Callback, LightningModule, Trainer
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.data import Dataset
 from opposing_signals.errors import InputError
 from opposing_signals.record import Record
-from opposing_signals.risk import EmpiricalRisk
 from opposing_signals.training.module import TrainingModule
 
 Products = Callable[[torch.Tensor], torch.Tensor]

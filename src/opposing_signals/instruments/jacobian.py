@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from opposing_signals.curvature import jacobian_norms, layer_spectra
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.record import Record
-from opposing_signals.risk import EmpiricalRisk
 from opposing_signals.training.module import TrainingModule
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from opposing_signals.curvature import EigenTracker, adam_preconditioner, preconditioned
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.instruments.instrument import Instrument, announcing
 from opposing_signals.record import Record
-from opposing_signals.risk import EmpiricalRisk
 from opposing_signals.training.module import TrainingModule
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opposing_signals.curvature.risk import flatten
 from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
-from opposing_signals.risk import flatten
 from opposing_signals.training.module import TrainingModule
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from opposing_signals.curvature.risk import EmpiricalRisk, flatten
 from opposing_signals.curvature.sample_curvature import sample_curvature, step_expansion
 from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.record import Record
-from opposing_signals.risk import EmpiricalRisk, flatten
 from opposing_signals.training.module import TrainingModule
 
 

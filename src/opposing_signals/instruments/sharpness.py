@@ -10,10 +10,10 @@ from torch import Tensor
 
 from opposing_signals.curvature import Eigenpairs, EigenTracker
 from opposing_signals.curvature.eigen import Which
+from opposing_signals.curvature.risk import WHOLE, Batch, EmpiricalRisk, flatten
 from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument, announcing
 from opposing_signals.record import Record
-from opposing_signals.risk import WHOLE, Batch, EmpiricalRisk, flatten
 from opposing_signals.training.module import TrainingModule
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from opposing_signals.curvature.risk import flatten
 from opposing_signals.instruments.instrument import Instrument
-from opposing_signals.risk import flatten
 from opposing_signals.training.intervention import SNAPSHOTS
 from opposing_signals.training.module import TrainingModule
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from opposing_signals.curvature import spectral_density
+from opposing_signals.curvature.risk import EmpiricalRisk, flatten
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.record import Record
-from opposing_signals.risk import EmpiricalRisk, flatten
 from opposing_signals.training.module import TrainingModule
 
 

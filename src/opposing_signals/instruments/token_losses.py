@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.data import Dataset
 from opposing_signals.data.token_patterns import PATTERNS, check_text, pattern_points
 from opposing_signals.errors import InputError
@@ -15,7 +16,6 @@ from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.losses import token_losses
 from opposing_signals.processes import gathered
 from opposing_signals.record import Record
-from opposing_signals.risk import EmpiricalRisk
 from opposing_signals.signals.streaming import LossChangeStream
 from opposing_signals.training.module import TrainingModule
 

@@ -13,10 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import ParamsT
 
 from opposing_signals.curvature.examples import check_independence
+from opposing_signals.curvature.risk import Batch, EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.optim.groups import called, check_not_negative, check_share, descend, with_gradient
 from opposing_signals.processes import summed
-from opposing_signals.risk import Batch, EmpiricalRisk
 
 _WEIGHTS = {"cpu": 4_000_000, "cuda": 200_000_000}  # copies of weights held at once, in entries
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from opposing_signals.curvature.risk import Batch
 from opposing_signals.errors import InputError
-from opposing_signals.risk import Batch
 
 
 class Batches:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 
 from opposing_signals import interruption
-from opposing_signals._lightning import Checkpoint, LightningModule, Trainer
 from opposing_signals.errors import DamagedError
 from opposing_signals.files import replacing
 from opposing_signals.record import Record

@@ -13,18 +13,19 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, ListConfig
 
-from opposing_signals._lightning import Callback, Trainer, WandbLogger
 from opposing_signals.configuration import reference_of, run_folder
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.data import Dataset
 from opposing_signals.errors import DamagedError, InputError, NotWrittenError, TrainingStoppedError
-from opposing_signals.instruments import Instrument
+from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.interruption import Interrupted
 from opposing_signals.processes import after_first, agreed, count, is_first
 from opposing_signals.provenance import environment
 from opposing_signals.record import Record
-from opposing_signals.risk import EmpiricalRisk
 from opposing_signals.training.allocation import keep_freed_memory
 from opposing_signals.training.batches import Batches
 from opposing_signals.training.checkpoint import TimedCheckpoint, progress_of

@@ -8,11 +8,11 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 
-from opposing_signals._lightning import LightningModule
+from opposing_signals.curvature.risk import WHOLE, Batch, CurvaturePass, EmpiricalRisk, ForwardPass
 from opposing_signals.errors import InputError
 from opposing_signals.optim import OneSAM
-from opposing_signals.risk import WHOLE, Batch, CurvaturePass, EmpiricalRisk, ForwardPass
 from opposing_signals.training.batches import Batches
 
 Augmentation = Callable[[torch.Tensor, int], torch.Tensor]

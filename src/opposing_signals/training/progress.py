@@ -10,9 +10,9 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterable
 from typing import Any
 
+from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
-from opposing_signals._lightning import Callback, LightningModule, Trainer
 from opposing_signals.training.module import TrainingModule
 
 Kind = frozenset[str]

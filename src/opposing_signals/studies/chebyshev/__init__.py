@@ -1,0 +1,1 @@
+"""Figure 3: a Chebyshev polynomial."""

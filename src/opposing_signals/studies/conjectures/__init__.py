@@ -1,0 +1,1 @@
+"""What the paper conjectures and does not draw."""

@@ -1,0 +1,157 @@
+"""Statistics of the conjectures of §3.4 and §5 and of the talk: a job of a grid beside another one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from opposing_signals.record import Series
+from opposing_signals.signals import Trajectory
+from opposing_signals.studies.claim import Estimate
+from opposing_signals.studies.curvature.metrics import SMOOTH, relative_feature_norms
+from opposing_signals.studies.groups import claims as statistics
+from opposing_signals.studies.groups.claims import FEWEST_STEPS, Trajectories, missing_run
+
+NEIGHBOURS = 5
+"""A quantity at a step is the median of this many measurements around it, which an oscillation does not move."""
+
+
+def pair_correlation(trajectories: Trajectories, run: str) -> Estimate:
+    """Largest correlation, over the run's dominant pairs, of the groups' one-step changes, selecting step left out."""
+    missing = missing_run(trajectories, run)
+    return Estimate.unknown(missing) if missing else statistics.pair_correlation({run: trajectories[run]})
+
+
+def group_amplitude_ratio(trajectories: Trajectories, run: str) -> Estimate:
+    """Smallest ratio, over the run's dominant groups, of median abs one-step change to that of random groups."""
+    missing = missing_run(trajectories, run)
+    return Estimate.unknown(missing) if missing else statistics.group_amplitude_ratio({run: trajectories[run]})
+
+
+# -- sharpening -------------------------------------------------------------------------------------------------------
+
+
+def peak_sharpness_ratio(trajectories: Trajectories, run: str, other: str) -> Estimate:
+    """Largest measured λ of one run over that of another."""
+    missing = missing_run(trajectories, run, other)
+    if missing:
+        return Estimate.unknown(missing)
+    peaks = [float(np.max(trajectories[name].sharpness.values)) for name in (run, other)]
+    return Estimate(peaks[0] / peaks[1])
+
+
+def break_even_delay(trajectories: Trajectories, run: str, other: str) -> Estimate:
+    """Step at which λ first reaches 2/η in one run over that in another; a run that never does counts its length."""
+    missing = missing_run(trajectories, run, other)
+    if missing:
+        return Estimate.unknown(missing)
+    first = trajectories[other].break_even
+    if not first:
+        return Estimate.unknown(f"λ did not reach 2/η in {other}, or had done so at its start")
+    late = trajectories[run].break_even
+    last = int(trajectories[run].sharpness.steps[-1])
+    return Estimate((last if late is None else late) / first)
+
+
+# -- step size --------------------------------------------------------------------------------------------------------
+
+
+def _without_pairs(trajectories: Trajectories, *runs: str) -> str:
+    """Which of the runs has no opposing pair, in words; empty if each has one."""
+    return next((f"no opposing pair was found in {run}" for run in runs if not trajectories[run].pairs), "")
+
+
+def pair_amplitude_ratio(trajectories: Trajectories, run: str, other: str) -> Estimate:
+    """Amplitude of the dominant opposing pair of one run over that of another."""
+    missing = missing_run(trajectories, run, other)
+    if missing:
+        return Estimate.unknown(missing)
+    problem = _without_pairs(trajectories, run, other)
+    if problem:
+        return Estimate.unknown(problem)
+    return Estimate(trajectories[run].pairs[0].amplitude / trajectories[other].pairs[0].amplitude)
+
+
+def ratio_at_equal_loss(trajectories: Trajectories, quantity: str, run: str, other: str) -> Estimate:
+    """A quantity of one run over that of another, each where it first reaches the lowest train loss that both reach."""
+    missing = missing_run(trajectories, run, other)
+    if missing:
+        return Estimate.unknown(missing)
+    level = max(float(trajectories[name].mean_loss.values.min()) for name in (run, other))
+    ours, theirs = (_at_loss(trajectories[name], quantity, level) for name in (run, other))
+    return Estimate(ours / theirs)
+
+
+def _at_loss(trajectory: Trajectory, quantity: str, level: float) -> float:
+    loss, measured = trajectory.mean_loss, trajectory.record[quantity]
+    step = int(loss.steps[np.flatnonzero(loss.values <= level)[0]])
+    nearest = np.argsort(np.abs(np.asarray(measured.steps) - step), kind="stable")[:NEIGHBOURS]
+    return float(np.median(np.asarray(measured.values)[nearest]))
+
+
+# -- batch norm -------------------------------------------------------------------------------------------------------
+
+
+def group_variance_ratio(trajectories: Trajectories, run: str, other: str, relative: bool = False) -> Estimate:
+    """Variance of the dominant groups' one-step loss changes in one run over that in another.
+
+    A run's variance is the median over the groups of its pairs, each over the steps in which its pair is active.
+    ``relative`` divides it by that of random groups of equal size over the same steps, so that a run whose losses all
+    vary less is not taken for one whose outliers do.
+    """
+    missing = missing_run(trajectories, run, other)
+    if missing:
+        return Estimate.unknown(missing)
+    problem = _without_pairs(trajectories, run, other)
+    if problem:
+        return Estimate.unknown(problem)
+    ours, theirs = (_group_variance(trajectories[name], relative) for name in (run, other))
+    return Estimate(ours / theirs)
+
+
+def _group_variance(trajectory: Trajectory, relative: bool, draws: int = 200) -> float:
+    variances = []
+    generator = np.random.default_rng(0)
+    for pair in trajectory.pairs:
+        changes = np.asarray(trajectory.changes.values[slice(*pair.window)], np.float64)
+        for group in pair.groups:
+            variance = float(changes[:, group].mean(1).var())
+            if relative:
+                random = [generator.choice(changes.shape[1], len(group), replace=False) for _ in range(draws)]
+                variance /= float(np.mean([changes[:, draw].mean(1).var() for draw in random]))
+            variances.append(variance)
+    return float(np.median(variances))
+
+
+# -- SAM and 1-SAM ----------------------------------------------------------------------------------------------------
+
+
+def peak_step_difference(trajectories: Trajectories, run: str, other: str) -> Estimate:
+    """Step at which a probe's relative feature norm peaks in one run minus that in another, median over the probes.
+
+    The norm is relative to the mean over the step's batch, and smoothed by a running median.
+    """
+    return _over_probes(trajectories, run, other, lambda norms: norms.steps[np.argmax(norms.values, axis=0)])
+
+
+def decline_difference(trajectories: Trajectories, run: str, other: str) -> Estimate:
+    """Last over largest relative feature norm of a probe in one run minus that in another, median over the probes.
+
+    The norm is relative to the mean over the step's batch, and smoothed by a running median.
+    """
+    return _over_probes(trajectories, run, other, lambda norms: norms.values[-1] / norms.values.max(0))
+
+
+def _over_probes(
+    trajectories: Trajectories, run: str, other: str, statistic: Callable[[Series], np.ndarray]
+) -> Estimate:
+    """Median over the probes of a statistic ``[P]`` of the relative feature norms, one run minus another."""
+    missing = missing_run(trajectories, run, other)
+    if missing:
+        return Estimate.unknown(missing)
+    norms = [relative_feature_norms(trajectories[name], SMOOTH) for name in (run, other)]
+    if min(len(series) for series in norms) < FEWEST_STEPS:
+        return Estimate.unknown(f"the feature norms were measured at fewer than {FEWEST_STEPS} steps")
+    ours, theirs = (statistic(series) for series in norms)
+    return Estimate(float(np.median(ours - theirs)))

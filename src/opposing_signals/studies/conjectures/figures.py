@@ -1,0 +1,137 @@
+"""The conjectures of §3.4 and §5 and of the talk: the jobs of a grid beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from opposing_signals.signals import Trajectory
+from opposing_signals.studies import style
+from opposing_signals.studies.curvature.metrics import SMOOTH, relative_feature_norms
+
+ZOOM = 40
+"""Steps shown around a pair's selecting step."""
+
+
+def descents(trajectories: Mapping[str, Trajectory], title: str, by_time: bool = False) -> Figure:
+    """Train loss, sharpness and sensitivity of all jobs, and below them each job's dominant pair.
+
+    Args:
+        trajectories: One a job.
+        title: Of the figure.
+        by_time: The upper panels show the time Σ η instead of steps, so that step sizes can be compared.
+    """
+    figure = style.figure(max(11, 2.9 * len(trajectories)), 6.6, title)
+    parts: Any = figure.subfigures(2, 1, height_ratios=[1.15, 1])
+    upper, lower = parts
+    loss, sharpness, jacobian = upper.subplots(1, 3, sharex=True)
+    colours = _colours(trajectories)
+    thresholds = {2 / trajectory.step_size for trajectory in trajectories.values()}
+    for name, trajectory in trajectories.items():
+        unit = trajectory.step_size if by_time else 1
+        for axes, series in (
+            (loss, trajectory.mean_loss),
+            (sharpness, trajectory.sharpness),
+            (jacobian, trajectory.record["jacobian_norm"]),
+        ):
+            axes.plot(np.asarray(series.steps) * unit, series.values, color=colours[name], linewidth=0.9, label=name)
+        if len(thresholds) > 1:
+            sharpness.axhline(2 / trajectory.step_size, color=colours[name], linestyle="--", linewidth=0.7)
+    if len(thresholds) == 1:
+        sharpness.axhline(*thresholds, color=style.MUTED, linestyle="--", linewidth=0.9)
+    loss.set(title="train loss", ylim=(0, None))
+    loss.legend()
+    sharpness.set(title="sharpness λ (dashed: 2/η)", ylim=(0, None))
+    jacobian.set(title="spectral norm of the Jacobian", ylim=(0, None))
+    for axes in (loss, sharpness, jacobian):
+        axes.set_xlabel("time Σ η" if by_time else "step")
+    panels = lower.subplots(1, len(trajectories), squeeze=False)[0]
+    for axes, (name, trajectory) in zip(panels, trajectories.items(), strict=True):
+        _draw_dominant_pair(axes, name, trajectory)
+    return figure
+
+
+def _colours(trajectories: Mapping[str, Trajectory]) -> dict[str, str]:
+    return {name: style.RUNS[number % len(style.RUNS)] for number, name in enumerate(trajectories)}
+
+
+def _draw_dominant_pair(axes: Axes, name: str, trajectory: Trajectory) -> None:
+    """The mean losses of the dominant pair's groups around its selecting step."""
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if not trajectory.pairs:
+        axes.set_title(f"{name}: no pair")
+        return
+    pair = trajectory.pairs[0]
+    rows = slice(max(pair.window[0], pair.change - ZOOM // 2), min(pair.window[1], pair.change + ZOOM // 2) + 1)
+    losses = trajectory.losses
+    for group, colour in zip(pair.groups, style.PAIRS[0], strict=True):
+        axes.plot(losses.steps[rows], losses.values[rows][:, group].mean(1), color=colour, marker="o", markersize=2)
+    axes.plot(losses.steps[rows], losses.values[rows].mean(1), color=style.INK, linewidth=1.5)
+    axes.set_title(f"{name}\ndominant pair: correlation {pair.correlation:.2f}", fontsize=9)
+
+
+# -- batch norm -------------------------------------------------------------------------------------------------------
+
+
+def group_variance(trajectories: Mapping[str, Trajectory]) -> Figure:
+    """A panel a job: losses of the dominant pairs' groups, of a random subset of equal size, and of all points."""
+    columns = 2
+    rows = -(-len(trajectories) // columns)
+    figure = style.figure(12, 0.6 + 3 * rows, "Losses of opposing groups with and without batch norm, GD and SGD")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex="row").ravel()
+    for axes, (name, trajectory) in zip(panels, trajectories.items(), strict=False):
+        losses = trajectory.losses
+        values = np.asarray(losses.values)
+        for number, pair in enumerate(trajectory.pairs):
+            shown = slice(pair.window[0], pair.window[1] + 1)
+            for group, colour in zip(pair.groups, style.PAIRS[number % 4], strict=True):
+                axes.plot(losses.steps[shown], values[shown][:, group].mean(1), color=colour, linewidth=0.8)
+        draw = np.random.default_rng(0).choice(values.shape[1], min(20, values.shape[1]), replace=False)
+        axes.plot(losses.steps, values[:, draw].mean(1), color=style.MUTED, linewidth=0.8, label="20 random points")
+        axes.plot(losses.steps, values.mean(1), color=style.INK, linewidth=1.6, label="train loss")
+        axes.set(title=name, xlabel="step", ylim=(0, None))
+        axes.legend()
+    for axes in panels[len(trajectories) :]:
+        axes.set_visible(False)
+    return figure
+
+
+# -- SAM and 1-SAM ----------------------------------------------------------------------------------------------------
+
+
+def probes_by_rule(trajectories: Mapping[str, Trajectory]) -> Figure:
+    """Relative feature norm of each probe under each rule, beside train loss and sharpness.
+
+    The thick line is a running median, the dot its peak.
+    """
+    first = next(iter(trajectories.values()))
+    probes = list(first.configuration["instruments"]["block_probe"]["probes"])
+    figure = style.figure(11.5, 6.4, "What SGD, SAM and 1-SAM make of pure signals: feature norm over the batch's mean")
+    columns = -(-(len(probes) + 2) // 2)
+    panels = figure.subplots(2, columns, sharex=True).ravel()
+    colours = _colours(trajectories)
+    for name, trajectory in trajectories.items():
+        norms, smoothed = relative_feature_norms(trajectory), relative_feature_norms(trajectory, SMOOTH)
+        for axes, noisy, values in zip(panels, norms.values.T, smoothed.values.T, strict=False):
+            axes.plot(norms.steps, noisy, color=colours[name], linewidth=0.5, alpha=0.3)
+            axes.plot(norms.steps, values, color=colours[name], linewidth=1.2, label=name)
+            peak = int(np.argmax(values))
+            axes.plot(norms.steps[peak], values[peak], "o", color=colours[name], markersize=5)
+        loss, sharpness = panels[len(probes) : len(probes) + 2]
+        loss.plot(trajectory.mean_loss.steps, trajectory.mean_loss.values, color=colours[name], linewidth=0.9)
+        measured = trajectory.sharpness
+        sharpness.plot(measured.steps, measured.values, color=colours[name], linewidth=0.9)
+    for axes, probe in zip(panels, [*probes, "train loss", "sharpness λ"], strict=False):
+        axes.set_title(probe)
+    for axes in panels[len(probes) + 2 :]:
+        axes.set_visible(False)
+    for axes in panels[-columns:]:
+        axes.set_xlabel("step")
+    panels[0].legend()
+    return figure

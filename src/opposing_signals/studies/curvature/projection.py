@@ -1,0 +1,79 @@
+"""Figure 6b: the iterates of several rules along one direction, and Adam's effective step size on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from opposing_signals.signals import Trajectory
+from opposing_signals.studies import style
+from opposing_signals.studies.curvature.metrics import SizeAlongV, sizes_by_floor_distance
+
+ZOOM = 80
+
+
+def projection(
+    trajectories: Mapping[str, Trajectory], descent: str = "mlp5k_gd", adaptive: str = "mlp5k_adam"
+) -> Figure:
+    """Projections of the rules' iterates on v over steps; Adam's effective step size against distance to the floor.
+
+    The effective step size leaves momentum and gradient out; beside it stands the step that Adam takes along v.
+
+    Args:
+        trajectories: One run a rule.
+        descent: Name of the run under gradient descent, whose break-even is marked.
+        adaptive: Name of the run under Adam.
+    """
+    figure = style.figure(11, 8.2, "Iterates projected on the top eigenvector of gradient descent at break-even")
+    grid = figure.add_gridspec(3, 3, height_ratios=[1.3, 1, 1])
+    break_even = trajectories[descent].break_even if descent in trajectories else None
+    overview, zoomed = figure.add_subplot(grid[0, :]), figure.add_subplot(grid[1, :])
+    colours = dict(zip(trajectories, style.RUNS, strict=False))
+    for name, trajectory in trajectories.items():
+        series = trajectory.record["projection"]
+        for axes in (overview, zoomed):
+            axes.plot(series.steps, series.values, color=colours[name], linewidth=0.9, label=name)
+    overview.set_title("projection on v (dotted: break-even of gradient descent)")
+    overview.legend(ncols=len(trajectories))
+    first = break_even or 0
+    zoomed.set(title=f"the same, {ZOOM} steps around break-even", xlim=(first - ZOOM // 4, first + 3 * ZOOM // 4))
+    for axes in (overview, zoomed):
+        style.mark_break_even(axes, break_even)
+        axes.set_xlabel("step")
+    if adaptive in trajectories:
+        sizes, steps, floor = (figure.add_subplot(grid[2, column]) for column in range(3))
+        colour = colours[adaptive]
+        _draw_against_distance(sizes, trajectories[adaptive], "effective_step_size", first, colour)
+        sizes.set_title("Adam's effective step size on v")
+        _draw_against_distance(steps, trajectories[adaptive], "step_along_v", first, colour)
+        steps.set_title("size of Adam's steps along v")
+        _draw_floor(floor, trajectories[adaptive], break_even, colour)
+    return figure
+
+
+def _draw_against_distance(
+    axes: Axes, trajectory: Trajectory, quantity: SizeAlongV, first_step: int, colour: str
+) -> None:
+    distance, size = sizes_by_floor_distance(trajectory, quantity, first_step)
+    axes.plot(distance, size, ".", color=colour, markersize=3)
+    axes.set(xlabel="distance to the valley's floor", yscale="log")
+    if len(size) > 2:
+        axes.axhline(float(np.median(size)), color=style.MUTED, linestyle="--", linewidth=0.9, label="median")
+        axes.legend(title=f"correlation {np.corrcoef(distance, size)[0, 1]:.2f}")
+
+
+def _draw_floor(axes: Axes, trajectory: Trajectory, break_even: int | None, colour: str) -> None:
+    """The floor is where the expansion of the loss along v is lowest: the projection less the signed distance."""
+    along, distance = trajectory.record["projection"], trajectory.record["floor_distance"]
+    measured = np.isin(along.steps, distance.steps)
+    axes.plot(along.steps, along.values, color=colour, label="Adam")
+    floor = np.asarray(along.values)[measured] - np.asarray(distance.values)
+    axes.plot(distance.steps, floor, color=style.INK, linewidth=0.7, label="floor")
+    style.mark_break_even(axes, break_even)
+    reach = np.ptp(along.values)
+    axes.set(title="Adam and the floor along v", xlabel="step")
+    axes.set_ylim(np.min(along.values) - reach, np.max(along.values) + reach)
+    axes.legend(ncols=2)

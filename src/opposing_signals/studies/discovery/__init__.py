@@ -1,0 +1,1 @@
+"""Whether the search finds pairs that are known."""

@@ -1,0 +1,65 @@
+"""Statistics of the opposing pairs that are found by machine: are they the true ones, and found again otherwise?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from opposing_signals.signals import Trajectory, agreement, match_pair, nearest_planted, stability
+from opposing_signals.studies.claim import Estimate
+from opposing_signals.studies.groups.claims import Trajectories, block_bootstrap, only_run
+
+
+def planted_match(trajectories: Trajectories, features: Sequence[str]) -> Estimate:
+    """Smallest F1, over the runs, of the dominant pair with the planted pair that is most like it."""
+    return Estimate(min(_planted_f1(trajectory, features) for trajectory in trajectories.values()))
+
+
+def _planted_f1(trajectory: Trajectory, features: Sequence[str]) -> float:
+    if not trajectory.discoveries:
+        return 0.0
+    dominant = trajectory.discoveries[0]
+    planted = nearest_planted(dominant, trajectory.dataset, features)
+    return 0.0 if planted is None else match_pair(dominant.groups, planted[1]).f1
+
+
+def planted_correlation(trajectories: Trajectories, features: Sequence[str]) -> Estimate:
+    """Correlation of the one-step changes of the two planted groups that the dominant pair is most like, while active.
+
+    The groups are those of the truth, so that no selection by loss is behind the value.
+    """
+    trajectory = only_run(trajectories)
+    if not trajectory.discoveries:
+        return Estimate.unknown("no opposing pair was found")
+    pair = trajectory.discoveries[0]
+    planted = nearest_planted(pair, trajectory.dataset, features)
+    if planted is None:
+        return Estimate.unknown(f"no images of two classes bear {' or '.join(features)}")
+    steps = trajectory.changes.steps
+    rows = np.flatnonzero((steps >= pair.appears) & (steps <= pair.fades))
+    one, other = (trajectory.changes.values[rows][:, group].mean(1, dtype=np.float64) for group in planted[1])
+
+    def correlation(chosen: np.ndarray | slice) -> float:
+        return float(np.corrcoef(one[chosen], other[chosen])[0, 1])
+
+    return Estimate(correlation(slice(None)), block_bootstrap(correlation, len(rows)))
+
+
+def ways_agree(trajectories: Trajectories) -> Estimate:
+    """Smallest F1, over the runs, of the dominant pair by loss series with that by gradients most like it."""
+    if not any(trajectory.discoveries for trajectory in trajectories.values()):
+        return Estimate.unknown("no opposing pair was found")
+    return Estimate(
+        min(
+            (agreement(trajectory.discoveries[:1], trajectory.gradient_discoveries) or [0.0])[0]
+            for trajectory in trajectories.values()
+        )
+    )
+
+
+def found_again(trajectories: Trajectories) -> Estimate:
+    """Mean over the runs of the F1 of the dominant pair with the pair of each other run that is most like it."""
+    if len(trajectories) < 2:
+        return Estimate.unknown("there is one run")
+    return Estimate(float(np.mean(stability([trajectory.discoveries for trajectory in trajectories.values()]))))

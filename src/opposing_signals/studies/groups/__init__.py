@@ -1,0 +1,1 @@
+"""Opposing groups and their losses: figures 1 and 36, and spikes."""

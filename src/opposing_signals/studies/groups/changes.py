@@ -1,0 +1,61 @@
+"""Figure 36 and the talk's histograms: how the losses of all points change in one step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import scipy
+from matplotlib.figure import Figure
+
+from opposing_signals.signals import Trajectory
+from opposing_signals.studies import style
+
+
+def share_increasing(trajectories: Mapping[str, Trajectory]) -> Figure:
+    """Share of training points whose loss rises, at each step of each run."""
+    figure = style.figure(
+        3.9 * max(2, len(trajectories)), 3.6, "About half of the training points rise in loss at each step"
+    )
+    panels = np.atleast_1d(figure.subplots(1, len(trajectories), sharey=True))
+    for axes, (name, trajectory), colour in zip(panels, trajectories.items(), style.RUNS, strict=False):
+        changes = trajectory.changes
+        shares = (changes.values > 0).mean(1)
+        axes.axhspan(0.4, 0.6, color="#f0f1f3", zorder=0)
+        axes.plot(changes.steps, shares, ".", color=colour, markersize=3)
+        style.mark_break_even(axes, trajectory.break_even)
+        axes.set(title=f"{name}: median {np.median(shares):.2f}", xlabel="step", ylim=(0, 1))
+    panels[0].set_ylabel("share of points with Δᵢ > 0")
+    return figure
+
+
+def change_distribution(trajectories: Mapping[str, Trajectory], panels: int = 4) -> Figure:
+    """Histogram of the one-step changes Δ_i at several steps, beside a Gaussian of equal variance.
+
+    Args:
+        trajectories: One run.
+        panels: Steps shown, evenly spaced from break-even (or from the start) to the end.
+    """
+    (trajectory,) = trajectories.values()
+    changes = trajectory.changes
+    figure = style.figure(
+        3.2 * panels, 3.6, "One step changes the loss of a few training points far more than the rest"
+    )
+    first = 0 if trajectory.break_even is None else int(np.searchsorted(changes.steps, trajectory.break_even))
+    rows = np.linspace(first, len(changes) - 1, panels).round().astype(int)
+    for axes, row in zip(figure.subplots(1, panels), rows, strict=True):
+        values = np.asarray(changes.values[row], dtype=np.float64)
+        reach = float(np.abs(values).max()) or 1.0
+        edges = np.linspace(-reach, reach, 81)
+        axes.hist(values, edges, color=style.RUNS[0], log=True)
+        width = edges[1] - edges[0]
+        gaussian = len(values) * width * scipy.stats.norm.pdf(edges, values.mean(), values.std() or 1.0)
+        axes.plot(edges, gaussian, color=style.RUNS[1], label="Gaussian")
+        axes.set(
+            title=f"step {changes.steps[row]}: kurtosis {scipy.stats.kurtosis(values):.1f}",
+            xlabel="Δᵢ",
+            ylim=(0.5, None),
+        )
+    figure.axes[0].set_ylabel("training points")
+    figure.axes[0].legend()
+    return figure

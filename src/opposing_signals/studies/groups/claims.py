@@ -1,0 +1,186 @@
+"""Statistics of runs that claims compare with a threshold.
+
+Each takes the trajectories of an experiment by run name and returns an `Estimate`; a run that cannot tell gives
+`Estimate.unknown` with the reason. Intervals over steps are moving-block bootstraps (Künsch 1989), because successive
+steps depend on each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import scipy
+
+from opposing_signals.signals.pairs import OpposingPair
+from opposing_signals.signals.trajectory import Trajectory
+from opposing_signals.studies.claim import Estimate
+
+FEWEST_STEPS = 10
+"""A statistic over fewer steps than this is not given."""
+
+Trajectories = Mapping[str, Trajectory]
+
+
+def pair_correlation(trajectories: Trajectories) -> Estimate:
+    """Largest correlation, over the dominant pairs, of the two groups' one-step changes, selecting step left out."""
+    trajectory = only_run(trajectories)
+    if not trajectory.pairs:
+        return Estimate.unknown("no opposing pair was found")
+    weakest = max(trajectory.pairs, key=lambda pair: pair.correlation)
+    window = _window_without_selection(weakest)
+    upper = trajectory.changes.values[:, weakest.rising].mean(1)[window]
+    lower = trajectory.changes.values[:, weakest.falling].mean(1)[window]
+    interval = block_bootstrap(lambda rows: float(np.corrcoef(upper[rows], lower[rows])[0, 1]), len(window))
+    return Estimate(weakest.correlation, interval)
+
+
+def group_amplitude_ratio(trajectories: Trajectories, random_groups: int = 200) -> Estimate:
+    """Smallest ratio, over the dominant groups, of median abs one-step change to that of a random group of equal size.
+
+    The random group's is the mean over ``random_groups`` draws at each step, over the same window.
+    """
+    trajectory = only_run(trajectories)
+    if not trajectory.pairs:
+        return Estimate.unknown("no opposing pair was found")
+    return min(
+        (
+            _amplitude_ratio(trajectory, group, pair.window, random_groups)
+            for pair in trajectory.pairs
+            for group in pair.groups
+        ),
+        key=lambda estimate: estimate.value,
+    )
+
+
+def _amplitude_ratio(
+    trajectory: Trajectory, group: np.ndarray, window: tuple[int, int], random_groups: int
+) -> Estimate:
+    changes = trajectory.changes.values[slice(*window)]
+    generator = np.random.default_rng(0)
+    draws = [generator.choice(changes.shape[1], len(group), replace=False) for _ in range(random_groups)]
+    random = np.mean([np.abs(changes[:, draw].mean(1)) for draw in draws], axis=0)
+    dominant = np.abs(changes[:, group].mean(1))
+
+    def ratio(rows: np.ndarray | slice) -> float:
+        return float(np.median(dominant[rows]) / np.median(random[rows]))
+
+    return Estimate(ratio(slice(None)), block_bootstrap(ratio, len(random)))
+
+
+def spike_concentration(trajectories: Trajectories, steps: float = 0.05, points: float = 0.01) -> Estimate:
+    """Share of the summed positive change carried by the top points by Δ_i, mean over the steps of most rise in L."""
+    trajectory = only_run(trajectories)
+    changes = trajectory.changes.values
+    rises = changes.mean(1, dtype=np.float64)
+    count = max(1, round(steps * len(rises)))
+    spikes = np.argsort(-rises)[:count]
+    spikes = spikes[rises[spikes] > 0]
+    if len(rises) < FEWEST_STEPS or not len(spikes):
+        return Estimate.unknown(f"the loss rises in {len(spikes)} of {len(rises)} steps")
+    top = max(1, round(points * changes.shape[1]))
+    positive = np.sort(np.maximum(changes[spikes], 0).astype(np.float64), axis=1)
+    shares = positive[:, -top:].sum(1) / positive.sum(1)
+    return Estimate(float(shares.mean()), block_bootstrap(lambda rows: float(shares[rows].mean()), len(shares)))
+
+
+def sharpness_over_threshold(trajectories: Trajectories) -> Estimate:
+    """Median of λ/(2/η) over the measured steps from break-even on."""
+    trajectory = only_run(trajectories)
+    late = trajectory.after_break_even(trajectory.sharpness)
+    if len(late) < FEWEST_STEPS:
+        return Estimate.unknown(too_few_steps(trajectory, len(late)))
+    return median_over_steps(late.values * trajectory.step_size / 2)
+
+
+def peak_sharpness_over_threshold(trajectories: Trajectories) -> Estimate:
+    """Largest measured λ/(2/η)."""
+    trajectory = only_run(trajectories)
+    return Estimate(float(np.max(trajectory.sharpness.values)) * trajectory.step_size / 2)
+
+
+def interval_coverage(trajectories: Trajectories) -> Estimate:
+    """Largest share, over the dominant pairs, of a span of x that is one group as an interval and the other around it.
+
+    See `opposing_signals.signals.interval_coverage`. The pair is named by its rank in amplitude, and the coverage of
+    the largest pair stands beside it.
+    """
+    trajectory = only_run(trajectories)
+    coverages = trajectory.interval_coverages
+    if not coverages:
+        return Estimate.unknown("no opposing pair was found")
+    best = int(np.argmax(coverages))
+    beside = "" if best == 0 else f"; the largest pair's is {coverages[0]:.3g}"
+    return Estimate(coverages[best], reason=f"pair {best + 1} of {len(coverages)} by amplitude{beside}")
+
+
+def share_increasing(trajectories: Trajectories, run: str, after_break_even: bool) -> Estimate:
+    """Median over steps of the share of training points with Δ_i > 0."""
+    if run not in trajectories:
+        return Estimate.unknown(f"the run {run} is missing")
+    trajectory = trajectories[run]
+    changes = trajectory.after_break_even(trajectory.changes) if after_break_even else trajectory.changes
+    if len(changes) < FEWEST_STEPS:
+        return Estimate.unknown(too_few_steps(trajectory, len(changes)))
+    return median_over_steps((changes.values > 0).mean(1))
+
+
+def change_kurtosis(trajectories: Trajectories) -> Estimate:
+    """Median over the steps from break-even on of the excess kurtosis of Δ_i over the training points."""
+    trajectory = only_run(trajectories)
+    changes = trajectory.after_break_even(trajectory.changes)
+    if len(changes) < FEWEST_STEPS:
+        return Estimate.unknown(too_few_steps(trajectory, len(changes)))
+    return median_over_steps(np.array([scipy.stats.kurtosis(row.astype(np.float64)) for row in changes.values]))
+
+
+def change_concentration(trajectories: Trajectories, points: float = 0.01) -> Estimate:
+    """Median over the steps from break-even on of the share of Σ abs Δ_i that the top points hold."""
+    trajectory = only_run(trajectories)
+    changes = trajectory.after_break_even(trajectory.changes)
+    if len(changes) < FEWEST_STEPS:
+        return Estimate.unknown(too_few_steps(trajectory, len(changes)))
+    top = max(1, round(points * changes.values.shape[1]))
+    sizes = np.sort(np.abs(changes.values).astype(np.float64), axis=1)
+    return median_over_steps(sizes[:, -top:].sum(1) / sizes.sum(1))
+
+
+def only_run(trajectories: Trajectories) -> Trajectory:
+    """The run of an experiment that has one."""
+    (trajectory,) = trajectories.values()
+    return trajectory
+
+
+def _window_without_selection(pair: OpposingPair) -> np.ndarray:
+    return np.delete(np.arange(*pair.window), pair.change - pair.window[0])
+
+
+def missing_run(trajectories: Trajectories, *runs: str) -> str:
+    """Which of the runs is missing, in words; empty if they are all there."""
+    return next((f"the run {run} is missing" for run in runs if run not in trajectories), "")
+
+
+def too_few_steps(trajectory: Trajectory, steps: int) -> str:
+    """Why a statistic over ``steps`` steps from break-even on is not given."""
+    if trajectory.break_even is None:
+        return "λ did not reach 2/η"
+    return f"{steps} steps after break-even at step {trajectory.break_even}; at least {FEWEST_STEPS} are needed"
+
+
+def median_over_steps(values: np.ndarray) -> Estimate:
+    """The median of ``values`` ``[T]`` with its interval."""
+    return Estimate(float(np.median(values)), block_bootstrap(lambda rows: float(np.median(values[rows])), len(values)))
+
+
+def block_bootstrap(
+    statistic: Callable[[np.ndarray], float], steps: int, draws: int = 500
+) -> tuple[float, float] | None:
+    """95% percentile interval of ``statistic(rows)`` under a moving-block bootstrap of the rows 0 to ``steps`` − 1."""
+    if steps < FEWEST_STEPS:
+        return None
+    block = round(steps ** (1 / 3)) + 1
+    generator = np.random.default_rng(0)
+    starts = generator.integers(steps - block + 1, size=(draws, -(-steps // block)))
+    rows = (starts[:, :, None] + np.arange(block)).reshape(draws, -1)[:, :steps]
+    low, high = np.nanpercentile([statistic(row) for row in rows], [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,62 @@
+"""Loss spikes: the two groups of examples that moved against each other around each, and who they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpecFromSubplotSpec
+from matplotlib.ticker import MaxNLocator
+
+from opposing_signals.signals import Spike, Trajectory
+from opposing_signals.studies import style
+from opposing_signals.studies.groups.figures import classes, draw_images
+
+
+def loss_spikes(trajectory: Trajectory, spikes: Sequence[Spike], thumbnails: int = 20, zoom: int = 24) -> Figure:
+    """A row a spike: the losses of its two groups against each other, and their images, where there are any.
+
+    Args:
+        trajectory: The run that the spikes are of.
+        spikes: As `opposing_signals.signals.find_spikes` gives them; at least one.
+        thumbnails: Images shown a group.
+        zoom: Steps shown around a spike.
+    """
+    has_images = trajectory.dataset.images is not None
+    figure = style.figure(13 if has_images else 8, 1 + 3.3 * len(spikes), trajectory.title)
+    grid = figure.add_gridspec(len(spikes), 2 if has_images else 1, width_ratios=[1.25, 1] if has_images else None)
+    for row, spike in enumerate(spikes):
+        groups = [group for group in (spike.rising, spike.falling) if len(group)]
+        _draw_losses(figure.add_subplot(grid[row, 0]), trajectory, spike, groups, zoom)
+        if has_images:
+            sheets = GridSpecFromSubplotSpec(2, 1, grid[row, 1])
+            for place, (group, look, moves) in enumerate(zip(groups, style.GROUPS, ("rise", "fall"), strict=False)):
+                axes = figure.add_subplot(sheets[place])
+                name = f"{moves} at step {spike.step}"
+                draw_images(axes, trajectory.dataset, group, look["color"], name, thumbnails)
+    return figure
+
+
+def _draw_losses(axes: Axes, trajectory: Trajectory, spike: Spike, groups: list[np.ndarray], zoom: int) -> None:
+    steps, values = trajectory.losses_between(spike.step - zoom // 2, spike.step + zoom // 2 + 1)
+    dataset = trajectory.dataset
+    named = dataset.targets.ndim == 1 and dataset.is_classification and len(dataset.class_names) > 1
+    for group, look in zip(groups, style.GROUPS, strict=False):
+        name = classes(dataset, group) if named else f"{len(group)} examples"
+        axes.plot(*_broken(steps, values[:, group].mean(1)), **look, markersize=4, label=name)
+    axes.plot(*_broken(steps, values.mean(1)), color=style.INK, linewidth=2, label="mean of all that are followed")
+    axes.axvspan(spike.step, spike.step + 1, color="#e6e7ea", zorder=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    carried = f"step {spike.step}: {len(spike.rising)} of {len(dataset)} examples carry {spike.share:.0%} of the rise"
+    if spike.correlation is not None:
+        carried += f"; correlation {spike.correlation:.2f}"
+    axes.set(title=carried, xlabel="step", ylabel="mean loss", ylim=(0, None))
+    style.legend_above(axes, 3)
+
+
+def _broken(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A line that ends where steps were not measured: NaN between two that do not follow each other."""
+    gaps = np.flatnonzero(np.diff(steps) > 1) + 1
+    return np.insert(steps.astype(float), gaps, np.nan), np.insert(values.astype(float), gaps, np.nan)

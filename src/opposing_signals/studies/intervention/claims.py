@@ -1,0 +1,54 @@
+"""Statistics of branches that leave a run just before a spike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from opposing_signals.studies.claim import Estimate
+from opposing_signals.studies.groups.claims import Trajectories
+from opposing_signals.studies.intervention.branches import Branches, branches_by_spike
+
+DRAWS = 1000
+RANDOM = "remove_random"
+
+
+def spike_advantage(trajectories: Trajectories, kind: str, behind: int | None = None) -> Estimate:
+    """Mean over spikes and draws of (spike after removing random points - spike after the intervention) / spike.
+
+    A spike is the largest one-step rise of the mean loss of the points that no branch touches; one that never rises
+    counts as 0. Rises later than ``behind`` steps behind the reference's spike belong to another spike; None counts
+    all of the branch.
+    """
+    return _advantage(trajectories, kind, partial(Branches.spike_size, behind=behind))
+
+
+def sharpness_advantage(trajectories: Trajectories, kind: str) -> Estimate:
+    """Mean over spikes and draws of (λ after removing random points - λ after the intervention) / λ, medians of steps.
+
+    λ is that of the loss that the branch trains on.
+    """
+    return _advantage(trajectories, kind, Branches.sharpness)
+
+
+def _advantage(trajectories: Trajectories, kind: str, size: Callable[[Branches, str], float]) -> Estimate:
+    """The interval resamples spikes, and draws within a spike."""
+    differences = []
+    for branches in branches_by_spike(trajectories).values():
+        randoms = branches.names(RANDOM)
+        if kind not in branches.runs or "control" not in branches.runs or not randoms:
+            continue
+        control = size(branches, "control")
+        if control > 0:
+            differences.append([(size(branches, name) - size(branches, kind)) / control for name in randoms])
+    if not differences:
+        return Estimate.unknown("no spike has a control with a rise, this intervention and a random one")
+    generator = np.random.default_rng(0)
+    means = []
+    for _ in range(DRAWS):
+        chosen = (differences[i] for i in generator.integers(len(differences), size=len(differences)))
+        means.append(np.mean([generator.choice(row, len(row)).mean() for row in chosen]))
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Estimate(float(np.mean([np.mean(row) for row in differences])), (float(low), float(high)))

@@ -1,0 +1,1 @@
+"""SGD, Adam and SplitSGD: figures 6a, 37 and 39 to 45."""

@@ -1,0 +1,219 @@
+"""Statistics of stochastic training: opposing groups under SGD, and update rules over a grid of settings.
+
+The final train loss of a run is the mean over the steps of its last epoch. Intervals resample those steps, the same
+ones for every run, as all use the same batches. A run that was stopped because its loss is not finite counts, with an
+infinite loss; a job that failed for another reason leaves a hole in the grid, of which nothing is then said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import numpy as np
+
+from opposing_signals.signals import OpposingPair, Runs, Trajectory
+from opposing_signals.studies.claim import Estimate
+from opposing_signals.studies.curvature.metrics import detrended, gap_changes
+from opposing_signals.studies.groups.claims import (
+    FEWEST_STEPS,
+    Trajectories,
+    block_bootstrap,
+    median_over_steps,
+    only_run,
+)
+from opposing_signals.studies.optimizers.rules import Quantity, final, under
+
+DRAWS = 200
+"""Random groups over which the variance of a random group is averaged."""
+
+SMALLEST = float(np.finfo(np.float32).tiny)
+"""A range counts as no smaller."""
+
+EARLY = 10
+"""Steps at the start that do not count: "after the first few training steps" (Appendix F.1)."""
+
+
+# -- figures 6a and 37 ------------------------------------------------------------------------------------------------
+
+
+def group_variance_ratio(trajectories: Trajectories) -> Estimate:
+    """Smallest ratio, over the dominant groups, of the variance of detrended loss to that of a random group's.
+
+    Over the steps in which the pair is active, without the two losses between which it was selected; a random group
+    has as many points, and its variance is the mean over many draws.
+    """
+    trajectory = only_run(trajectories)
+    ratios = [_variance_ratio(trajectory, pair, group) for pair in trajectory.pairs for group in pair.groups]
+    known = [ratio for ratio in ratios if ratio is not None]
+    if not known:
+        return Estimate.unknown("no opposing pair was found" if not ratios else _too_short())
+    return min(known, key=lambda estimate: estimate.value)
+
+
+def _variance_ratio(trajectory: Trajectory, pair: OpposingPair, group: np.ndarray) -> Estimate | None:
+    first, stop = pair.window
+    kept = np.setdiff1d(np.arange(first, stop + 1), [pair.change, pair.change + 1]) - first
+    if len(kept) < FEWEST_STEPS:
+        return None
+    losses = np.asarray(trajectory.losses.values)
+    generator = np.random.default_rng(0)
+    draws = [generator.choice(losses.shape[1], len(group), replace=False) for _ in range(DRAWS)]
+    ours, *theirs = (detrended(losses[:, points].mean(1))[first : stop + 1][kept] for points in (group, *draws))
+    squares, random = np.square(ours), np.square(theirs).mean(0)
+
+    def ratio(rows: np.ndarray | slice) -> float:
+        return float(squares[rows].mean() / random[rows].mean())
+
+    return Estimate(ratio(slice(None)), block_bootstrap(ratio, len(kept)))
+
+
+def sign_change_share(trajectories: Trajectories, middle: float = 0.55) -> Estimate:
+    """Share of the steps at which the gap between a pair's groups turns, in the pair farthest from the middle.
+
+    A gap turns where its one-step change has another sign than the one before; ``middle`` is that of the claimed
+    interval.
+    """
+    trajectory = only_run(trajectories)
+    turns = [np.diff(np.sign(gap_changes(trajectory, pair))) != 0 for pair in trajectory.pairs]
+    turns = [turn for turn in turns if len(turn) >= FEWEST_STEPS]
+    if not turns:
+        return Estimate.unknown("no opposing pair was found" if not trajectory.pairs else _too_short())
+    turn = max(turns, key=lambda turn: abs(float(turn.mean()) - middle))
+    return Estimate(float(turn.mean()), block_bootstrap(lambda rows: float(turn[rows].mean()), len(turn)))
+
+
+def _too_short() -> str:
+    return f"no opposing pair is active in {FEWEST_STEPS} steps"
+
+
+# -- figures 39 to 44: final values over a grid -----------------------------------------------------------------------
+
+
+def loss_over_best(trajectories: Trajectories, rule: str, others: str) -> Estimate:
+    """Largest final train loss under a rule over the smallest under the others."""
+    return _of_grid(
+        trajectories,
+        {"ours": (rule, None), "theirs": (others, None)},
+        lambda means: float(means["ours"].max() / means["theirs"].min()),
+    )
+
+
+def loss_variation(trajectories: Trajectories, rule: str) -> Estimate:
+    """Largest final train loss under a rule over the smallest, less 1."""
+    return _of_grid(
+        trajectories,
+        {"ours": (rule, None)},
+        lambda means: float(means["ours"].max() / means["ours"].min() - 1),
+        least=2,
+    )
+
+
+def largest_difference(trajectories: Trajectories, rule: str, other: str) -> Estimate:
+    """Largest relative difference of a final train loss under a rule from that of the other's run."""
+    return _of_grid(
+        trajectories,
+        {"ours": (rule, None), "theirs": (other, None)},
+        lambda means: float(np.abs(means["ours"] / means["theirs"] - 1).max()),
+    )
+
+
+def range_ratio(trajectories: Trajectories, rule: str, other: str, quantity: Quantity) -> Estimate:
+    """Largest less smallest final value under a rule, over the same under the other."""
+    return _of_grid(
+        trajectories,
+        {"ours": (rule, None), "theirs": (other, None)},
+        lambda means: _range(means["ours"]) / max(_range(means["theirs"]), SMALLEST),
+        quantity,
+        least=2,
+    )
+
+
+def dampening_difference(trajectories: Trajectories, strong: float = 0.9, weak: float = 0.0) -> Estimate:
+    """Largest difference, over η1, of SplitSGD's final train loss with dampening ``strong`` less that with ``weak``."""
+    grids = [[(rule.sgd_lr, rule.lr) for rule in under(_all_of(trajectories), "SplitSGD", t)] for t in (strong, weak)]
+    if grids[0] != grids[1]:
+        return Estimate.unknown(f"the runs with τ = {strong:g} and τ = {weak:g} have different step sizes")
+    return _of_grid(
+        trajectories,
+        {"strong": ("SplitSGD", strong), "weak": ("SplitSGD", weak)},
+        lambda means: float((means["strong"] - means["weak"]).max()),
+    )
+
+
+def _range(values: np.ndarray) -> float:
+    """Infinite if one of the values is."""
+    return float(np.max(values) - np.min(values)) if np.isfinite(values).all() else float("inf")
+
+
+def _all_of(trajectories: Trajectories) -> dict[str, Trajectory]:
+    runs = Runs.of(trajectories)
+    return {**runs, **runs.stopped}
+
+
+def _of_grid(
+    trajectories: Trajectories,
+    groups: Mapping[str, tuple[str, float | None]],
+    statistic: Callable[[dict[str, np.ndarray]], float],
+    quantity: Quantity = "train_loss",
+    least: int = 1,
+) -> Estimate:
+    """``statistic`` of the runs' final values, given by group of runs, in the order of η1 and learning rate.
+
+    Args:
+        trajectories: The runs of a sweep.
+        groups: What each group is called, and its rule and dampening.
+        statistic: Of the means ``[runs]`` over the last epoch.
+        quantity: Of which the final values are.
+        least: How many runs a group needs.
+    """
+    runs = Runs.of(trajectories)
+    if runs.failures.keys() - runs.stopped.keys():
+        return Estimate.unknown("failed: " + ", ".join(runs.failures.keys() - runs.stopped.keys()))
+    chosen = {group: under(_all_of(runs), *rule) for group, rule in groups.items()}
+    for group, (name, dampening) in groups.items():
+        if len(chosen[group]) < least:
+            found = "one run" if chosen[group] else "no run"
+            rule = name if dampening is None else f"{name} with τ = {dampening:g}"
+            return Estimate.unknown(f"{found} under {rule}: expected at least {least}")
+    values = {group: np.stack([final(run, quantity) for run in rules.values()]) for group, rules in chosen.items()}
+
+    def of_steps(rows: np.ndarray | slice) -> float:
+        return statistic({group: rows_of[:, rows].mean(1) for group, rows_of in values.items()})
+
+    with np.errstate(invalid="ignore"):
+        value = of_steps(slice(None))
+    if not np.isfinite(value):
+        return Estimate.unknown("it is not finite; stopped: " + (", ".join(runs.stopped) or "none"))
+    return Estimate(value, block_bootstrap(of_steps, next(iter(values.values())).shape[1]))
+
+
+# -- figures 39, 40 and 44b: signed steps -----------------------------------------------------------------------------
+
+
+def plain_share(trajectories: Trajectories) -> Estimate:
+    """Median over the steps, the first few left out, of the share of parameters with a plain step."""
+    runs = under(trajectories, "SplitSGD")
+    if len(runs) != 1:
+        return Estimate.unknown(f"{len(runs)} runs under SplitSGD: expected one")
+    (run,) = runs.values()
+    shares = 1 - _late_shares(run)
+    return median_over_steps(shares) if len(shares) else Estimate.unknown(f"the run ends before step {EARLY}")
+
+
+def signed_share(trajectories: Trajectories, which: Literal["smallest", "largest"], dampening: float) -> Estimate:
+    """Smallest or largest, over SplitSGD's runs, median over the steps of the share of signed steps.
+
+    The first few steps are left out.
+    """
+    shares = [_late_shares(run) for run in under(trajectories, "SplitSGD", dampening).values()]
+    shares = [share for share in shares if len(share)]
+    if not shares:
+        return Estimate.unknown(f"no run under SplitSGD with τ = {dampening:g}")
+    extreme = min if which == "smallest" else max
+    return median_over_steps(extreme(shares, key=lambda share: float(np.median(share))))
+
+
+def _late_shares(run: Trajectory) -> np.ndarray:
+    series = run.record["signed_share"]
+    return np.asarray(series.values)[np.asarray(series.steps) >= EARLY]

@@ -1,0 +1,284 @@
+"""Figures 6a, 37 and 39 to 44: opposing groups under SGD, and update rules over a grid of settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from opposing_signals.signals import Runs, Trajectory
+from opposing_signals.studies import style
+from opposing_signals.studies.curvature.metrics import moving_average
+from opposing_signals.studies.optimizers.rules import Quantity, Rule, final, steps_of_epoch, under
+
+LABELS = {
+    "train_loss": "train loss",
+    "test_accuracy": "test accuracy",
+    "signed_share": "share of signed steps",
+}
+PLAIN_SHARE = (0.2, 0.3), "70-80% plain"
+"""Band of the share of signed steps, and its name (Appendix F.1)."""
+SIGNED_SHARE = (0.1, 0.25), "10-25% signed"
+"""The same by §4.2."""
+TONES = ListedColormap(plt.get_cmap("viridis")(np.linspace(0, 0.88, 256)))
+"""Without the tones that are too light for a line."""
+
+Colour = str | tuple[float, float, float, float]
+
+
+# -- figures 6a and 37 ------------------------------------------------------------------------------------------------
+
+
+def sgd_groups(trajectories: Mapping[str, Trajectory], zoom: int = 60) -> Figure:
+    """The losses of each dominant pair, of a random group of equal size and of all points, around the selecting step.
+
+    Args:
+        trajectories: One run.
+        zoom: Steps shown of each pair.
+    """
+    (trajectory,) = trajectories.values()
+    pairs = trajectory.pairs
+    run, data = trajectory.configuration["run"]["name"], trajectory.record.provenance["data"]["name"]
+    batch = trajectory.configuration["batch"]
+    title = f"Opposing groups under SGD: {run}, {data}, batch {batch}, η = {trajectory.step_size:g}"
+    figure = style.figure(12, 8 if pairs else 4, title)
+    grid = figure.add_gridspec(1 + -(-len(pairs) // 2), 2)
+    overview = figure.add_subplot(grid[0, :])
+    losses, mean = trajectory.losses, trajectory.mean_loss
+    for number, pair in enumerate(pairs):
+        rows = slice(pair.window[0], pair.window[1] + 1)
+        for group, colour, name in zip(pair.groups, style.PAIRS[number % 4], "ab", strict=True):
+            series = losses.values[rows][:, group].mean(1)
+            overview.plot(losses.steps[rows], series, color=colour, linewidth=0.8, label=f"pair {number + 1}{name}")
+    overview.plot(mean.steps, mean.values, color=style.INK, linewidth=2, label="all points")
+    overview.set(ylabel="loss", xlabel="step")
+    overview.legend(ncols=2 * len(pairs) + 1, loc="upper right")
+    for number in range(len(pairs)):
+        axes = figure.add_subplot(grid[1 + number // 2, number % 2])
+        _draw_pair(axes, trajectory, number, zoom)
+    return figure
+
+
+def _draw_pair(axes: Axes, trajectory: Trajectory, number: int, zoom: int) -> None:
+    pair, losses, mean = trajectory.pairs[number], trajectory.losses, trajectory.mean_loss
+    first = int(np.clip(pair.change - zoom // 2, pair.window[0], max(pair.window[0], pair.window[1] - zoom)))
+    rows = slice(first, min(first + zoom, pair.window[1]) + 1)
+    steps = losses.steps[rows]
+    random = np.random.default_rng(number).choice(losses.values.shape[1], len(pair.rising), replace=False)
+    for group, colour, name in zip(pair.groups, style.PAIRS[number % 4], "ab", strict=True):
+        series = losses.values[rows][:, group].mean(1)
+        axes.plot(steps, series, color=colour, marker="o", markersize=2, label=f"{number + 1}{name}")
+    axes.plot(steps, losses.values[rows][:, random].mean(1), color=style.MUTED, label=f"{len(random)} random points")
+    axes.plot(steps, mean.values[rows], color=style.INK, linewidth=1.8, label="all points")
+    axes.set_title(
+        f"pair {number + 1}: correlation of changes {pair.correlation:.2f}", color=style.PAIRS[number % 4][0]
+    )
+    axes.set(xlabel="step", ylabel="loss")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.15 * (high - low))  # room for the legend
+    axes.legend(ncols=4, loc="upper right")
+
+
+# -- figures 39 to 44 -------------------------------------------------------------------------------------------------
+
+
+def rules(trajectories: Mapping[str, Trajectory]) -> Figure:
+    """Figure 39: train loss and test accuracy of every run, and SplitSGD's share of signed steps."""
+    runs = _all_of(trajectories)
+    names = [name for name in runs if Rule.of(runs[name]).name != "SplitSGD"]
+    colours: dict[str, Colour] = dict(zip(names, style.RUNS, strict=False))
+    figure, panels = _panels(runs, "SGD over step sizes, momentum and dampening against SplitSGD", 3)
+    for name, run in runs.items():
+        is_split = name not in colours
+        colour = colours.get(name, style.INK)
+        _draw_run(panels, run, color=colour, linewidth=2 if is_split else 1.2, label=str(Rule.of(run)))
+    _finish(panels, runs)
+    panels[0].legend()
+    return figure
+
+
+def plain_step_sizes(trajectories: Mapping[str, Trajectory], dampening: float = 0.9) -> Figure:
+    """Figures 40, 43b and 44a: SplitSGD with dampening τ over η1, and Adam.
+
+    Args:
+        trajectories: The runs.
+        dampening: τ of the runs shown.
+    """
+    runs = _all_of(trajectories)
+    split, adam = under(runs, "SplitSGD", dampening), under(runs, "Adam")
+    title = f"SplitSGD with τ = {dampening:g} over the plain step's size η₁, against Adam"
+    figure, panels = _panels(runs, title, 4)
+    _draw_plain_step_sizes(figure, panels[:3], split)
+    for rule, run in adam.items():
+        _draw_run(panels, run, color=style.INK, linestyle="--", linewidth=1.6, label=str(rule))
+    _finish(panels[:3], runs)
+    _draw_final_losses(panels[3], split, adam)
+    _legend(panels[0])
+    return figure
+
+
+def _draw_final_losses(axes: Axes, split: Mapping[Rule, Trajectory], adam: Mapping[Rule, Trajectory]) -> None:
+    """The final train loss over η1, and Adam's with 10% to each side; a run that was stopped has none."""
+    ends = {rule.sgd_lr or 0.0: final(run).mean() for rule, run in split.items()}
+    ends = {size: end for size, end in ends.items() if np.isfinite(end)}
+    plain = {size: end for size, end in ends.items() if size}
+    axes.plot(list(plain), list(plain.values()), "o-", color=style.RUNS[0], label="SplitSGD")
+    if 0.0 in ends:
+        axes.axhline(ends[0.0], color=style.RUNS[1], linestyle=":", label="SplitSGD η₁ = 0")
+    for rule, run in adam.items():
+        end = final(run).mean()
+        if not np.isfinite(end):
+            continue
+        axes.axhline(end, color=style.INK, linestyle="--", label=str(rule))
+        axes.axhspan(0.9 * end, 1.1 * end, color="#f0f1f3", zorder=0)
+    low, high = axes.get_ylim()
+    if plain:
+        axes.set_xscale("log")
+    axes.set(xlabel="η₁ of SplitSGD", ylabel="final train loss", title="at the end (band: Adam ± 10%)")
+    axes.set_ylim(max(0.0, low - 0.2 * (high - low)), high + 0.4 * (high - low))
+    axes.legend(loc="upper left")
+
+
+def signed_shares(trajectories: Mapping[str, Trajectory]) -> Figure:
+    """Figure 44b: SplitSGD's share of signed steps, one panel for each dampening."""
+    runs = _all_of(trajectories)
+    dampenings = sorted({Rule.of(run).dampening or 0.0 for run in runs.values()})
+    figure, panels = _panels(runs, "Share of the parameters that SplitSGD moves by a signed step", len(dampenings))
+    for axes, dampening in zip(panels, dampenings, strict=True):
+        chosen = under(runs, "SplitSGD", dampening)
+        last = dampening == dampenings[-1]
+        _draw_plain_step_sizes(figure if last else None, [axes], chosen, ["signed_share"])
+        axes.set(title=f"τ = {dampening:g}", xlabel="step", ylabel=LABELS["signed_share"], ylim=(0, 1))
+        _band(axes, *SIGNED_SHARE)
+    return figure
+
+
+def learning_rates(trajectories: Mapping[str, Trajectory], quantity: Quantity) -> Figure:
+    """Figures 41 and 42: Adam and SplitSGD over learning rates.
+
+    Args:
+        trajectories: The runs.
+        quantity: What is drawn.
+    """
+    runs = _all_of(trajectories)
+    figure, panels = _panels(runs, f"Adam and SplitSGD over learning rates: {LABELS[quantity]}", 3)
+    for axes, name in zip(panels, ("Adam", "SplitSGD"), strict=False):
+        chosen = under(runs, name)
+        for (rule, run), colour in zip(chosen.items(), style.ramp(len(chosen)), strict=True):
+            _draw_run([axes], run, [quantity], color=colour, label=f"{_lr(name)} = {rule.lr:g}")
+        axes.set(title=name, xlabel="step", ylabel=LABELS[quantity])
+        axes.legend()
+    _same_limits(panels[:2])
+    _draw_final(panels[2], runs, ("Adam", "SplitSGD"), quantity)
+    return figure
+
+
+def learning_rates_of_both(trajectories: Mapping[str, Trajectory]) -> Figure:
+    """Figure 43a: SGD with momentum and Adam over learning rates, train loss and test accuracy."""
+    runs = _all_of(trajectories)
+    figure, panels = _panels(runs, "SGD with momentum and Adam over learning rates", 3)
+    for name, tones, line in (("SGD", "Blues", "-"), ("Adam", "Oranges", "--")):
+        chosen = under(runs, name)
+        shades = plt.get_cmap(tones)(np.linspace(0.45, 1, len(chosen)))
+        for (rule, run), colour in zip(chosen.items(), shades, strict=True):
+            _draw_run(panels[:2], run, color=tuple(colour), linestyle=line, label=f"{name} η = {rule.lr:g}")
+    _finish(panels[:2], runs)
+    panels[0].legend(ncols=2)
+    _draw_final(panels[2], runs, ("SGD", "Adam"), "train_loss")
+    return figure
+
+
+def _all_of(trajectories: Mapping[str, Trajectory]) -> dict[str, Trajectory]:
+    """Runs that were stopped are drawn as far as they came."""
+    runs = Runs.of(trajectories)
+    return {**runs, **runs.stopped}
+
+
+def _panels(runs: Mapping[str, Trajectory], title: str, count: int) -> tuple[Figure, list[Axes]]:
+    run = next(iter(runs.values()))
+    configuration, data = run.configuration, run.record.provenance["data"]["name"]
+    model = configuration["model"]
+    network = f"ResNet-{model['depth']} of width {model['width']}"
+    figure = style.figure(4.2 * count, 4, f"{title}\n{network}, {data}, batch {configuration['batch']}")
+    return figure, list(np.atleast_1d(figure.subplots(1, count)))
+
+
+def _draw_run(panels: Sequence[Axes], run: Trajectory, quantities: Sequence[str] = tuple(LABELS), **line: Any) -> None:
+    """A line in each panel whose quantity was recorded; the train loss is the batches', averaged over an epoch."""
+    for axes, quantity in zip(panels, quantities, strict=False):
+        if quantity in run.record:
+            series = run.record[quantity]
+            steps, values = np.asarray(series.steps), np.asarray(series.values, float)
+            steps, values = steps[np.isfinite(values)], values[np.isfinite(values)]  # a stopped run's last loss is not
+            if quantity == "train_loss" and len(values):
+                values = moving_average(values, steps_of_epoch(run))
+            axes.plot(steps, values, **line)
+
+
+def _draw_plain_step_sizes(
+    figure: Figure | None,
+    panels: Sequence[Axes],
+    chosen: Mapping[Rule, Trajectory],
+    quantities: Sequence[str] = tuple(LABELS),
+) -> None:
+    """Lines coloured by η1, with a colour bar; η1 = 0 has a colour of its own."""
+    sizes = [rule.sgd_lr for rule in chosen if rule.sgd_lr]
+    norm = LogNorm(min(sizes, default=1), max(sizes, default=10))
+    for rule, run in sorted(chosen.items(), key=lambda item: -(item[0].sgd_lr or 0.0)):
+        if rule.sgd_lr:
+            _draw_run(panels, run, quantities, color=TONES(norm(rule.sgd_lr)), linewidth=1.0)
+        else:
+            line = {"color": style.RUNS[1], "linestyle": ":", "linewidth": 2.0, "label": f"{rule.name} η₁ = 0"}
+            _draw_run(panels, run, quantities, **line)
+    if figure is not None and len(sizes) > 1:
+        figure.colorbar(ScalarMappable(norm, TONES), ax=panels[-1], label="η₁ of SplitSGD")
+
+
+def _draw_final(axes: Axes, runs: Mapping[str, Trajectory], names: Sequence[str], quantity: Quantity) -> None:
+    """The final value over the learning rate, one line for each rule."""
+    for name, colour in zip(names, style.RUNS, strict=False):
+        chosen = under(runs, name)
+        rates = [rule.lr for rule in chosen]
+        axes.plot(rates, [final(run, quantity).mean() for run in chosen.values()], "o-", color=colour, label=name)
+    axes.set(xscale="log", xlabel="learning rate", ylabel=f"final {LABELS[quantity]}", title="at the end")
+    axes.legend()
+
+
+def _finish(panels: Sequence[Axes], runs: Mapping[str, Trajectory]) -> None:
+    """Labels; the loss is cut off a little above where the runs start."""
+    for axes, quantity in zip(panels, LABELS, strict=False):
+        axes.set(xlabel="step", ylabel=LABELS[quantity])
+        if quantity == "signed_share":
+            axes.set_ylim(0, 1)
+            _band(axes, *PLAIN_SHARE)
+    starts = [float(run.record["train_loss"].values[0]) for run in runs.values()]
+    top = panels[0].get_ylim()[1]
+    panels[0].set_ylim(0, min([top, *(1.5 * start for start in starts if np.isfinite(start))]))
+
+
+def _band(axes: Axes, interval: tuple[float, float], name: str) -> None:
+    axes.axhspan(*interval, color="#f0f1f3", zorder=0)
+    axes.annotate(name, (0.01, np.mean(interval)), xycoords=("axes fraction", "data"), va="center", color=style.MUTED)
+
+
+def _same_limits(panels: Sequence[Axes]) -> None:
+    low, high = zip(*(axes.get_ylim() for axes in panels), strict=True)
+    for axes in panels:
+        axes.set_ylim(min(low), max(high))
+
+
+def _legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+
+
+def _lr(name: str) -> str:
+    return "η₂" if name == "SplitSGD" else "η"

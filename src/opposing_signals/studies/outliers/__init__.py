@@ -1,0 +1,1 @@
+"""The points whose loss changes most: figures 46 to 54."""

@@ -1,0 +1,1 @@
+"""Inputs that isolate a feature: figures 5 and 10 to 31."""

@@ -1,0 +1,1 @@
+"""Opposing tokens of language models: figures 7 to 9 and 45."""

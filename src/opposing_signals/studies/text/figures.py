@@ -1,0 +1,178 @@
+"""Figures 7, 8, 9 and 45: opposing pairs of tokens, and two optimizers on text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from opposing_signals.files import write_text
+from opposing_signals.signals import Trajectory
+from opposing_signals.signals.tokens import TokenPair, TokenTrack, losses_of
+from opposing_signals.studies import style
+from opposing_signals.studies.text.claims import detrended
+from opposing_signals.studies.text.tables import Section, found_sections, named_sections, plain
+from opposing_signals.templates import templates
+
+WIDTH = 62
+"""Characters of a context that are drawn."""
+
+
+def token_pair(trajectories: Mapping[str, Trajectory], pair: str, title: str, rows: int = 12, zoom: int = 60) -> Figure:
+    """The contexts of a named pair with their next tokens, and their losses around the step that moved them most.
+
+    Args:
+        trajectories: One run.
+        pair: One of `token_patterns.PAIRS`.
+        title: Of the figure.
+        rows: Contexts shown a group, those whose loss changed most.
+        zoom: Steps shown around the selecting step.
+    """
+    (trajectory,) = trajectories.values()
+    track = trajectory.tokens
+    found = track.named(pair)
+    data = trajectory.record.provenance["data"]["name"]
+    if found is None:
+        figure = style.figure(11, 2, f"{title}: {data}")
+        figure.subplots().set_axis_off()
+        figure.text(0.01, 0.4, "The followed text lacks one of the two patterns, or too few steps were measured.")
+        return figure
+    sections = named_sections(track, found, rows)
+    lines = [len(section.examples) + 1.2 for section in sections]
+    figure = style.figure(11, 3.2 + 0.21 * sum(lines), f"{title}: {data}")
+    losses, *tables = figure.subplots(3, 1, height_ratios=[11, *lines])
+    centre = found.pair.change
+    _draw_losses(losses, track, found, slice(max(0, centre - zoom // 2), centre + zoom // 2 + 1), style.PAIRS[0])
+    losses.axvline(track.before.steps[centre], color=style.MUTED, linewidth=0.8, linestyle=":")
+    losses.set_title(f"mean loss of each group; correlation of its changes {found.pair.correlation:.2f}")
+    losses.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
+    for axes, section, colour in zip(tables, sections, style.PAIRS[0], strict=True):
+        _draw_section(axes, section, colour)
+    return figure
+
+
+def _draw_losses(axes: Axes, track: TokenTrack, found: TokenPair, rows: slice, colours: Sequence[str]) -> None:
+    steps = np.asarray(track.before.steps)[rows]
+    for name, group, colour in zip(found.names, found.pair.groups, colours, strict=True):
+        axes.plot(
+            steps,
+            losses_of(track, group)[rows],
+            color=colour,
+            marker="o" if len(steps) < 100 else "",
+            markersize=2.5,
+            linewidth=0.9,
+            label=plain(name),
+        )
+    everything = np.asarray(track.before.values).mean(1, dtype=np.float64)[rows]
+    axes.plot(steps, everything, color=style.INK, linewidth=0.9, label="all tracked tokens")
+    axes.set(xlabel="step", ylabel="loss")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _draw_section(axes: Axes, section: Section, colour: str) -> None:
+    """One line a context: its end, the next token in brackets, and the two losses."""
+    axes.set_axis_off()
+    axes.set(xlim=(0, 1), ylim=(len(section.examples) - 0.5, -1.7))
+    axes.text(0, -1.2, section.title, color=colour, fontweight="bold", va="center", parse_math=False)
+    style_of: dict[str, Any] = {"family": "DejaVu Sans Mono", "fontsize": 7.5, "va": "center", "parse_math": False}
+    for line, example in enumerate(section.examples):
+        context = example.context if len(example.context) <= WIDTH else "…" + example.context[1 - WIDTH :]
+        axes.text(0.62, line, context, ha="right", **style_of)
+        axes.text(0.625, line, f"[{example.target}]", color=colour, fontweight="bold", **style_of)
+        axes.text(0.86, line, f"{example.before:6.2f} → {example.after:5.2f}", **style_of)
+
+
+def token_losses(trajectories: Mapping[str, Trajectory], pairs: Sequence[str], zoom: int = 60) -> Figure:
+    """Losses of the named pairs and of those that were found, over the run and around their selecting steps.
+
+    Args:
+        trajectories: One run.
+        pairs: Of `token_patterns.PAIRS`.
+        zoom: Steps around the selecting step.
+    """
+    (trajectory,) = trajectories.values()
+    track = trajectory.tokens
+    shown = [pair for name in pairs if (pair := track.named(name)) is not None] + track.pairs
+    data = trajectory.record.provenance["data"]["name"]
+    figure = style.figure(11, 0.8 + 2.1 * max(1, len(shown)), f"Losses of opposing tokens: {data}")
+    panels = figure.subplots(max(1, len(shown)), 2, squeeze=False, width_ratios=[1.4, 1])
+    for number, pair in enumerate(shown):
+        whole, close = panels[number]
+        centre, colours = pair.pair.change, style.PAIRS[number % 4]
+        _draw_losses(whole, track, pair, slice(None), colours)
+        _draw_losses(close, track, pair, slice(max(0, centre - zoom // 2), centre + zoom // 2 + 1), colours)
+        whole.axvline(track.before.steps[centre], color=style.MUTED, linewidth=0.8, linestyle=":")
+        whole.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)
+        first, stop = (track.before.steps[row] for row in (pair.pair.window[0], pair.pair.window[1] - 1))
+        close.set_title(f"correlation {pair.pair.correlation:.2f} over steps {first} to {stop}")
+    return figure
+
+
+def token_tables(
+    trajectories: Mapping[str, Trajectory], folder: Path, pair: str, rows: int = 20, largest: int = 200
+) -> None:
+    """Write ``tables.txt`` and ``tables.html``: a named pair's contexts, and the groups of one step's largest changes.
+
+    Args:
+        trajectories: One run.
+        folder: Of the experiment.
+        pair: One of `token_patterns.PAIRS`.
+        rows: Contexts a group.
+        largest: Rises, and falls, that are grouped by next token and shared context.
+    """
+    (trajectory,) = trajectories.values()
+    track = trajectory.tokens
+    named = track.named(pair)
+    row = len(track.changes) // 2 if named is None else named.pair.change
+    sections = ([] if named is None else named_sections(track, named, rows)) + found_sections(track, row, largest, rows)
+    data, step = trajectory.record.provenance["data"]["name"], int(track.before.steps[row])
+    head = f"Losses of next tokens at step {step} and behind it: {trajectory.configuration['run']['name']}, {data}"
+    text = [head, *("\n" + section.as_text() for section in sections)]
+    write_text(folder / "tables.txt", "\n".join(text) + "\n")
+    environment = templates("studies/text")
+    page = environment.get_template("tokens.html.j2").render(head=head, sections=sections)
+    write_text(folder / "tables.html", page)
+
+
+# -- figure 45 --------------------------------------------------------------------------------------------------------
+
+
+def adam_and_splitsgd(
+    trajectories: Mapping[str, Trajectory],
+    adam: str = "gpt2_adam",
+    split: str = "gpt2_splitsgd",
+    window: int = 50,
+    zoom: int = 100,
+) -> Figure:
+    """Train loss of both, their last oscillations, and SplitSGD's share of signed steps.
+
+    Args:
+        trajectories: One run a rule.
+        adam: Name of the run under Adam.
+        split: Name of the run under SplitSGD.
+        window: Steps of the running mean that is taken from the losses.
+        zoom: Steps at the end whose oscillations are shown.
+    """
+    figure = style.figure(12, 3.8, "Adam and SplitSGD on the initial stage of training GPT-2")
+    loss, oscillation, share = figure.subplots(1, 3)
+    for name, colour, label in ((adam, style.RUNS[0], "Adam"), (split, style.RUNS[1], "SplitSGD")):
+        if name not in trajectories:
+            loss.plot([], [], color=colour, label=f"{label}: no run")
+            continue
+        measured = trajectories[name].record["train_loss"]
+        loss.plot(measured.steps, measured.values, color=colour, linewidth=0.7, label=label)
+        last = detrended(np.asarray(measured.values, dtype=np.float64), window)[-zoom:]
+        oscillation.plot(measured.steps[-zoom:], last, color=colour, linewidth=0.9, label=label)
+    loss.set(title="train loss", xlabel="step")
+    loss.legend()
+    oscillation.set(title=f"the same without its running mean, last {zoom} steps", xlabel="step")
+    if split in trajectories:
+        shares = trajectories[split].record["signed_share"]
+        share.plot(shares.steps, shares.values, color=style.RUNS[1])
+    share.set(title="share of parameters with a signed step", xlabel="step", ylim=(0, 1))
+    return figure

@@ -1,0 +1,255 @@
+"""The computations of §3.3 as jobs: each fills the record of one run from the field ``theory`` of its configuration."""
+
+from __future__ import annotations
+
+import warnings
+from logging import getLogger
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from opposing_signals.errors import InputError, TrainingStoppedError
+from opposing_signals.provenance import recording
+from opposing_signals.record import Record
+from opposing_signals.studies.theory import deep, toy
+from opposing_signals.studies.theory.exact import fast_phase, step_sizes
+from opposing_signals.studies.theory.flow import gradient_descent, gradient_flow
+from opposing_signals.studies.theory.model import (
+    TheoremConditionWarning,
+    TwoLayerModel,
+    group_losses,
+    initial_state,
+    sharpness,
+)
+from opposing_signals.studies.theory.theorems import TheoremCheck, check_grid
+
+log = getLogger(__name__)
+
+PATH_FIELDS = ("t", "sharpness", "b_o", "c_squared", "b_squared", "o_bound")
+"""The rows of the quantity ``path``, each over the times of one trajectory of gradient flow."""
+LARGEST = 1e12
+"""Largest α, k or ratio of a grid: beyond it the first phase takes less than float64 resolves of the second."""
+
+
+def toy_valley(config: DictConfig, record: Record, logger: Any) -> None:  # noqa: ARG001 (jobs have one signature)
+    """Gradient descent on the toy valley of figure 4 while the feature's magnitude grows.
+
+    ``theory``: ``share`` of planes, first weight ``start``, ``magnitudes`` before and after, and the numbers of steps
+    ``settle`` in the first valley, ``sharpen`` on the way (evenly in the logarithm) and ``stay`` in the second.
+
+    Records for each step the weight ``w``, the ``minimum`` and the ``magnitude`` with which it is taken,
+    ``group_loss`` ``[2]`` of planes and others, ``train_loss``, and as ``sharpness`` the curvature at the minimum.
+    """
+    theory = config.theory
+    with recording(record, {"name": "toy valley of figure 4"}):
+        before, after = (_positive(name, theory.magnitudes[name]) for name in ("before", "after"))
+        settle, sharpen, stay = (_count(theory, name) for name in ("settle", "sharpen", "stay"))
+        ramp = np.geomspace(before, after, sharpen + 2)[1:-1]
+        magnitudes = np.concatenate([np.full(settle, before), ramp, np.full(stay, after)])
+        share = _number("share", theory.share)
+        path = toy.descend(_number("start", theory.start), _step_size(config), magnitudes, share)
+        for step, magnitude in enumerate(magnitudes):
+            losses = [path.losses.plane[step], path.losses.other[step]]
+            record.append("w", step, path.w[step])
+            record.append("magnitude", step, magnitude)
+            record.append("minimum", step, toy.minimum(magnitude, share))
+            record.append("group_loss", step, np.array(losses))
+            record.append("train_loss", step, path.losses.average[step])
+            record.append("sharpness", step, toy.curvature(magnitude, share))
+
+
+def linear_descent(config: DictConfig, record: Record, logger: Any) -> None:  # noqa: ARG001
+    """Gradient descent on the population loss of the two-layer model.
+
+    ``theory``: the fields of `TwoLayerModel`. Records for each step ``train_loss``, ``group_loss`` ``[3]`` of outliers
+    with signal + and −, and of all other points, ``sharpness``, ``projection`` (``b_o`` along the signal, with its
+    sign), ``log_projection`` (the logarithm of its size, also where that underflows) and ``second_layer``.
+    """
+    with recording(record, {"name": "population of the model of §3.3"}):
+        model = _model(config.theory)
+        step_size, steps = _step_size(config), _count(config, "steps")
+        path = gradient_descent(model.alpha, model.beta_norm, initial_state(model), step_size, steps)
+        finite = np.isfinite(path.loss) & np.isfinite(path.sharpness)
+        with np.errstate(over="ignore", invalid="ignore"):
+            groups = np.stack(np.broadcast_arrays(*group_losses(path.states, model)), axis=-1)
+        for step in range(len(finite) if finite.all() else int(np.argmin(finite))):
+            record.append("train_loss", step, path.loss[step])
+            record.append("group_loss", step, groups[step])
+            record.append("sharpness", step, path.sharpness[step])
+            record.append("projection", step, np.asarray(path.states.b_o)[step])
+            record.append("log_projection", step, path.log_b_o[step])
+            record.append("second_layer", step, np.asarray(path.states.c)[step])
+        _stop_unless(bool(finite.all()), int(np.argmin(finite)), record)
+
+
+def sampled_descent(config: DictConfig, record: Record, logger: Any) -> None:  # noqa: ARG001
+    """Gradient descent on points drawn from the model, with any number of layers, under square or logistic loss.
+
+    ``theory``: the fields of `TwoLayerModel`, ``points``, ``layers`` and ``loss``. Records for each step
+    ``train_loss``, ``group_loss`` ``[3]`` as `linear_descent` does, ``sharpness``, ``projection`` and
+    ``scalar_layers`` ``[L − 1]``; under square loss also ``flow_sharpness``, λ at the end of gradient flow from the
+    same start on the same points.
+    """
+    theory = config.theory
+    points, layers = _count(theory, "points"), _count(theory, "layers")
+    name = f"{points} points of the model of §3.3" + (" with labels" if theory.loss == "logistic" else "")
+    with recording(record, {"name": name, "examples": points}):
+        model = _model({name: theory[name] for name in TwoLayerModel.__dataclass_fields__ if name in theory})
+        problem = deep.sample_problem(model, points, np.random.default_rng(config.seed), theory.loss, layers)
+        members = [problem.signs == sign for sign in (1, -1, 0)]
+        if not all(group.any() for group in members[:2]):
+            raise InputError(f"theory.points={points}: no outlier of one sign was drawn; draw more points")
+        step_size, steps = _step_size(config), _count(config, "steps")
+        start = deep.initial_parameters(model, layers)
+        step = -1
+        for step, (theta, at) in enumerate(deep.descend(start, problem, step_size, steps)):
+            record.append("train_loss", step, at.losses.mean())
+            record.append("group_loss", step, np.array([_mean(at.losses[group]) for group in members]))
+            record.append("sharpness", step, np.linalg.eigvalsh(at.hessian)[-1])
+            record.append("projection", step, theta[: len(problem.direction)] @ problem.direction)
+            record.append("scalar_layers", step, theta[len(problem.direction) :])
+        _stop_unless(step == steps, step + 1, record)
+        if theory.loss == "square":
+            # The slowest rate at the end is at least that of w off β, C² = ‖β‖^{2(L−1)/L}; the way there takes longer
+            # the more layers grow together.
+            horizon = 20.0 * layers / model.beta_norm ** (2 / layers)
+            end = deep.flow_end(start, problem, horizon)
+            record.append("flow_sharpness", 0, np.linalg.eigvalsh(deep.evaluate(end, problem).hessian)[-1])
+
+
+def theorems(config: DictConfig, record: Record, logger: Any) -> None:  # noqa: ARG001
+    """Theorems 3.1 and 3.2 over a grid of models, along single trajectories, and under gradient descent.
+
+    ``theory.grid`` (``d1``, ``samples``; ``alpha`` and ``k`` each by ``low``, ``high`` and ``points``, evenly in the
+    logarithm; ``beta_norm`` as a list) gives the quantities ``grid`` (fields alpha, k, beta_norm), ``measured``,
+    ``bound``, ``holds`` (fields: the statements of `check_grid`) and ``conditions``, arrays ``[‖β‖, α, k]`` at step 0.
+    ``theory.paths`` (fields of the model, with a list of ``alpha``) gives ``path`` ``[6, T]``, rows `PATH_FIELDS`, and
+    ``path_times`` (turn of c, minimum of λ), trajectory i at step i. ``theory.descent`` (fields of the model,
+    ``steps``, ``ratios``) gives ``descent_ratio``, ``descent_log_b_o``, ``descent_sign`` and ``descent_eta_lambda``
+    (ηλ), for the step size of the i-th ratio to 2/(α‖β‖) at step i.
+    """
+    theory = config.theory
+    with recording(record, {"name": "population of the model of §3.3"}):
+        _record_grid(record, theory.grid)
+        _record_paths(record, theory.paths)
+        _record_descents(record, theory.descent)
+
+
+def _record_grid(record: Record, grid: DictConfig) -> None:
+    alpha, k = (_axis(grid, name) for name in ("alpha", "k"))
+    # One ‖β‖ at a time: the trajectories of a whole grid take gigabytes.
+    checks = [check_grid(alpha[:, None], k[None, :], norm, grid.d1, grid.samples) for norm in _axis(grid, "beta_norm")]
+    below = sum(np.count_nonzero(~check.conditions["beta"]) for check in checks)
+    if below:
+        log.warning(
+            "beta_norm is below max(d1/sqrt(d1+d2), 24/5), the condition of theorems 3.1 and 3.2, at %d of %d models; "
+            "their statements need not hold there",
+            below,
+            sum(check.alpha.size for check in checks),
+        )
+
+    record.append("grid", 0, _stacked([_axes_of(check) for check in checks]))
+    record.append("conditions", 0, _stacked([check.conditions for check in checks]))
+    for part in ("measured", "bound", "holds"):
+        statements = [{name: getattr(s, part) for name, s in check.statements.items()} for check in checks]
+        record.append(part, 0, _stacked(statements))
+
+
+def _record_paths(record: Record, paths: DictConfig) -> None:
+    shared = {name: value for name, value in paths.items() if name not in ("alpha", "samples")}
+    for index, alpha in enumerate(_axis(paths, "alpha").tolist()):
+        model = _model({**shared, "alpha": alpha})
+        path = gradient_flow(model)
+        first = 1e-2 / model.alpha
+        t = np.concatenate([[0.0], np.geomspace(first, path.t[-1], paths.samples - 1)])
+        state = path.at(t)
+        values = sharpness(state, model.alpha, model.beta_norm)
+        _, o_bound = fast_phase(t, model.alpha, model.k)
+        rows = (t, values, np.abs(state.b_o), np.square(state.c), state.b_squared, o_bound)
+        record.append("path", index, np.stack(rows))
+        record.append("path_times", index, np.array([path.turn_time or 0.0, path.minimum_sharpness_time]))
+
+
+def _record_descents(record: Record, descent: DictConfig) -> None:
+    model = _model({name: value for name, value in descent.items() if name not in ("steps", "ratios")})
+    ratios = _axis(descent, "ratios")
+    edge = step_sizes(model.alpha, model.beta_norm).edge
+    path = gradient_descent(model.alpha, model.beta_norm, initial_state(model), ratios * edge, descent.steps)
+    signs = np.nan_to_num(np.sign(path.states.b_o)).astype(np.int8)  # 0 once it has diverged
+    for index, ratio in enumerate(ratios):
+        record.append("descent_ratio", index, ratio)
+        record.append("descent_log_b_o", index, path.log_b_o[:, index])
+        record.append("descent_sign", index, signs[:, index])
+        record.append("descent_eta_lambda", index, ratio * edge * path.sharpness[:, index])
+
+
+def _axes_of(check: TheoremCheck) -> dict[str, np.ndarray]:
+    return {"alpha": check.alpha, "k": check.k, "beta_norm": check.beta_norm}
+
+
+def _stacked(parts: list[dict[str, np.ndarray]]) -> np.ndarray:
+    """A structured array ``[len(parts), ...]`` with the fields of the parts."""
+    first = parts[0]
+    shape = (len(parts), *next(iter(first.values())).shape)
+    stacked = np.empty(shape, np.dtype([(name, value.dtype) for name, value in first.items()]))
+    for row, part in enumerate(parts):
+        for name, value in part.items():
+            stacked[name][row] = value
+    return stacked
+
+
+def _axis(node: DictConfig, name: str) -> np.ndarray:
+    """The numbers of ``node[name]``: a list, or evenly in the logarithm by ``low``, ``high`` and ``points``."""
+    axis = node[name]
+    if not OmegaConf.is_dict(axis):
+        if not OmegaConf.is_list(axis) or not axis:
+            raise InputError(f"{name}={axis}: expected a list of one or more numbers, or low, high and points")
+        return np.array([_number(name, value) for value in axis])
+    low, high = _number(f"{name}.low", axis.low), _number(f"{name}.high", axis.high)
+    if not 0 < low <= high <= LARGEST:
+        raise InputError(f"{name}: from {low:g} to {high:g}: expected 0 < low <= high <= {LARGEST:g}")
+    return np.geomspace(low, high, _count(axis, "points"))
+
+
+def _model(fields: Any) -> TwoLayerModel:
+    """The model of configuration ``fields``; what lies outside the theorems' conditions is logged as a warning."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", TheoremConditionWarning)
+        model = TwoLayerModel(**{str(name): value for name, value in fields.items()})
+    for warning in caught:
+        log.warning("%s", warning.message)
+    return model
+
+
+def _count(node: DictConfig, name: str) -> int:
+    if not isinstance(node[name], int) or node[name] < 1:
+        raise InputError(f"{name}={node[name]}: expected a whole number, 1 or more")
+    return int(node[name])
+
+
+def _number(name: str, value: Any) -> float:
+    if not isinstance(value, (int, float)):
+        raise InputError(f"{name}={value}: expected a number")
+    return float(value)
+
+
+def _positive(name: str, value: Any) -> float:
+    if not _number(name, value) > 0:
+        raise InputError(f"{name}={value}: expected a number larger than 0")
+    return float(value)
+
+
+def _step_size(config: DictConfig) -> float:
+    return _positive("optimizer.lr", config.optimizer.lr)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else float("nan")
+
+
+def _stop_unless(finished: bool, step: int, record: Record) -> None:
+    if not finished:
+        reason = f"the loss is not finite at step {step}"
+        record.write_state(f"stopped: {reason}")
+        raise TrainingStoppedError(reason)

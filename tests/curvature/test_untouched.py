@@ -1,0 +1,164 @@
+"""Measurements change nothing in a model, whatever its forward pass does beside computing outputs."""
+
+import copy
+from collections import Counter, deque
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from opposing_signals.curvature import gradient_norms, sample_curvature, sample_sharpness
+from opposing_signals.curvature.risk import EmpiricalRisk
+from opposing_signals.errors import InputError
+
+CROSS_ENTROPY = nn.CrossEntropyLoss(reduction="none")
+
+
+class Busy(nn.Module):
+    """Counts, appends, replaces, resizes and registers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+        self.calls = 0
+        self.seen, self.last, self.sizes = [], deque(maxlen=2), {"calls": [0], "names": {"first"}}
+        self.counts = Counter()
+        self.average = torch.zeros(3)
+        self.kept = None
+        self.register_buffer("history", torch.zeros(0, 3))
+        self.register_buffer("grown", torch.zeros(2))
+
+    def forward(self, values):
+        self.calls += 1
+        self.seen.append(len(values))
+        self.last.append(len(values))
+        self.sizes["calls"][0] += 1
+        self.sizes["names"].add(f"call {self.calls}")
+        self.counts["calls"] += 1
+        outputs = self.layer(values) * (1 + 0.1 * self.average.mean())
+        with torch.no_grad():
+            self.average.mul_(0.9).add_(outputs.mean(0), alpha=0.1)
+            self.history = torch.cat([self.history, outputs[:1].detach()])
+            self.grown.resize_(2 + self.calls).fill_(self.calls)
+        self.kept = outputs.detach()
+        self.new = self.calls
+        if not hasattr(self, "late"):
+            self.register_buffer("late", torch.ones(1))
+        return outputs
+
+
+class Renormalized(nn.Module):
+    """Writes into its weights by way of ``.data``, or replaces their memory."""
+
+    def __init__(self, replaces: bool) -> None:
+        super().__init__()
+        self.layer, self.replaces = nn.Linear(6, 3, bias=False), replaces
+
+    def forward(self, values):
+        unit = F.normalize(self.layer.weight.data)
+        if self.replaces:
+            self.layer.weight.data = unit
+        else:
+            self.layer.weight.data.copy_(unit)
+        return self.layer(values)
+
+
+def embedded() -> nn.Module:
+    return nn.Sequential(nn.Embedding(11, 4, max_norm=1.0), nn.Flatten(), nn.Linear(8, 3))
+
+
+def risk_of(model: nn.Module, precision="float32") -> EmpiricalRisk:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(12, 6, generator=generator)
+    if any(isinstance(module, nn.Embedding) for module in model.modules()):
+        inputs = torch.randint(11, (12, 2), generator=generator)
+    targets = torch.randint(3, (12,), generator=generator)
+    return EmpiricalRisk(model, CROSS_ENTROPY, inputs, targets, chunk=5, precision=precision)
+
+
+def state(module: nn.Module) -> dict:
+    own = {
+        name: {key: value for key, value in vars(part).items() if not key.startswith("_")}
+        for name, part in module.named_modules()
+    }
+    return copy.deepcopy({"own": own, "tensors": dict(module.state_dict())})
+
+
+def same(one, other) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    return one == other
+
+
+MODELS = {
+    "busy": Busy,
+    "embedding": embedded,
+    "data": lambda: Renormalized(False),
+    "memory": lambda: Renormalized(True),
+}
+MEASURES = {
+    "losses": lambda risk: risk.sample_losses(),
+    "outputs": lambda risk: risk.outputs(risk.inputs[:3]),
+    "products": lambda risk: risk.hessian_products(torch.ones(1, sum(p.numel() for p in risk.parameters))),
+    "norms": gradient_norms,
+    "curvature": lambda risk: sample_curvature(risk, torch.ones(sum(p.numel() for p in risk.parameters))),
+    "sharpness": lambda risk: sample_sharpness(risk, torch.tensor([1]), max_products=2),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_measurement_that_is_made_or_refused_leaves_no_trace(model, measure):
+    torch.manual_seed(0)
+    network = MODELS[model]()
+    risk = risk_of(network)
+    addresses = [parameter.data_ptr() for parameter in risk.parameters]
+    held = network.seen if model == "busy" else None
+    for _ in range(2):
+        before = state(network)
+        try:
+            MEASURES[measure](risk)
+        except InputError:
+            assert measure not in ("losses", "outputs")
+        assert same(state(network), before)
+        assert [parameter.data_ptr() for parameter in risk.parameters] == addresses
+    assert held is None or network.seen is held
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_training_has_the_same_bits_with_and_without_measurements(model):
+    torch.manual_seed(0)
+    plain = MODELS[model]()
+    measured = copy.deepcopy(plain)
+    for network in (plain, measured):
+        risk, optimizer = risk_of(network), torch.optim.SGD(network.parameters(), 0.1)
+        for _ in range(3):
+            if network is measured:
+                risk.sample_losses()
+            optimizer.zero_grad()
+            risk.backward()
+            optimizer.step()
+    assert same(state(measured), state(plain))
+
+
+class Late(nn.Linear):
+    """Begins to write into its weight after a while."""
+
+    is_late = False
+
+    def forward(self, values):
+        if self.is_late:
+            with torch.no_grad():
+                self.weight.mul_(0.5)
+        return super().forward(values)
+
+
+def test_what_a_measurement_cannot_undo_is_refused_by_name():
+    risk = risk_of(nn.Sequential(nn.Tanh(), Late(6, 3)))
+    risk.sample_losses()
+    risk.model[1].is_late = True
+    with pytest.raises(InputError, match=r"the model writes into '1\.weight' during its forward pass"):
+        risk.sample_losses()

@@ -1,0 +1,105 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from opposing_signals.errors import InputError
+from opposing_signals.studies.claim import Claim, Estimate, Threshold, Verdict, verdict_table
+
+
+@pytest.mark.parametrize(
+    ("text", "holds", "fails"),
+    [
+        ("< -0.8", [-0.81, -1], [-0.8, 0.5]),
+        ("<= 2", [2, -1], [2.01]),
+        ("> 5", [5.1], [5, 0]),
+        (">= 0.5", [0.5, 1], [0.49]),
+        ("> 1e-3", [0.01], [1e-4]),
+        ("in [0.8, 2.0]", [0.8, 1.4, 2.0], [0.79, 2.01]),
+    ],
+)
+def test_thresholds(text, holds, fails):
+    threshold = Threshold(text)
+    assert all(threshold.holds(value) for value in holds)
+    assert not any(threshold.holds(value) for value in fails)
+    assert not threshold.holds(float("nan"))
+
+
+@pytest.mark.parametrize("text", ["", "about 3", "< x", "in (0, 1)", "== 2"])
+def test_a_text_that_is_no_threshold_is_refused(text):
+    with pytest.raises(InputError, match="threshold"):
+        Threshold(text)
+
+
+class Recorded:
+    class record:  # noqa: N801
+        provenance = {"data": {"name": "made up"}}  # noqa: RUF012
+
+
+def claim_with(estimate: Estimate) -> Claim:
+    def statistic(trajectories):
+        """What is measured.
+
+        And more about it.
+        """
+        return estimate
+
+    return Claim("fig99a", "It is so", "Figure 99", statistic, {"cpu": "> 1", "paper": "> 3"})
+
+
+@pytest.mark.parametrize(
+    ("value", "scale", "verdict"), [(2, "cpu", "PASS"), (2, "paper", "FAIL"), (float("nan"), "cpu", "INCONCLUSIVE")]
+)
+def test_the_value_alone_decides_at_the_threshold_of_its_scale(value, scale, verdict):
+    checked, _ = claim_with(Estimate(value, (0.5, 4))).check({"run": Recorded()}, scale, 3)
+    assert checked.verdict == verdict
+    assert (checked.statistic, checked.data, checked.seed) == ("What is measured", "made up", 3)
+    assert checked.as_json()["interval"] == [0.5, 4]
+
+
+def test_without_runs_nothing_is_claimed():
+    checked, reason = claim_with(Estimate(2)).check({}, "cpu", 1)
+    assert checked.verdict == "NOT RUN"
+    assert checked.value is None
+    assert reason
+
+
+def test_the_table_shows_value_verdict_and_reason():
+    rows = [
+        claim_with(Estimate(2.5, (2, 3))).check({"run": Recorded()}, "cpu", 1),
+        claim_with(Estimate.unknown("too short")).check({"run": Recorded()}, "cpu", 1),
+    ]
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(verdict_table(rows, "claims", console))
+    text = console.export_text()
+    for part in ("fig99a", "It is so", "2.5", "2 to 3", "PASS", "INCONCLUSIVE", "too short"):
+        assert part in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+@pytest.mark.parametrize("interval", [None, [-1.2345e-5, 1.2345e-5]])
+def test_nothing_of_a_verdict_is_cut_on_a_narrow_terminal(width, interval):
+    fields = {"source": "", "statistic": "", "scale": "cpu", "data": "", "seed": 1, "interval": interval}
+    statement = "The two groups of each dominant pair change in opposite directions, step after step"
+    verdicts = [
+        Verdict(id="a", statement=statement, threshold="< 5", value=1.0, verdict="PASS", **fields),
+        Verdict(
+            id="talk_losses_label_smoothing_opposition",
+            statement=statement,
+            threshold="in [0.125, 0.875]",
+            value=-1.2345e-7,
+            verdict="INCONCLUSIVE",
+            **fields,
+        ),
+    ]
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(verdict_table([(verdict, "the run [stopped]") for verdict in verdicts], "claims", console))
+    lines = console.export_text().splitlines()
+    text = "\n".join(lines)
+    assert max(map(len, lines)) <= width
+    for verdict in verdicts:
+        for whole in (verdict.id, verdict.verdict, verdict.threshold, f"{verdict.value:.3g}"):
+            assert any(whole in line for line in lines), whole
+    for word in [*statement.split(), "[stopped])"]:
+        assert text.count(word) >= 2
+    assert "…" not in text

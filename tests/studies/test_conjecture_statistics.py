@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+
+from opposing_signals.record import Record
+from opposing_signals.signals import Trajectory
+from opposing_signals.studies.conjectures import claims as conjectures
+from opposing_signals.studies.conjectures.figures import group_variance
+
+STEPS, EXAMPLES = 60, 200
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Make a run out of its losses and other quantities."""
+
+    def make(name: str, losses: np.ndarray | None = None, lr: float = 0.1, **quantities: np.ndarray) -> Trajectory:
+        losses = np.ones((STEPS, EXAMPLES)) if losses is None else losses
+        with Record.writing(tmp_path / name, {"optimizer": {"lr": lr}}) as record:
+            for step in range(len(losses)):
+                record.append("sample_loss", step, losses[step])
+                for quantity, values in quantities.items():
+                    record.append(quantity, step, values[step])
+        return Trajectory(Record(tmp_path / name))
+
+    return make
+
+
+def opposed(amplitude: float, noise: float = 0.01) -> np.ndarray:
+    """Losses in which ten points oppose ten others at every step."""
+    losses = 3 + noise * np.random.default_rng(0).normal(size=(STEPS, EXAMPLES))
+    losses[::2, :10] += amplitude
+    losses[1::2, 10:20] += amplitude
+    return losses
+
+
+def test_sharpening_of_one_run_beside_another(made):
+    ramp = np.linspace(1, 40, STEPS)  # reaches 2/η = 20 at step 29, at half the slope never
+    runs = {"plain": made("plain", sharpness=ramp), "smoothed": made("smoothed", sharpness=ramp / 2)}
+    assert conjectures.peak_sharpness_ratio(runs, "smoothed", "plain").value == pytest.approx(0.5)
+    first = int(np.flatnonzero(ramp >= 20)[0])
+    steep = {**runs, "smoothed": made("other", sharpness=ramp * 0.75)}
+    later = int(np.flatnonzero(ramp * 0.75 >= 20)[0])
+    assert conjectures.break_even_delay(steep, "smoothed", "plain").value == pytest.approx(later / first)
+    runs["smoothed"] = made("third", sharpness=ramp / 4)
+    assert conjectures.break_even_delay(runs, "smoothed", "plain").value == pytest.approx((STEPS - 1) / first)
+    assert "2/η" in conjectures.break_even_delay(runs, "plain", "smoothed").reason
+
+
+def test_a_quantity_is_compared_where_both_runs_first_have_the_same_loss(made):
+    fall = np.linspace(2, 1, STEPS)[:, None] * np.ones((STEPS, EXAMPLES))
+    time = np.arange(STEPS, dtype=float)
+    runs = {
+        "fast": made("fast", fall, jacobian_norm=time),
+        "slow": made("slow", 1 + fall / 2, jacobian_norm=time),  # ends at 1.5, where the fast one is half-way
+    }
+    value = conjectures.ratio_at_equal_loss(runs, "jacobian_norm", "fast", "slow").value
+    half_way = int(np.flatnonzero(fall[:, 0] <= 1.5)[0])
+    assert value == pytest.approx(half_way / (STEPS - 3))  # the median of the slow run's last five
+
+
+def test_amplitude_and_variance_of_the_dominant_groups(made):
+    runs = {"wide": made("wide", opposed(1.0)), "narrow": made("narrow", opposed(0.5))}
+    assert conjectures.pair_amplitude_ratio(runs, "wide", "narrow").value == pytest.approx(2, rel=0.02)
+    assert conjectures.group_variance_ratio(runs, "wide", "narrow").value == pytest.approx(4, rel=0.05)
+    quiet = {"wide": runs["wide"], "same": made("same", opposed(0.5, noise=0.005))}
+    relative = conjectures.group_variance_ratio(quiet, "wide", "same", relative=True).value
+    assert relative == pytest.approx(1, rel=0.05)  # half the amplitude among losses that vary by half
+    assert conjectures.pair_correlation(runs, "wide").value < -0.9
+    assert conjectures.group_amplitude_ratio(runs, "wide").value > 5
+    still = {"wide": runs["wide"], "still": made("still")}
+    assert "no opposing pair" in conjectures.group_variance_ratio(still, "wide", "still").reason
+    assert len(group_variance(runs).axes) == 2
+
+
+def test_peak_and_decline_of_feature_norms(made):
+    def rise_and_fall(peak: int, last: float) -> np.ndarray:
+        rising, falling = np.linspace(1, 4, peak + 1), np.linspace(4, last, STEPS - peak)[1:]
+        return np.repeat(np.concatenate([rising, falling])[:, None], 3, axis=1)
+
+    mean = np.full(STEPS, 2.0)
+    runs = {
+        "sooner": made("sooner", probe_feature_norm=rise_and_fall(15, 1.0), mean_feature_norm=mean),
+        "later": made("later", probe_feature_norm=rise_and_fall(35, 2.0), mean_feature_norm=mean),
+    }
+    assert conjectures.peak_step_difference(runs, "sooner", "later").value == pytest.approx(-20, abs=2)
+    assert conjectures.decline_difference(runs, "sooner", "later").value == pytest.approx(-0.25, abs=0.08)
+
+
+def test_a_missing_job_is_named():
+    for statistic in (conjectures.peak_sharpness_ratio, conjectures.group_variance_ratio):
+        assert statistic({}, "optimizer=sam", "optimizer=sgd").reason == "the run optimizer=sam is missing"
+    assert "missing" in conjectures.pair_correlation({}, "loss=square").reason

@@ -1,0 +1,132 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from opposing_signals.record import Record
+from opposing_signals.signals import Trajectory
+from opposing_signals.studies.curvature.figures import (
+    curvature_share,
+    mlp_phases,
+    outlier_metrics,
+    sensitivity,
+    shown_tensors,
+)
+from opposing_signals.studies.curvature.projection import projection
+
+POINTS, STEPS, BREAK_EVEN = 120, 40, 12
+TENSORS = ["stem.weight", "blocks.0.weight", "blocks.0.bias", "head.weight", "head.bias"]
+CONFIGURATION = {
+    "run": {"name": "made_up"},
+    "optimizer": {"lr": 0.1},
+    "data": {"_target_": "opposing_signals.data.planted", "images": POINTS},
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run in which ten points oppose the next ten (or in which nothing happens) with every curvature quantity."""
+
+    def make(name: str = "made_up", opposed: bool = True, edge: bool = True) -> dict[str, Trajectory]:
+        generator = np.random.default_rng(0)
+        with Record.writing(tmp_path / name, CONFIGURATION) as record:
+            record.write_provenance({"data": {"name": "drawn"}, "tensors": TENSORS})
+            for step in range(STEPS):
+                losses = np.ones(POINTS, np.float32)
+                if opposed:
+                    losses[10 * (step % 2) : 10 * (step % 2) + 10] += 1
+                for quantity, value in {
+                    "sample_loss": losses,
+                    "sharpness": (30.0 if step >= BREAK_EVEN else 5.0 + abs(step - 4)) if edge else 1.0,
+                    "projection": (-1) ** step * (1 + step / STEPS),
+                    "floor_distance": float((-1) ** step) * step / STEPS if step % 3 else np.nan,
+                    "effective_step_size": 1.0 + step,
+                }.items():
+                    record.append(quantity, step, np.asarray(value))
+                if step % 5 == 0:
+                    shares = generator.dirichlet([20, 20, 0.001, 5, 0.001])
+                    for quantity, value in {
+                        "gradient_norm": generator.random(POINTS),
+                        "sample_curvature": generator.normal(size=POINTS),
+                        "sample_sharpness": generator.random(9),
+                        "eigenvector_share": shares,
+                        "jacobian_norm": 1.0 + step,
+                        "layer_norms": generator.random(3),
+                        "layer_alignment": generator.random(2),
+                    }.items():
+                        record.append(quantity, step, np.asarray(value))
+        return {name: Trajectory(Record(tmp_path / name))}
+
+    yield make
+    plt.close("all")
+
+
+def drawn(axes) -> dict[str, np.ndarray]:
+    return {line.get_label(): np.asarray(line.get_ydata()) for line in axes.lines}
+
+
+def test_four_metrics_of_pairs_and_random_points(run):
+    trajectories = run()
+    (pair,) = trajectories["made_up"].pairs
+    change, gradient, curvature, own = outlier_metrics(trajectories).axes
+    points = np.concatenate(pair.groups)
+    np.testing.assert_allclose(drawn(change)["pair 1"], 1)
+    np.testing.assert_allclose(drawn(change)["random points"], 0, atol=1e-6)
+    record = trajectories["made_up"].record
+    for axes, quantity in ((gradient, "gradient_norm"), (curvature, "sample_curvature")):
+        np.testing.assert_allclose(drawn(axes)["pair 1"], np.median(record[quantity].values[:, points], axis=1))
+    values = record["sample_sharpness"].values
+    np.testing.assert_allclose(drawn(own)["risers of the step"], np.median(values[:, :3], axis=1))
+    np.testing.assert_allclose(drawn(own)["random points"], np.median(values[:, 6:], axis=1))
+
+
+def test_shares_are_drawn_for_the_tensors_that_matter(run):
+    trajectories = run()
+    figure = curvature_share(trajectories, "Shares")
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "stem.weight", "blocks.0.weight", "head.weight", "head.bias",
+    ]  # fmt: skip
+    shares = trajectories["made_up"].record["eigenvector_share"].values
+    np.testing.assert_array_equal(axes.images[0].get_array(), shares[:, [0, 1, 3, 4]].T)
+    assert "4 of 5 tensors" in figure.get_suptitle()
+
+
+def test_a_tensor_is_shown_if_it_ever_holds_more_than_a_hundredth():
+    shares = np.array([[0.9, 0.01, 0.0, 0.0, 0.0], [0.9, 0.0, 0.011, 0.0, 0.0]])
+    assert shown_tensors(TENSORS, shares) == [0, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("opposed", "edge"), [(True, True), (False, False)])
+def test_the_phases_of_a_network(run, opposed, edge):
+    loss, sharpness, groups, along = mlp_phases(run(opposed=opposed, edge=edge)).axes
+    assert len(loss.lines) == (2 if edge else 1)
+    assert ("pair 1a" in drawn(groups)) == opposed
+    assert drawn(sharpness)["2/η"][0] == 20
+    np.testing.assert_allclose(along.lines[0].get_ydata(), 1 + np.arange(STEPS) / STEPS)
+
+
+def test_iterates_of_several_rules_and_the_floor_of_the_last(run):
+    trajectories = {**run("mlp5k_gd"), **run("mlp5k_adam")}
+    overview, zoomed, sizes, steps, floor = projection(trajectories).axes
+    assert {"mlp5k_gd", "mlp5k_adam"} <= set(drawn(overview)) & set(drawn(zoomed))
+    counted = [step for step in range(BREAK_EVEN, STEPS) if step % 3]
+    (points, _) = sizes.lines
+    np.testing.assert_allclose(points.get_xdata(), [step / STEPS for step in counted])
+    np.testing.assert_allclose(points.get_ydata(), [1.0 + step for step in counted])
+    moves = [2 + (2 * step + 1) / STEPS for step in counted if step < STEPS - 1]
+    np.testing.assert_allclose(steps.lines[0].get_ydata(), moves)
+    expected = [(-1) ** step if step % 3 else np.nan for step in range(STEPS)]
+    np.testing.assert_allclose(drawn(floor)["floor"], expected)
+
+
+def test_rules_are_drawn_without_the_one_that_failed(run):
+    assert len(projection(run("mlp5k_sgd")).axes) == 2
+
+
+def test_sensitivity_has_a_column_a_run(run):
+    trajectories = {**run("one"), **run("other", edge=False)}
+    figure = sensitivity(trajectories)
+    assert len(figure.axes) == 6
+    np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), 1.0 + np.arange(0, STEPS, 5))
+    assert len(figure.axes[2].lines) == 4  # three layers and break-even
+    assert len(figure.axes[5].lines) == 2

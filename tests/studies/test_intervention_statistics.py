@@ -1,0 +1,74 @@
+"""The claim's statistic on branches that are drawn by hand."""
+
+import numpy as np
+import pytest
+
+from opposing_signals.record import Record
+from opposing_signals.signals import Trajectory
+from opposing_signals.studies.intervention.claims import sharpness_advantage, spike_advantage
+
+HEIGHTS = {"control": 0.4, "remove_pair": 0.1, "random 1": 0.3, "random 2": 0.4}
+
+
+def drawn(folder, heights, spike=1, late=None):
+    """Branches of one spike: points 0 and 1 are the pair, 2 to 5 are removed at random, 6 and 7 are untouched."""
+    found = {}
+    for name, height in heights.items():
+        kind, _, draw = name.partition(" ")
+        origin = {
+            "kind": {"random": "remove_random"}.get(kind, kind),
+            "spike": spike,
+            "step": 30,
+            "spike_step": 31,
+            "touched": {"control": [], "remove_pair": [0, 1], "random": [2 * int(draw or 0), 2 * int(draw or 0) + 1]}[
+                kind
+            ],
+        }
+        configuration = {"intervention": {"kind": origin["kind"], **({"draw": int(draw)} if draw else {})}}
+        with Record.writing(folder / f"{spike} {name}", configuration) as record:
+            for step in range(5):
+                losses = np.full(8, 1.0)
+                losses[6:] += height * (step == 3) + 9 * height * (step == 4) * (kind == late)
+                losses[:6] += 5 * (step == 2)  # what touched points do does not count
+                record.append("sample_loss", step, losses)
+                record.append("sharpness", step, 10 * height + (step == 0))
+            record.write_provenance({"branch": origin})
+        found[f"{spike} {name}"] = Trajectory(Record(folder / f"{spike} {name}"))
+    return found
+
+
+def test_the_advantage_is_relative_to_the_control_and_to_random_points(tmp_path):
+    runs = drawn(tmp_path, HEIGHTS)
+    assert spike_advantage(runs, kind="remove_pair").value == pytest.approx(((0.3 - 0.1) + (0.4 - 0.1)) / 2 / 0.4)
+    assert sharpness_advantage(runs, kind="remove_pair").value == pytest.approx(((3 - 1) + (4 - 1)) / 2 / 4)
+    low, high = spike_advantage(runs, kind="remove_pair").interval
+    assert low == pytest.approx(0.5)
+    assert high == pytest.approx(0.75)
+
+
+def test_a_pair_that_does_no_better_than_random_points_has_no_advantage(tmp_path):
+    assert spike_advantage(
+        drawn(tmp_path, {**HEIGHTS, "remove_pair": 0.35}), kind="remove_pair"
+    ).value == pytest.approx(0)
+    assert spike_advantage(drawn(tmp_path / "up", {**HEIGHTS, "remove_pair": 0.5}), kind="remove_pair").value < 0
+
+
+def test_spikes_are_averaged_and_incomplete_ones_left_out(tmp_path):
+    lone = {name: height for name, height in HEIGHTS.items() if "random" not in name}
+    runs = {
+        **drawn(tmp_path, HEIGHTS),
+        **drawn(tmp_path, {**HEIGHTS, "remove_pair": 0.4}, 2),
+        **drawn(tmp_path, lone, 3),
+    }
+    assert spike_advantage(runs, kind="remove_pair").value == pytest.approx((0.625 - 0.125) / 2)
+    only = drawn(tmp_path / "lone", lone)
+    assert "no spike has" in spike_advantage(only, kind="remove_pair").reason
+    flat = drawn(tmp_path / "flat", {**HEIGHTS, "control": 0.0})
+    assert np.isnan(spike_advantage(flat, kind="remove_pair").value)
+
+
+def test_a_later_spike_is_left_out_where_the_claim_is_about_the_next(tmp_path):
+    runs = drawn(tmp_path, HEIGHTS, late="remove_pair")
+    assert spike_advantage(runs, kind="remove_pair").value < 0  # its rise from step 3 to 4 is 0.8
+    assert spike_advantage(runs, kind="remove_pair", behind=1).value == pytest.approx(0.625)
+    assert spike_advantage(runs, kind="remove_pair", behind=2).value < 0

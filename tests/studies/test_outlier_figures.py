@@ -1,0 +1,85 @@
+"""Panels of outliers, what is claimed of them, and how they are drawn."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from opposing_signals.data import planted
+from opposing_signals.record import Record
+from opposing_signals.signals import Trajectory
+from opposing_signals.studies.outliers.claims import modal_prediction
+from opposing_signals.studies.outliers.figures import outlier_grids
+from opposing_signals.studies.outliers.panels import outlier_panels, pair_panels
+
+EXAMPLES, STEPS = 120, 40
+RISING_AT_ODD, RISING_AT_EVEN = np.arange(24), np.arange(24, 48)
+
+
+@pytest.fixture
+def trajectory(tmp_path):
+    """Points 0 to 23 oppose 24 to 47; after a rise of the former 18 of them are called 3, of the latter 6."""
+    configuration = {
+        "run": {"name": "made_up"},
+        "optimizer": {"lr": 0.1},
+        "steps": STEPS,
+        "seed": 7,
+        "data": {"_target_": "opposing_signals.data.planted", "images": EXAMPLES},
+    }
+    sizes = np.linspace(2, 1, 24)
+    with Record.writing(tmp_path, configuration) as record:
+        record.write_provenance({"data": {"name": "drawn"}})
+        for step in range(STEPS):
+            losses = np.ones(EXAMPLES, np.float32)
+            losses[RISING_AT_ODD if step % 2 else RISING_AT_EVEN] += sizes
+            predicted = np.arange(EXAMPLES, dtype=np.uint8) % 3
+            predicted[:18] = 3 if step % 2 else 0
+            predicted[24:30] = 4 if step % 2 == 0 else 1
+            record.append("sample_loss", step, losses)
+            record.append("prediction", step, predicted)
+    yield Trajectory(Record(tmp_path))
+    plt.close("all")
+
+
+def test_panels_hold_the_outliers_and_both_predictions(trajectory):
+    early, late = outlier_panels(trajectory, [0.25, 0.53])  # steps 10 and 21
+    assert (early.step, late.step) == (10, 21)
+    assert early.rising.tolist() == RISING_AT_ODD.tolist()
+    assert early.falling.tolist() == RISING_AT_EVEN.tolist()
+    assert late.rising.tolist() == RISING_AT_EVEN.tolist()
+    predicted = trajectory.record["prediction"].values
+    np.testing.assert_array_equal(early.before, predicted[10])
+    np.testing.assert_array_equal(early.after, predicted[11])
+
+
+def test_pairs_found_by_machine_get_panels_too(trajectory):
+    (panel,) = pair_panels(trajectory)
+    (pair,) = trajectory.pairs
+    assert panel.step == trajectory.changes.steps[pair.change]
+    assert panel.rising.tolist() == pair.rising.tolist()
+
+
+def test_share_of_panels_with_one_predicted_class(trajectory):
+    def share(moments):
+        return modal_prediction({"made_up": trajectory}, moments=moments, modal_share=0.5).value
+
+    assert share([0.25, 0.5]) == 1  # 18 of 24 are called 3
+    assert share([0.25, 0.53]) == 0.5  # of the others at most 11 of 24 are called the same
+
+
+def test_the_drawing_shows_images_labels_and_predictions(trajectory):
+    figure = outlier_grids({"made_up": trajectory}, moments=[0.25])
+    rising, _falling, *pair = figure.axes
+    assert len(pair) == 2
+    dataset, panel = planted(EXAMPLES), outlier_panels(trajectory, [0.25])[0]
+    texts = [text.get_text() for text in rising.texts]
+    for place, point in enumerate(panel.rising):
+        expected = [
+            dataset.class_names[dataset.targets[point]],
+            dataset.class_names[panel.before[point]],
+            "→ " + dataset.class_names[panel.after[point]],
+        ]
+        assert texts[3 * place : 3 * place + 3] == expected
+    sheet = rising.images[0].get_array()
+    left, top = (int(np.flatnonzero((sheet != 255).any((2, axis)))[0]) for axis in (0, 1))
+    np.testing.assert_array_equal(sheet[top : top + 32, left : left + 32], dataset.images[panel.rising[0]])
+    assert "18 of 24 called truck after the step" in rising.get_title(loc="left")

@@ -1,0 +1,87 @@
+import matplotlib.pyplot as plt
+import pytest
+
+from opposing_signals.studies import style
+from opposing_signals.studies.claim import Verdict
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    yield
+    plt.close("all")
+
+
+def title(width, text):
+    return style.figure(width, 3, text).get_suptitle()
+
+
+def test_a_title_that_fits_stays_as_it_is():
+    assert title(13, "A block of sky\nResNet-18") == "A block of sky\nResNet-18"
+
+
+def test_a_title_that_does_not_fit_is_broken_into_lines_of_about_the_same_length():
+    lines = title(6.0, "ResNet-32 of width 8, cifar10 (5000 of 50000 images), batch 128").splitlines()
+    assert len(lines) == 2
+    assert abs(len(lines[0]) - len(lines[1])) < 12
+
+
+@pytest.mark.parametrize("text", ["a = 12345678 b", "./probes/my_own_picture_of_grass.png seen", "word"])
+def test_no_word_is_cut(text):
+    assert title(2, text).replace("\u00a0", " ").split() == text.split()
+
+
+@pytest.mark.parametrize("width", [3, 4, 5, 6, 7, 8])
+def test_an_equation_stays_on_one_line(width):
+    text = "A block of white passed through a network: cifar10 (500 images), η = 0.1"
+    lines = title(width, text).replace("\u00a0", " ").splitlines()
+    assert lines[-1].endswith("η = 0.1")
+    assert " ".join(lines) == text
+
+
+def verdict(name, value, found):
+    return Verdict(name, "", "", "", "< -0.8", value, None, found, "smoke", "", 1)
+
+
+def test_verdicts_stand_in_a_line_between_the_title_and_the_panels():
+    figure = style.figure(9, 4, "network, data, η = 0.1")
+    axes = figure.subplots()
+    style.name_verdicts(figure, [verdict("a", -0.91234, "PASS"), verdict("b", None, "INCONCLUSIVE")])
+    (line,) = figure.texts[1:]  # the first is the title
+    assert line.get_text() == "a PASS (-0.912, < -0.8) · b INCONCLUSIVE"
+    figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()
+    words = figure._suptitle.get_window_extent(renderer).height / 2  # its second line is empty
+    below_title = figure._suptitle.get_window_extent(renderer).y1 - words
+    told = line.get_window_extent(renderer)
+    assert axes.get_tightbbox(renderer).y1 <= told.y0
+    assert told.y1 <= below_title
+
+
+def test_many_verdicts_are_counted_and_those_that_did_not_pass_are_named():
+    figure = style.figure(6, 4, "network")
+    figure.subplots()
+    style.name_verdicts(figure, [verdict(f"claim{i}", 0.5, "FAIL" if i == 7 else "PASS") for i in range(9)])
+    assert figure.texts[1].get_text() == "8 PASS, 1 FAIL: claim7 FAIL"
+
+
+def test_no_verdicts_leave_the_title_as_it_is():
+    figure = style.figure(9, 4, "network")
+    style.name_verdicts(figure, [])
+    assert figure.get_suptitle() == "network"
+    assert len(figure.texts) == 1
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_a_legend_covers_neither_curve_nor_title(columns):
+    figure = style.figure(6, 4, "network")
+    axes = figure.subplots()
+    for name in ("one", "two", "three"):
+        axes.plot([0, 1], [0, 1], label=name)
+    axes.set_title("losses")
+    style.legend_above(axes, columns)
+    figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()
+    legend = axes.get_legend().get_window_extent(renderer)
+    title = next(text for text in (axes._left_title, axes.title) if text.get_text())
+    assert legend.y0 >= axes.get_window_extent(renderer).y1
+    assert legend.y1 <= title.get_window_extent(renderer).y0 + 2
