@@ -24,11 +24,10 @@ from opposing_signals.curvature.layer_rules import (
     LINEAR,
     NoRuleError,
     Reading,
-    by_statistics,
-    with_constant_statistics,
 )
-from opposing_signals.curvature.risk import EmpiricalRisk, check_losses
-from opposing_signals.curvature.second_order import refusing_checkpoints
+from opposing_signals.curvature.normalization import by_statistics, with_constant_statistics
+from opposing_signals.curvature.refusals import check_losses, refusing_checkpoints
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from opposing_signals.curvature import Eigenpairs, EigenTracker
+from opposing_signals.curvature.chunks import WHOLE, Batch
 from opposing_signals.curvature.eigen import Which
-from opposing_signals.curvature.risk import WHOLE, Batch, EmpiricalRisk, flatten
+from opposing_signals.curvature.risk import EmpiricalRisk, flatten
 from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument, announcing
 from opposing_signals.record import Record

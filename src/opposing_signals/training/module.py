@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 
-from opposing_signals.curvature.risk import WHOLE, Batch, CurvaturePass, EmpiricalRisk, ForwardPass
+from opposing_signals.curvature.chunks import WHOLE, Batch
+from opposing_signals.curvature.double_backward import CurvaturePass, ForwardPass
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.optim import OneSAM
 from opposing_signals.training.batches import Batches
