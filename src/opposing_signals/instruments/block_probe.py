@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from opposing_signals.curvature.normalization import Statistics, captured, frozen
@@ -61,7 +59,6 @@ class BlockProbe(Instrument):
         self.probes = list(probes)
         self._head = _last_linear(risk.model)
         self._seen: tuple[Statistics, list[Tensor]] = [], []
-        self._last_step = -1
 
     def prepare(self, dataset: Dataset) -> None:
         """Make the probes, in the size and normalization of the training images."""
@@ -69,18 +66,14 @@ class BlockProbe(Instrument):
         assert dataset.normalize is not None
         self._inputs = dataset.normalize(self._images)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look into every training pass that can be looked into."""
-        assert isinstance(pl_module, TrainingModule)
+    def before_step(self, module: TrainingModule, step: int) -> None:
+        """Look into the training pass, if it can be looked into."""
         if not self.risk.is_compiled:
-            pl_module.observers.append(partial(self._observe, pl_module))
+            module.observe(self._observe())
 
     @contextmanager
-    def _observe(self, module: TrainingModule) -> Iterator[None]:
+    def _observe(self) -> Iterator[None]:
         """Take the batch-norm statistics of the first chunk and the feature norms of every chunk that passes."""
-        if not self.is_due(module.step):
-            yield
-            return
         with captured(self.risk.model) as statistics, self._feature_norms() as norms:
             yield
         self._seen = statistics, norms
@@ -97,18 +90,10 @@ class BlockProbe(Instrument):
         finally:
             hook.remove()
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Lightning's hook behind each gradient that the optimizer asks for; the first one stands at θ_t."""
-        assert isinstance(pl_module, TrainingModule)
-        if self.is_due(pl_module.step) and pl_module.step != self._last_step:
-            self._last_step = pl_module.step
-            self._measure(pl_module, pl_module.step)
-
-    def _measure(self, module: TrainingModule, step: int) -> None:
+    def at_gradient(self, module: TrainingModule, step: int) -> None:
+        """Pass the probes by the statistics that were seen."""
         if self.risk.is_compiled:
-            with self._observe(module):
+            with self._observe():
                 self.risk.sample_losses(module.batch)
         statistics, norms = self._seen
         chunks = len(self.risk.parts(module.batch, may_idle=True))  # a pass of its own for curvature may have followed

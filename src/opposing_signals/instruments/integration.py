@@ -14,7 +14,7 @@ class Integration(Instrument):
         InputError: The optimizer is not `GradientFlow`.
     """
 
-    def from_step(self, module: TrainingModule, step: int) -> None:
+    def after_step(self, module: TrainingModule, step: int) -> None:
         """Both are left by the step just taken."""
         optimizer = self.required_optimizer(module, GradientFlow, "integration")
         self.write(module, step, "flow_gradients", optimizer.evaluations)

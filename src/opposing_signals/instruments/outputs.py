@@ -20,6 +20,6 @@ class Outputs(Instrument):
         """Refuse a run without outputs before it begins."""
         self.check_outputs("outputs")
 
-    def from_step(self, module: TrainingModule, step: int) -> None:
+    def after_step(self, module: TrainingModule, step: int) -> None:
         """They are in the step's own forward pass."""
         self.write(module, step, "outputs", module.forward_pass.outputs.float().cpu().numpy())

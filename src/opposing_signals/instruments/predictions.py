@@ -36,7 +36,7 @@ class Predictions(Instrument):
         if not module.batches.is_full:
             self.write(module, step, "prediction", _classes(self.risk.sample_losses().outputs))
 
-    def from_step(self, module: TrainingModule, step: int) -> None:
+    def after_step(self, module: TrainingModule, step: int) -> None:
         """Under full-batch training."""
         if module.batches.is_full:
             self.write(module, step, "prediction", _classes(module.forward_pass.outputs))

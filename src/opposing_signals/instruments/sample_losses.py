@@ -19,7 +19,7 @@ class SampleLosses(Instrument):
         if not module.batches.is_full:
             self.write(module, step, "sample_loss", self.risk.sample_losses().losses.float().cpu().numpy())
 
-    def from_step(self, module: TrainingModule, step: int) -> None:
+    def after_step(self, module: TrainingModule, step: int) -> None:
         """Under full-batch training."""
         if module.batches.is_full:
             self.write(module, step, "sample_loss", module.forward_pass.losses.float().cpu().numpy())

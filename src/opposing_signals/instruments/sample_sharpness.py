@@ -59,16 +59,15 @@ class SampleSharpness(Instrument):
         self._losses: Tensor | None = None  # of the last step
 
     def before_step(self, module: TrainingModule, step: int) -> None:
-        """Wait for the step's own pass, which shows ℓ(θ_t)."""
+        """Refuse minibatch training."""
         if not module.batches.is_full:
             raise InputError(
                 f"SampleSharpness: batch={module.batches.size}: expected full-batch training (batch=null), whose steps "
                 "show every loss; leave sample_sharpness out of instruments"
             )
-        nothing = self.risk.parameters[0].new_empty(0, sum(p.numel() for p in self.risk.parameters))
-        module.request_products(nothing, lambda _: self._measure(module, step))
 
-    def _measure(self, module: TrainingModule, step: int) -> None:
+    def at_gradient(self, module: TrainingModule, step: int) -> None:
+        """The step's own pass has shown ℓ(θ_t)."""
         if self._losses is None:
             return
         changes = module.forward_pass.losses - self._losses.to(module.forward_pass.losses)
@@ -84,7 +83,6 @@ class SampleSharpness(Instrument):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep ℓ(θ_t) where the next step asks for the change."""
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         assert isinstance(pl_module, TrainingModule)
         self._losses = pl_module.forward_pass.losses if self.is_due(pl_module.step + 1) else None
 

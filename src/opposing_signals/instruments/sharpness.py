@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,34 @@ from opposing_signals.record import Record
 from opposing_signals.training.module import TrainingModule
 
 
+@dataclass(frozen=True)
+class TopEigenvector:
+    """What `Sharpness` shares with the instruments behind it.
+
+    Attributes:
+        vector: ``[P]``, the unit eigenvector of λ(θ_t).
+        batch: The examples over which L is the mean.
+    """
+
+    vector: Tensor
+    batch: Batch
+
+
+def top_eigenvector(module: TrainingModule) -> TopEigenvector:
+    """That of the step at hand; under full-batch training it is there from the step's gradient on.
+
+    Raises:
+        InputError: It was not measured in this step.
+    """
+    found = module.shared(TopEigenvector)
+    if found is None:
+        raise InputError(
+            f"no top eigenvector was measured at step {module.step}: expected the instrument sharpness in front of "
+            "those that need it, and at every step at which they measure (every, consecutive)"
+        )
+    return found
+
+
 class Sharpness(Instrument):
     """Writes ``sharpness`` λ(θ_t), ``sharpness_quotient``, ``sharpness_residual`` and ``sharpness_products``.
 
@@ -29,7 +58,7 @@ class Sharpness(Instrument):
 
     Under full-batch training the first products come out of the step's own pass, which then costs two more gradients
     (``max_products=2``) and not two more passes. Under minibatch training each measurement is a pass of its own over
-    the whole training set. A later instrument of the same step finds v in ``module.eigenvector``.
+    the whole training set. A later instrument of the same step finds v by `top_eigenvector`.
 
     Args:
         risk: What is being trained.
@@ -83,7 +112,7 @@ class Sharpness(Instrument):
     def _measure(self, module: TrainingModule, step: int, products: Tensor) -> None:
         further = announcing(self._products, module, self.tracker.budget, len(products))
         pairs = self.tracker.update(products, further)
-        module.note_eigenvector(pairs.vector, self._batch)
+        module.share(TopEigenvector(pairs.vector, self._batch))
         self._write(module, step, pairs)
 
     def _write(self, module: TrainingModule, step: int, pairs: Eigenpairs) -> None:

@@ -14,7 +14,7 @@ class SignedShare(Instrument):
         InputError: The optimizer is not `SplitSGD`.
     """
 
-    def from_step(self, module: TrainingModule, step: int) -> None:
+    def after_step(self, module: TrainingModule, step: int) -> None:
         """It follows from the momenta that the step just taken has left."""
         optimizer = self.required_optimizer(module, SplitSGD, "signed_share")
         self.write(module, step, "signed_share", float(optimizer.signed_share))

@@ -115,7 +115,7 @@ class TokenLosses(Instrument):
         else:
             self._before = [parameter.detach().clone() for parameter in self.risk.parameters]
 
-    def from_step(self, module: TrainingModule, step: int) -> None:
+    def after_step(self, module: TrainingModule, step: int) -> None:
         """The changes of the step just taken, streamed."""
         if self.keep is None:
             return

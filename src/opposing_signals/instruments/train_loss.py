@@ -12,7 +12,7 @@ class TrainLoss(Instrument):
     The accuracy takes the outputs of the batch: under ``risk.keep_outputs=false`` there is none.
     """
 
-    def from_step(self, module: TrainingModule, step: int) -> None:
+    def after_step(self, module: TrainingModule, step: int) -> None:
         """Both are in the step's own forward pass."""
         self.write(module, step, "train_loss", module.loss)
         targets = self.risk.targets[module.batch]
