@@ -16,6 +16,7 @@ from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.processes import is_first
 from opposing_signals.record import Record
+from opposing_signals.record.quantities import MEAN_FEATURE_NORM, PROBE_FEATURE_NORM, PROBE_IMAGE, PROBE_LOGITS
 from opposing_signals.training.module import TrainingModule
 
 
@@ -102,11 +103,11 @@ class BlockProbe(Instrument):
             return
         with frozen(self.risk.model, statistics), self._feature_norms() as probe_norms:
             logits = self.risk.outputs(self._inputs)
-        self.write(module, step, "probe_logits", logits.float().cpu().numpy())
-        self.write(module, step, "probe_feature_norm", torch.cat(probe_norms).float().cpu().numpy())
-        self.write(module, step, "mean_feature_norm", mean_norm)
+        self.write(module, step, PROBE_LOGITS, logits.float().cpu().numpy())
+        self.write(module, step, PROBE_FEATURE_NORM, torch.cat(probe_norms).float().cpu().numpy())
+        self.write(module, step, MEAN_FEATURE_NORM, mean_norm)
         if step == 0:
-            self.write(module, step, "probe_image", self._images)
+            self.write(module, step, PROBE_IMAGE, self._images)
 
 
 def _last_linear(model: nn.Module) -> nn.Linear:

@@ -13,9 +13,8 @@ from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.instruments.sharpness import top_eigenvector
 from opposing_signals.record import Record
+from opposing_signals.record.quantities import BREAK_EVEN_EIGENVECTOR, SHARPNESS
 from opposing_signals.training.module import TrainingModule
-
-BREAK_EVEN_EIGENVECTOR = "break_even_eigenvector"
 
 
 class BreakEven(Instrument):
@@ -35,7 +34,7 @@ class BreakEven(Instrument):
     def after_step(self, module: TrainingModule, step: int) -> None:
         """Compare λ(θ_t) with the optimizer's step size."""
         optimizer: Any = module.optimizers()
-        if module.scalars.get("sharpness", 0.0) > 2 / optimizer.param_groups[0]["lr"]:
+        if module.scalars.get(SHARPNESS, 0.0) > 2 / optimizer.param_groups[0]["lr"]:
             self.write(module, step, BREAK_EVEN_EIGENVECTOR, top_eigenvector(module).vector.float().cpu().numpy())
             self._found = True
             module.finish()

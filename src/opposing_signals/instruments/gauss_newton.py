@@ -5,6 +5,7 @@ from __future__ import annotations
 from opposing_signals.curvature import curvature_split
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.instruments.sharpness import top_eigenvector
+from opposing_signals.record.quantities import SHARPNESS_FUNCTIONAL, SHARPNESS_GAUSS_NEWTON
 from opposing_signals.training.module import TrainingModule
 
 
@@ -22,5 +23,5 @@ class GaussNewton(Instrument):
         """The step's own pass may have to show v."""
         top = top_eigenvector(module)
         split = curvature_split(self.risk, top.vector, top.batch)
-        self.write(module, step, "sharpness_gauss_newton", split.gauss_newton)
-        self.write(module, step, "sharpness_functional", split.functional)
+        self.write(module, step, SHARPNESS_GAUSS_NEWTON, split.gauss_newton)
+        self.write(module, step, SHARPNESS_FUNCTIONAL, split.functional)

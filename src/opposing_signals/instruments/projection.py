@@ -12,6 +12,7 @@ from opposing_signals.data import Dataset
 from opposing_signals.errors import InputError
 from opposing_signals.instruments.break_even import break_even_direction
 from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.record.quantities import EFFECTIVE_STEP_SIZE, FLOOR_DISTANCE, PROJECTION
 from opposing_signals.training.module import TrainingModule
 
 
@@ -45,7 +46,7 @@ class Projection(_AlongBreakEven):
     def before_step(self, module: TrainingModule, step: int) -> None:
         """Summed in float64, because successive values differ little."""
         theta = flatten([parameter.detach() for parameter in self.risk.parameters])
-        self.write(module, step, "projection", float(theta.double() @ self.direction.double()))
+        self.write(module, step, PROJECTION, float(theta.double() @ self.direction.double()))
 
 
 class FloorDistance(_AlongBreakEven):
@@ -60,7 +61,7 @@ class FloorDistance(_AlongBreakEven):
         direction = self.direction
         seen = self.risk.hessian_products(direction[None])
         slope, curvature = float(seen.gradient @ direction), float(seen.products[0] @ direction)
-        self.write(module, step, "floor_distance", slope / curvature if curvature > 0 else float("nan"))
+        self.write(module, step, FLOOR_DISTANCE, slope / curvature if curvature > 0 else float("nan"))
 
 
 class EffectiveStepSize(_AlongBreakEven):
@@ -83,7 +84,7 @@ class EffectiveStepSize(_AlongBreakEven):
         group_of = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
         sizes = [_step_sizes(optimizer.state[parameter], group_of[parameter]) for parameter in self.risk.parameters]
         along = flatten(sizes) @ self.direction
-        self.write(module, step, "effective_step_size", abs(float(along)))
+        self.write(module, step, EFFECTIVE_STEP_SIZE, abs(float(along)))
 
 
 def _step_sizes(state: dict[str, Tensor], group: dict[str, Any]) -> Tensor:

@@ -13,6 +13,7 @@ from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.record import Record
+from opposing_signals.record.quantities import SAMPLE_SHARPNESS, SAMPLE_SHARPNESS_POINTS, SAMPLE_SHARPNESS_RESIDUAL
 from opposing_signals.training.module import TrainingModule
 
 
@@ -75,9 +76,9 @@ class SampleSharpness(Instrument):
         points = torch.cat([rising, falling, self._random])
         measured, where = points.unique(return_inverse=True)
         values, residuals = sample_sharpness(self.risk, measured, self.tolerance, self.max_products)
-        self.write(module, step, "sample_sharpness_points", points.numpy())
-        self.write(module, step, "sample_sharpness", values[where].numpy())
-        self.write(module, step, "sample_sharpness_residual", residuals[where].numpy())
+        self.write(module, step, SAMPLE_SHARPNESS_POINTS, points.numpy())
+        self.write(module, step, SAMPLE_SHARPNESS, values[where].numpy())
+        self.write(module, step, SAMPLE_SHARPNESS_RESIDUAL, residuals[where].numpy())
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

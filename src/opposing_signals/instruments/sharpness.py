@@ -16,6 +16,14 @@ from opposing_signals.curvature.risk import EmpiricalRisk, flatten
 from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument, announcing
 from opposing_signals.record import Record
+from opposing_signals.record.quantities import (
+    EIGENVALUES,
+    EIGENVECTOR_SHARE,
+    SHARPNESS,
+    SHARPNESS_PRODUCTS,
+    SHARPNESS_QUOTIENT,
+    SHARPNESS_RESIDUAL,
+)
 from opposing_signals.training.module import TrainingModule
 
 
@@ -116,14 +124,14 @@ class Sharpness(Instrument):
         self._write(module, step, pairs)
 
     def _write(self, module: TrainingModule, step: int, pairs: Eigenpairs) -> None:
-        self.write(module, step, "sharpness", pairs.value)
-        self.write(module, step, "sharpness_quotient", pairs.quotient)
-        self.write(module, step, "sharpness_residual", pairs.residual)
-        self.write(module, step, "sharpness_products", pairs.products)
+        self.write(module, step, SHARPNESS, pairs.value)
+        self.write(module, step, SHARPNESS_QUOTIENT, pairs.quotient)
+        self.write(module, step, SHARPNESS_RESIDUAL, pairs.residual)
+        self.write(module, step, SHARPNESS_PRODUCTS, pairs.products)
         shares = torch.stack([piece.double().square().sum() for piece in self.risk.unflatten(pairs.vector)])
-        self.write(module, step, "eigenvector_share", shares.float().cpu().numpy())
+        self.write(module, step, EIGENVECTOR_SHARE, shares.float().cpu().numpy())
         if self.tracker.k > 1:
-            self.write(module, step, "eigenvalues", np.asarray(pairs.values))
+            self.write(module, step, EIGENVALUES, np.asarray(pairs.values))
 
     def state_dict(self) -> dict[str, Any]:
         """The tracker's warm start."""
