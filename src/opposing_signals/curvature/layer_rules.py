@@ -75,7 +75,7 @@ class Reading(ABC):
     def of_embedding(self, weight: Tensor, rows: Tensor, slope: Tensor) -> Tensor:
         """Of a table of rows, from the rows used ``[n, L]`` and δ ``[n, L, E]``."""
 
-    def rules(self) -> Mapping[Callable, Callable[..., Rule]]:
+    def rules(self) -> Mapping[Callable[..., Any], Callable[..., Rule]]:
         """Functions with the rules that take their arguments; the first axis of input and output is the example."""
         return {
             LINEAR: self._linear,

@@ -166,7 +166,7 @@ class _Uses(TorchFunctionMode):
         self._is_used = {id(parameter): False for parameter in parameters}
 
     def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Call the function; if it uses a parameter, let its output leave a hook for the backward pass."""
         kwargs = kwargs or {}
@@ -178,7 +178,7 @@ class _Uses(TorchFunctionMode):
             return self._attend(*args, **kwargs)
         return self._use(func, args, kwargs) if func in self._rules else func(*args, **kwargs)
 
-    def _use(self, func: Callable, args: tuple, kwargs: dict[str, Any], axis: int = 0) -> Tensor:
+    def _use(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], axis: int = 0) -> Tensor:
         """Call ``func`` with parameters as constants; ``axis`` of its input and output is the example."""
         parameters = [argument for argument in (*args, *kwargs.values()) if id(argument) in self._is_used]
         if not parameters:

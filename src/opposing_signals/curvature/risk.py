@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -210,7 +210,7 @@ class EmpiricalRisk(Chunks):
             self._takes_gradients = watch.has_seen
         return self._takes_gradients
 
-    def without_graph(self) -> AbstractContextManager:
+    def without_graph(self) -> AbstractContextManager[Any]:
         """`torch.no_grad`, unless the model takes gradients of its own, which it could not inside that."""
         return torch.set_grad_enabled(self.takes_gradients)
 

@@ -53,7 +53,7 @@ class TwiceDifferentiable(TorchFunctionMode):
     """
 
     def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Replace what is slow or has no second derivative."""
         if func in DERIVATIVES:
@@ -67,7 +67,7 @@ class TwiceDifferentiable(TorchFunctionMode):
         return replacement(*args, **(kwargs or {}))
 
 
-_REPLACEMENTS: dict[Callable, Callable] = {
+_REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.conv1d: convolution_of(torch.conv1d, 1),
     torch.conv2d: convolution_of(torch.conv2d, 2),
     torch.conv3d: convolution_of(torch.conv3d, 3),

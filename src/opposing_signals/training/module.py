@@ -139,7 +139,7 @@ class TrainingModule(LightningModule):
             self.stop_reason = f"the training loss is {self.loss} at step {self.step}"
             self.trainer.should_stop = True
 
-    def _augmented(self, batch: Batch) -> AbstractContextManager:
+    def _augmented(self, batch: Batch) -> AbstractContextManager[Any]:
         """The step's view of its batch; instruments' own passes before and behind the step see the data as they are."""
         if self._augmentation is None:
             return nullcontext()

@@ -22,14 +22,14 @@ RULES: dict[Callable[..., Any], Callable[..., Any]] = {}
 COMPOSED: dict[Callable[..., Any], Callable[..., Any]] = {}
 """The same function, composed of others; filled there, too."""
 _FUSED_NORM = re.compile("(batch|layer|group|instance)_norm")
-_IN_PLACE: dict[str, Callable] = {
+_IN_PLACE: dict[str, Callable[..., Any]] = {
     name + "_": getattr(Tensor, name) for name in ("relu", "add", "sub", "mul", "div", "tanh", "sigmoid", "clamp")
 } | {"__iadd__": Tensor.add, "__isub__": Tensor.sub, "__imul__": Tensor.mul, "__itruediv__": Tensor.div}
 _LINEAR_METHODS = (
     "flatten unflatten view reshape transpose permute contiguous expand squeeze unsqueeze mean sum neg chunk split "
     "unbind select narrow __getitem__ clone"
 )
-_LINEAR: set[Callable] = {
+_LINEAR: set[Callable[..., Any]] = {
     F.adaptive_avg_pool2d,
     F.avg_pool2d,
     F.embedding,
@@ -80,14 +80,14 @@ class Jet(Tensor):
 
     @classmethod
     def __torch_function__(
-        cls, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Apply ``func`` to jets."""
         return _apply(func, args, kwargs or {})
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Refuse what has passed `__torch_function__` by, and would compute with x₀ alone."""
         raise InputError(_OUT_OF_SIGHT)
@@ -113,7 +113,7 @@ def coefficients_of(value: Any) -> Coefficients:
     return value.coefficients if isinstance(value, Jet) else (value, None, None)
 
 
-def _apply(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+def _apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     name = getattr(func, "__name__", "")
     if func in DERIVATIVES:
         raise InputError(f"the model takes a gradient inside its forward pass, {_CANNOT}: {_OR_LEAVE_OUT[3:]}")
@@ -136,7 +136,7 @@ def _apply(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         return result
 
 
-def _expanded(func: Callable, name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+def _expanded(func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     rule = RULES.get(func)
     if rule is not None:
         return rule(*args, **kwargs)
@@ -204,7 +204,7 @@ def _jets(parts: Sequence[Any]) -> Any:
     return Jet(*parts)
 
 
-def _per_coefficient(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+def _per_coefficient(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A function linear in its one jet."""
     leaves, tree = tree_flatten((args, kwargs))
     place = next(i for i, leaf in enumerate(leaves) if isinstance(leaf, Jet))
@@ -219,7 +219,7 @@ def _per_coefficient(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any
     return _jets(results)
 
 
-def _nested(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+def _nested(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Any function, by forward mode over forward mode: d/dt and d²/dt² of func(x(t))."""
     leaves, tree = tree_flatten((args, kwargs))
     arguments, named = tree_unflatten([constant(leaf) for leaf in leaves], tree)
