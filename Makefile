@@ -1,8 +1,8 @@
-# make setup | demo | quick | test | pythons | lint | report | lock | audit
+# make setup | demo | quick | test | pythons | lint | report | soak | lock | audit
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup lock audit demo quick test pythons lint format report benchmarks clean
+.PHONY: setup lock audit demo quick test pythons soak lint format report benchmarks clean
 
 setup: .venv/.installed
 
@@ -39,6 +39,10 @@ quick: setup
 # Known vulnerabilities in what is installed.
 audit:
 	uvx pip-audit --disable-pip --require-hashes --requirement requirements.lock
+
+# Runs killed, starved, damaged and poisoned at random, 200 times; 15 minutes.
+soak: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --rounds 200 --out results/trust
 
 # Set-up and an experiment on each Python that is here, and with the newest torch.
 pythons:
