@@ -1,8 +1,8 @@
-# make setup | demo | quick | test | pythons | lint | report | lock | audit
+# make setup | demo | quick | test | pythons | lint | reproduce | report | soak | lock | audit
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup lock audit demo quick test pythons lint format report benchmarks clean
+.PHONY: setup lock audit demo quick test pythons soak lint reproduce format report benchmarks clean
 
 setup: .venv/.installed
 
@@ -40,6 +40,10 @@ quick: setup
 audit:
 	uvx pip-audit --disable-pip --require-hashes --requirement requirements.lock
 
+# Runs killed, starved, damaged and poisoned at random, 200 times; 15 minutes.
+soak: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --rounds 200 --out results/trust
+
 # Set-up and an experiment on each Python that is here, and with the newest torch.
 pythons:
 	.ci/pythons
@@ -52,6 +56,11 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Every figure, those that the paper rests on first; SCALE=paper BUDGET=540 for a lease of ten minutes.
+SCALE ?= cpu
+reproduce: setup
+	$(BIN)/opposing-signals reproduce --scale $(SCALE) $(if $(BUDGET),--budget $(BUDGET))
 
 report: setup
 	$(BIN)/opposing-signals report outputs results
