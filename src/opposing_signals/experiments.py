@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 
 from omegaconf import OmegaConf
@@ -64,6 +64,19 @@ def named(given: str) -> str:
     if meant and beginning:
         raise InputError(f"experiment {given!r}: it could be {_any_of(meant)}; say which")
     raise InputError(f"experiment {given!r}: unknown; {did_you_mean(given, known)}{ALL}")
+
+
+def markdown_table(described: Mapping[str, tuple[str, Mapping[str, str]]]) -> str:
+    """Experiments as a table in Markdown, with what each costs where that was measured.
+
+    Args:
+        described: As `experiments` gives them.
+    """
+    rows = ["| experiment | what it shows | `cpu` | `paper` |", "|---|---|---|---|"]
+    for name, (title, cost) in described.items():
+        measured = ("" if "not timed" in time else time for time in (cost.get("cpu", ""), cost.get("paper", "")))
+        rows.append(f"| `{name}` | {title} | {' | '.join(measured)} |")
+    return "\n".join(rows)
 
 
 def did_you_mean(given: str, known: Collection[str]) -> str:
