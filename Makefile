@@ -1,13 +1,13 @@
-# make setup | demo | quick | test | pythons | lint | report | reproduce
+# make setup | demo | quick | test | pythons | lint | report | gallery | benchmarks
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo quick test pythons lint format report benchmarks clean
+.PHONY: setup demo quick test pythons lint format report gallery benchmarks clean
 
 setup: .venv/.installed
 
 # Pins stand in constraints.txt; a wheel of torch for CPUs is taken where pip's configuration offers one.
-.venv/.installed: pyproject.toml constraints.txt
+.venv/.installed: pyproject.toml constraints.txt hatch_build.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
@@ -41,6 +41,11 @@ format: setup
 
 report: setup
 	$(BIN)/opposing-signals report outputs results
+
+# The pages that are made of results and configuration; tests hold them to these.
+gallery: setup
+	$(BIN)/opposing-signals gallery results
+	$(BIN)/opposing-signals list --markdown > docs/experiments.md
 
 benchmarks: setup
 	$(BIN)/python benchmarks/step_overhead.py

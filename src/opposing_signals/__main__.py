@@ -20,7 +20,7 @@ from rich.table import Table
 
 from opposing_signals import streams
 from opposing_signals.errors import READ_NAMED_DATA, InputError, TrainingStoppedError, printable
-from opposing_signals.experiments import ALL, FIGURES, did_you_mean, experiments, families, markdown_table, named
+from opposing_signals.experiments import ALL, FIGURES, did_you_mean, experiments, families, markdown_page, named
 from opposing_signals.interruption import MESSAGE, Interrupted, ended_by_signals
 from opposing_signals.processes import first_has_ended, is_first, is_one_of_several, joined
 from opposing_signals.terminal import console
@@ -91,7 +91,7 @@ def print_help() -> None:
         "[bold]opposing-signals demo[/]                 three pictures that show the finding, in two minutes\n"
         "[bold]opposing-signals list[/] \\[WORD]          experiments, and what they cost\n"
         "[bold]opposing-signals report[/] \\[FOLDER ...]  one page of all results\n"
-        "[bold]opposing-signals gallery[/] \\[FOLDER]   the results in a folder as one page of Markdown\n"
+        "[bold]opposing-signals gallery[/] \\[FOLDER]     the results in a folder as one page of Markdown\n"
         "[bold]opposing-signals explain[/] FOLDER ...   which examples carried a run's loss spikes\n\n"
         "An experiment is given by its name or a beginning of it: fig1, fig06b, theorem31. It trains what is missing, "
         "draws its figure, checks its claims and writes them to outputs/NAME/. Any field of its configuration can be "
@@ -109,7 +109,7 @@ def _list(arguments: list[str]) -> int:
     """Experiments with what they show and cost."""
     parser = _Parser("list", "List the experiments: what each shows, and its cost (smoke and cpu on two cores).")
     parser.add_argument("word", nargs="?", help="only those with this in their name or description, or by this name")
-    parser.add_argument("--markdown", action="store_true", help="as a table for a page of documentation")
+    parser.add_argument("--markdown", action="store_true", help="as a page of documentation")
     options = parser.parse_args(arguments)
     word = options.word
     known = experiments()
@@ -123,7 +123,7 @@ def _list(arguments: list[str]) -> int:
             if not chosen:
                 raise InputError(f"list {word}: no experiment has this in its name or description; {ALL}") from None
     if options.markdown:
-        print(markdown_table({name: known[name] for name in chosen}))
+        print(markdown_page({name: known[name] for name in chosen}))
         return 0
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)

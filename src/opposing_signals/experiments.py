@@ -20,6 +20,17 @@ FAMILIES = {
 }
 """What experiments beside the paper's figures have in common ↦ how their titles begin; the first that fits."""
 FIGURES = "the paper's figures"
+PAGE = """\
+# Experiments
+
+<!-- Written by `opposing-signals list --markdown`: change the configuration, not this page. -->
+
+`opposing-signals NAME` runs one. Times are those that were measured, on two cores at `scale=cpu`; an empty one was not.
+What the experiments show stands in [the gallery](../results/README.md).
+
+| experiment | what it shows | `cpu` | `paper` |
+|---|---|---|---|"""
+"""How the page of `markdown_page` begins."""
 
 
 def experiments() -> dict[str, tuple[str, dict[str, str]]]:
@@ -66,13 +77,13 @@ def named(given: str) -> str:
     raise InputError(f"experiment {given!r}: unknown; {did_you_mean(given, known)}{ALL}")
 
 
-def markdown_table(described: Mapping[str, tuple[str, Mapping[str, str]]]) -> str:
-    """Experiments as a table in Markdown, with what each costs where that was measured.
+def markdown_page(described: Mapping[str, tuple[str, Mapping[str, str]]]) -> str:
+    """Experiments as a page in Markdown, with what each costs where that was measured.
 
     Args:
         described: As `experiments` gives them.
     """
-    rows = ["| experiment | what it shows | `cpu` | `paper` |", "|---|---|---|---|"]
+    rows = [PAGE]
     for name, (title, cost) in described.items():
         measured = ("" if "not timed" in time else time for time in (cost.get("cpu", ""), cost.get("paper", "")))
         rows.append(f"| `{name}` | {title} | {' | '.join(measured)} |")
