@@ -12,7 +12,6 @@ from rich.table import Table
 from rich.text import Text
 
 from opposing_signals.files import write_json
-from opposing_signals.report.page import number
 from opposing_signals.report.result import VERDICTS, Result
 from opposing_signals.terminal import console
 
@@ -91,7 +90,11 @@ def _table(claims: list[Across], title: str) -> Table:
     for column in ("claim", "passed", "mean", "spread", "threshold", "values"):
         table.add_column(column)
     for claim in claims:
-        values = ", ".join(f"{job}: {number(value)}" for job, value in claim.values.items())
-        cells = (number(claim.mean), number(claim.deviation), claim.threshold, values)
+        values = ", ".join(f"{job}: {_number(value)}" for job, value in claim.values.items())
+        cells = (_number(claim.mean), _number(claim.deviation), claim.threshold, values)
         table.add_row(*map(Text, (claim.id, f"{claim.passed} of {claim.jobs}", *cells)))
     return table
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
