@@ -96,3 +96,17 @@ def test_the_source_distribution_makes_the_same_wheel(wheel, tmp_path) -> None:
         return {entry.filename: entry.CRC for entry in zipfile.ZipFile(path).infolist()}
 
     assert contents(again) == contents(wheel)
+
+
+def test_every_locked_file_is_of_the_pinned_version():
+    """A version stands in constraints.txt; the lock adds the hashes of its files. `make lock` writes it anew."""
+    pinned = re.findall(r"^([\w.-]+)==([^ ;\n]+)", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
+    locked = re.findall(r"^([\w.-]+)==([^ ;\n]+)", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE)
+    assert {_normal(name) for name, _ in locked} >= {"hydra-core", "lightning", "omegaconf", "wandb", "pytest", "ruff"}
+    versions = {(_normal(name), version) for name, version in pinned}
+    assert [(name, version) for name, version in locked if (_normal(name), version) not in versions] == []
+    assert (ROOT / "requirements.lock").read_text().count("--hash=sha256:") >= len(locked)
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
