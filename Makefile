@@ -1,8 +1,8 @@
-# make setup | demo | quick | test | pythons | lint | report | gallery | soak | lock | audit
+# make setup | demo | quick | test | pythons | lint | reproduce | report | gallery | soak | lock | audit
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup lock audit demo quick test pythons soak lint format report gallery benchmarks clean
+.PHONY: setup lock audit demo quick test pythons soak lint reproduce format report gallery benchmarks clean
 
 setup: .venv/.installed
 
@@ -56,6 +56,11 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Every figure, those that the paper rests on first; SCALE=paper BUDGET=540 for a lease of ten minutes.
+SCALE ?= cpu
+reproduce: setup
+	$(BIN)/opposing-signals reproduce --scale $(SCALE) $(if $(BUDGET),--budget $(BUDGET))
 
 report: setup
 	$(BIN)/opposing-signals report outputs results
