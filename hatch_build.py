@@ -20,7 +20,7 @@ class Readme(MetadataHookInterface):
 
 
 def on_an_index(text: str, repository: str | None) -> str:
-    """``text`` with absolute links into ``repository``; without one the links' words alone, and neither pictures nor captions."""
+    """``text`` with absolute links into ``repository``; without one the links' words alone, and no pictures."""
     if repository:
         text = re.sub(rf"!(\[[^]]*\]){RELATIVE}", rf"!\1({repository}/raw/main/\2)", text)
         return re.sub(rf"(\[[^]]*\]){RELATIVE}", rf"\1({repository}/blob/main/\2)", text)

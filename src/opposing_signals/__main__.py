@@ -88,10 +88,10 @@ def print_help() -> None:
     shown.print(
         "Which training examples drive the optimization of a neural network.\n\n"
         "[bold]opposing-signals EXPERIMENT[/] \\[scale=smoke|cpu|paper] \\[seed=N] \\[FIELD=VALUE ...]\n"
-        "[bold]opposing-signals demo[/]                 three pictures that show the finding, in two minutes\n"
+        "[bold]opposing-signals demo[/]                 three pictures of it, in two minutes\n"
         "[bold]opposing-signals list[/] \\[WORD]          experiments, and what they cost\n"
         "[bold]opposing-signals report[/] \\[FOLDER ...]  one page of all results\n"
-        "[bold]opposing-signals gallery[/] \\[FOLDER]     the results in a folder as one page of Markdown\n"
+        "[bold]opposing-signals gallery[/] \\[FOLDER]     results as one page of Markdown\n"
         "[bold]opposing-signals explain[/] FOLDER ...   which examples carried a run's loss spikes\n"
         "[bold]opposing-signals reproduce[/]            all of it, in order, as far as --budget SECONDS goes\n\n"
         "An experiment is given by its name or a beginning of it: fig1, fig06b, theorem31. It trains what is missing, "
