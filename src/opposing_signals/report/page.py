@@ -58,8 +58,14 @@ def build(folders: list[Path], page: Path | None = None, named_data: bool = Fals
         from opposing_signals.report.explorer import build_explorers  # needs torch, the page alone does not
 
         explorers = build_explorers(records, page.parent, named_data)
-    _copy_pictures([result.picture for result in results if result.picture], page.parent / PICTURES)
+    pictures = [result.picture for result in results if result.picture]
+    for picture in pictures:
+        _copy(picture, page.parent / picture_name(picture))
     write_text(page, render(results, explorers))
+    shown_now = {Path(picture_name(picture)).name for picture in pictures}
+    for path in (page.parent / PICTURES).glob("[0-9a-f]" * 16 + ".png"):
+        if path.name not in shown_now:  # an earlier page's, which is there until this one is
+            path.unlink()
     return page
 
 
@@ -131,16 +137,11 @@ def picture_name(picture: Picture) -> str:
     return f"{PICTURES}/{picture.sha256[:16]}.png"
 
 
-def _copy_pictures(pictures: list[Picture], folder: Path) -> None:
-    """Bring ``pictures`` into ``folder``, and remove those of an earlier page."""
-    names = {Path(picture_name(picture)).name: picture.path for picture in pictures}
-    for name, source in names.items():
-        if not (folder / name).is_file():
-            with replacing(folder / name) as unfinished:
-                shutil.copyfile(source, unfinished)
-    for stale in folder.glob("[0-9a-f]" * 16 + ".png"):
-        if stale.name not in names:
-            stale.unlink()
+def _copy(picture: Picture, path: Path) -> None:
+    """Bring ``picture`` to ``path``, where its name says what it holds."""
+    if not path.is_file():
+        with replacing(path) as unfinished:
+            shutil.copyfile(picture.path, unfinished)
 
 
 def _identity(folder: Path) -> tuple[object, ...]:
