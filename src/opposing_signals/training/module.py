@@ -109,16 +109,18 @@ class TrainingModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One step of the paper: ∇L over the batch, then the optimizer's update."""
         self.step, self.batch = self.global_step, batch
-        due = [instrument for instrument in self.instruments if instrument.is_due(self.step)]
-        for instrument in due:
+        for instrument in self._due():
             instrument.before_step(self, self.step)
         with self._augmented(batch):
-            self._take_step(batch, due)
-        for instrument in due:
+            self._take_step(batch)
+        for instrument in self._due():
             instrument.after_step(self, self.step)
         self._shared = []
 
-    def _take_step(self, batch: Batch, due: list[StepHooks]) -> None:
+    def _due(self) -> list[StepHooks]:
+        return [instrument for instrument in self.instruments if instrument.is_due(self.step)]
+
+    def _take_step(self, batch: Batch) -> None:
         optimizer: Any = self.optimizers()
         optimizer.zero_grad(set_to_none=True)
         requests, self._requests = self._requests, []
@@ -130,7 +132,7 @@ class TrainingModule(LightningModule):
         self.loss = self.forward_pass.losses.double().mean().item()
         if math.isfinite(self.loss):
             self._answer(requests)
-            for instrument in due:
+            for instrument in self._due():
                 instrument.at_gradient(self, self.step)
             for adjust in self.before_update:
                 adjust(optimizer.optimizer, self.step)
