@@ -274,6 +274,7 @@ class OpposingSignals(Callback):
             self.record.append("sharpness", step, pairs.value)
             self.record.append("sharpness_quotient", step, pairs.quotient)
             self.record.append("sharpness_residual", step, pairs.residual)
+            self.record.append("sharpness_bound", step, pairs.bound)
             self.record.append("sharpness_products", step, pairs.products)
 
     def on_train_batch_end(
