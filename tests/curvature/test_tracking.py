@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from opposing_signals.curvature import EigenTracker
 from opposing_signals.curvature.risk import EmpiricalRisk, flatten
@@ -16,12 +17,18 @@ STEP_SIZE = 0.4
 def trajectory() -> list[tuple[torch.Tensor, float]]:
     """θ_t and λ(θ_t), from the whole Hessian, of the steps around and behind break-even."""
     risk = problem()
+    names = [name for name, _ in risk.model.named_parameters()]
+
+    def loss(theta: torch.Tensor) -> torch.Tensor:
+        outputs = functional_call(risk.model, dict(zip(names, risk.unflatten(theta), strict=True)), risk.inputs)
+        return square_loss(outputs, risk.targets).mean()
+
+    hessian = torch.func.hessian(loss)
     seen = []
     for step in range(260):
         if step >= 110:
             theta = nn.utils.parameters_to_vector(risk.parameters).detach().clone()
-            matrix = risk.hessian_products(torch.eye(len(theta), dtype=theta.dtype)).products
-            seen.append((theta, float(torch.linalg.eigvalsh(matrix)[-1])))
+            seen.append((theta, float(torch.linalg.eigvalsh(hessian(theta))[-1])))
         risk.model.zero_grad()
         risk.backward()
         with torch.no_grad():

@@ -96,7 +96,7 @@ class EigenTracker:
     residual, reaches the wanted, the basis is widened by its residual as well. And every ``look`` calls, and when λ has
     changed by more than a fifth of the nearer of its last two values, the tracker looks from a fresh random vector: 8
     Lanczos steps in the space orthogonal to the Ritz vectors. What they find joins the basis. What they do not find is
-    bounded: if p is the Lanczos polynomial and z the random vector, an eigenvector u of that space with eigenvalue x has
+    bounded: if p is the Lanczos polynomial and z the random vector, an eigenvector u of that space, eigenvalue x, has
     abs(p(x) u·z) <= ‖p(H) z‖, and u·z is a normal number, which is small with a small probability only (van Dorsselaer,
     Hochstenbach and van der Vorst 2000). The bound of the whole operator follows from this, the quotients and the
     residuals.
@@ -559,7 +559,7 @@ def _ranked(values: Tensor, which: Which) -> Tensor:
 def _exceeded_by_chance(diagonal: Tensor, beside: Tensor, dimension: int) -> float:
     """What the largest eigenvalue exceeds with a probability of `_MISSED`, by Lanczos from a random unit vector z.
 
-    The characteristic polynomial p of the tridiagonal matrix has ‖p(H) z‖ = Π β_j, the product of all entries beside the
+    The characteristic polynomial p of the tridiagonal matrix has ‖p(H) z‖ = Π β_j, over all entries beside its
     diagonal. Of an eigenvector u with eigenvalue x that is at least abs(p(x) u·z), where u·z, times the root of the
     dimension, is a normal number: below 1.25 x probability in size with that probability (van Dorsselaer,
     Hochstenbach and van der Vorst 2000, §3).

@@ -94,7 +94,7 @@ class OpposingSignals(Callback):
             train_dataset, per_sample_loss, track, batch_size, seed, show, label, class_names
         )  # fmt: skip
         self.budget = Budget(budget)
-        self.tracker = EigenTracker(tolerance=0.05, max_products=6)
+        self.tracker = EigenTracker(tolerance=0.05)
         self.record: Record
         self.risk: EmpiricalRisk
         self._open = ExitStack()

@@ -16,7 +16,6 @@ from opposing_signals.instruments.instrument import Instrument, announcing
 from opposing_signals.record import Record
 from opposing_signals.training.module import TrainingModule
 
-
 STEPS_BETWEEN_LOOKS = 24
 """After so many steps, or at the next measurement, the tracker looks for what it does not follow."""
 
