@@ -47,6 +47,7 @@ LEARNING_RATE = Quantity("learning_rate", "", "1", "OpposingSignals", "η of the
 SHARPNESS = Quantity("sharpness", "", "loss", "Sharpness", "λ, the largest eigenvalue of ∇²L")
 SHARPNESS_QUOTIENT = Quantity("sharpness_quotient", "", "loss", "Sharpness", "q = vᵀ∇²L v")
 SHARPNESS_RESIDUAL = Quantity("sharpness_residual", "", "loss", "Sharpness", "‖∇²L v − q v‖")
+SHARPNESS_BOUND = Quantity("sharpness_bound", "", "loss", "Sharpness", "what no eigenvalue exceeds, with 99%")
 SHARPNESS_PRODUCTS = Quantity("sharpness_products", "", "1", "Sharpness", "Hessian-vector products spent")
 EIGENVECTOR_SHARE = Quantity(
     "eigenvector_share", "[tensors]", "1", "Sharpness", "fraction of ‖v‖² in each parameter tensor"
@@ -66,6 +67,9 @@ PRECONDITIONED_SHARPNESS_QUOTIENT = Quantity(
 )
 PRECONDITIONED_SHARPNESS_RESIDUAL = Quantity(
     "preconditioned_sharpness_residual", "", "loss", "PreconditionedSharpness", "its residual"
+)
+PRECONDITIONED_SHARPNESS_BOUND = Quantity(
+    "preconditioned_sharpness_bound", "", "loss", "PreconditionedSharpness", "what no eigenvalue exceeds, with 99%"
 )
 PRECONDITIONED_SHARPNESS_PRODUCTS = Quantity(
     "preconditioned_sharpness_products", "", "1", "PreconditionedSharpness", "Hessian-vector products spent"
