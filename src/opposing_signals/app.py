@@ -135,8 +135,8 @@ def _run(arguments: list[str]) -> int:
         if user_wants_tracebacks or not _is_of_defaults(error):
             raise
         raise InputError(
-            f"{shlex.join(arguments)}: Hydra cannot read a defaults list: expected its overrides, such as override /run, "
-            "behind all others, only _self_ may follow"
+            f"{shlex.join(arguments)}: Hydra cannot read a defaults list; expected its overrides, as override /run, "
+            "behind all others; only _self_ may follow"
         ) from None
     except Interrupted:
         if SweepNote.config is not None and is_first():
@@ -172,7 +172,10 @@ def _refusal(error: Exception) -> str:
 
 def _is_of_defaults(error: AssertionError) -> bool:
     """Whether Hydra's search for what a defaults list means fails: it asserts what it should refuse."""
-    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).name in ("defaults_list.py", "default_element.py")
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).name in (
+        "defaults_list.py",
+        "default_element.py",
+    )
 
 
 def _one_line(error: Exception) -> str:

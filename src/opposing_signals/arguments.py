@@ -102,7 +102,9 @@ def completed(arguments: list[str]) -> list[list[str]]:
             return [arguments]
         only = f", only {shlex.join(arguments)}" if arguments else ""
         raise InputError(f"no experiment given{only}: expected a name, such as fig03_chebyshev; {ALL}")
-    experiments = [named(name.strip(), searched) for name in chosen[0].removeprefix("experiment=").strip("[]").split(",")]
+    experiments = [
+        named(name.strip(), searched) for name in chosen[0].removeprefix("experiment=").strip("[]").split(",")
+    ]
     if len(experiments) > 1 and not options.multirun:
         raise InputError(f"{chosen[0]}: several experiments; add -m to run one after the other")
     flags = [argument for argument in arguments if argument not in options.overrides]

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from opposing_signals.configuration import configuration_folder
 from opposing_signals.errors import InputError
@@ -60,6 +60,15 @@ def register(folders: Sequence[Path] | None = None) -> None:
             ConfigStore.instance().store(name, node, group, package, provider="opposing-signals")
 
 
+def composed(*overrides: str, with_hydra: bool = False) -> DictConfig:
+    """What the command line composes of ``overrides`` from the package's choices; ``with_hydra``, Hydra's field too."""
+    from hydra import compose, initialize_config_dir
+
+    register()
+    with initialize_config_dir(str(configuration_folder()), version_base="1.3"):
+        return compose("config", list(overrides), return_hydra_config=with_hydra)
+
+
 def check_settings(settings: Mapping[str, Any], folders: Sequence[Path]) -> None:
     """Refuse what a run sets for a choice if no choice asks for it.
 
@@ -76,7 +85,9 @@ def check_settings(settings: Mapping[str, Any], folders: Sequence[Path]) -> None
         for name in [f"{owner}.{field}" for field in fields] if isinstance(fields, Mapping) else [owner]:
             if name not in asked:
                 near = [f"settings.{known}" for known in get_close_matches(name, asked)]
-                proposal = f"did you mean {' or '.join(near)}?" if near else "expected ${setting:NAME, DEFAULT} in its file"
+                proposal = (
+                    f"did you mean {' or '.join(near)}?" if near else "expected ${setting:NAME, DEFAULT} in its file"
+                )
                 raise InputError(f"settings.{name}: no choice asks for it; {proposal}")
 
 
@@ -104,8 +115,8 @@ def _rows(table: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]:
     """The members of a family: its template, filled with the cells of each row.
 
     A table has the fields ``group``, ``template`` and ``rows``. In the template ``<name>`` is the name of the row,
-    ``<id>`` its first word, and any other ``<cell>`` its cell; one that is null drops the field that it would fill. Rows
-    stand in sections, whose field ``all`` has the cells that its rows share.
+    ``<id>`` its first word, and any other ``<cell>`` its cell; one that is null drops the field that it would fill.
+    Rows stand in sections, whose field ``all`` has the cells that its rows share.
 
     Raises:
         InputError: The template asks for a cell that a row does not have.
@@ -115,7 +126,9 @@ def _rows(table: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]:
         shared = section.get("all", {})
         for name, cells in section.items():
             if name != "all":
-                found[name] = _filled(table["template"], {**shared, **cells, "name": name, "id": name.split("_")[0]}, f"{path}: {name}")
+                found[name] = _filled(
+                    table["template"], {**shared, **cells, "name": name, "id": name.split("_")[0]}, f"{path}: {name}"
+                )
     return found
 
 
