@@ -104,5 +104,5 @@ def test_overrides_in_front_of_other_defaults_are_refused_in_one_line(tmp_path, 
     arguments = ["--config-dir", str(tmp_path), "experiment=mine", f"output_dir={tmp_path}"]
     assert main(arguments) == 2
     error = capfd.readouterr().err
-    assert "expected its overrides, such as override /run, behind all others" in error
+    assert "expected its overrides, as override /run, behind all others" in error
     assert "Traceback" not in error
