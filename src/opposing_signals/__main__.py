@@ -21,7 +21,7 @@ from rich.table import Table
 from opposing_signals import streams
 from opposing_signals.configuration import SCALES
 from opposing_signals.errors import READ_NAMED_DATA, InputError, TrainingStoppedError, printable
-from opposing_signals.experiments import ALL, FIGURES, did_you_mean, experiments, families, named
+from opposing_signals.experiments import ALL, FIGURES, did_you_mean, experiments, families, markdown_page, named
 from opposing_signals.interruption import MESSAGE, Interrupted, ended_by_signals
 from opposing_signals.processes import first_has_ended, is_first, is_one_of_several, joined
 from opposing_signals.terminal import console
@@ -89,11 +89,13 @@ def print_help() -> None:
     shown.print(
         "Which training examples drive the optimization of a neural network.\n\n"
         "[bold]opposing-signals EXPERIMENT[/] \\[scale=smoke|cpu|paper] \\[seed=N] \\[FIELD=VALUE ...]\n"
-        "[bold]opposing-signals demo[/]                 three pictures that show the finding, in two minutes\n"
+        "[bold]opposing-signals demo[/]                 three pictures of it, in two minutes\n"
         "[bold]opposing-signals list[/] \\[WORD]          experiments, and what they cost\n"
         "[bold]opposing-signals sweep[/] EXPERIMENT     its grid as a W&B sweep\n"
         "[bold]opposing-signals report[/] \\[FOLDER ...]  one page of all results\n"
-        "[bold]opposing-signals explain[/] FOLDER ...   which examples carried a run's loss spikes\n\n"
+        "[bold]opposing-signals gallery[/] \\[FOLDER]     results as one page of Markdown\n"
+        "[bold]opposing-signals explain[/] FOLDER ...   which examples carried a run's loss spikes\n"
+        "[bold]opposing-signals reproduce[/]            all of it, in order, in --budget SECONDS\n\n"
         "An experiment is given by its name or a beginning of it: fig1, fig06b, theorem31. It trains what is missing, "
         "draws its figure, checks its claims and writes them to outputs/NAME/. Any field of its configuration can be "
         "set: model.width=32 data=planted logger=none output_dir=FOLDER. [bold]--cfg job[/] prints the configuration, "
@@ -110,7 +112,9 @@ def _list(arguments: list[str]) -> int:
     """Experiments with what they show and cost."""
     parser = _Parser("list", "List the experiments: what each shows, and its cost (smoke and cpu on two cores).")
     parser.add_argument("word", nargs="?", help="only those with this in their name or description, or by this name")
-    word = parser.parse_args(arguments).word
+    parser.add_argument("--markdown", action="store_true", help="as a page of documentation")
+    options = parser.parse_args(arguments)
+    word = options.word
     known = experiments()
     if word is None:
         chosen = list(known)
@@ -121,6 +125,9 @@ def _list(arguments: list[str]) -> int:
         except InputError:
             if not chosen:
                 raise InputError(f"list {word}: no experiment has this in its name or description; {ALL}") from None
+    if options.markdown:
+        print(markdown_page({name: known[name] for name in chosen}))
+        return 0
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     for name in chosen:
@@ -157,6 +164,24 @@ def _report(arguments: list[str]) -> int:
     from opposing_signals.report import build
 
     print(f"report: {build(given or [Path('outputs'), Path('results')], named_data=options.named_data)}")
+    return 0
+
+
+def _gallery(arguments: list[str]) -> int:
+    """Results to be read where they lie."""
+    parser = _Parser("gallery", "Write FOLDER/README.md: each result with its picture, verdicts and cost.")
+    parser.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", default=Path("results"), help="(%(default)s)")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where the gallery is out of date")
+    options = parser.parse_args(arguments)
+    from opposing_signals.report import check_gallery, write_gallery
+
+    if options.check:
+        check_gallery(options.folder)
+        return 0
+    page, undescribed = write_gallery(options.folder)
+    for place in undescribed:
+        print(f"gallery: {place}: what it shows was written for an earlier picture; look at it, and renew the sentence")
+    print(f"gallery: {page}")
     return 0
 
 
@@ -202,6 +227,31 @@ def _demo(arguments: list[str]) -> int:
     return demo.demo(folder)
 
 
+def _reproduce(arguments: list[str]) -> int:
+    """The whole paper, or a part, in what time there is."""
+    parser = _Parser("reproduce", "Run the experiments that have no figure yet, those that the paper rests on first.")
+    parser.add_argument("settings", nargs="*", metavar="FIELD=VALUE", help="set in each experiment; behind --")
+    parser.add_argument("--scale", choices=("smoke", "cpu", "paper"), default="cpu", help="of all (%(default)s)")
+    parser.add_argument("--budget", type=_seconds, metavar="SECONDS", help="then what runs writes its state and ends")
+    parser.add_argument("--next", dest="only_next", action="store_true", help="only the next one")
+    parser.add_argument("--only", nargs="+", default=[], metavar="EXPERIMENT", help="only these")
+    parser.add_argument("--to", type=Path, default=Path("outputs"), metavar="FOLDER", help="for all (%(default)s)")
+    options = parser.parse_args(arguments)
+    from opposing_signals.reproduce import chosen, reproduce, show
+
+    jobs = reproduce(
+        chosen(options.only), options.scale, options.to, options.budget, options.only_next, options.settings
+    )
+    return show(jobs, options.scale)
+
+
+def _seconds(given: str) -> float:
+    seconds = float(given)
+    if not seconds > 0:
+        raise ValueError("no time")
+    return seconds
+
+
 def _run(arguments: list[str]) -> int:
     """Run one experiment, or each of several; one that cannot work leaves the others."""
     from opposing_signals.arguments import completed
@@ -233,7 +283,9 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "list": _list,
     "sweep": _sweep,
     "report": _report,
+    "gallery": _gallery,
     "explain": _explain,
+    "reproduce": _reproduce,
 }
 """The first word of a command ↦ what it does with the others; any other first word begins an experiment."""
 
