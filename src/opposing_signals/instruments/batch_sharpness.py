@@ -37,7 +37,7 @@ class BatchSharpness(Instrument):
         self,
         risk: EmpiricalRisk,
         record: Record,
-        every: int = 1,
+        every: int = 10,
         consecutive: int = 1,
         batches: int = 16,
         seed: int = 0,

@@ -52,7 +52,12 @@ class BlockProbe(Instrument):
     """
 
     def __init__(
-        self, risk: EmpiricalRisk, record: Record, probes: Sequence[str], every: int = 1, consecutive: int = 1
+        self,
+        risk: EmpiricalRisk,
+        record: Record,
+        probes: Sequence[str] = ("sky", "red", "green", "white", "black", "grass"),
+        every: int = 1,
+        consecutive: int = 1,
     ) -> None:
         super().__init__(risk, record, every, consecutive)
         if not probes or isinstance(probes, str) or not isinstance(probes, Sequence):

@@ -29,7 +29,7 @@ class GradientSketch(Instrument):
     """
 
     def __init__(
-        self, risk: EmpiricalRisk, record: Record, every: int = 1, consecutive: int = 1, dimensions: int = 64
+        self, risk: EmpiricalRisk, record: Record, every: int = 10, consecutive: int = 1, dimensions: int = 64
     ) -> None:
         super().__init__(risk, record, every, consecutive)
         if dimensions < 1:

@@ -36,7 +36,7 @@ class Jacobian(Instrument):
         self,
         risk: EmpiricalRisk,
         record: Record,
-        every: int = 1,
+        every: int = 10,
         consecutive: int = 1,
         points: int = 64,
         seed: int = 0,

@@ -28,6 +28,7 @@ from opposing_signals.record import Record
 from opposing_signals.training.allocation import keep_freed_memory
 from opposing_signals.training.batches import Batches
 from opposing_signals.training.checkpoint import TimedCheckpoint, progress_of
+from opposing_signals.training.fit import fitting
 from opposing_signals.training.intervention import branch
 from opposing_signals.training.module import StepHooks, TrainingModule
 from opposing_signals.training.progress import Progress
@@ -123,8 +124,8 @@ def train(config: DictConfig, record: Record, logger: Any) -> None:
 def training_module(config: DictConfig, dataset: Dataset) -> TrainingModule:
     """Model, loss, data and optimizer of ``config``, initialized from its seed."""
     torch.manual_seed(config.seed)
-    model = instantiate(config.model, input_shape=tuple(dataset.inputs.shape[1:]), outputs=dataset.output_width)
-    risk = EmpiricalRisk(model, instantiate(config.loss), dataset.inputs, dataset.targets, **config.risk)
+    model, loss = fitting(config, dataset)
+    risk = EmpiricalRisk(model, loss, dataset.inputs, dataset.targets, **config.risk)
     batches = Batches(len(dataset), config.batch, config.seed)
     augmentation = instantiate(config.augmentation, seed=config.seed) if config.get("augmentation") else None
     return TrainingModule(risk, instantiate(config.optimizer), batches, augmentation)
@@ -153,8 +154,9 @@ def _check(config: DictConfig) -> None:
             "augmentation with batch=null: expected a batch size; what is measured of full-batch training is the loss "
             "of the images as they are"
         )
-    if not isinstance(config.optimizer.lr, int | float) or not config.optimizer.lr > 0:
-        raise InputError(f"optimizer.lr={config.optimizer.lr}: expected a step size larger than 0")
+    lr = config.optimizer.get("lr", 1.0)  # a rule of one's own may have none
+    if not isinstance(lr, int | float) or not lr > 0:
+        raise InputError(f"optimizer.lr={lr}: expected a step size larger than 0")
 
 
 def _devices(config: DictConfig) -> dict[str, Any]:
