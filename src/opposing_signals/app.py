@@ -395,16 +395,9 @@ def _conclude(
     stopped = {name: trajectory for name, trajectory in read.items() if name in failures}
     trajectories = Runs({name: read[name] for name in read if name not in stopped}, stopped, failures)
     claims = [_claim(claim) for claim in config.claims]
-    checked = [claim.check(trajectories, config.scale.name, config.seed) for claim in claims]
-    verdicts = [verdict for verdict, _ in checked]
+    verdicts = [claim.check(trajectories, config.scale.name, config.seed) for claim in claims]
     write_json(folder / "claims.json", [verdict.as_json() for verdict in verdicts])
-    write_json(
-        folder / "experiment.json",
-        {
-            **_description(config, records),
-            "reasons": {verdict.id: reason for verdict, reason in checked if reason},
-        },
-    )
+    write_json(folder / "experiment.json", _description(config, records))
     drawn = set()
     if trajectories or failures:
         figure = instantiate(config.figure)(trajectories) if trajectories else style.figure(8, 2, "No run is complete")
@@ -427,7 +420,7 @@ def _conclude(
     _mirror(logger, folder, verdicts)
     shown = console()
     title = f"{config.experiment.name} at scale={config.scale.name}, seed={config.seed}"
-    shown.print(verdict_table(checked, title, shown))
+    shown.print(verdict_table(verdicts, title, shown))
     shown.print(f"figure: {folder / 'figure.png'}\nclaims: {folder / 'claims.json'}", soft_wrap=True)
 
 
@@ -436,7 +429,7 @@ def _claim(claim: DictConfig) -> Claim:
 
     threshold = claim.threshold if isinstance(claim.threshold, str) else dict(claim.threshold)
     statistic = instantiate(claim.statistic, _partial_=True)
-    return Claim(claim.id, claim.statement, claim.source, statistic, threshold)
+    return Claim(claim.id, claim.statement, claim.source, statistic, threshold, claim.get("seeds", "each"))
 
 
 def _description(config: DictConfig, records: dict[str, Record]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ BREAK_EVEN_EIGENVECTOR = "break_even_eigenvector"
 
 
 def break_even_direction(reference: Record, parameters: int) -> Tensor:
-    """``[P]`` float32: the unit eigenvector v that ``reference`` wrote at the first step with λ > 2/η.
+    """``[P]`` float32: the unit eigenvector v that ``reference`` wrote at the first step with λ >= 2/η.
 
     Args:
         reference: The record of a run with the instrument `BreakEven`.
@@ -24,7 +24,7 @@ def break_even_direction(reference: Record, parameters: int) -> Tensor:
     """
     if BREAK_EVEN_EIGENVECTOR not in reference or not len(reference[BREAK_EVEN_EIGENVECTOR]):
         raise InputError(
-            f"{reference.folder.name}, the reference, ended before λ exceeded 2/η: expected a run that reaches the "
+            f"{reference.folder.name}, the reference, ended before λ reached 2/η: expected a run that reaches the "
             "edge of stability; set more steps or a larger optimizer.lr"
         )
     vector = reference[BREAK_EVEN_EIGENVECTOR].values[0]
