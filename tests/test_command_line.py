@@ -23,6 +23,7 @@ from opposing_signals.record import Record
 
 CLAIM_FIELDS = [
     "id", "statement", "source", "statistic", "threshold", "value", "interval", "verdict", "scale", "data", "seed",
+    "reason", "by_seed",
 ]  # fmt: skip
 PROBES = "instruments.block_probe.probes=[{}]"
 RATES_56, RATES_110 = ("optimizer.lr=0.001,0.005",), ("optimizer.lr=0.0003,0.03",)

@@ -194,9 +194,10 @@ def _told(spike: Spike, trajectory: Trajectory) -> list[str]:
     return [
         first,
         f"  {carried}, against {len(spike.falling)} that fell (correlation of the two groups {spike.correlation:.2f})",
-        f"  {name_group(trajectory.dataset, spike.rising)} against {name_group(trajectory.dataset, spike.falling)}",
         f"  rising: {_named(spike.rising, spike.change[0], trajectory)}",
         f"  falling: {_named(spike.falling, spike.change[1], trajectory)}",
+        f"  in short: {name_group(trajectory.dataset, spike.rising)} against "
+        f"{name_group(trajectory.dataset, spike.falling)}",
     ]
 
 

@@ -30,7 +30,7 @@ def name_group(dataset: Dataset, group: np.ndarray) -> str:
     Named are the one to three classes that are commoner in the group than by chance and hold most of it, and the colour
     of the background if most have it and more than by chance. A group without any of these is of "mixed images".
     """
-    if dataset.inputs.shape[1:] == (1,) and not dataset.is_classification:
+    if dataset.inputs.shape[1:] == (1,) and dataset.inputs.is_floating_point() and not dataset.is_classification:
         x = dataset.inputs[group].ravel()
         return f"x in [{float(x.min()):.2g}, {float(x.max()):.2g}]".replace("-", "−")
     kind = "images" if dataset.images is not None else "examples"

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from opposing_signals.signals import Spike, Trajectory, name_group
 from opposing_signals.studies import style
-from opposing_signals.studies.groups.figures import classes, draw_images
+from opposing_signals.studies.groups.figures import draw_images
 
 
 def loss_spikes(trajectory: Trajectory, spikes: Sequence[Spike], thumbnails: int = 20, zoom: int = 24) -> Figure:
