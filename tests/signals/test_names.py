@@ -35,7 +35,7 @@ def test_a_group_is_named_by_its_classes_and_its_background(dataset):
     both = np.concatenate([of(dataset, "frog", 10, 10), of(dataset, "deer", 10, 10)])
     assert name_group(dataset, both) == "frogs and deer"
     three = np.concatenate([of(dataset, name, 20, 10) for name in ("frog", "deer", "pony")])
-    assert name_group(dataset, three) == "deer, frogs and ponies"
+    assert name_group(dataset, three) == "frogs, deer and ponies"
 
 
 def test_classes_that_are_few_beside_the_rest_name_nothing(dataset):

@@ -66,8 +66,8 @@ def dependence(values: np.ndarray) -> tuple[float, int]:
     """How many times larger the variance of the mean of ``values`` ``[n]`` is than if they were independent.
 
     The long-run variance over the variance. It is estimated by the first B cosine transforms (Lazarus, Lewis, Stock and
-    Watson 2018) after an AR(1) fit has been taken out (Andrews and Monahan 1992), whose coefficient is corrected for its
-    bias (Kendall 1954).
+    Watson 2018) after an AR(1) fit has been taken out (Andrews and Monahan 1992), whose coefficient is corrected for
+    its bias (Kendall 1954).
 
     Returns:
         The factor, at least 0.1, and the degrees of freedom B of its estimate.

@@ -84,8 +84,8 @@ def sign_change_share(trajectories: Trajectories, middle: float = 0.55) -> Estim
 
 def _too_short(successive: int) -> str:
     return (
-        f"no opposing pair is active in {FEWEST_STEPS} steps that are among {successive} or more successive ones at which "
-        "losses were recorded"
+        f"no opposing pair is active in {FEWEST_STEPS} steps that are among {successive} or more successive ones at "
+        "which losses were recorded"
     )
 
 
