@@ -27,7 +27,7 @@ def name_pair(dataset: Dataset, pair: OpposingPair) -> str:
 def name_group(dataset: Dataset, group: np.ndarray) -> str:
     """For instance "airplanes on white", "frogs and deer", "mixed images on blue" or "x in [−0.9, −0.7]".
 
-    Named are the one to three classes that are commoner in the group than by chance and hold most of it, and the colour
+    Named are the one to three classes that are commoner in the group than by chance and hold half of it or more, and the colour
     of the background if most have it and more than by chance. A group without any of these is of "mixed images".
     """
     if dataset.inputs.shape[1:] == (1,) and dataset.inputs.is_floating_point() and not dataset.is_classification:
@@ -50,7 +50,7 @@ def _classes(dataset: Dataset, group: np.ndarray) -> str:
         for number in np.argsort(-counts, kind="stable").tolist()
         if _by_chance(counts[number], len(group), sizes[number], len(classes)) < CHANCE
     ][:3]
-    if 2 * counts[common].sum() <= len(group):
+    if 2 * counts[common].sum() < len(group):
         return ""
     needed = int(np.searchsorted(np.cumsum(counts[common]), 0.75 * len(group))) + 1
     words = [_plural(dataset.class_names[number]) for number in common[:needed]]
