@@ -27,8 +27,9 @@ def name_pair(dataset: Dataset, pair: OpposingPair) -> str:
 def name_group(dataset: Dataset, group: np.ndarray) -> str:
     """For instance "airplanes on white", "frogs and deer", "mixed images on blue" or "x in [−0.9, −0.7]".
 
-    Named are the one to three classes that are commoner in the group than by chance and hold half of it or more, and the colour
-    of the background if most have it and more than by chance. A group without any of these is of "mixed images".
+    Named are the one to three classes that are commoner in the group than by chance and hold half of it or more, and
+    the colour of the background if most have it and more than by chance. A group without any of these is of "mixed
+    images".
     """
     if dataset.inputs.shape[1:] == (1,) and dataset.inputs.is_floating_point() and not dataset.is_classification:
         x = dataset.inputs[group].ravel()
