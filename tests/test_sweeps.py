@@ -174,12 +174,6 @@ def test_each_job_of_a_sweep_of_ones_own_is_concluded_by_itself(tmp_path, capfd)
     folders = sorted(path.parent for path in (tmp_path / "fig03_chebyshev").glob("*/experiment.json"))
     each = [json.loads((folder / "claims.json").read_text()) for folder in folders]
     assert [claims[0]["seed"] for claims in each] == [1, 2]
-    together = json.loads((tmp_path / "fig03_chebyshev" / "seeds.json").read_text())
-    for claim, *ones in zip(together, *each, strict=True):
-        passed = sum(one["verdict"] == "PASS" for one in ones)
-        assert claim["reason"].startswith(f"passes in {passed} of 2 seeds")
-        assert [one["seed"] for one in claim["by_seed"]] == [1, 2]
-        assert (claim["verdict"] == "PASS") == (passed == 2)
 
 
 @pytest.mark.slow

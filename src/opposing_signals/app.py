@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import inspect
-import json
 import os
 import re
 import shlex
@@ -300,30 +299,13 @@ def _finish_sweep(config: DictConfig) -> int:
         records = {note[by]: Record(note["folder"]) for note in notes if note["folder"]}
         with _logger(config, "figure") as logger:
             _conclude(config, records, logger, failures)
-    elif config.conclude and len(notes) > 1 and not failures:
-        jobs = [note["job"] for note in notes]
-        others = {re.sub(r"(?<![^,])seed=\d+", "", job) for job in jobs}
-        if len(others) == 1 and jobs[0] not in others:  # nothing but the seed differs
-            _conclude_seeds(config, jobs)
+    elif config.conclude:
+        from opposing_signals.report.sweep import conclude_sweep
+
+        conclude_sweep(experiment_folder(config), [note["job"] for note in notes])
     for name, failure in failures.items():
         print(f"opposing-signals: {printable(f'{name} failed: {failure}')}", file=sys.stderr)
     return FAILED if failures else 0
-
-
-def _conclude_seeds(config: DictConfig, jobs: list[str]) -> None:
-    """Say in how many seeds each claim passes, of a sweep over seeds whose jobs have been concluded one by one."""
-    from opposing_signals.studies.claim import Verdict, over_seeds, verdict_table
-
-    folder = experiment_folder(config)
-    read = [json.loads((folder / job.replace("/", "_") / "claims.json").read_text(encoding="utf-8")) for job in jobs]
-    each = [[Verdict(**claim) for claim in claims] for claims in read]
-    verdicts = [over_seeds(of_claim) for of_claim in zip(*each, strict=True)]
-    write_json(folder / "seeds.json", [verdict.as_json() for verdict in verdicts])
-    shown = console()
-    shown.print(
-        verdict_table(verdicts, f"{config.experiment.name} at scale={config.scale.name}, {len(jobs)} seeds", shown)
-    )
-    shown.print(f"claims over seeds: {folder / 'seeds.json'}", soft_wrap=True)
 
 
 def _recorded(config: DictConfig, logger: Any, wait: bool = False, announced: str = "") -> Record:
