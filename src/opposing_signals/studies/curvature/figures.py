@@ -157,6 +157,7 @@ def mlp_phases(trajectories: Mapping[str, Trajectory]) -> Figure:
         groups.legend(ncols=2)
     measured = trajectory.sharpness
     sharpness.plot(measured.steps, measured.values, color=style.INK, linewidth=0.9)
+    style.shade_bound(sharpness, trajectory.record)
     style.mark_edge(sharpness, trajectory.edge)
     sharpness.set(title="sharpness λ", ylim=(0, None))
     along = trajectory.record["projection"]

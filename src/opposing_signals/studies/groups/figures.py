@@ -61,6 +61,7 @@ def _draw_sharpness(axes: Axes, trajectory: Trajectory) -> None:
     if "sharpness" in trajectory.record:
         measured = trajectory.sharpness
         axes.plot(measured.steps, measured.values, color=style.INK, marker="o", markersize=2.5, linewidth=0.9)
+        style.shade_bound(axes, trajectory.record)
         style.mark_edge(axes, trajectory.edge)
         axes.set_ylim(0, 1.1 * max(float(np.nanmax(measured.values)), trajectory.edge or 0.0))
     style.mark_break_even(axes, trajectory.break_even)
