@@ -36,13 +36,13 @@ from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.data import planted
 from opposing_signals.losses import square_loss
 from opposing_signals.models import mlp, resnet18
-from opposing_signals.record import Record
+from opposing_signals.record import Record, Series
 from opposing_signals.signals import (
-    Discovery,
+    OpposingPair,
     Trajectory,
     agreement,
-    discover,
-    discover_by_gradients,
+    find_pairs,
+    find_pairs_by_gradients,
     match,
     match_pair,
 )
@@ -196,9 +196,8 @@ def accuracy(seeds: list[int]) -> None:
     print(HEAD, flush=True)
     counted = []
     for run in runs(seeds):
-        steps = np.arange(len(run.changes))
-        found = discover(steps, run.changes)
-        by_gradients = discover_by_gradients(run.sketch_steps, run.sketches)
+        found = find_pairs(Series(np.arange(len(run.changes)), run.changes))
+        by_gradients = find_pairs_by_gradients(Series(run.sketch_steps, run.sketches))
         contrast = max(true_contrast(run.changes, truth) for truth in run.truth)
         wanted = [truth for truth in run.truth if true_contrast(run.changes, truth) >= OUTSTANDING]
         random, largest = baselines(run)
@@ -227,7 +226,7 @@ def accuracy(seeds: list[int]) -> None:
     print(f"  by gradients: F1 mean {gradient_f1:.3f}; agreement of the two ways mean {agreed:.3f}")
 
 
-def dominant(found: list[Discovery], truth: list[Groups]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def dominant(found: list[OpposingPair], truth: list[Groups]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Precision, recall and F1 of the first pair's members, and of its groups, by the planted pair most like it."""
     if not found:
         return (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)
@@ -245,7 +244,7 @@ def cost(points: int, steps: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             write_record(Path(folder), count, steps)
             started = time.perf_counter()
-            found = Trajectory(Record(folder)).discoveries
+            found = Trajectory(Record(folder)).all_pairs
             seconds.append(time.perf_counter() - started)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
         print(f"  {count:<8}{seconds[-1]:<9.1f}{memory:<9.0f}{len(found)} pairs found", flush=True)

@@ -45,7 +45,6 @@ from opposing_signals.record import Record, Series
 from opposing_signals.signals import (
     OpposingPair,
     Trajectory,
-    alternating_share,
     class_r2,
     class_r2_by_chance,
     directions,
@@ -54,6 +53,7 @@ from opposing_signals.signals import (
     modal_share_by_chance,
     risers,
 )
+from opposing_signals.signals.steps import reversals
 from opposing_signals.studies import style
 from opposing_signals.studies.curvature.metrics import gap_changes
 from opposing_signals.studies.groups.claims import group_amplitude_ratio, spike_concentration
@@ -235,7 +235,8 @@ def measured(point: Point, record: Record) -> dict[str, Any]:
     provenance = record.provenance
     cost = record.folder / "cpu_seconds.json"
     begin = len(changes) - len(late)
-    trajectory.pairs = [pair for pair in trajectory.pairs if pair.change >= begin]  # those of the late steps count
+    late_from = np.inf if trajectory.break_even is None else trajectory.break_even
+    trajectory.pairs = [pair for pair in trajectory.pairs if pair.step >= late_from]  # those of the late steps count
     pairs = [_pair(trajectory, pair, chunks) for pair in trajectory.pairs]
     shares = [max(group["share"] for group in pair["groups"]) for pair in pairs]
     return {
@@ -277,6 +278,10 @@ def _short(value: float) -> float | None:
     return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
 def _median(values: list[float]) -> float | None:
     return _short(np.median(values)) if values else None
 
@@ -299,13 +304,12 @@ def _part(trajectory: Trajectory, steps: np.ndarray, classes: np.ndarray) -> dic
 
 
 def _pair(trajectory: Trajectory, pair: OpposingPair, chunks: np.ndarray) -> dict[str, Any]:
-    steps = np.asarray(trajectory.changes.steps)
     return {
-        "step": int(steps[pair.change]),
-        "window": [int(steps[pair.window[0]]), int(steps[pair.window[1] - 1])],
+        "step": pair.step,
+        "window": list(pair.window),
         "correlation": _short(pair.correlation),
         "gap": _short(pair.amplitude),
-        "alternating_share": _short(alternating_share(gap_changes(trajectory, pair))),
+        "alternating_share": _short(_mean(reversals(gap_changes(trajectory, pair)).values)),
         "groups": [_group(group, trajectory.dataset, chunks) for group in pair.groups],
     }
 

@@ -165,7 +165,8 @@ def test_each_job_of_a_sweep_of_ones_own_is_concluded_by_itself(tmp_path, capfd)
     seeds = ["--multirun", "experiment=fig03_chebyshev", "scale=smoke", "steps=12", "threads=1", "logger=none"]
     assert main([*seeds, "seed=1,2", f"output_dir={tmp_path}"]) == 0
     folders = sorted(path.parent for path in (tmp_path / "fig03_chebyshev").glob("*/experiment.json"))
-    assert [json.loads((folder / "claims.json").read_text())[0]["seed"] for folder in folders] == [1, 2]
+    each = [json.loads((folder / "claims.json").read_text()) for folder in folders]
+    assert [claims[0]["seed"] for claims in each] == [1, 2]
 
 
 @pytest.mark.slow

@@ -426,16 +426,9 @@ def _conclude(
     read = {name: Trajectory(record, config.signals, own_data) for name, record in records.items()}
     stopped = {name: trajectory for name, trajectory in read.items() if name in failures}
     trajectories = Runs({name: read[name] for name in read if name not in stopped}, stopped, failures)
-    checked = [claim.check(trajectories, config.scale.name, config.seed) for claim in _claims(config)]
-    verdicts = [verdict for verdict, _ in checked]
+    verdicts = [claim.check(trajectories, config.scale.name, config.seed) for claim in _claims(config)]
     write_json(folder / "claims.json", [verdict.as_json() for verdict in verdicts])
-    write_json(
-        folder / "experiment.json",
-        {
-            **_description(config, records),
-            "reasons": {verdict.id: reason for verdict, reason in checked if reason},
-        },
-    )
+    write_json(folder / "experiment.json", _description(config, records))
     drawn = set()
     if trajectories or failures:
         figure = instantiate(config.figure)(trajectories) if trajectories else style.figure(8, 2, "No run is complete")
@@ -458,7 +451,7 @@ def _conclude(
     _mirror(logger, folder, verdicts)
     shown = console()
     title = f"{config.experiment.name} at scale={config.scale.name}, seed={config.seed}"
-    shown.print(verdict_table(checked, title, shown))
+    shown.print(verdict_table(verdicts, title, shown))
     shown.print(f"figure: {folder / 'figure.png'}\nclaims: {folder / 'claims.json'}", soft_wrap=True)
 
 
@@ -467,14 +460,15 @@ def _claims(config: DictConfig) -> list[Claim]:
 
     found = []
     for identifier, claim in config.claims.items():
-        if unknown := sorted({*map(str, claim)} - {*CLAIM}):
+        if unknown := sorted({*map(str, claim)} - {*CLAIM, "seeds"}):
             near = did_you_mean(unknown[0], CLAIM)
             raise InputError(f"claims.{identifier}.{unknown[0]}: no such field; {near}there are {', '.join(CLAIM)}")
         if missing := [field for field in CLAIM if field not in claim]:
             raise InputError(f"claims.{identifier}: no {missing[0]}; expected {', '.join(CLAIM)}")
         threshold = claim.threshold if isinstance(claim.threshold, str) else dict(claim.threshold)
         statistic = instantiate(claim.statistic, _partial_=True)
-        found.append(Claim(str(identifier), claim.statement, claim.source, statistic, threshold))
+        seeds = claim.get("seeds", "each")
+        found.append(Claim(str(identifier), claim.statement, claim.source, statistic, threshold, seeds))
     return found
 
 

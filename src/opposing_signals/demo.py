@@ -100,7 +100,7 @@ def _seen(folder: Path, page: Path, spike: Spike | None, trajectory: Trajectory)
     from opposing_signals.experiments import experiments
 
     planted, curve = _claims(folder / PLANTED), _claims(folder / CURVE)
-    reason = json.loads((folder / CURVE / "experiment.json").read_text(encoding="utf-8"))["reasons"].get("fig03a", "")
+    reason = curve["fig03a"]["reason"]
     cost = experiments()["fig01_group_losses"][1]["cpu"]
     return [
         "\nWhat was seen",
@@ -136,9 +136,9 @@ def _found(folder: Path) -> str:
 
     (run,) = json.loads((folder / PLANTED / "experiment.json").read_text(encoding="utf-8"))["runs"].values()
     trajectory = Trajectory(Record(folder / "runs" / run["folder"]))
-    if not trajectory.discoveries:
+    if not trajectory.all_pairs:
         return "No opposing pair was found."
-    pair, dataset = trajectory.discoveries[0], trajectory.dataset
+    pair, dataset = trajectory.all_pairs[0], trajectory.dataset
     planted = nearest_planted(pair, dataset, list(dataset.truth))
 
     def who(groups: tuple[np.ndarray, np.ndarray]) -> str:

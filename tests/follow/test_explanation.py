@@ -54,6 +54,7 @@ def test_the_groups_behind_a_spike_are_named_by_their_place_in_the_users_data(tm
     assert "8 cat" in told[3]
     assert set(told[3].split("examples ")[1].split(", ")) == {str(700 + i) for i in UP}
     assert "7 dog" in told[4]
+    assert told[5] == "  in short: cats against mixed examples"  # nearly all are dogs
     assert (tmp_path / "figure.png").is_file()
     verdicts = {claim["id"]: claim for claim in json.loads((tmp_path / "claims.json").read_text())}
     assert verdicts["own_opposition"]["verdict"] == "PASS"

@@ -16,7 +16,7 @@ from opposing_signals.errors import InputError
 from opposing_signals.record import Record
 from opposing_signals.report import build, explorer
 from opposing_signals.report.explorer import BLOCK, COLUMNS, SHOWN, STEPS, build_explorer
-from opposing_signals.signals import Trajectory, find_pairs
+from opposing_signals.signals import OpposingPair, Trajectory
 
 
 class Written:
@@ -101,19 +101,27 @@ def test_curves_are_those_of_the_record(written, losses) -> None:
     assert written.run["notices"] == []
 
 
-def test_pairs_are_those_that_are_found(written, losses) -> None:
-    found = find_pairs(np.diff(losses, axis=0))
+def found_in(folder: Path, losses: np.ndarray, steps: Any = None) -> list[OpposingPair]:
+    """The dominant pairs of a run of which these losses alone were recorded."""
+    with Record.writing(folder, {}) as record:
+        for step, row in zip(range(len(losses)) if steps is None else steps, losses, strict=True):
+            record.append("sample_loss", step, row)
+    return Trajectory(Record(folder)).pairs
+
+
+def test_pairs_are_those_that_are_found(written, losses, tmp_path) -> None:
+    found = found_in(tmp_path, losses)
     ids = np.array(written.examples("ids"))
     assert len(written.run["pairs"]) == len(found) >= 1
     for pair, expected in zip(written.run["pairs"], found, strict=True):
         for side, group in (("rising", expected.rising), ("falling", expected.falling)):
             np.testing.assert_array_equal(ids[numbers(pair[side], "u4")], group)
         assert (pair["step"], pair["correlation"], pair["amplitude"]) == (
-            expected.change,
+            expected.step,
             expected.correlation,
             expected.amplitude,
         )
-        assert pair["window"] == [expected.window[0], expected.window[1]]
+        assert pair["window"] == [expected.window[0], expected.window[1] + 1]
         for line, group in zip(pair["losses"], expected.groups, strict=True):
             mean = losses[:, group].mean(1, dtype=np.float64).astype("f4")
             np.testing.assert_array_equal(numbers(line, "f4"), mean)
@@ -229,11 +237,9 @@ def test_strides(tmp_path, losses) -> None:
     assert "Losses were recorded at 60 steps, and at the step after it for 40 of them" in found.run["notices"][0]
     assert found.run["threshold"] is None
     pair = found.run["pairs"][0]
-    changes = [losses[row + 1] - losses[row] for row, step in enumerate(steps) if step % 10 < 2]
-    expected = find_pairs(np.array(changes))[0]
-    of_changes = [step for step in steps if step % 10 < 2]
-    assert pair["step"] == of_changes[expected.change]
-    assert pair["window"] == [of_changes[expected.window[0]], of_changes[expected.window[1] - 1] + 1]
+    expected = found_in(tmp_path / "losses", losses, steps)[0]
+    assert pair["step"] == expected.step
+    assert pair["window"] == [expected.window[0], expected.window[1] + 1]
 
 
 def written_with(tmp_path: Path, *arguments: Any, **configuration: Any) -> Written:
@@ -264,7 +270,7 @@ def test_losses_that_are_not_finite(tmp_path, losses) -> None:
     found = written_with(tmp_path, broken, state="stopped: the training loss is nan at step 59")
     assert any("From step 50 on there are losses that are not finite" in notice for notice in found.run["notices"])
     assert any("The run has stopped: the training loss is nan" in notice for notice in found.run["notices"])
-    assert len(found.run["pairs"]) == len(find_pairs(np.diff(losses[:50], axis=0)))
+    assert len(found.run["pairs"]) == len(found_in(tmp_path / "losses", losses[:50]))
 
 
 @pytest.mark.parametrize(

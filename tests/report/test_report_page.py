@@ -368,5 +368,5 @@ def test_contrast(mode, tmp_path, page_of) -> None:
 
 
 def test_why_a_claim_has_no_value(tmp_path, page_of) -> None:
-    write_result(tmp_path / "fig01", reasons={"fig012": "λ did not reach 2/η & <more>"})
+    write_result(tmp_path / "fig01", [verdict("fig01a", "INCONCLUSIVE", reason="λ did not reach 2/η & <more>")])
     assert "No value: λ did not reach 2/η & <more>" in page_of(tmp_path).text

@@ -30,7 +30,7 @@ def trajectory(tmp_path):
                 record.append("sample_loss", step, row)
                 record.append("outputs", step, np.full((20, 1), step, np.float32))
                 record.append("sharpness", step, 4.0)
-        return Trajectory(Record(tmp_path), pairing={"group": 3, "smallest_group": 1})
+        return Trajectory(Record(tmp_path), pairing={"smallest_group": 1})
 
     yield make
     plt.close("all")
@@ -46,7 +46,7 @@ def test_the_pair_nearest_to_an_interval_stands_above_the_largest(trajectory, fi
     assert "coverage 1.00" in fit.get_title(loc="left")
     assert "pair 1 by amplitude (the largest)" in largest.get_title(loc="left")
     interval = run.pairs[1]
-    step = int(run.changes.steps[interval.change])
+    step = interval.step
     for group, line in zip(interval.groups, losses.lines, strict=True):
         for shown, value in zip(line.get_xdata(), line.get_ydata(), strict=True):
             assert abs(shown - step) <= 5

@@ -1,5 +1,7 @@
 import io
+import json
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -35,6 +37,9 @@ class Recorded:
     class record:  # noqa: N801
         provenance = {"data": {"name": "made up"}}  # noqa: RUF012
 
+    def __init__(self, seed: int = 1) -> None:
+        self.configuration = {"seed": seed}
+
 
 def claim_with(estimate: Estimate) -> Claim:
     def statistic(trajectories):
@@ -48,20 +53,74 @@ def claim_with(estimate: Estimate) -> Claim:
 
 
 @pytest.mark.parametrize(
-    ("value", "scale", "verdict"), [(2, "cpu", "PASS"), (2, "paper", "FAIL"), (float("nan"), "cpu", "INCONCLUSIVE")]
+    ("interval", "scale", "verdict"),
+    [
+        ((1.5, 2.5), "cpu", "PASS"),
+        ((1.5, 2.5), "paper", "FAIL"),
+        ((0.5, 4), "cpu", "INCONCLUSIVE"),
+        ((1.5, 4), "paper", "INCONCLUSIVE"),
+        (None, "cpu", "PASS"),
+        (None, "paper", "FAIL"),
+    ],
 )
-def test_the_value_alone_decides_at_the_threshold_of_its_scale(value, scale, verdict):
-    checked, _ = claim_with(Estimate(value, (0.5, 4))).check({"run": Recorded()}, scale, 3)
+def test_the_whole_interval_decides_at_the_threshold_of_its_scale(interval, scale, verdict):
+    checked = claim_with(Estimate(2, interval)).check({"run": Recorded(3)}, scale, 3)
     assert checked.verdict == verdict
     assert (checked.statistic, checked.data, checked.seed) == ("What is measured", "made up", 3)
-    assert checked.as_json()["interval"] == [0.5, 4]
+    assert checked.as_json()["interval"] == (None if interval is None else list(interval))
+    assert bool(checked.reason) == (verdict == "INCONCLUSIVE")
+
+
+@pytest.mark.parametrize("text", ["< 1", "<= 1", "> 1", ">= 1", "in [1, 2]"])
+def test_a_verdict_is_that_of_every_value_of_the_interval(text):
+    threshold = Threshold(text)
+    for low in np.arange(0, 3, 0.25):
+        for high in np.arange(low, 3, 0.25):
+            within = {threshold.holds(value) for value in np.arange(low, high + 0.1, 0.25)}
+            expected = {frozenset({True}): "PASS", frozenset({False}): "FAIL"}.get(frozenset(within), "INCONCLUSIVE")
+            assert threshold.verdict(Estimate(float(low), (low, high))) == expected
+
+
+def test_a_value_that_is_too_uncertain_decides_nothing():
+    checked = claim_with(Estimate(2, None, "3 values", decides=False)).check({"run": Recorded()}, "cpu", 1)
+    assert (checked.verdict, checked.value, checked.reason) == ("INCONCLUSIVE", 2, "3 values")
 
 
 def test_without_runs_nothing_is_claimed():
-    checked, reason = claim_with(Estimate(2)).check({}, "cpu", 1)
+    checked = claim_with(Estimate(2)).check({}, "cpu", 1)
     assert checked.verdict == "NOT RUN"
     assert checked.value is None
-    assert reason
+    assert checked.reason
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict", "passed"),
+    [((2, 3, 4), "PASS", 3), ((2, 3, 0.5), "FAIL", 2), ((2, float("nan"), 4), "INCONCLUSIVE", 2)],
+)
+def test_seeds_are_counted(values, verdict, passed):
+    def statistic(trajectories):
+        """The value of the run's seed."""
+        (run,) = trajectories.values()
+        return Estimate(values[run.configuration["seed"]], reason="told" if run.configuration["seed"] == 1 else "")
+
+    runs = {f"seed={seed}": Recorded(seed) for seed in range(3)}
+    checked = Claim("fig99a", "It is so", "Figure 99", statistic, "> 1").check(runs, "cpu", 0)
+    assert checked.verdict == verdict
+    assert checked.reason.startswith(f"passes in {passed} of 3 seeds")
+    assert "seed 1: told" in checked.reason
+    assert checked.value == np.nanmedian(values)
+    assert checked.seed == [one["seed"] for one in checked.by_seed] == [0, 1, 2]
+    assert json.loads(json.dumps(checked.as_json()))["by_seed"][0]["verdict"] == "PASS"
+
+
+def test_a_claim_about_seeds_sees_them_together():
+    def statistic(trajectories):
+        """How many there are."""
+        return Estimate(len(trajectories))
+
+    runs = {f"seed={seed}": Recorded(seed) for seed in range(3)}
+    checked = Claim("fig99a", "It is so", "Figure 99", statistic, ">= 3", "together").check(runs, "cpu", 0)
+    assert (checked.verdict, checked.value) == ("PASS", 3)
 
 
 def test_the_table_shows_value_verdict_and_reason():
@@ -80,6 +139,7 @@ def test_the_table_shows_value_verdict_and_reason():
 @pytest.mark.parametrize("interval", [None, [-1.2345e-5, 1.2345e-5]])
 def test_nothing_of_a_verdict_is_cut_on_a_narrow_terminal(width, interval):
     fields = {"source": "", "statistic": "", "scale": "cpu", "data": "", "seed": 1, "interval": interval}
+    fields["reason"] = "the run [stopped]"
     statement = "The two groups of each dominant pair change in opposite directions, step after step"
     verdicts = [
         Verdict(id="a", statement=statement, threshold="< 5", value=1.0, verdict="PASS", **fields),
@@ -93,7 +153,7 @@ def test_nothing_of_a_verdict_is_cut_on_a_narrow_terminal(width, interval):
         ),
     ]
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(verdict_table([(verdict, "the run [stopped]") for verdict in verdicts], "claims", console))
+    console.print(verdict_table(verdicts, "claims", console))
     lines = console.export_text().splitlines()
     text = "\n".join(lines)
     assert max(map(len, lines)) <= width

@@ -137,7 +137,7 @@ def test_rules_that_cannot_be_compared(made):
     stable = made("stable", projection=np.arange(STEPS), sharpness=np.ones(STEPS))
     assert "did not reach" in curvature.reversal_rate({"stable": stable}, "stable", descent="stable").reason
     short = made("short", projection=np.arange(25), sharpness=SHARPNESS)
-    assert "fewer than 10 steps" in curvature.reversal_rate({"short": short}, "short", descent="short").reason
+    assert "3 steps along v" in curvature.reversal_rate({"short": short}, "short", descent="short").reason
     drift = made("drift", projection=np.arange(STEPS), sharpness=SHARPNESS)
     assert "no step of drift" in curvature.reversal_ratio({"drift": drift}, "drift", "drift", descent="drift").reason
 

@@ -67,12 +67,12 @@ def test_every_run_has_a_row_with_its_pairs_losses_and_images(run):
     trajectories = {"one": run("one", "sky", "sky"), "other": run("other", "wheels", "sky")}
     figure = discovered_pairs(trajectories, thumbnails=4)
     courses, losses, first, second = figure.axes[:4]
-    pair = trajectories["one"].discoveries[0]
-    assert f"{len(pair.first)} against {len(pair.second)}" in courses.texts[0].get_text()
-    drawn = trajectories["one"].losses.values[:, pair.first].mean(1)
+    pair = trajectories["one"].all_pairs[0]
+    assert f"{len(pair.rising)} against {len(pair.falling)}" in courses.texts[0].get_text()
+    drawn = trajectories["one"].losses.values[:, pair.rising].mean(1)
     assert any(np.array_equal(line.get_ydata(), drawn) for line in losses.lines)
     sheet = first.images[0].get_array()
-    np.testing.assert_array_equal(sheet[:32, :32], trajectories["one"].dataset.images[pair.first[0]])
+    np.testing.assert_array_equal(sheet[:32, :32], trajectories["one"].dataset.images[pair.rising[0]])
     assert {axes.get_title(loc="left").split(":")[1].split()[1] for axes in (first, second)} == {"plane", "bird"}
     assert len(figure.axes) == 8
 

@@ -43,7 +43,7 @@ def test_a_pair_is_drawn_with_its_losses_and_images(run):
     overview, sharpness, zoomed, *sheets = figure.axes
     mean = trajectories["made_up"].losses.values[:, pair.rising].mean(1)
     drawn = [line.get_ydata() for line in overview.lines]
-    assert any(np.array_equal(line, mean[slice(pair.window[0], pair.window[1] + 1)]) for line in drawn)
+    assert any(np.array_equal(line, mean[pair.window[0] : pair.window[1] + 2]) for line in drawn)
     assert sharpness.lines
     assert zoomed.lines
     sheet = sheets[0].images[0].get_array()

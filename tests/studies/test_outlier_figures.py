@@ -7,7 +7,7 @@ import pytest
 from opposing_signals.data import planted
 from opposing_signals.record import Record
 from opposing_signals.signals import Trajectory
-from opposing_signals.studies.outliers.claims import modal_prediction
+from opposing_signals.studies.outliers.claims import coherent_groups, modal_prediction
 from opposing_signals.studies.outliers.figures import outlier_grids
 from opposing_signals.studies.outliers.panels import outlier_panels, pair_panels
 
@@ -54,7 +54,7 @@ def test_panels_hold_the_outliers_and_both_predictions(trajectory):
 def test_pairs_found_by_machine_get_panels_too(trajectory):
     (panel,) = pair_panels(trajectory)
     (pair,) = trajectory.pairs
-    assert panel.step == trajectory.changes.steps[pair.change]
+    assert panel.step == pair.step
     assert panel.rising.tolist() == pair.rising.tolist()
 
 
@@ -64,6 +64,15 @@ def test_share_of_panels_with_one_predicted_class(trajectory):
 
     assert share([0.25, 0.5]) == 1  # 18 of 24 are called 3
     assert share([0.25, 0.53]) == 0.5  # of the others at most 11 of 24 are called the same
+
+
+def test_share_of_groups_with_one_true_class(trajectory):
+    classes = planted(EXAMPLES).targets.numpy()
+    (pair,) = trajectory.pairs
+    largest = [np.bincount(classes[group]).max() / len(group) for group in pair.groups]
+    for share in (min(largest), max(largest), 1.0):
+        expected = np.mean([one >= share for one in largest])
+        assert coherent_groups({"made_up": trajectory}, share).value == expected
 
 
 def test_the_drawing_shows_images_labels_and_predictions(trajectory):

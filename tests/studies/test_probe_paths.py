@@ -5,7 +5,6 @@ from probing import ADAM, SGD, probed, two_class_logits
 from opposing_signals.errors import InputError
 from opposing_signals.studies.probes.paths import (
     common_loss,
-    is_descent,
     lag_one_autocorrelation,
     norm_at_loss,
     probe_path,
@@ -76,10 +75,10 @@ def test_norms_where_runs_have_the_same_loss(tmp_path):
 
 def test_time_and_the_rule_with_an_edge(tmp_path):
     descent = probed(tmp_path / "descent", {"sky": np.ones(3)}, optimizer=SGD)
-    assert is_descent(descent)
+    assert descent.edge is not None
     np.testing.assert_allclose(times(descent, np.arange(3)), [0, 0.1, 0.2])
-    assert not is_descent(probed(tmp_path / "momentum", {"sky": np.ones(3)}, optimizer={**SGD, "momentum": 0.9}))
-    assert not is_descent(probed(tmp_path / "adam", {"sky": np.ones(3)}, optimizer=ADAM))
+    assert probed(tmp_path / "momentum", {"sky": np.ones(3)}, optimizer={**SGD, "momentum": 0.9}).edge is None
+    assert probed(tmp_path / "adam", {"sky": np.ones(3)}, optimizer=ADAM).edge is None
 
 
 @pytest.mark.parametrize(

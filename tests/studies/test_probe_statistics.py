@@ -25,7 +25,7 @@ def verdict(statistic, runs, threshold, **keywords):
     def bound(trajectories):
         return statistic(trajectories, **keywords)
 
-    return Claim("id", "statement", "source", bound, threshold).check(runs, "cpu", 1)[0].verdict
+    return Claim("id", "statement", "source", bound, threshold).check(runs, "cpu", 1).verdict
 
 
 def test_a_feature_that_rises_oscillates_and_declines(made):
@@ -95,7 +95,7 @@ def test_flow_and_descent_agree_up_to_break_even_and_part_after_it(made):
     runs = flows(made, flow, descent)
     assert probes.flow_difference(runs, "sky", **NAMES).value == pytest.approx(0.05)
     growth = probes.flow_growth(runs, "sky", **NAMES)
-    assert (growth.value, growth.interval) == (1, (1, 1))
+    assert (growth.value, growth.interval) == (1, None)
     assert probes.flow_end(runs, "sky", **NAMES).value == pytest.approx(7 / (flow[BREAK_EVEN] / 2))
 
 
@@ -135,7 +135,7 @@ def test_flow_and_descent_that_cannot_be_compared(made):
 def test_flow_beside_a_descent_that_stays_stable(made):
     runs = flows(made, HUMP, HUMP, sharpness=np.ones(STEPS))
     assert verdict(probes.flow_difference, runs, "<= 0.1", probe="sky", **NAMES) == "INCONCLUSIVE"
-    assert probes.flow_end(runs, "sky", **NAMES).reason == "λ did not reach 2/η in descent"
+    assert probes.flow_end(runs, "sky", **NAMES).reason == "descent: λ did not reach 2/η"
 
 
 def test_declines_are_compared_at_equal_loss(made):

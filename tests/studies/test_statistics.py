@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from opposing_signals.data import planted
 from opposing_signals.record import Record
-from opposing_signals.signals import Trajectory
+from opposing_signals.signals import Trajectory, class_r2
 from opposing_signals.studies.groups import claims as statistics
 
 
@@ -78,6 +79,31 @@ def test_pair_statistics_on_a_planted_pair(trajectories):
     assert ratio.interval[0] <= ratio.value <= ratio.interval[1]
 
 
+def test_coherence_is_that_of_the_less_coherent_pair_by_its_purer_group(tmp_path):
+    data = planted(120)
+    classes = data.targets.numpy()
+    of = {name: np.flatnonzero(classes == name) for name in range(3)}
+    one, other = of[0][:10], np.concatenate([of[1][:5], of[2][:5]])
+    mixed = [np.concatenate([of[name][start : start + 4] for name in range(3)]) for start in (10, 15)]
+    generator = np.random.default_rng(0)
+    changes = 0.01 * generator.normal(size=(80, 120))
+    sign = np.where(np.arange(80) % 2, 1.0, -1.0)[:, None]
+    changes[:40, one], changes[:40, other] = 2 * sign[:40], -2 * sign[:40]
+    changes[40:, mixed[0]], changes[40:, mixed[1]] = sign[40:], -sign[40:]
+    configuration = {"optimizer": {"lr": 0.1}, "data": {"_target_": "opposing_signals.data.planted", "images": 120}}
+    losses = 10 + np.concatenate([np.zeros((1, 120)), np.cumsum(changes, 0)])
+    with Record.writing(tmp_path, configuration) as record:
+        for step, row in enumerate(losses):
+            record.append("sample_loss", step, row)
+            record.append("sharpness", step, 20.0 if step >= 20 else 1.0)
+    made = {"run": Trajectory(Record(tmp_path))}
+    assert len(made["run"].pairs) == 2
+    assert statistics.coherence(made).value == pytest.approx(1 / 3)
+    explained = statistics.classes_explain(made)
+    assert explained.value == pytest.approx(class_r2(np.diff(losses, axis=0)[20:], classes))
+    assert explained.interval[0] < explained.value < explained.interval[1]
+
+
 def test_the_pair_nearest_to_an_interval_is_named_with_the_largest_beside_it(tmp_path):
     """The largest pair takes points from both ends; a weaker one, later, is an interval and its neighbours."""
     x = np.linspace(-1, 1, 20)
@@ -90,10 +116,8 @@ def test_the_pair_nearest_to_an_interval_is_named_with_the_largest_beside_it(tmp
     with Record.writing(tmp_path, configuration) as writer:
         for step, row in enumerate(losses):
             writer.append("sample_loss", step, row)
-    made = {"run": Trajectory(Record(tmp_path), pairing={"group": 3, "smallest_group": 1})}
+    made = {"run": Trajectory(Record(tmp_path), pairing={"smallest_group": 1})}
     np.testing.assert_allclose(made["run"].curve[0], x, rtol=1e-6)
     estimate = statistics.interval_coverage(made)
     assert estimate.value == 1
     assert estimate.reason == "pair 2 of 2 by amplitude; the largest pair's is 0.2"
-    alone = {"run": Trajectory(Record(tmp_path), pairing={"group": 3, "smallest_group": 1, "pairs": 1})}
-    assert statistics.interval_coverage(alone).value == pytest.approx(0.2)

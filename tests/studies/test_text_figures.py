@@ -9,7 +9,6 @@ from opposing_signals.data import text_demo
 from opposing_signals.data.token_patterns import pattern_points
 from opposing_signals.record import Record
 from opposing_signals.signals import Trajectory
-from opposing_signals.signals.tokens import losses_of
 from opposing_signals.studies.text.figures import adam_and_splitsgd, token_losses, token_pair, token_tables
 
 STEPS = 40
@@ -52,7 +51,7 @@ def test_a_named_pair_is_drawn_with_contexts_and_losses(tracked):
     losses, *tables = figure.axes
     track = tracked["gpt2"].tokens
     pair = track.named("colon").pair
-    expected = losses_of(track, pair.rising)
+    expected = track.before.values[:, pair.rising].mean(1)
     assert any(np.allclose(line.get_ydata(), expected[: len(line.get_ydata())]) for line in losses.lines)
     assert "correlation of its changes -1.00" in losses.get_title(loc="left")
     for axes, rises in zip(tables, (True, False), strict=True):
@@ -83,7 +82,7 @@ def test_tables_are_written_as_text_and_as_a_page(tracked, tmp_path):
     token_tables(tracked, tmp_path, "colon", rows=4, largest=24)
     text = (tmp_path / "tables.txt").read_text()
     page = (tmp_path / "tables.html").read_text()
-    step = int(tracked["gpt2"].tokens.before.steps[tracked["gpt2"].tokens.named("colon").pair.change])
+    step = tracked["gpt2"].tokens.named("colon").pair.step
     assert f"at step {step} and behind it: gpt2, drawn sentences" in text
     assert "newline after colon: the loss" in text
     assert ":[\\n]: 12 of the 24 largest" in text

@@ -7,9 +7,10 @@ from opposing_signals.data import text_demo
 from opposing_signals.data.token_patterns import pattern_points
 from opposing_signals.record import Record
 from opposing_signals.signals import Trajectory
+from opposing_signals.studies.curvature.metrics import detrended
 from opposing_signals.studies.text.claims import (
-    detrended,
     detrended_correlation,
+    final_loss_ratio,
     named_pair_correlation,
     pattern_share,
     shown_pairs_correlation,
@@ -54,6 +55,18 @@ def test_two_runs_are_compared_without_their_trends(run):
     assert abs(values["other"]) < 0.4
     assert "the run gone is missing" in detrended_correlation(runs, "gone", "base", 8).reason
     assert "60 steps in common; at least 61" in detrended_correlation(runs, "same", "base", 61).reason
+
+
+def test_final_losses_of_two_runs(run):
+    steps = 400
+    late = np.r_[np.full(380, 9.0), np.tile([1.0, 3.0], 10)]  # the mean of the last 5% is 2
+    runs = {"one": run("one", train_loss=late), "two": run("two", train_loss=late * 1.25)}
+    ratio = final_loss_ratio(runs, "two", "one")
+    assert ratio.value == pytest.approx(1.25)
+    assert ratio.interval == pytest.approx((1.25, 1.25))
+    assert len(late) == steps
+    short = {name: run(f"{name}, short", train_loss=late[:60]) for name in ("one", "two")}
+    assert "3 steps; at least 10" in final_loss_ratio(short, "one", "two").reason
 
 
 def test_the_share_of_signed_steps(run):

@@ -16,7 +16,7 @@ from opposing_signals.errors import InputError
 from opposing_signals.files import replacing, write_json
 from opposing_signals.record import Record
 from opposing_signals.report.result import entry
-from opposing_signals.signals import Spike, Trajectory, find_spikes
+from opposing_signals.signals import Spike, Trajectory, find_spikes, name_group
 from opposing_signals.studies.claim import Claim
 from opposing_signals.studies.groups.claims import (
     group_amplitude_ratio,
@@ -97,7 +97,8 @@ def explain(folder: str | Path, spikes: int = 3, named_data: bool = False) -> st
         lines += _told(spike, trajectory)
     if not found:
         lines.append("the mean loss never rose in a measured step: there is no spike to explain")
-    claims = (*CLAIMS, EDGE) if _has_edge(trajectory) else CLAIMS
+    has_edge = trajectory.edge is not None and "sharpness" in record
+    claims = (*CLAIMS, EDGE) if has_edge else CLAIMS
     run = trajectory.configuration["run"]["name"]
     seed: Any = trajectory.configuration.get("seed")  # null where the user set none
     checked = [claim.check({run: trajectory}, SCALE, seed) for claim in claims]
@@ -106,7 +107,7 @@ def explain(folder: str | Path, spikes: int = 3, named_data: bool = False) -> st
     with replacing(record.folder / "figure.png") as unfinished:
         figure.savefig(unfinished, dpi=150)
     plt.close(figure)
-    write_json(record.folder / "claims.json", [verdict.as_json() for verdict, _ in checked])
+    write_json(record.folder / "claims.json", [verdict.as_json() for verdict in checked])
     write_json(
         record.folder / "experiment.json",
         {
@@ -124,7 +125,6 @@ def explain(folder: str | Path, spikes: int = 3, named_data: bool = False) -> st
                     "provenance": record.provenance,
                 }
             },
-            "reasons": {verdict.id: reason for verdict, reason in checked if reason},
         },
     )
     return "\n".join(lines)
@@ -165,19 +165,6 @@ def _check(trajectory: Trajectory) -> None:
         )
 
 
-def _has_edge(trajectory: Trajectory) -> bool:
-    optimizer = trajectory.configuration["optimizer"]
-    if not isinstance(optimizer.get("lr"), int | float):
-        return False
-    rates = trajectory.record["learning_rate"].values if "learning_rate" in trajectory.record else np.empty(0)
-    return (
-        "sharpness" in trajectory.record
-        and str(optimizer["_target_"]).endswith(".SGD")
-        and not optimizer.get("momentum")
-        and len(np.unique(rates)) <= 1
-    )
-
-
 def _header(trajectory: Trajectory) -> str:
     steps, origin = np.asarray(trajectory.losses.steps), trajectory.record.provenance
     line = (
@@ -209,6 +196,8 @@ def _told(spike: Spike, trajectory: Trajectory) -> list[str]:
         f"  {carried}, against {len(spike.falling)} that fell (correlation of the two groups {spike.correlation:.2f})",
         f"  rising: {_named(spike.rising, spike.change[0], trajectory)}",
         f"  falling: {_named(spike.falling, spike.change[1], trajectory)}",
+        f"  in short: {name_group(trajectory.dataset, spike.rising)} against "
+        f"{name_group(trajectory.dataset, spike.falling)}",
     ]
 
 

@@ -14,11 +14,12 @@ from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.instruments.sharpness import top_eigenvector
 from opposing_signals.record import Record
 from opposing_signals.record.quantities import BREAK_EVEN_EIGENVECTOR, SHARPNESS
+from opposing_signals.signals.edge import edge_of_rule, reaches
 from opposing_signals.training.module import TrainingModule
 
 
 class BreakEven(Instrument):
-    """Writes ``break_even_eigenvector`` ``[P]`` once, at the first measured step with λ > 2/η, and ends the run there.
+    """Writes ``break_even_eigenvector`` ``[P]`` once, at the first measured step with λ >= 2/η, and ends the run there.
 
     It reads what `Sharpness` measured in the same step, and stands behind it in the configuration.
     """
@@ -34,7 +35,9 @@ class BreakEven(Instrument):
     def after_step(self, module: TrainingModule, step: int) -> None:
         """Compare λ(θ_t) with the optimizer's step size."""
         optimizer: Any = module.optimizers()
-        if module.scalars.get(SHARPNESS, 0.0) > 2 / optimizer.param_groups[0]["lr"]:
+        rule = type(getattr(optimizer, "optimizer", optimizer)).__name__  # Lightning wraps it in a class of its own
+        edge = edge_of_rule(rule, optimizer.param_groups[0])
+        if edge is not None and reaches(module.scalars.get(SHARPNESS, 0.0), edge):
             self.write(module, step, BREAK_EVEN_EIGENVECTOR, top_eigenvector(module).vector.float().cpu().numpy())
             self._found = True
             module.finish()
@@ -49,7 +52,7 @@ class BreakEven(Instrument):
 
 
 def break_even_direction(reference: Record, parameters: int) -> Tensor:
-    """``[P]`` float32: the unit eigenvector v that ``reference`` wrote at the first step with λ > 2/η.
+    """``[P]`` float32: the unit eigenvector v that ``reference`` wrote at the first step with λ >= 2/η.
 
     Args:
         reference: The record of a run with the instrument `BreakEven`.
@@ -60,7 +63,7 @@ def break_even_direction(reference: Record, parameters: int) -> Tensor:
     """
     if BREAK_EVEN_EIGENVECTOR not in reference or not len(reference[BREAK_EVEN_EIGENVECTOR]):
         raise InputError(
-            f"{reference.folder.name}, the reference, ended before λ exceeded 2/η: expected a run that reaches the "
+            f"{reference.folder.name}, the reference, ended before λ reached 2/η: expected a run that reaches the "
             "edge of stability; set more steps or a larger optimizer.lr"
         )
     vector = reference[BREAK_EVEN_EIGENVECTOR].values[0]

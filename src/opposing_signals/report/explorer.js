@@ -447,7 +447,7 @@ const explorer = (() => {
       bar.ariaLabel = `Pair ${i + 1}, steps ${pair.window[0]} to ${pair.window[1]}, correlation ${number(pair.correlation, 2)}`;
       bar.onclick = () => choosePair(state.pair === i ? null : i);
       const row = node("div", { className: "row" }, node("span", { className: "name", textContent: `pair ${i + 1}` }), bar, node("span", { className: "mark" }));
-      row.title = `Pair ${i + 1}: active in steps ${count(pair.window[0])} to ${count(pair.window[1])}, selected at step ${count(pair.step)}`;
+      row.title = `Pair ${i + 1}${pair.name ? ` (${pair.name})` : ""}: active in steps ${count(pair.window[0])} to ${count(pair.window[1])}, selected at step ${count(pair.step)}`;
       return row;
     }));
   }
@@ -636,7 +636,7 @@ const explorer = (() => {
     const number_ = state.pair, pair = run.pairs[number_], { from, to, log } = state;
     const isCurrent = () => state.pair === number_ && state.from === from && state.to === to && state.log === log;
     const [start, stop] = pairRange(pair);
-    element("pair-title").textContent = `Pair ${number_ + 1}`;
+    element("pair-title").textContent = `Pair ${number_ + 1}${pair.name ? `: ${pair.name}` : ""}`;
     element("pair-facts").textContent =
       `Correlation of the groups' one-step changes ${number(pair.correlation, 3)}, amplitude ${number(pair.amplitude, 3)}; active in ` +
       `steps ${count(pair.window[0])} to ${count(pair.window[1])}, selected at step ${count(pair.step)}. Below: steps ` +

@@ -42,7 +42,7 @@ from opposing_signals.errors import InputError, NotWrittenError
 from opposing_signals.files import write_text
 from opposing_signals.record import Record, Series
 from opposing_signals.report.result import Explorer, entry
-from opposing_signals.signals import OpposingPair, Trajectory, fallers, find_pairs, risers
+from opposing_signals.signals import OpposingPair, Trajectory, fallers, name_pair, risers
 from opposing_signals.templates import templates
 
 log = getLogger(__name__)
@@ -310,16 +310,6 @@ def _step_size(trajectory: Trajectory) -> float | None:
     return float(given) if isinstance(given, (int, float)) and given > 0 else None
 
 
-def _has_edge(trajectory: Trajectory) -> bool:
-    """Whether 2/η is the edge of stability: plain steps of one size along the gradient."""
-    optimizer = trajectory.configuration.get("optimizer")
-    is_plain = str(entry(optimizer, "_target_")).endswith(".SGD") and not entry(optimizer, "momentum")
-    if not is_plain or _step_size(trajectory) is None:
-        return False
-    record = trajectory.record
-    return "learning_rate" not in record or len(np.unique(record["learning_rate"].values)) <= 1
-
-
 # -- data ---------------------------------------------------------------------------------------------------------
 
 
@@ -336,12 +326,12 @@ def _write_data(trajectory: Trajectory, examples: _Examples, described: dict[str
                 f"From step {selection.steps[selection.finite] + 1} on there are losses that are not finite; pairs are "
                 "looked for in the steps before."
             )
-        pairs = find_pairs(trajectory.changes.values[: selection.finite]) if selection.finite else []
+        pairs = trajectory.pairs
         if len(selection.steps) and not pairs:
             notices.append("No opposing pair was found.")
         ranked, rank = _ranked(selection, pairs, len(trajectory.losses.values[0]))
         run["changes"] = _write_steps(selection, rank, place)
-        run["pairs"] = [_pair(trajectory, selection.steps, pair, rank) for pair in pairs]
+        run["pairs"] = [_pair(trajectory, examples, pair, rank) for pair in pairs]
         run["examples"] = _write_examples(trajectory, selection, examples, ranked, pairs, place)
     run["notices"] = notices
     _write(place, "run", run)
@@ -396,8 +386,7 @@ def _over_steps(trajectory: Trajectory) -> dict[str, Any]:
     }
     if "sharpness" in record and len(trajectory.sharpness):
         found["sharpness"] = _curve(trajectory.sharpness)
-        if _has_edge(trajectory):
-            found |= {"threshold": 2 / trajectory.step_size, "breakEven": trajectory.break_even}
+        found |= {"threshold": trajectory.edge, "breakEven": trajectory.break_even}
     return found
 
 
@@ -464,14 +453,14 @@ def _write_steps(selection: _Selection, rank: np.ndarray, place: Path) -> dict[s
     }
 
 
-def _pair(trajectory: Trajectory, steps: np.ndarray, pair: OpposingPair, rank: np.ndarray) -> dict[str, Any]:
-    start, stop = pair.window
+def _pair(trajectory: Trajectory, examples: _Examples, pair: OpposingPair, rank: np.ndarray) -> dict[str, Any]:
     values = trajectory.losses.values
     return {
         "rising": _numbers(rank[pair.rising], "u4"),
         "falling": _numbers(rank[pair.falling], "u4"),
-        "step": int(steps[pair.change]),
-        "window": [int(steps[start]), int(steps[stop - 1]) + 1],
+        "name": "" if examples.dataset is None else name_pair(examples.dataset, pair),
+        "step": pair.step,
+        "window": [pair.window[0], pair.window[1] + 1],
         "correlation": pair.correlation,
         "amplitude": pair.amplitude,
         "losses": [_numbers(np.asarray(values[:, group]).mean(1, dtype=np.float64), "f4") for group in pair.groups],

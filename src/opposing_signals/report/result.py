@@ -133,6 +133,7 @@ class Result:
             problems.append("experiment.json does not say which experiment with which runs this is.")
         claims = _read_json(folder / "claims.json", list, problems)
         described = described or {}
+        verdicts = tuple(_sound(claims or [], problems))
         runs = described.get("runs")
         drawn = str(described.get("drawn", ""))
         return cls(
@@ -144,8 +145,11 @@ class Result:
             seed=str(described.get("seed", "unknown")),
             drawn=drawn,
             runs=tuple(_run(name, run) for name, run in runs.items()) if isinstance(runs, dict) else (),
-            verdicts=tuple(_sound(claims or [], problems)),
-            reasons={str(claim): str(reason) for claim, reason in _entries(described.get("reasons"))},
+            verdicts=verdicts,
+            reasons={
+                **{str(claim): str(reason) for claim, reason in _entries(described.get("reasons"))},  # of older results
+                **{str(claim["id"]): str(claim["reason"]) for claim in verdicts if claim.get("reason")},
+            },
             notes=tuple(str(note) for note in notes) if isinstance(notes := described.get("notes"), list) else (),
             shown=shown if shown and shown.drawn == drawn else None,
             picture=_read_picture(folder / "figure.png", problems),

@@ -17,16 +17,16 @@ from opposing_signals.signals.coherence import (
     modal_share,
     modal_share_by_chance,
 )
-from opposing_signals.signals.discovery import Discovery, discover
-from opposing_signals.signals.gradient_discovery import discover_by_gradients
+from opposing_signals.signals.edge import edge_of_stability
+from opposing_signals.signals.gradient_pairs import find_pairs_by_gradients
 from opposing_signals.signals.intervals import interval_coverage
-from opposing_signals.signals.pairs import OpposingPair, find_pairs
+from opposing_signals.signals.names import name_group, name_pair
+from opposing_signals.signals.pairs import OpposingPair, find_pairs, outliers_of
 from opposing_signals.signals.selection import fallers, risers
 from opposing_signals.signals.spikes import Spike, find_spikes
 from opposing_signals.signals.trajectory import Runs, Trajectory
 
 __all__ = [
-    "Discovery",
     "Match",
     "OpposingPair",
     "Runs",
@@ -37,17 +37,20 @@ __all__ = [
     "class_r2",
     "class_r2_by_chance",
     "directions",
-    "discover",
-    "discover_by_gradients",
+    "edge_of_stability",
     "fallers",
     "find_pairs",
+    "find_pairs_by_gradients",
     "find_spikes",
     "interval_coverage",
     "match",
     "match_pair",
     "modal_share",
     "modal_share_by_chance",
+    "name_group",
+    "name_pair",
     "nearest_planted",
+    "outliers_of",
     "planted_groups",
     "risers",
     "stability",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from opposing_signals.data.dataset import Dataset
-from opposing_signals.signals.discovery import Discovery
+from opposing_signals.signals.pairs import OpposingPair
 
 Groups = tuple[np.ndarray, np.ndarray]
 
@@ -48,12 +48,12 @@ def match_pair(found: Groups, wanted: Groups) -> Match:
     return Match(hits / max(1, sum(map(len, found))), hits / max(1, sum(map(len, wanted))))
 
 
-def agreement(found: Sequence[Discovery], others: Sequence[Discovery]) -> list[float]:
+def agreement(found: Sequence[OpposingPair], others: Sequence[OpposingPair]) -> list[float]:
     """F1 of each found pair with the pair of ``others`` that is most like it; 0 if there are none."""
     return [max((match_pair(pair.groups, other.groups).f1 for other in others), default=0.0) for pair in found]
 
 
-def stability(runs: Sequence[Sequence[Discovery]]) -> list[float]:
+def stability(runs: Sequence[Sequence[OpposingPair]]) -> list[float]:
     """How well each run's dominant pair is found again in the other runs on the same data, such as other seeds.
 
     Returns:
@@ -73,7 +73,7 @@ def planted_groups(dataset: Dataset, feature: str) -> Groups | None:
     return (groups[0], groups[1]) if len(groups) == 2 else None
 
 
-def nearest_planted(pair: Discovery, dataset: Dataset, features: Sequence[str]) -> tuple[str, Groups] | None:
+def nearest_planted(pair: OpposingPair, dataset: Dataset, features: Sequence[str]) -> tuple[str, Groups] | None:
     """Of the planted pairs the one that a found pair is most like, with its feature; None if there is none."""
     planted = {feature: groups for feature in features if (groups := planted_groups(dataset, feature)) is not None}
     return max(planted.items(), key=lambda item: match_pair(pair.groups, item[1]).f1, default=None)

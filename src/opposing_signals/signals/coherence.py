@@ -24,15 +24,20 @@ def class_r2(changes: np.ndarray, classes: np.ndarray) -> float:
     Returns:
         A number from 0 to 1; NaN if the changes of a step never differ between points, or there are no steps.
     """
+    explained, total = class_variances(changes, classes)
+    return float(explained.sum() / total.sum()) if total.sum() > 0 else math.nan
+
+
+def class_variances(changes: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``[T]`` each: the two sums over points of `class_r2` at each step, explained and total."""
     names, members = np.unique(classes, return_inverse=True)
     sizes = np.bincount(members, minlength=len(names)).astype(np.float64)
-    explained = total = 0.0
-    for row in np.asarray(changes):
+    explained, total = np.zeros(len(changes)), np.zeros(len(changes))
+    for step, row in enumerate(np.asarray(changes)):
         centred = row.astype(np.float64) - row.mean(dtype=np.float64)
         sums = np.bincount(members, weights=centred, minlength=len(names))
-        explained += float((sums**2 / sizes).sum())
-        total += float(centred @ centred)
-    return explained / total if total > 0 else math.nan
+        explained[step], total[step] = (sums**2 / sizes).sum(), centred @ centred
+    return explained, total
 
 
 def class_r2_by_chance(classes: np.ndarray) -> float:

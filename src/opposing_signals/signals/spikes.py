@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opposing_signals.signals.pairs import find_pairs
+from opposing_signals.signals.pairs import correlation
 from opposing_signals.signals.selection import fallers, risers
+from opposing_signals.signals.steps import between
 from opposing_signals.signals.trajectory import Trajectory
 
 REACH = 16
-"""Measured changes before and behind a spike among which its pair is looked for."""
+"""Of spikes with fewer measured changes between them the largest stands for all."""
 
 LEAST = 2.0
 """A pair belongs to a spike if one group falls and the other carries more than this many times its share of points."""
@@ -26,13 +27,13 @@ class Spike:
         before: Mean loss of the recorded points at θ_t.
         after: At θ_{t+1}.
         typical: Median size of the mean loss's one-step change over the run, to compare with.
-        rising: ``[k]`` columns of the points whose loss rises together, the strongest at this step first.
-        falling: ``[k']`` columns of those that move against them; empty if no pair was found.
+        rising: ``[k]`` points whose loss rises together, the strongest at this step first.
+        falling: ``[k']`` those that move against them; empty if no pair is active here.
         change: Mean one-step change of the rising and of the falling group at this step.
         share: Σ Δ_i of the rising group over Σ Δ_i of all points that rise at this step.
         expected: The share of the points that the rising group is.
-        correlation: Of the two groups' mean one-step changes around the spike, the step of selection left out; None
-            if no pair was found, and then the groups are the selection of §2 at this step.
+        correlation: Of the two groups' mean one-step changes around the spike, the spike left out; None if no pair is
+            active here, and then the groups are the selection of §2 at this step.
     """
 
     step: int
@@ -79,23 +80,27 @@ def _spike(trajectory: Trajectory, row: int, typical: float) -> Spike:
     values = changes.values[row].astype(np.float64)
     step = int(changes.steps[row])
     before = float(trajectory.losses.at(step).mean(dtype=np.float64))
-    window = np.asarray(changes.values[max(0, row - REACH) : row + REACH + 1])
     positive = np.maximum(values, 0)
 
     def share(group: np.ndarray) -> float:
         return float(positive[group].sum() / positive.sum())
 
     found = [  # which of a pair's groups rises at this step alternates
-        (upper, lower, pair.correlation)
-        for pair in find_pairs(window, phases=1)
-        for upper, lower in (pair.groups, pair.groups[::-1])
-        if share(upper) > LEAST * len(upper) / len(values) and values[lower].mean() < 0
+        groups
+        for pair in trajectory.all_pairs
+        if pair.window[0] <= step <= pair.window[1]
+        for groups in (pair.groups, pair.groups[::-1])
+        if share(groups[0]) > LEAST * len(groups[0]) / len(values) and values[groups[1]].mean() < 0
     ]
+    opposed: float | None = None
     if found:
-        rising, falling, correlation = max(found, key=lambda groups: share(groups[0]))
+        rising, falling = max(found, key=lambda groups: share(groups[0]))
         rising, falling = rising[np.argsort(-values[rising])], falling[np.argsort(values[falling])]
+        around = between(changes, changes.steps[max(0, row - REACH)], changes.steps[min(row + REACH, len(changes) - 1)])
+        others = around.values[around.steps != step]
+        opposed = correlation(*(others[:, group].mean(1, dtype=np.float64) for group in (rising, falling)))
     else:
-        rising, falling, correlation = risers(values), fallers(values)[:0], None
+        rising, falling = risers(values), fallers(values)[:0]
     return Spike(
         step=step,
         before=before,
@@ -106,5 +111,5 @@ def _spike(trajectory: Trajectory, row: int, typical: float) -> Spike:
         change=(float(values[rising].mean()), float(values[falling].mean()) if len(falling) else 0.0),
         share=share(rising),
         expected=len(rising) / len(values),
-        correlation=correlation,
+        correlation=opposed,
     )

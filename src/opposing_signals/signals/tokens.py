@@ -5,7 +5,7 @@ from __future__ import annotations
 from codecs import getincrementaldecoder
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,15 +13,22 @@ import numpy as np
 from opposing_signals.data import Dataset
 from opposing_signals.data.token_patterns import PAIRS, pattern_points
 from opposing_signals.record import Record, Series
-from opposing_signals.signals.pairs import OpposingPair, find_pairs, measured_pair
+from opposing_signals.signals.pairs import OpposingPair, active_rows, described_pair, find_pairs
 from opposing_signals.signals.selection import risers
+from opposing_signals.signals.steps import one_step_changes
 from opposing_signals.signals.streaming import StreamedLosses
 
 LONGEST_SUFFIX = 8
 """Tokens of context that two members of a group are compared by, at the most."""
 
-PHASES = 8
-"""Parts of a run that are searched for a pair, as in `find_pairs`."""
+SHARED = 3
+"""Tokens of context that the points of a group in a pair share, at the most."""
+
+MOST = 4
+"""Pairs of tokens that are given, at the most."""
+
+NAMED = 2
+"""Groups of tokens that name one side of a pair."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class TokenPair:
     """Two groups of tokens whose losses are compared.
 
     Attributes:
-        pair: Columns of the track, with the step at which they were selected and the correlation.
+        pair: Of the track's columns.
         names: What the tokens of its rising and of its falling group share.
     """
 
@@ -114,13 +121,37 @@ def token_groups(points: Sequence[int] | np.ndarray, contexts: Contexts, smalles
             shares = [point for point in members if ends[point][0][-length - 1 :] == suffix]
             if count < max(smallest, len(members) / 2):
                 break
-            rest = [point for point in members if point not in set(shares)]
+            together = set(shares)
+            rest = [point for point in members if point not in together]
             if len(rest) >= smallest:
                 found.append(_group(rest, target, ends, length))
             members, length = shares, length + 1
         if len(members) >= smallest:
             found.append(_group(members, target, ends, length))
     return sorted(found, key=lambda group: -len(group.points))
+
+
+def shared_endings(points: np.ndarray, contexts: Contexts, smallest: int = 5) -> list[TokenGroup]:
+    """Every group of points that share their next token and the last 0, 1, 2 or 3 tokens in front of it.
+
+    Of groups with the same points the one with the longest shared context is kept.
+
+    Args:
+        points: Numbers of (context, next token)s.
+        contexts: Where they are looked up.
+        smallest: Points in a group at the least.
+    """
+    shared: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+    for point in points.tolist():
+        context, target = contexts.of(point, SHARED)
+        for length in range(min(SHARED, len(context)) + 1):
+            shared.setdefault((target, context[len(context) - length :]), []).append(point)
+    distinct = {
+        tuple(members): TokenGroup(np.array(members), target, suffix)
+        for (target, suffix), members in sorted(shared.items(), key=lambda item: len(item[0][1]))
+        if len(members) >= smallest
+    }
+    return list(distinct.values())
 
 
 def _group(members: list[int], target: int, ends: dict[int, tuple[tuple[int, ...], int]], length: int) -> TokenGroup:
@@ -145,7 +176,7 @@ class TokenTrack:
     Attributes:
         points: ``[m]``, the numbers of the (context, next token)s.
         before: ``values`` ``[T, m]``: ℓ_i(θ_t) for each t for which ℓ_i(θ_{t+1}) is known too.
-        after: ``[T, m]`` ℓ_i(θ_{t+1}).
+        changes: ``values`` ``[T, m]`` one-step changes Δ_i(t).
     """
 
     def __init__(self, record: Record, dataset: Dataset) -> None:
@@ -155,37 +186,37 @@ class TokenTrack:
         self.points = np.asarray(record["token_points"].values[0])
         if "token_loss" in record:
             losses = record["token_loss"]
-            steps, values = np.asarray(losses.steps), losses.values
-            rows = np.flatnonzero(np.diff(steps) == 1)
-            self.before = Series(steps[rows], values[rows])
-            self.after = values[rows + 1]
+            self.changes = one_step_changes(losses)
+            rows = np.isin(losses.steps, self.changes.steps)
+            self.before = Series(self.changes.steps, np.asarray(losses.values)[rows])
         else:
             followed = record["token_followed"]
-            self.before = Series(np.asarray(followed.steps), followed.values[:, 0])
-            self.after = followed.values[:, 1]
+            steps, values = np.asarray(followed.steps), followed.values
+            self.before = Series(steps, values[:, 0])
+            self.changes = Series(steps, values[:, 1] - values[:, 0])
 
-    @cached_property
-    def changes(self) -> np.ndarray:
-        """``[T, m]`` one-step changes Δ_i(t)."""
-        return self.after - self.before.values
+    def at(self, step: int, columns: np.ndarray | slice = slice(None)) -> StreamedLosses:
+        """Losses of some of the tracked tokens at θ_step and behind the step."""
+        before = self.before.at(step)[columns]
+        return StreamedLosses(self.points[columns], before, before + self.changes.at(step)[columns])
 
-    def largest(self, row: int, k: int) -> tuple[StreamedLosses, StreamedLosses]:
-        """The k largest rises of all tracked tokens at a row of `changes`, and the k largest falls.
+    def largest(self, step: int, k: int) -> tuple[StreamedLosses, StreamedLosses]:
+        """The k largest rises of all tracked tokens at a step, and the k largest falls.
 
         A run that has kept the largest only has no more of them than it kept.
         """
         if "token_top" in self.record:
-            ids, losses = (self.record[name].values[row] for name in ("token_top", "token_top_loss"))
+            ids, losses = (self.record[name].at(step) for name in ("token_top", "token_top_loss"))
             rises, falls = (StreamedLosses(ids[i][:k], losses[i, 0][:k], losses[i, 1][:k]) for i in range(2))
             return rises, falls
-        everything = StreamedLosses(self.points, self.before.values[row], self.after[row])
-        return everything[risers(self.changes[row], k)], everything[risers(-self.changes[row], k)]
+        everything, changes = self.at(step), self.changes.at(step)
+        return everything[risers(changes, k)], everything[risers(-changes, k)]
 
     def named(self, pair: str) -> TokenPair | None:
         """One of the paper's pairs (`token_patterns.PAIRS`), whether its groups oppose each other or not.
 
-        Its points are all those that were followed and have the pattern. As with other pairs, each part of the run is
-        searched at the step where the groups are furthest apart, and the part with the largest amplitude is taken.
+        Its points are all those that were followed and have the pattern; its window is where they are active around
+        the step at which the two groups are furthest apart.
 
         Returns:
             None if the followed text lacks one of the two, or too few steps were measured.
@@ -197,42 +228,48 @@ class TokenTrack:
     def _find_named(self, pair: str) -> TokenPair | None:
         found_by = (pattern_points(self.contexts.dataset, pattern) for pattern in PAIRS[pair])
         one, other = (np.flatnonzero(np.isin(self.points, points)) for points in found_by)
-        if not len(one) or not len(other) or len(self.changes) < 3:
+        if not len(one) or not len(other) or not len(self.changes):
             return None
-        gap = self.changes[:, one].mean(1) - self.changes[:, other].mean(1)
-        found: list[tuple[OpposingPair, tuple[str, str]]] = []
-        for rows in _phases(len(gap)):
-            selecting = int(rows[np.argmax(np.abs(gap[rows]))])
-            groups, names = ((one, other), PAIRS[pair]) if gap[selecting] > 0 else ((other, one), PAIRS[pair][::-1])
-            measured = measured_pair(self.changes, *groups, selecting)
-            if measured is not None:
-                found.append((measured, (names[0], names[1])))
-        if not found:
+        steps, values = self.changes.steps, self.changes.values
+        gap = values[:, one].mean(1, dtype=np.float64) - values[:, other].mean(1, dtype=np.float64)
+        start, stop = active_rows(gap, (0, len(gap)))
+        found = described_pair(self.changes, one, other, (int(steps[start]), int(steps[stop - 1])))
+        if found is None:
             return None
-        return TokenPair(*max(found, key=lambda candidate: candidate[0].amplitude))
+        names = PAIRS[pair] if np.isin(found.rising, one).all() else PAIRS[pair][::-1]
+        return TokenPair(found, (names[0], names[1]))
 
     @cached_property
     def pairs(self) -> list[TokenPair]:
-        """The dominant opposing pairs of groups that share their tokens, found as `find_pairs` does."""
-        return [
-            TokenPair(pair, (self._name(pair.rising), self._name(pair.falling)))
-            for pair in find_pairs(self.changes, clustering=self._clustering)
-        ]
+        """The dominant opposing pairs of tokens, the one of largest amplitude first.
 
-    def _clustering(self, _: np.ndarray, columns: np.ndarray) -> list[np.ndarray]:
-        column = dict(zip(self.points[columns].tolist(), columns.tolist(), strict=True))
-        groups = token_groups(self.points[columns], self.contexts)
-        return [np.array([column[point] for point in group.points.tolist()])[:20] for group in groups]
+        Single tokens are noisy under minibatches: what is searched by `find_pairs` are the mean changes of
+        `shared_endings`. A side of a pair may hold several of them; those that swing most name it.
+        """
+        groups = shared_endings(self.points, self.contexts)
+        column = {point: number for number, point in enumerate(self.points.tolist())}
+        columns = [np.array([column[point] for point in group.points.tolist()]) for group in groups]
+        if not groups:
+            return []
+        means = np.stack([self.changes.values[:, members].mean(1, dtype=np.float64) for members in columns], axis=1)
+        found = []
+        for pair in find_pairs(Series(self.changes.steps, means), smallest_group=1):
+            sides = [np.unique(np.concatenate([columns[number] for number in side])) for side in pair.groups]
+            sides = [np.setdiff1d(side, other) for side, other in zip(sides, sides[::-1], strict=True)]
+            described = described_pair(self.changes, sides[0], sides[1], pair.window) if all(map(len, sides)) else None
+            if described is None:
+                continue
+            names = [self._name([groups[number] for number in side]) for side in pair.groups]
+            if not np.isin(described.rising, sides[0]).all():
+                names.reverse()
+            found.append(TokenPair(replace(described, p_value=pair.p_value), (names[0], names[1])))
+        return sorted(found, key=lambda one: -one.pair.amplitude)[:MOST]
 
-    def _name(self, columns: np.ndarray) -> str:
-        (group,) = token_groups(self.points[columns], self.contexts, smallest=len(columns))
-        return self.contexts.name(group)
-
-
-def _phases(steps: int) -> list[np.ndarray]:
-    return np.array_split(np.arange(steps), min(PHASES, max(1, steps // 16)))
-
-
-def losses_of(track: TokenTrack, columns: np.ndarray) -> np.ndarray:
-    """``[T]``: mean loss of a group at each measured step."""
-    return np.asarray(track.before.values)[:, columns].mean(1, dtype=np.float64)
+    def _name(self, groups: Sequence[TokenGroup]) -> str:
+        """The groups that swing most, each of which has most of its points to itself."""
+        named: list[TokenGroup] = []
+        for group in groups:
+            if all(2 * len(np.intersect1d(group.points, other.points)) < len(group.points) for other in named):
+                named.append(group)
+        rest = len(named) - NAMED
+        return " and ".join(map(self.contexts.name, named[:NAMED])) + (f" and {rest} more" if rest > 0 else "")

@@ -13,11 +13,15 @@ from opposing_signals.configuration import without_root
 from opposing_signals.data import Dataset, recorded
 from opposing_signals.errors import InputError
 from opposing_signals.record import Record, Series
-from opposing_signals.signals.discovery import Discovery, discover
-from opposing_signals.signals.gradient_discovery import discover_by_gradients
+from opposing_signals.signals.edge import NO_EDGE, edge_of_stability, reaches
+from opposing_signals.signals.gradient_pairs import find_pairs_by_gradients
 from opposing_signals.signals.intervals import interval_coverage
-from opposing_signals.signals.pairs import OpposingPair, find_pairs
+from opposing_signals.signals.pairs import OpposingPair, find_pairs, outliers_of
+from opposing_signals.signals.steps import between, one_step_changes
 from opposing_signals.signals.tokens import TokenTrack
+
+DOMINANT = 4
+"""Pairs of a run that figures draw and claims check: those of largest amplitude."""
 
 
 class Trajectory:
@@ -92,19 +96,21 @@ class Trajectory:
 
     def losses_between(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """``[t]`` recorded steps from ``first`` to ``last``, both included, and ``[t, N]`` losses at them."""
+        part = between(self.losses, first, last)
+        return np.asarray(part.steps), part.values
+
+    def group_loss(self, group: np.ndarray, first: float = -np.inf, last: float = np.inf) -> Series:
+        """``values`` ``[t]``: mean loss of some points at each recorded step from ``first`` to ``last``."""
         steps = np.asarray(self.losses.steps)
-        rows = np.flatnonzero((steps >= first) & (steps <= last))
-        return steps[rows], np.asarray(self.losses.values[rows])
+        start, stop = np.searchsorted(steps, first), np.searchsorted(steps, last, "right")
+        rows = self.losses.values[start:stop]
+        means = np.array([np.asarray(row)[group].mean(dtype=np.float64) for row in rows])
+        return Series(steps[start:stop], means)
 
     @cached_property
     def changes(self) -> Series:
         """``values`` ``[T', N]``: one-step changes Δ_i(t), for each t where θ_t and θ_{t+1} were both recorded."""
-        steps, values = np.asarray(self.losses.steps), self.losses.values
-        rows = np.flatnonzero(np.diff(steps) == 1)
-        changes = np.empty((len(rows), values.shape[1]), values.dtype)
-        for i, row in enumerate(rows):
-            np.subtract(values[row + 1], values[row], out=changes[i])
-        return Series(steps[rows], changes)
+        return one_step_changes(self.losses)
 
     @cached_property
     def sharpness(self) -> Series:
@@ -112,18 +118,28 @@ class Trajectory:
         return self.record["sharpness"]
 
     @cached_property
+    def edge(self) -> float | None:
+        """2/η where that is the edge of stability; see `edge_of_stability`."""
+        return edge_of_stability(self.record)
+
+    @cached_property
     def break_even(self) -> int | None:
-        """The first measured step with λ >= 2/η; None if the run never got there or λ was not measured."""
-        if "sharpness" not in self.record:
+        """The first measured step with λ >= `edge`; None if the run has no edge, never got there, or λ is not known."""
+        if self.edge is None or "sharpness" not in self.record:
             return None
-        reached = np.flatnonzero(self.sharpness.values >= 2 / self.step_size)
+        reached = np.flatnonzero(reaches(self.sharpness.values, self.edge))
         return int(self.sharpness.steps[reached[0]]) if len(reached) else None
+
+    @property
+    def no_break_even(self) -> str:
+        """Why there is no break-even."""
+        if self.edge is None:
+            return NO_EDGE
+        return "λ did not reach 2/η" if "sharpness" in self.record else "λ was not measured"
 
     def after_break_even(self, series: Series) -> Series:
         """The part of ``series`` from the break-even step on; empty if the run never got there."""
-        start = np.inf if self.break_even is None else self.break_even
-        chosen = np.asarray(series.steps) >= start
-        return Series(np.asarray(series.steps)[chosen], np.asarray(series.values)[chosen])
+        return between(series, np.inf if self.break_even is None else self.break_even, np.inf)
 
     @cached_property
     def tokens(self) -> TokenTrack:
@@ -131,9 +147,20 @@ class Trajectory:
         return TokenTrack(self.record, self.dataset)
 
     @cached_property
+    def all_pairs(self) -> list[OpposingPair]:
+        """The opposing pairs with all their members, the one of largest amplitude first."""
+        return find_pairs(self.changes, **self._pairing)
+
+    @cached_property
     def pairs(self) -> list[OpposingPair]:
-        """The dominant opposing pairs, the largest amplitude first; their rows are those of `changes`."""
-        return find_pairs(self.changes.values, **self._pairing)
+        """The dominant ones by their outliers, at most 20 of a group (§2); the largest amplitude first."""
+        outliers = [outliers_of(pair, self.changes) for pair in self.all_pairs]
+        return sorted(outliers, key=lambda pair: -pair.amplitude)[:DOMINANT]
+
+    @cached_property
+    def gradient_pairs(self) -> list[OpposingPair]:
+        """Pairs by the alignment of per-sample gradients, from a run with the instrument `GradientSketch`."""
+        return find_pairs_by_gradients(self.record["gradient_sketch"], self.changes)
 
     @cached_property
     def interval_coverages(self) -> list[float]:
@@ -147,17 +174,6 @@ class Trajectory:
         network = str(self.configuration["model"]["_target_"]).rpartition(".")[2]
         data = self.record.provenance["data"]["name"]
         return f"{self.configuration['run']['name']}: {network}, {data}, η = {self.step_size:g}"
-
-    @cached_property
-    def discoveries(self) -> list[Discovery]:
-        """The opposing pairs with all their members, by loss series; the one of largest amplitude first."""
-        return discover(self.changes.steps, self.changes.values)
-
-    @cached_property
-    def gradient_discoveries(self) -> list[Discovery]:
-        """The same by the alignment of per-sample gradients, from a run with the instrument `GradientSketch`."""
-        sketches = self.record["gradient_sketch"]
-        return discover_by_gradients(sketches.steps, sketches.values, (self.changes.steps, self.changes.values))
 
 
 class Runs(dict[str, Trajectory]):

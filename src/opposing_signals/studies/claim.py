@@ -6,18 +6,19 @@ import inspect
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
 from opposing_signals.errors import InputError
-from opposing_signals.signals.trajectory import Trajectory
+from opposing_signals.signals.trajectory import Runs, Trajectory
 
 PASS, FAIL, INCONCLUSIVE, NOT_RUN = "PASS", "FAIL", "INCONCLUSIVE", "NOT RUN"
 _LEAST_TEXT = 30
@@ -35,11 +36,13 @@ class Estimate:
         value: NaN when the run cannot tell; `reason` then says why.
         interval: 95% interval of the value; None where none was computed.
         reason: Why there is no value; or what has to stand beside it.
+        decides: False for a value that is too uncertain for a verdict, and whose interval is not known.
     """
 
     value: float
     interval: tuple[float, float] | None = None
     reason: str = ""
+    decides: bool = True
 
     @classmethod
     def unknown(cls, reason: str) -> Estimate:
@@ -65,9 +68,11 @@ class Threshold:
         if match := re.fullmatch(rf"(<|<=|>|>=) *{number}", text):
             compare, bound = self._COMPARISONS[match[1]], float(match[2])
             self._holds: Callable[[float], bool] = lambda value: compare(value, bound)
+            self._inside = math.inf if ">" in match[1] else -math.inf
         elif match := re.fullmatch(rf"in \[{number}, *{number}\]", text):
             low, high = float(match[1]), float(match[2])
             self._holds = lambda value: low <= value <= high
+            self._inside = (low + high) / 2
         else:
             raise InputError(f"threshold {text!r}: expected something like '< -0.8' or 'in [0.8, 2.0]'")
 
@@ -75,10 +80,30 @@ class Threshold:
         """Whether ``value`` meets the threshold."""
         return self._holds(value)
 
+    def verdict(self, estimate: Estimate) -> str:
+        """PASS if all of the estimate's interval meets the threshold, FAIL if none of it does, else INCONCLUSIVE.
+
+        A value that has no interval is exact and decides by itself, unless it says otherwise.
+        """
+        if math.isnan(estimate.value) or not estimate.decides:
+            return INCONCLUSIVE
+        low, high = estimate.interval or (estimate.value, estimate.value)
+        if self.holds(low) and self.holds(high):
+            return PASS
+        meets_nowhere = not self.holds(low) and not self.holds(high) and not low <= self._inside <= high
+        return FAIL if meets_nowhere else INCONCLUSIVE
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a claim: the fields of ``claims.json``, in its order."""
+    """What became of a claim: the fields of ``claims.json``, in its order.
+
+    Attributes:
+        value: Of the statistic; over several seeds their median. None if it is not known.
+        seed: Of the run, or the seeds.
+        reason: Why there is no value, or no decision; or what has to stand beside it.
+        by_seed: Over several seeds, the seed, value, interval and verdict of each.
+    """
 
     id: str
     statement: str
@@ -90,7 +115,9 @@ class Verdict:
     verdict: str
     scale: str
     data: str
-    seed: int
+    seed: int | list[int]
+    reason: str = ""
+    by_seed: list[dict[str, Any]] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """A JSON object."""
@@ -107,6 +134,8 @@ class Claim:
         source: Where the paper claims it.
         statistic: Trajectories by run name ↦ `Estimate`; the first line of its docstring describes it.
         threshold: One text, or one for each scale.
+        seeds: Where runs differ in their seed: ``"each"``, the statistic is that of each seed's runs, or
+            ``"together"``, it compares them.
     """
 
     id: str
@@ -114,6 +143,7 @@ class Claim:
     source: str
     statistic: Statistic
     threshold: str | Mapping[str, str]
+    seeds: Literal["each", "together"] = "each"
 
     def bound(self, scale: str) -> Threshold:
         """The threshold at a scale.
@@ -127,36 +157,74 @@ class Claim:
             raise InputError(f"claim {self.id}: no threshold at scale={scale}; there are {', '.join(self.threshold)}")
         return Threshold(self.threshold[scale])
 
-    def check(self, trajectories: Mapping[str, Trajectory], scale: str, seed: int) -> tuple[Verdict, str]:
-        """The verdict on these runs, and why there is no value or what stands beside it.
+    def check(self, trajectories: Mapping[str, Trajectory], scale: str, seed: int) -> Verdict:
+        """The verdict on these runs.
 
-        The value alone decides between PASS and FAIL. INCONCLUSIVE means that the runs cannot tell, NOT RUN that
-        there are no runs.
+        INCONCLUSIVE means that the runs cannot tell, or that the interval of the value has the threshold in it; NOT RUN
+        that there are no runs.
         """
+        seeds = {run.configuration.get("seed", seed) for run in trajectories.values()}
+        if self.seeds == "together" or len(seeds) < 2:
+            return self._check(trajectories, scale, seed)
+        return over_seeds([self._check(_of_seed(trajectories, one), scale, one) for one in sorted(seeds)])
+
+    def _check(self, trajectories: Mapping[str, Trajectory], scale: str, seed: int) -> Verdict:
         threshold = self.bound(scale)
         estimate = self.statistic(trajectories) if trajectories else Estimate.unknown("the run is missing")
-        if not trajectories:
-            verdict = NOT_RUN
-        elif math.isnan(estimate.value):
-            verdict = INCONCLUSIVE
-        else:
-            verdict = PASS if threshold.holds(estimate.value) else FAIL
-        return (
-            Verdict(
-                id=self.id,
-                statement=self.statement,
-                source=self.source,
-                statistic=_description(self.statistic),
-                threshold=threshold.text,
-                value=None if math.isnan(estimate.value) else estimate.value,
-                interval=None if estimate.interval is None else list(estimate.interval),
-                verdict=verdict,
-                scale=scale,
-                data=", ".join(dict.fromkeys(t.record.provenance["data"]["name"] for t in trajectories.values())),
-                seed=seed,
-            ),
-            estimate.reason,
+        verdict = threshold.verdict(estimate) if trajectories else NOT_RUN
+        reason = estimate.reason
+        if verdict == INCONCLUSIVE and not reason:
+            reason = "the threshold lies in the interval"
+        return Verdict(
+            id=self.id,
+            statement=self.statement,
+            source=self.source,
+            statistic=_description(self.statistic),
+            threshold=threshold.text,
+            value=None if math.isnan(estimate.value) else estimate.value,
+            interval=None if estimate.interval is None else list(estimate.interval),
+            verdict=verdict,
+            scale=scale,
+            data=", ".join(dict.fromkeys(t.record.provenance["data"]["name"] for t in trajectories.values())),
+            seed=seed,
+            reason=reason,
         )
+
+
+def _of_seed(trajectories: Mapping[str, Trajectory], seed: int) -> Runs:
+    """The runs of one seed; a run that never began may be of any."""
+    runs = Runs.of(trajectories)
+    complete, stopped = (
+        {name: run for name, run in part.items() if run.configuration.get("seed", seed) == seed}
+        for part in (runs, runs.stopped)
+    )
+    others = (runs.keys() | runs.stopped.keys()) - complete.keys() - stopped.keys()
+    return Runs(complete, stopped, {name: why for name, why in runs.failures.items() if name not in others})
+
+
+def over_seeds(verdicts: Sequence[Verdict]) -> Verdict:
+    """The verdicts on one claim at several seeds as one: it passes where every seed does, and fails where one does.
+
+    Its reason says in how many of them the claim passes.
+    """
+    passed = sum(verdict.verdict == PASS for verdict in verdicts)
+    values = [verdict.value for verdict in verdicts if verdict.value is not None]
+    together = INCONCLUSIVE
+    if passed == len(verdicts):
+        together = PASS
+    elif any(verdict.verdict == FAIL for verdict in verdicts):
+        together = FAIL
+    reasons = [f"seed {one.seed}: {one.reason}" for one in verdicts if one.reason]
+    return replace(
+        verdicts[0],
+        value=float(np.median(values)) if values else None,
+        interval=None,
+        verdict=together,
+        data=", ".join(dict.fromkeys(verdict.data for verdict in verdicts)),
+        seed=[seed for verdict in verdicts if isinstance(seed := verdict.seed, int)],
+        reason="; ".join([f"passes in {passed} of {len(verdicts)} seeds", *reasons]),
+        by_seed=[{name: getattr(one, name) for name in ("seed", "value", "interval", "verdict")} for one in verdicts],
+    )
 
 
 def _description(statistic: Statistic) -> str:
@@ -166,7 +234,7 @@ def _description(statistic: Statistic) -> str:
     return first_line + "".join(f"; {name} = {value}" for name, value in keywords.items())
 
 
-def verdict_table(verdicts: list[tuple[Verdict, str]], title: str, console: Console) -> RenderableType:
+def verdict_table(verdicts: Sequence[Verdict], title: str, console: Console) -> RenderableType:
     """The verdicts for a terminal: a table, or a few lines for each where a table would have no room for statements."""
     headings = ["claim", "threshold", "value", "95% interval", "verdict"]
     rows = [
@@ -177,12 +245,12 @@ def verdict_table(verdicts: list[tuple[Verdict, str]], title: str, console: Cons
             "-" if verdict.interval is None else "{:.3g} to {:.3g}".format(*verdict.interval),
             verdict.verdict,
         ]
-        for verdict, _ in verdicts
+        for verdict in verdicts
     ]
-    if all(verdict.interval is None for verdict, _ in verdicts):
+    if all(verdict.interval is None for verdict in verdicts):
         for row in (headings, *rows):
             del row[3]
-    statements = [escape(v.statement) + (f" [dim]({escape(reason)})[/]" if reason else "") for v, reason in verdicts]
+    statements = [escape(v.statement) + (f" [dim]({escape(v.reason)})[/]" if v.reason else "") for v in verdicts]
     whole = sum(max(map(len, column)) for column in zip(headings, *rows, strict=True))
     if whole + _LEAST_TEXT + _FRAME * (len(headings) + 1) + 1 <= console.width:
         table = Table(title=title, title_justify="left")

@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -96,6 +97,24 @@ def mark_break_even(axes: Axes, step: int | None) -> None:
     """A vertical line at the step where λ first reaches 2/η."""
     if step is not None:
         axes.axvline(step, color=MUTED, linewidth=0.8, linestyle=":")
+
+
+def mark_edge(axes: Axes, edge: float | None) -> None:
+    """A horizontal line at 2/η, named at its end; nothing where that is no edge of stability."""
+    if edge is not None:
+        axes.axhline(edge, color=MUTED, linestyle="--", linewidth=0.9)
+        axes.annotate("2/η", (1, edge), xycoords=("axes fraction", "data"), xytext=(4, -3), textcoords="offset points")
+
+
+def broken(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A line that ends where steps were not measured: NaN between two that do not follow each other."""
+    gaps = np.flatnonzero(np.diff(steps) > 1) + 1
+    return np.insert(steps.astype(float), gaps, np.nan), np.insert(values.astype(float), gaps, np.nan)
+
+
+def wrapped(text: str, letters: int) -> str:
+    """``text`` in lines of at most ``letters``."""
+    return "\n".join(_wrapped(text, letters))
 
 
 def legend_above(axes: Axes, columns: int = 1) -> None:

@@ -11,7 +11,9 @@ import torch
 from opposing_signals.errors import InputError
 from opposing_signals.record import Record
 from opposing_signals.record.quantities import PARAMETERS
-from opposing_signals.signals import OpposingPair, Trajectory, find_pairs, find_spikes
+from opposing_signals.signals import OpposingPair, Trajectory, find_pairs, find_spikes, outliers_of
+from opposing_signals.signals.pairs import described_pair
+from opposing_signals.signals.steps import between
 from opposing_signals.training.module import TrainingModule
 
 KINDS = ("control", "remove_pair", "downweight_pair", "relabel_pair", "remove_random")
@@ -24,7 +26,8 @@ _CANDIDATES = 50  # spikes that are looked at, the largest first
 def branch(module: TrainingModule, reference: Record, intervention: Mapping[str, Any]) -> dict[str, Any]:
     """Put ``module`` where the reference was before its spike, and change what it trains on.
 
-    The pair is the dominant one of the ``window`` changes before the branch: the spike has no part in its choice.
+    The pair is that of the steps before the branch that swings most in the last ``window`` of them: the spike has no
+    part in its choice.
 
     Args:
         module: At its initialization.
@@ -74,14 +77,22 @@ def _point(reference: Record, rank: int, lead: int, window: int) -> tuple[int, i
         if not len(starts):
             continue
         start = int(starts[-1])
-        pairs = find_pairs(trajectory.changes.values[start - window : start], phases=1, pairs=1)
-        found += bool(pairs)
-        if pairs and found == rank:
-            return start, spike.step, pairs[0]
+        pair = _dominant(trajectory, start, window)
+        found += pair is not None
+        if pair is not None and found == rank:
+            return start, spike.step, pair
     raise InputError(
         f"intervention.spike={rank}: {reference.folder.name}, the reference, has {found} spikes with an opposing pair "
         "before them; expected at least as many: set more steps or a larger optimizer.lr"
     )
+
+
+def _dominant(trajectory: Trajectory, start: int, window: int) -> OpposingPair | None:
+    """The pair of the steps before ``start`` whose outliers swing most in the last ``window`` of them."""
+    before = between(trajectory.changes, 0, start - 1)
+    pairs = [outliers_of(pair, before) for pair in find_pairs(before) if pair.window[1] >= start - window]
+    seen = [described_pair(before, *pair.groups, (start - window, start - 1)) for pair in pairs]
+    return max((pair for pair in seen if pair is not None), key=lambda pair: pair.amplitude, default=None)
 
 
 def _place(module: TrainingModule, theta: np.ndarray) -> None:

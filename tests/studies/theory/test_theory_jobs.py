@@ -56,6 +56,12 @@ def test_sampled_descent_depends_on_the_seed_alone(recorded, experiment, tmp_pat
     assert not np.array_equal(first, recorded(experiment, *few, "seed=2")["train_loss"].values)
 
 
+@pytest.mark.parametrize("experiment", ["fig04_toy_valley", "fig38b_linear_model", "theorem31"])
+def test_a_seed_that_would_change_nothing_is_refused(recorded, experiment):
+    with pytest.raises(InputError, match=r"seed=2: .* draws nothing at random"):
+        recorded(experiment, "seed=2")
+
+
 def test_the_theorems_grid_has_its_axes_and_every_ratio_is_recorded(recorded):
     record = recorded("theorem31", *TINY_GRID, "theory.descent.steps=50", "theory.descent.ratios.points=4")
     grid, holds = record["grid"].at(0), record["holds"].at(0)

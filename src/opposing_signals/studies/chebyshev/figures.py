@@ -43,14 +43,15 @@ def chebyshev(trajectories: Mapping[str, Trajectory], zoom: int = 30) -> Figure:
     measured = trajectory.sharpness
     sharpness.plot(measured.steps, measured.values, color=style.INK, linewidth=0.8, label="sharpness λ")
     style.shade_bound(sharpness, trajectory.record)
-    sharpness.axhline(2 / trajectory.step_size, color=style.MUTED, linestyle="--", linewidth=0.9, label="2/η")
+    if trajectory.edge is not None:
+        sharpness.axhline(trajectory.edge, color=style.MUTED, linestyle="--", linewidth=0.9, label="2/η")
     reached = trajectory.break_even
     sharpness.set(xlabel="step" if reached is None else f"step (dotted: break-even at {reached})", ylim=(0, None))
     style.legend_above(sharpness, 2)
     for axes in (loss, sharpness):
         style.mark_break_even(axes, trajectory.break_even)
     for row, rank in enumerate(shown):
-        step = int(trajectory.changes.steps[trajectory.pairs[rank].change])
+        step = trajectory.pairs[rank].step
         loss.axvline(step, color=style.MUTED, linewidth=0.8)
         loss.annotate(
             f" pair {rank + 1}",
@@ -65,7 +66,7 @@ def chebyshev(trajectories: Mapping[str, Trajectory], zoom: int = 30) -> Figure:
 def _draw_pair(fit: Axes, losses: Axes, trajectory: Trajectory, rank: int, zoom: int) -> None:
     pair = trajectory.pairs[rank]
     x, target = trajectory.curve
-    step = int(trajectory.changes.steps[pair.change])
+    step = pair.step
     rest = np.setdiff1d(np.arange(len(x)), np.concatenate(pair.groups))
     for shown, line in ((step, "-"), (step + 1, ":")):
         outputs = trajectory.record["outputs"].at(shown).ravel()

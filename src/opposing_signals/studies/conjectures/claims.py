@@ -8,10 +8,12 @@ import numpy as np
 
 from opposing_signals.record import Series
 from opposing_signals.signals import Trajectory
+from opposing_signals.signals.steps import between
 from opposing_signals.studies.claim import Estimate
 from opposing_signals.studies.curvature.metrics import SMOOTH, relative_feature_norms
+from opposing_signals.studies.estimates import FEWEST_STEPS
 from opposing_signals.studies.groups import claims as statistics
-from opposing_signals.studies.groups.claims import FEWEST_STEPS, Trajectories, missing_run
+from opposing_signals.studies.groups.claims import Trajectories, missing_run
 
 NEIGHBOURS = 5
 """A quantity at a step is the median of this many measurements around it, which an oscillation does not move."""
@@ -48,7 +50,10 @@ def break_even_delay(trajectories: Trajectories, run: str, other: str) -> Estima
         return Estimate.unknown(missing)
     first = trajectories[other].break_even
     if not first:
-        return Estimate.unknown(f"λ did not reach 2/η in {other}, or had done so at its start")
+        why = trajectories[other].no_break_even if first is None else "λ had reached 2/η at its start"
+        return Estimate.unknown(f"{other}: {why}")
+    if trajectories[run].edge is None:
+        return Estimate.unknown(f"{run}: {trajectories[run].no_break_even}")
     late = trajectories[run].break_even
     last = int(trajectories[run].sharpness.steps[-1])
     return Estimate((last if late is None else late) / first)
@@ -114,7 +119,7 @@ def _group_variance(trajectory: Trajectory, relative: bool, draws: int = 200) ->
     variances = []
     generator = np.random.default_rng(0)
     for pair in trajectory.pairs:
-        changes = np.asarray(trajectory.changes.values[slice(*pair.window)], np.float64)
+        changes = np.asarray(between(trajectory.changes, *pair.window).values, np.float64)
         for group in pair.groups:
             variance = float(changes[:, group].mean(1).var())
             if relative:

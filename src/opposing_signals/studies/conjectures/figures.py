@@ -31,7 +31,7 @@ def descents(trajectories: Mapping[str, Trajectory], title: str, by_time: bool =
     upper, lower = parts
     loss, sharpness, jacobian = upper.subplots(1, 3, sharex=True)
     colours = _colours(trajectories)
-    thresholds = {2 / trajectory.step_size for trajectory in trajectories.values()}
+    edges = {trajectory.edge for trajectory in trajectories.values()}
     for name, trajectory in trajectories.items():
         unit = trajectory.step_size if by_time else 1
         for axes, series in (
@@ -40,10 +40,10 @@ def descents(trajectories: Mapping[str, Trajectory], title: str, by_time: bool =
             (jacobian, trajectory.record["jacobian_norm"]),
         ):
             axes.plot(np.asarray(series.steps) * unit, series.values, color=colours[name], linewidth=0.9, label=name)
-        if len(thresholds) > 1:
-            sharpness.axhline(2 / trajectory.step_size, color=colours[name], linestyle="--", linewidth=0.7)
-    if len(thresholds) == 1:
-        sharpness.axhline(*thresholds, color=style.MUTED, linestyle="--", linewidth=0.9)
+        if len(edges) > 1 and trajectory.edge is not None:
+            sharpness.axhline(trajectory.edge, color=colours[name], linestyle="--", linewidth=0.7)
+    if len(edges) == 1:
+        style.mark_edge(sharpness, *edges)
     loss.set(title="train loss", ylim=(0, None))
     loss.legend()
     sharpness.set(title="sharpness λ (dashed: 2/η)", ylim=(0, None))
@@ -68,11 +68,12 @@ def _draw_dominant_pair(axes: Axes, name: str, trajectory: Trajectory) -> None:
         axes.set_title(f"{name}: no pair")
         return
     pair = trajectory.pairs[0]
-    rows = slice(max(pair.window[0], pair.change - ZOOM // 2), min(pair.window[1], pair.change + ZOOM // 2) + 1)
-    losses = trajectory.losses
+    steps, values = trajectory.losses_between(
+        max(pair.window[0], pair.step - ZOOM // 2), min(pair.window[1], pair.step + ZOOM // 2) + 1
+    )
     for group, colour in zip(pair.groups, style.PAIRS[0], strict=True):
-        axes.plot(losses.steps[rows], losses.values[rows][:, group].mean(1), color=colour, marker="o", markersize=2)
-    axes.plot(losses.steps[rows], losses.values[rows].mean(1), color=style.INK, linewidth=1.5)
+        axes.plot(*style.broken(steps, values[:, group].mean(1)), color=colour, marker="o", markersize=2)
+    axes.plot(*style.broken(steps, values.mean(1)), color=style.INK, linewidth=1.5)
     axes.set_title(f"{name}\ndominant pair: correlation {pair.correlation:.2f}", fontsize=9)
 
 
@@ -89,9 +90,9 @@ def group_variance(trajectories: Mapping[str, Trajectory]) -> Figure:
         losses = trajectory.losses
         values = np.asarray(losses.values)
         for number, pair in enumerate(trajectory.pairs):
-            shown = slice(pair.window[0], pair.window[1] + 1)
             for group, colour in zip(pair.groups, style.PAIRS[number % 4], strict=True):
-                axes.plot(losses.steps[shown], values[shown][:, group].mean(1), color=colour, linewidth=0.8)
+                loss = trajectory.group_loss(group, pair.window[0], pair.window[1] + 1)
+                axes.plot(loss.steps, loss.values, color=colour, linewidth=0.8)
         draw = np.random.default_rng(0).choice(values.shape[1], min(20, values.shape[1]), replace=False)
         axes.plot(losses.steps, values[:, draw].mean(1), color=style.MUTED, linewidth=0.8, label="20 random points")
         axes.plot(losses.steps, values.mean(1), color=style.INK, linewidth=1.6, label="train loss")

@@ -9,16 +9,11 @@ import numpy as np
 
 from opposing_signals.record import Series
 from opposing_signals.signals import OpposingPair, Trajectory
+from opposing_signals.signals.steps import NOT_SUCCESSIVE, between, one_step_changes, reversals
 from opposing_signals.studies.claim import Estimate
 from opposing_signals.studies.curvature.metrics import Metric, SizeAlongV, metric_of_points, sizes_by_floor_distance
-from opposing_signals.studies.groups.claims import (
-    FEWEST_STEPS,
-    Trajectories,
-    block_bootstrap,
-    median_over_steps,
-    only_run,
-    too_few_steps,
-)
+from opposing_signals.studies.estimates import FEWEST_STEPS, mean_over_steps, median_over_steps, over_steps
+from opposing_signals.studies.groups.claims import Trajectories, only_run, too_few_steps
 
 FEWEST_STEPS_OF_A_PAIR = 3
 """A pair that is active in fewer measured steps than this after break-even does not count."""
@@ -42,7 +37,7 @@ def outlier_ratio(trajectories: Trajectories, metric: Metric) -> Estimate:
     """
     trajectory = only_run(trajectories)
     if trajectory.break_even is None:
-        return Estimate.unknown("λ did not reach 2/η")
+        return Estimate.unknown(trajectory.no_break_even)
     measured = metric_of_points(trajectory, metric)
     ratios = [_pair_ratios(trajectory, pair, measured) for pair in trajectory.pairs]
     ratios = [ratio for ratio in ratios if len(ratio) >= FEWEST_STEPS_OF_A_PAIR]
@@ -53,9 +48,8 @@ def outlier_ratio(trajectories: Trajectories, metric: Metric) -> Estimate:
 
 def _pair_ratios(trajectory: Trajectory, pair: OpposingPair, measured: Series) -> np.ndarray:
     steps = np.asarray(measured.steps)
-    active = np.asarray(trajectory.changes.steps)[slice(*pair.window)]
-    chosen = (steps >= trajectory.break_even) & (steps >= active[0]) & (steps <= active[-1])
-    chosen &= steps != trajectory.changes.steps[pair.change]
+    chosen = (steps >= max(trajectory.break_even or 0, pair.window[0])) & (steps <= pair.window[1])
+    chosen &= steps != pair.step
     values = np.asarray(measured.values)[chosen]
     points = np.concatenate(pair.groups)
     generator = np.random.default_rng(0)
@@ -126,7 +120,7 @@ def reversal_rate(trajectories: Trajectories, run: str, descent: str) -> Estimat
     found = _reversals(trajectories, [run], descent)
     if isinstance(found, str):
         return Estimate.unknown(found)
-    return _mean_over_steps(found[0])
+    return mean_over_steps(found[0].astype(float))
 
 
 def reversal_difference(trajectories: Trajectories, run: str, other: str, descent: str) -> Estimate:
@@ -134,7 +128,7 @@ def reversal_difference(trajectories: Trajectories, run: str, other: str, descen
     found = _reversals(trajectories, [run, other], descent)
     if isinstance(found, str):
         return Estimate.unknown(found)
-    return _mean_over_steps(found[0].astype(float) - found[1])
+    return mean_over_steps(found[0].astype(float) - found[1])
 
 
 def reversal_ratio(trajectories: Trajectories, run: str, other: str, descent: str) -> Estimate:
@@ -146,10 +140,10 @@ def reversal_ratio(trajectories: Trajectories, run: str, other: str, descent: st
     if not theirs.any():
         return Estimate.unknown(f"no step of {other} reverses the one before")
 
-    def ratio(rows: np.ndarray | slice) -> float:
+    def ratio(rows: np.ndarray) -> float:
         return float(ours[rows].mean() / max(theirs[rows].mean(), 1 / len(theirs)))
 
-    return Estimate(ratio(slice(None)), block_bootstrap(ratio, len(ours)))
+    return over_steps(ratio, len(ours))
 
 
 def _reversals(trajectories: Trajectories, runs: Sequence[str], descent: str) -> list[np.ndarray] | str:
@@ -157,14 +151,17 @@ def _reversals(trajectories: Trajectories, runs: Sequence[str], descent: str) ->
     problem = _incomparable(trajectories, [*runs, descent])
     if problem:
         return problem
-    first = trajectories[descent].break_even
-    moves = []
+    first = trajectories[descent].break_even or 0
+    found = []
     for run in runs:
-        projection = trajectories[run].record["projection"]
-        moves.append(np.diff(np.asarray(projection.values)[np.asarray(projection.steps) >= first]))
-    if min(len(move) for move in moves) <= FEWEST_STEPS:
-        return f"fewer than {FEWEST_STEPS} steps after break-even at step {first}"
-    return [move[1:] * move[:-1] < 0 for move in moves]
+        moves = between(one_step_changes(trajectories[run].record["projection"]), first, np.inf)
+        found.append(reversals(moves))
+    common = found[0].steps
+    for one in found[1:]:
+        common = np.intersect1d(common, one.steps)
+    if len(common) < FEWEST_STEPS:
+        return f"{len(common)} steps along v behind one another after break-even at step {first}; {NOT_SUCCESSIVE}"
+    return [one.values[np.isin(one.steps, common)] for one in found]
 
 
 def _incomparable(trajectories: Trajectories, runs: Sequence[str]) -> str:
@@ -173,15 +170,11 @@ def _incomparable(trajectories: Trajectories, runs: Sequence[str]) -> str:
         if run not in trajectories:
             return f"the run {run} is missing"
     if trajectories[runs[-1]].break_even is None:
-        return f"λ did not reach 2/η in {runs[-1]}"
+        return f"{runs[-1]}: {trajectories[runs[-1]].no_break_even}"
     references = [trajectories[run].configuration["reference"] for run in runs]
     if any(reference != references[0] for reference in references):
         return "the runs have different references, and so different directions v"
     return ""
-
-
-def _mean_over_steps(values: np.ndarray) -> Estimate:
-    return Estimate(float(values.mean()), block_bootstrap(lambda rows: float(values[rows].mean()), len(values)))
 
 
 def size_by_floor_distance(
@@ -209,7 +202,7 @@ def size_by_floor_distance(
         chosen = order[: max(1, round(share * len(rows)))]
         return float(np.median(size[rows][chosen]) / np.median(size[rows]))
 
-    return Estimate(ratio(np.arange(len(size))), block_bootstrap(ratio, len(size)))
+    return over_steps(ratio, len(size))
 
 
 # -- growth of sensitivity --------------------------------------------------------------------------------------------
@@ -221,7 +214,7 @@ def jacobian_growth(trajectories: Trajectories, run: str) -> Estimate:
         return Estimate.unknown(f"the run {run} is missing")
     trajectory = trajectories[run]
     if trajectory.break_even is None:
-        return Estimate.unknown("λ did not reach 2/η")
+        return Estimate.unknown(trajectory.no_break_even)
     norms = trajectory.record["jacobian_norm"]
     until = np.asarray(norms.values)[np.asarray(norms.steps) <= trajectory.break_even]
     if len(until) < 2:

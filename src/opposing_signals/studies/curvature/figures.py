@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from opposing_signals.record import Series
 from opposing_signals.signals import Trajectory
+from opposing_signals.signals.steps import between
 from opposing_signals.studies import style
 from opposing_signals.studies.curvature.metrics import Metric, metric_of_points
 
@@ -68,8 +69,7 @@ def _draw_metric(axes: Axes, trajectory: Trajectory, measured: Series) -> None:
     for number, pair in enumerate(trajectory.pairs):
         points = np.concatenate(pair.groups)
         size = len(points)
-        active = np.asarray(trajectory.changes.steps)[slice(*pair.window)]
-        rows = (steps >= active[0]) & (steps <= active[-1])
+        rows = (steps >= pair.window[0]) & (steps <= pair.window[1])
         axes.plot(
             steps[rows],
             np.median(values[rows][:, points], axis=1),
@@ -158,13 +158,13 @@ def mlp_phases(trajectories: Mapping[str, Trajectory]) -> Figure:
     measured = trajectory.sharpness
     sharpness.plot(measured.steps, measured.values, color=style.INK, linewidth=0.9)
     style.shade_bound(sharpness, trajectory.record)
-    sharpness.axhline(2 / trajectory.step_size, color=style.MUTED, linestyle="--", linewidth=0.9, label="2/η")
+    style.mark_edge(sharpness, trajectory.edge)
     sharpness.set(title="sharpness λ", ylim=(0, None))
-    sharpness.legend(loc="lower right")
     along = trajectory.record["projection"]
     projection.plot(along.steps, np.abs(along.values), color=style.INK, linewidth=0.9)
     projection.set_title("size of the projection on v at break-even")
-    lowest = int(np.argmin(measured.values[: (trajectory.break_even or 0) + 1]))
+    before = between(measured, 0, trajectory.break_even or 0)
+    lowest = int(before.steps[np.argmin(before.values)])
     for axes in (loss, groups, sharpness, projection):
         if trajectory.break_even is not None:
             axes.axvspan(lowest, trajectory.break_even, color="#f0f1f3", zorder=0)

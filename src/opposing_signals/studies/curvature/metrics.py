@@ -9,6 +9,7 @@ import scipy
 
 from opposing_signals.record import Series
 from opposing_signals.signals.pairs import OpposingPair
+from opposing_signals.signals.steps import between, one_step_changes
 from opposing_signals.signals.trajectory import Trajectory
 
 Metric = Literal["loss_change", "gradient_norm", "sample_curvature"]
@@ -53,8 +54,8 @@ def sizes_by_floor_distance(
     """
     distance = trajectory.record["floor_distance"]
     if quantity == "step_along_v":
-        projection = trajectory.record["projection"]
-        size = Series(projection.steps[:-1], np.abs(np.diff(projection.values)))
+        moves = one_step_changes(trajectory.record["projection"])
+        size = Series(moves.steps, np.abs(moves.values))
     else:
         size = trajectory.record[quantity]
     steps = np.intersect1d(distance.steps, size.steps)
@@ -64,18 +65,25 @@ def sizes_by_floor_distance(
 
 
 def moving_average(values: np.ndarray, span: int) -> np.ndarray:
-    """``[T]`` mean over the ``span`` values around each; at both ends over those that there are."""
-    span = min(span, len(values))
-    window = np.ones(span)
-    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
+    """``[T]`` mean of each value and the ``span`` // 2 on either side of it; at both ends of those that there are.
+
+    Args:
+        values: ``[T]`` at successive steps.
+        span: Values that are averaged; an even one counts as the odd one above it.
+    """
+    sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    rows = np.arange(len(values))
+    first, stop = np.maximum(rows - span // 2, 0), np.minimum(rows + span // 2 + 1, len(values))
+    return (sums[stop] - sums[first]) / (stop - first)
 
 
-def detrended(values: np.ndarray, span: int = 21) -> np.ndarray:
+def detrended(values: np.ndarray, span: int) -> np.ndarray:
     """``[T]`` values less their `moving_average`."""
     return values - moving_average(values, span)
 
 
-def gap_changes(trajectory: Trajectory, pair: OpposingPair) -> np.ndarray:
-    """``[T]`` one-step changes of the gap between the mean losses of a pair's groups, while it is active."""
-    changes = trajectory.changes.values[slice(*pair.window)]
-    return changes[:, pair.rising].mean(1) - changes[:, pair.falling].mean(1)
+def gap_changes(trajectory: Trajectory, pair: OpposingPair) -> Series:
+    """``values`` ``[T]``: one-step changes of the gap between a pair's mean losses, while it is active."""
+    changes = between(trajectory.changes, *pair.window)
+    rising, falling = (changes.values[:, group].mean(1, dtype=np.float64) for group in pair.groups)
+    return Series(changes.steps, rising - falling)

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from opposing_signals.signals import Trajectory, agreement, match_pair, nearest_planted, stability
+from opposing_signals.signals.pairs import correlation
+from opposing_signals.signals.steps import between
 from opposing_signals.studies.claim import Estimate
-from opposing_signals.studies.groups.claims import Trajectories, block_bootstrap, only_run
+from opposing_signals.studies.estimates import over_steps
+from opposing_signals.studies.groups.claims import Trajectories, only_run
 
 
 def planted_match(trajectories: Trajectories, features: Sequence[str]) -> Estimate:
@@ -17,9 +20,9 @@ def planted_match(trajectories: Trajectories, features: Sequence[str]) -> Estima
 
 
 def _planted_f1(trajectory: Trajectory, features: Sequence[str]) -> float:
-    if not trajectory.discoveries:
+    if not trajectory.all_pairs:
         return 0.0
-    dominant = trajectory.discoveries[0]
+    dominant = trajectory.all_pairs[0]
     planted = nearest_planted(dominant, trajectory.dataset, features)
     return 0.0 if planted is None else match_pair(dominant.groups, planted[1]).f1
 
@@ -30,29 +33,24 @@ def planted_correlation(trajectories: Trajectories, features: Sequence[str]) -> 
     The groups are those of the truth, so that no selection by loss is behind the value.
     """
     trajectory = only_run(trajectories)
-    if not trajectory.discoveries:
+    if not trajectory.all_pairs:
         return Estimate.unknown("no opposing pair was found")
-    pair = trajectory.discoveries[0]
+    pair = trajectory.all_pairs[0]
     planted = nearest_planted(pair, trajectory.dataset, features)
     if planted is None:
         return Estimate.unknown(f"no images of two classes bear {' or '.join(features)}")
-    steps = trajectory.changes.steps
-    rows = np.flatnonzero((steps >= pair.appears) & (steps <= pair.fades))
-    one, other = (trajectory.changes.values[rows][:, group].mean(1, dtype=np.float64) for group in planted[1])
-
-    def correlation(chosen: np.ndarray | slice) -> float:
-        return float(np.corrcoef(one[chosen], other[chosen])[0, 1])
-
-    return Estimate(correlation(slice(None)), block_bootstrap(correlation, len(rows)))
+    changes = between(trajectory.changes, *pair.window).values
+    one, other = (changes[:, group].mean(1, dtype=np.float64) for group in planted[1])
+    return over_steps(lambda rows: correlation(one[rows], other[rows]), len(changes))
 
 
 def ways_agree(trajectories: Trajectories) -> Estimate:
     """Smallest F1, over the runs, of the dominant pair by loss series with that by gradients most like it."""
-    if not any(trajectory.discoveries for trajectory in trajectories.values()):
+    if not any(trajectory.all_pairs for trajectory in trajectories.values()):
         return Estimate.unknown("no opposing pair was found")
     return Estimate(
         min(
-            (agreement(trajectory.discoveries[:1], trajectory.gradient_discoveries) or [0.0])[0]
+            (agreement(trajectory.all_pairs[:1], trajectory.gradient_pairs) or [0.0])[0]
             for trajectory in trajectories.values()
         )
     )
@@ -62,4 +60,4 @@ def found_again(trajectories: Trajectories) -> Estimate:
     """Mean over the runs of the F1 of the dominant pair with the pair of each other run that is most like it."""
     if len(trajectories) < 2:
         return Estimate.unknown("there is one run")
-    return Estimate(float(np.mean(stability([trajectory.discoveries for trajectory in trajectories.values()]))))
+    return Estimate(float(np.mean(stability([trajectory.all_pairs for trajectory in trajectories.values()]))))

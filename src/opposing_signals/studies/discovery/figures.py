@@ -29,8 +29,8 @@ def discovered_pairs(trajectories: Mapping[str, Trajectory], pairs: int = 4, thu
         _draw_losses(losses, trajectory)
         for axes in sheets:
             axes.set_axis_off()
-        if trajectory.discoveries and trajectory.dataset.images is not None:
-            groups = zip(trajectory.discoveries[0].groups, style.PAIRS[0], "ab", strict=True)
+        if trajectory.all_pairs and trajectory.dataset.images is not None:
+            groups = zip(trajectory.all_pairs[0].groups, style.PAIRS[0], "ab", strict=True)
             for axes, (group, colour, letter) in zip(sheets, groups, strict=True):
                 axes.set_axis_on()
                 draw_images(axes, trajectory.dataset, group, colour, f"1{letter}", thumbnails)
@@ -38,14 +38,14 @@ def discovered_pairs(trajectories: Mapping[str, Trajectory], pairs: int = 4, thu
 
 
 def _draw_courses(axes: Axes, name: str, trajectory: Trajectory, count: int) -> None:
-    found = trajectory.discoveries[:count]
+    found = trajectory.all_pairs[:count]
     has_gradients = "gradient_sketch" in trajectory.record
-    agreed = agreement(found, trajectory.gradient_discoveries) if has_gradients else [np.nan] * len(found)
+    agreed = agreement(found, trajectory.gradient_pairs) if has_gradients else [np.nan] * len(found)
     for number, (pair, f1) in enumerate(zip(found, agreed, strict=True)):
         colour = style.PAIRS[number % 4][0]
-        axes.barh(number, pair.fades - pair.appears + 1, left=pair.appears, height=0.24, color=colour)
-        facts = [f"{len(pair.first)} against {len(pair.second)}", f"contrast {pair.contrast:.0f}"]
-        facts += [f"opposition {pair.opposition:.2f}"]
+        axes.barh(number, pair.window[1] - pair.window[0] + 1, left=pair.window[0], height=0.24, color=colour)
+        facts = [f"{len(pair.rising)} against {len(pair.falling)}", f"contrast {pair.contrast:.0f}"]
+        facts += [f"correlation {pair.correlation:.2f}"]
         facts += [f"{pair.spike_share:.0%} of the spikes"] if np.isfinite(pair.spike_share) else []
         facts += [f"by gradients: F1 {f1:.2f}"] if has_gradients else []
         text = f"{number + 1}: " + ", ".join(facts[:3]) + "\n    " + ", ".join(facts[3:])
@@ -55,12 +55,12 @@ def _draw_courses(axes: Axes, name: str, trajectory: Trajectory, count: int) -> 
 
 
 def _draw_losses(axes: Axes, trajectory: Trajectory, margin: int = 20) -> None:
-    """Of the pair of largest amplitude, around the phase that shows it."""
+    """Of the pair of largest amplitude, around the steps in which it is active."""
     losses = trajectory.losses
-    if trajectory.discoveries:
-        pair = trajectory.discoveries[0]
-        axes.set_xlim(max(0, pair.phase[0] - margin), pair.phase[1] + margin)
-        axes.axvspan(*pair.phase, color="#f0f1f3", zorder=0)
+    if trajectory.all_pairs:
+        pair = trajectory.all_pairs[0]
+        axes.set_xlim(max(0, pair.window[0] - margin), pair.window[1] + margin)
+        axes.axvspan(*pair.window, color="#f0f1f3", zorder=0)
         for group, colour, letter in zip(pair.groups, style.PAIRS[0], "ab", strict=True):
             axes.plot(losses.steps, losses.values[:, group].mean(1), color=colour, label=f"1{letter}")
     axes.plot(trajectory.mean_loss.steps, trajectory.mean_loss.values, color=style.INK, label="train loss")
@@ -81,7 +81,7 @@ def planted_pair(
     """
     (trajectory,) = trajectories.values()
     dataset = trajectory.dataset
-    pair = trajectory.discoveries[0] if trajectory.discoveries else None
+    pair = trajectory.all_pairs[0] if trajectory.all_pairs else None
     planted = None if pair is None else nearest_planted(pair, dataset, features)
     if pair is None or planted is None:
         return style.figure(8, 2, f"{trajectory.title}\nno opposing pair was found")
@@ -92,12 +92,12 @@ def planted_pair(
         found = found[::-1]  # the same way round as the truth
     figure = style.figure(14, 6.6, trajectory.title)
     rows = figure.subplots(2, 3, width_ratios=[1.25, 1, 1])
-    steps, values = trajectory.losses_between(*pair.phase)
+    steps, values = trajectory.losses_between(*pair.window)
     gap = np.abs(np.diff(values[:, found[0]].mean(1) - values[:, found[1]].mean(1)))
     grown = int(steps[np.argmax(gap >= gap.max() / 2)])
     steps, values = trajectory.losses_between(grown - zoom // 2, grown + zoom // 2)
     told = {
-        f"found by their losses alone: F1 {matched.f1:.2f}, correlation {pair.opposition:.2f}": found,
+        f"found by their losses alone: F1 {matched.f1:.2f}, correlation {pair.correlation:.2f}": found,
         f"planted: the images with {feature}, by class": truth,
     }
     for (losses, *sheets), (title, groups) in zip(rows, told.items(), strict=True):

@@ -1,23 +1,22 @@
 """Statistics of runs that claims compare with a threshold.
 
 Each takes the trajectories of an experiment by run name and returns an `Estimate`; a run that cannot tell gives
-`Estimate.unknown` with the reason. Intervals over steps are moving-block bootstraps (Künsch 1989), because successive
-steps depend on each other.
+`Estimate.unknown` with the reason. Intervals over steps are those of `opposing_signals.studies.estimates`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import scipy
 
-from opposing_signals.signals.pairs import OpposingPair
-from opposing_signals.signals.trajectory import Trajectory
+from opposing_signals.signals import OpposingPair, Trajectory, modal_share
+from opposing_signals.signals.coherence import class_variances
+from opposing_signals.signals.pairs import correlation
+from opposing_signals.signals.steps import between
 from opposing_signals.studies.claim import Estimate
-
-FEWEST_STEPS = 10
-"""A statistic over fewer steps than this is not given."""
+from opposing_signals.studies.estimates import FEWEST_STEPS, mean_over_steps, median_over_steps, over_steps
 
 Trajectories = Mapping[str, Trajectory]
 
@@ -28,11 +27,15 @@ def pair_correlation(trajectories: Trajectories) -> Estimate:
     if not trajectory.pairs:
         return Estimate.unknown("no opposing pair was found")
     weakest = max(trajectory.pairs, key=lambda pair: pair.correlation)
-    window = _window_without_selection(weakest)
-    upper = trajectory.changes.values[:, weakest.rising].mean(1)[window]
-    lower = trajectory.changes.values[:, weakest.falling].mean(1)[window]
-    interval = block_bootstrap(lambda rows: float(np.corrcoef(upper[rows], lower[rows])[0, 1]), len(window))
-    return Estimate(weakest.correlation, interval)
+    upper, lower = group_changes(trajectory, weakest, without_step=True)
+    return over_steps(lambda rows: correlation(upper[rows], lower[rows]), len(upper))
+
+
+def group_changes(trajectory: Trajectory, pair: OpposingPair, without_step: bool = False) -> np.ndarray:
+    """``[2, T]`` mean one-step changes of a pair's groups in its window, with or without its selecting step."""
+    changes = between(trajectory.changes, *pair.window)
+    kept = changes.steps != pair.step if without_step else np.full(len(changes), True)
+    return np.stack([changes.values[:, group].mean(1, dtype=np.float64)[kept] for group in pair.groups])
 
 
 def group_amplitude_ratio(trajectories: Trajectories, random_groups: int = 200) -> Estimate:
@@ -45,7 +48,7 @@ def group_amplitude_ratio(trajectories: Trajectories, random_groups: int = 200) 
         return Estimate.unknown("no opposing pair was found")
     return min(
         (
-            _amplitude_ratio(trajectory, group, pair.window, random_groups)
+            _amplitude_ratio(trajectory, group, pair, random_groups)
             for pair in trajectory.pairs
             for group in pair.groups
         ),
@@ -53,19 +56,38 @@ def group_amplitude_ratio(trajectories: Trajectories, random_groups: int = 200) 
     )
 
 
-def _amplitude_ratio(
-    trajectory: Trajectory, group: np.ndarray, window: tuple[int, int], random_groups: int
-) -> Estimate:
-    changes = trajectory.changes.values[slice(*window)]
+def _amplitude_ratio(trajectory: Trajectory, group: np.ndarray, pair: OpposingPair, random_groups: int) -> Estimate:
+    changes = between(trajectory.changes, *pair.window).values
     generator = np.random.default_rng(0)
     draws = [generator.choice(changes.shape[1], len(group), replace=False) for _ in range(random_groups)]
     random = np.mean([np.abs(changes[:, draw].mean(1)) for draw in draws], axis=0)
     dominant = np.abs(changes[:, group].mean(1))
 
-    def ratio(rows: np.ndarray | slice) -> float:
-        return float(np.median(dominant[rows]) / np.median(random[rows]))
+    return over_steps(lambda rows: float(np.median(dominant[rows]) / np.median(random[rows])), len(random))
 
-    return Estimate(ratio(slice(None)), block_bootstrap(ratio, len(random)))
+
+def coherence(trajectories: Trajectories) -> Estimate:
+    """Smallest share, over the dominant pairs, of the modal true class in the purer of the pair's groups."""
+    trajectory = only_run(trajectories)
+    if not trajectory.pairs:
+        return Estimate.unknown("no opposing pair was found")
+    return Estimate(min(max(shares) for shares in modal_shares(trajectory)))
+
+
+def modal_shares(trajectory: Trajectory) -> list[list[float]]:
+    """Of each dominant pair's groups the share of the modal true class."""
+    classes = np.asarray(trajectory.dataset.targets)
+    return [[modal_share(classes[group]) for group in pair.groups] for pair in trajectory.pairs]
+
+
+def classes_explain(trajectories: Trajectories) -> Estimate:
+    """Share of the variance of the one-step changes from break-even on that the class means explain (class R²)."""
+    trajectory = only_run(trajectories)
+    changes = trajectory.after_break_even(trajectory.changes)
+    if len(changes) < FEWEST_STEPS:
+        return Estimate.unknown(too_few_steps(trajectory, len(changes)))
+    explained, total = class_variances(changes.values, np.asarray(trajectory.dataset.targets))
+    return over_steps(lambda rows: float(explained[rows].sum() / total[rows].sum()), len(total))
 
 
 def spike_concentration(trajectories: Trajectories, steps: float = 0.05, points: float = 0.01) -> Estimate:
@@ -75,13 +97,13 @@ def spike_concentration(trajectories: Trajectories, steps: float = 0.05, points:
     rises = changes.mean(1, dtype=np.float64)
     count = max(1, round(steps * len(rises)))
     spikes = np.argsort(-rises)[:count]
-    spikes = spikes[rises[spikes] > 0]
+    spikes = np.sort(spikes[rises[spikes] > 0])
     if len(rises) < FEWEST_STEPS or not len(spikes):
         return Estimate.unknown(f"the loss rises in {len(spikes)} of {len(rises)} steps")
     top = max(1, round(points * changes.shape[1]))
     positive = np.sort(np.maximum(changes[spikes], 0).astype(np.float64), axis=1)
     shares = positive[:, -top:].sum(1) / positive.sum(1)
-    return Estimate(float(shares.mean()), block_bootstrap(lambda rows: float(shares[rows].mean()), len(shares)))
+    return mean_over_steps(shares)
 
 
 def sharpness_over_threshold(trajectories: Trajectories) -> Estimate:
@@ -90,13 +112,15 @@ def sharpness_over_threshold(trajectories: Trajectories) -> Estimate:
     late = trajectory.after_break_even(trajectory.sharpness)
     if len(late) < FEWEST_STEPS:
         return Estimate.unknown(too_few_steps(trajectory, len(late)))
-    return median_over_steps(late.values * trajectory.step_size / 2)
+    return median_over_steps(late.values / trajectory.edge)
 
 
 def peak_sharpness_over_threshold(trajectories: Trajectories) -> Estimate:
     """Largest measured λ/(2/η)."""
     trajectory = only_run(trajectories)
-    return Estimate(float(np.max(trajectory.sharpness.values)) * trajectory.step_size / 2)
+    if trajectory.edge is None:
+        return Estimate.unknown(trajectory.no_break_even)
+    return Estimate(float(np.max(trajectory.sharpness.values)) / trajectory.edge)
 
 
 def interval_coverage(trajectories: Trajectories) -> Estimate:
@@ -151,10 +175,6 @@ def only_run(trajectories: Trajectories) -> Trajectory:
     return trajectory
 
 
-def _window_without_selection(pair: OpposingPair) -> np.ndarray:
-    return np.delete(np.arange(*pair.window), pair.change - pair.window[0])
-
-
 def missing_run(trajectories: Trajectories, *runs: str) -> str:
     """Which of the runs is missing, in words; empty if they are all there."""
     return next((f"the run {run} is missing" for run in runs if run not in trajectories), "")
@@ -163,24 +183,5 @@ def missing_run(trajectories: Trajectories, *runs: str) -> str:
 def too_few_steps(trajectory: Trajectory, steps: int) -> str:
     """Why a statistic over ``steps`` steps from break-even on is not given."""
     if trajectory.break_even is None:
-        return "λ did not reach 2/η"
+        return trajectory.no_break_even
     return f"{steps} steps after break-even at step {trajectory.break_even}; at least {FEWEST_STEPS} are needed"
-
-
-def median_over_steps(values: np.ndarray) -> Estimate:
-    """The median of ``values`` ``[T]`` with its interval."""
-    return Estimate(float(np.median(values)), block_bootstrap(lambda rows: float(np.median(values[rows])), len(values)))
-
-
-def block_bootstrap(
-    statistic: Callable[[np.ndarray], float], steps: int, draws: int = 500
-) -> tuple[float, float] | None:
-    """95% percentile interval of ``statistic(rows)`` under a moving-block bootstrap of the rows 0 to ``steps`` − 1."""
-    if steps < FEWEST_STEPS:
-        return None
-    block = round(steps ** (1 / 3)) + 1
-    generator = np.random.default_rng(0)
-    starts = generator.integers(steps - block + 1, size=(draws, -(-steps // block)))
-    rows = (starts[:, :, None] + np.arange(block)).reshape(draws, -1)[:, :steps]
-    low, high = np.nanpercentile([statistic(row) for row in rows], [2.5, 97.5])
-    return float(low), float(high)

@@ -12,7 +12,7 @@ from matplotlib.gridspec import GridSpecFromSubplotSpec, SubplotSpec
 from matplotlib.ticker import MaxNLocator
 
 from opposing_signals.data import Dataset
-from opposing_signals.signals import OpposingPair, Trajectory
+from opposing_signals.signals import OpposingPair, Trajectory, name_group
 from opposing_signals.studies import style
 
 SMALLEST = 32
@@ -30,7 +30,7 @@ def group_losses(trajectories: Mapping[str, Trajectory], thumbnails: int = 10, z
     (trajectory,) = trajectories.values()
     pairs = trajectory.pairs
     run, data = trajectory.configuration["run"]["name"], trajectory.record.provenance["data"]["name"]
-    title = f"Outliers with opposing signals: {run}, {data}, η = {trajectory.step_size:g}"
+    title = f"Losses of opposing groups: {run}, {data}, η = {trajectory.step_size:g}"
     figure = style.figure(12, 9 if pairs else 4.6, title)
     grid = figure.add_gridspec(2 if pairs else 1, 1, height_ratios=[1.15, 1] if pairs else None)
     upper = GridSpecFromSubplotSpec(2, 1, grid[0], height_ratios=[2.2, 1], hspace=0.05)
@@ -46,16 +46,10 @@ def group_losses(trajectories: Mapping[str, Trajectory], thumbnails: int = 10, z
 
 
 def _draw_overview(axes: Axes, trajectory: Trajectory) -> None:
-    losses = trajectory.losses
     for number, pair in enumerate(trajectory.pairs):
-        rows = _losses_of(trajectory, *pair.window)
         for group, colour, name in zip(pair.groups, style.PAIRS[number % 4], "ab", strict=True):
-            axes.plot(
-                losses.steps[rows],
-                losses.values[rows][:, group].mean(1),
-                color=colour,
-                label=f"pair {number + 1}{name}",
-            )
+            loss = trajectory.group_loss(group, pair.window[0], pair.window[1] + 1)
+            axes.plot(loss.steps, loss.values, color=colour, linewidth=0.9, label=f"pair {number + 1}{name}")
     axes.plot(trajectory.mean_loss.steps, trajectory.mean_loss.values, color=style.INK, linewidth=2, label="train loss")
     style.mark_break_even(axes, trajectory.break_even)
     axes.set_ylabel("loss")
@@ -63,24 +57,13 @@ def _draw_overview(axes: Axes, trajectory: Trajectory) -> None:
     axes.legend(ncols=2 * len(trajectory.pairs) + 1, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
 
 
-def _losses_of(trajectory: Trajectory, start: int, stop: int) -> slice:
-    """Rows of the losses from which the rows ``start`` to ``stop`` - 1 of the changes come."""
-    steps = trajectory.changes.steps[[start, min(stop, len(trajectory.changes)) - 1]]
-    first, last = np.searchsorted(trajectory.losses.steps, steps)
-    return slice(int(first), int(last) + 2)
-
-
 def _draw_sharpness(axes: Axes, trajectory: Trajectory) -> None:
     if "sharpness" in trajectory.record:
         measured = trajectory.sharpness
         axes.plot(measured.steps, measured.values, color=style.INK, marker="o", markersize=2.5, linewidth=0.9)
         style.shade_bound(axes, trajectory.record)
-        threshold = 2 / trajectory.step_size
-        axes.axhline(threshold, color=style.MUTED, linestyle="--", linewidth=0.9)
-        axes.annotate(
-            "2/η", (1, threshold), xycoords=("axes fraction", "data"), xytext=(4, -3), textcoords="offset points"
-        )
-        axes.set_ylim(0, 1.1 * max(float(np.nanmax(measured.values)), threshold))
+        style.mark_edge(axes, trajectory.edge)
+        axes.set_ylim(0, 1.1 * max(float(np.nanmax(measured.values)), trajectory.edge or 0.0))
     style.mark_break_even(axes, trajectory.break_even)
     axes.set_ylabel("sharpness λ")
     axes.set_xlabel(
@@ -102,14 +85,16 @@ def _draw_pair(
     has_images = dataset.images is not None
     inner = GridSpecFromSubplotSpec(3 if has_images else 1, 1, place, height_ratios=[1.5, 1, 1] if has_images else None)
     axes = figure.add_subplot(inner[0])
-    centre = pair.change
-    rows = _losses_of(trajectory, max(pair.window[0], centre - zoom // 2), min(pair.window[1], centre + zoom // 2))
+    steps, values = trajectory.losses_between(
+        max(pair.window[0], pair.step - zoom // 2), min(pair.window[1], pair.step + zoom // 2) + 1
+    )
     colours = style.PAIRS[number % 4]
-    losses = trajectory.losses
     for group, colour in zip(pair.groups, colours, strict=True):
-        axes.plot(losses.steps[rows], losses.values[rows][:, group].mean(1), color=colour, marker="o", markersize=2.5)
-    axes.plot(losses.steps[rows], losses.values[rows].mean(1), color=style.INK, linewidth=1.8)
-    axes.set_title(f"pair {number + 1}: correlation {pair.correlation:.2f}", color=colours[0])
+        axes.plot(*style.broken(steps, values[:, group].mean(1)), color=colour, marker="o", markersize=2.5)
+    axes.plot(*style.broken(steps, values.mean(1)), color=style.INK, linewidth=1.8)
+    rising, falling = (name_group(dataset, group) for group in pair.groups)
+    title = style.wrapped(f"pair {number + 1}: {rising} against {falling}", 32)
+    axes.set_title(f"{title}\ncorrelation {pair.correlation:.2f}", color=colours[0], fontsize=9)
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if has_images:

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpecFromSubplotSpec
 from matplotlib.ticker import MaxNLocator
 
-from opposing_signals.signals import Spike, Trajectory
+from opposing_signals.signals import Spike, Trajectory, name_group
 from opposing_signals.studies import style
-from opposing_signals.studies.groups.figures import classes, draw_images
+from opposing_signals.studies.groups.figures import draw_images
 
 
 def loss_spikes(trajectory: Trajectory, spikes: Sequence[Spike], thumbnails: int = 20, zoom: int = 24) -> Figure:
@@ -44,9 +44,9 @@ def _draw_losses(axes: Axes, trajectory: Trajectory, spike: Spike, groups: list[
     dataset = trajectory.dataset
     named = dataset.targets.ndim == 1 and dataset.is_classification and len(dataset.class_names) > 1
     for group, look in zip(groups, style.GROUPS, strict=False):
-        name = classes(dataset, group) if named else f"{len(group)} examples"
-        axes.plot(*_broken(steps, values[:, group].mean(1)), **look, markersize=4, label=name)
-    axes.plot(*_broken(steps, values.mean(1)), color=style.INK, linewidth=2, label="mean of all that are followed")
+        name = f"{len(group)} {name_group(dataset, group)}" if named else f"{len(group)} examples"
+        axes.plot(*style.broken(steps, values[:, group].mean(1)), **look, markersize=4, label=name)
+    axes.plot(*style.broken(steps, values.mean(1)), color=style.INK, linewidth=2, label="mean of all that are followed")
     axes.axvspan(spike.step, spike.step + 1, color="#e6e7ea", zorder=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     carried = f"step {spike.step}: {len(spike.rising)} of {len(dataset)} examples carry {spike.share:.0%} of the rise"
@@ -54,9 +54,3 @@ def _draw_losses(axes: Axes, trajectory: Trajectory, spike: Spike, groups: list[
         carried += f"; correlation {spike.correlation:.2f}"
     axes.set(title=carried, xlabel="step", ylabel="mean loss", ylim=(0, None))
     style.legend_above(axes, 3)
-
-
-def _broken(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A line that ends where steps were not measured: NaN between two that do not follow each other."""
-    gaps = np.flatnonzero(np.diff(steps) > 1) + 1
-    return np.insert(steps.astype(float), gaps, np.nan), np.insert(values.astype(float), gaps, np.nan)

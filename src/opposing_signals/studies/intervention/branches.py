@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from opposing_signals.record import Series
+from opposing_signals.signals.steps import between, one_step_changes
 from opposing_signals.signals.trajectory import Trajectory
 
 
@@ -45,11 +46,10 @@ class Branches:
             name: Of the branch.
             behind: Rises later than so many steps behind the reference's spike do not count; None: all count.
         """
-        series = self.loss(name)
-        rises = np.diff(series.values)
+        rises = one_step_changes(self.loss(name))
         if behind is not None:
-            rises = rises[series.steps[:-1] <= self.spike_step + behind]
-        return max(0.0, float(rises.max()))
+            rises = between(rises, 0, self.spike_step + behind)
+        return max(0.0, float(rises.values.max(initial=0.0)))
 
     def sharpness(self, name: str) -> float:
         """Median over the branch of λ of the loss that it trains on."""

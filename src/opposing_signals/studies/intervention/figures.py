@@ -41,11 +41,7 @@ def intervention(trajectories: Mapping[str, Trajectory]) -> Figure:
             sharpness.plot(
                 np.asarray(measured.steps) + branches.step, measured.values, line, color=colour, linewidth=width
             )
-        threshold = 2 / next(iter(branches.runs.values())).step_size
-        sharpness.axhline(threshold, color=style.MUTED, linestyle="--", linewidth=0.9)
-        sharpness.annotate(
-            "2/η", (1, threshold), xycoords=("axes fraction", "data"), xytext=(4, -3), textcoords="offset points"
-        )
+        style.mark_edge(sharpness, next(iter(branches.runs.values())).edge)
         for axes in (loss, sharpness):
             axes.axvline(branches.spike_step, color=style.MUTED, linewidth=0.8, linestyle=":")
             axes.set_xlabel("step (dotted: the spike)")

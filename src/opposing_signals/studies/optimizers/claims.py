@@ -13,19 +13,18 @@ from typing import Literal
 import numpy as np
 
 from opposing_signals.signals import OpposingPair, Runs, Trajectory
+from opposing_signals.signals.steps import reversals, stretches
 from opposing_signals.studies.claim import Estimate
 from opposing_signals.studies.curvature.metrics import detrended, gap_changes
-from opposing_signals.studies.groups.claims import (
-    FEWEST_STEPS,
-    Trajectories,
-    block_bootstrap,
-    median_over_steps,
-    only_run,
-)
+from opposing_signals.studies.estimates import FEWEST_STEPS, mean_over_steps, median_over_steps, over_steps
+from opposing_signals.studies.groups.claims import Trajectories, only_run
 from opposing_signals.studies.optimizers.rules import Quantity, final, under
 
 DRAWS = 200
 """Random groups over which the variance of a random group is averaged."""
+
+SPAN = 21
+"""Steps of the moving average that is taken from a loss."""
 
 SMALLEST = float(np.finfo(np.float32).tiny)
 """A range counts as no smaller."""
@@ -47,44 +46,47 @@ def group_variance_ratio(trajectories: Trajectories) -> Estimate:
     ratios = [_variance_ratio(trajectory, pair, group) for pair in trajectory.pairs for group in pair.groups]
     known = [ratio for ratio in ratios if ratio is not None]
     if not known:
-        return Estimate.unknown("no opposing pair was found" if not ratios else _too_short())
+        return Estimate.unknown("no opposing pair was found" if not ratios else _too_short(SPAN))
     return min(known, key=lambda estimate: estimate.value)
 
 
 def _variance_ratio(trajectory: Trajectory, pair: OpposingPair, group: np.ndarray) -> Estimate | None:
-    first, stop = pair.window
-    kept = np.setdiff1d(np.arange(first, stop + 1), [pair.change, pair.change + 1]) - first
-    if len(kept) < FEWEST_STEPS:
-        return None
-    losses = np.asarray(trajectory.losses.values)
+    """None if the losses were not recorded at every step for long enough: a trend cannot be taken out across a gap."""
     generator = np.random.default_rng(0)
-    draws = [generator.choice(losses.shape[1], len(group), replace=False) for _ in range(DRAWS)]
-    ours, *theirs = (detrended(losses[:, points].mean(1))[first : stop + 1][kept] for points in (group, *draws))
-    squares, random = np.square(ours), np.square(theirs).mean(0)
-
-    def ratio(rows: np.ndarray | slice) -> float:
-        return float(squares[rows].mean() / random[rows].mean())
-
-    return Estimate(ratio(slice(None)), block_bootstrap(ratio, len(kept)))
+    points = trajectory.losses.values.shape[1]
+    draws = [generator.choice(points, len(group), replace=False) for _ in range(DRAWS)]
+    squares, random = [], []
+    for part in stretches(trajectory.losses, SPAN):
+        inside = (part.steps >= pair.window[0]) & (part.steps <= pair.window[1] + 1)
+        inside &= (part.steps != pair.step) & (part.steps != pair.step + 1)
+        ours, *theirs = (detrended(part.values[:, chosen].mean(1), SPAN)[inside] for chosen in (group, *draws))
+        squares.append(np.square(ours))
+        random.append(np.square(theirs).mean(0))
+    if sum(map(len, squares)) < FEWEST_STEPS:
+        return None
+    above, below = np.concatenate(squares), np.concatenate(random)
+    return over_steps(lambda rows: float(above[rows].mean() / below[rows].mean()), len(above))
 
 
 def sign_change_share(trajectories: Trajectories, middle: float = 0.55) -> Estimate:
     """Share of the steps at which the gap between a pair's groups turns, in the pair farthest from the middle.
 
-    A gap turns where its one-step change has another sign than the one before; ``middle`` is that of the claimed
+    A gap turns where its one-step change has another sign than the one a step before; ``middle`` is that of the claimed
     interval.
     """
     trajectory = only_run(trajectories)
-    turns = [np.diff(np.sign(gap_changes(trajectory, pair))) != 0 for pair in trajectory.pairs]
+    turns = [reversals(gap_changes(trajectory, pair)).values for pair in trajectory.pairs]
     turns = [turn for turn in turns if len(turn) >= FEWEST_STEPS]
     if not turns:
-        return Estimate.unknown("no opposing pair was found" if not trajectory.pairs else _too_short())
-    turn = max(turns, key=lambda turn: abs(float(turn.mean()) - middle))
-    return Estimate(float(turn.mean()), block_bootstrap(lambda rows: float(turn[rows].mean()), len(turn)))
+        return Estimate.unknown("no opposing pair was found" if not trajectory.pairs else _too_short(3))
+    return mean_over_steps(max(turns, key=lambda turn: abs(float(turn.mean()) - middle)).astype(float))
 
 
-def _too_short() -> str:
-    return f"no opposing pair is active in {FEWEST_STEPS} steps"
+def _too_short(successive: int) -> str:
+    return (
+        f"no opposing pair is active in {FEWEST_STEPS} steps that are among {successive} or more successive ones at "
+        "which losses were recorded"
+    )
 
 
 # -- figures 39 to 44: final values over a grid -----------------------------------------------------------------------
@@ -185,7 +187,8 @@ def _of_grid(
         value = of_steps(slice(None))
     if not np.isfinite(value):
         return Estimate.unknown("it is not finite; stopped: " + (", ".join(runs.stopped) or "none"))
-    return Estimate(value, block_bootstrap(of_steps, next(iter(values.values())).shape[1]))
+    steps = next(iter(values.values())).shape[1]
+    return Estimate(value) if quantity == "test_accuracy" else over_steps(of_steps, steps)
 
 
 # -- figures 39, 40 and 44b: signed steps -----------------------------------------------------------------------------

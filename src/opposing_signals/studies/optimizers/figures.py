@@ -13,7 +13,7 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from opposing_signals.signals import Runs, Trajectory
+from opposing_signals.signals import Runs, Trajectory, name_pair
 from opposing_signals.studies import style
 from opposing_signals.studies.curvature.metrics import moving_average
 from opposing_signals.studies.optimizers.rules import Quantity, Rule, final, steps_of_epoch, under
@@ -51,12 +51,11 @@ def sgd_groups(trajectories: Mapping[str, Trajectory], zoom: int = 60) -> Figure
     figure = style.figure(12, 8 if pairs else 4, title)
     grid = figure.add_gridspec(1 + -(-len(pairs) // 2), 2)
     overview = figure.add_subplot(grid[0, :])
-    losses, mean = trajectory.losses, trajectory.mean_loss
+    mean = trajectory.mean_loss
     for number, pair in enumerate(pairs):
-        rows = slice(pair.window[0], pair.window[1] + 1)
         for group, colour, name in zip(pair.groups, style.PAIRS[number % 4], "ab", strict=True):
-            series = losses.values[rows][:, group].mean(1)
-            overview.plot(losses.steps[rows], series, color=colour, linewidth=0.8, label=f"pair {number + 1}{name}")
+            loss = trajectory.group_loss(group, pair.window[0], pair.window[1] + 1)
+            overview.plot(loss.steps, loss.values, color=colour, linewidth=0.8, label=f"pair {number + 1}{name}")
     overview.plot(mean.steps, mean.values, color=style.INK, linewidth=2, label="all points")
     overview.set(ylabel="loss", xlabel="step")
     overview.legend(ncols=2 * len(pairs) + 1, loc="upper right")
@@ -67,19 +66,18 @@ def sgd_groups(trajectories: Mapping[str, Trajectory], zoom: int = 60) -> Figure
 
 
 def _draw_pair(axes: Axes, trajectory: Trajectory, number: int, zoom: int) -> None:
-    pair, losses, mean = trajectory.pairs[number], trajectory.losses, trajectory.mean_loss
-    first = int(np.clip(pair.change - zoom // 2, pair.window[0], max(pair.window[0], pair.window[1] - zoom)))
-    rows = slice(first, min(first + zoom, pair.window[1]) + 1)
-    steps = losses.steps[rows]
-    random = np.random.default_rng(number).choice(losses.values.shape[1], len(pair.rising), replace=False)
+    pair = trajectory.pairs[number]
+    first = int(np.clip(pair.step - zoom // 2, pair.window[0], max(pair.window[0], pair.window[1] - zoom)))
+    steps, values = trajectory.losses_between(first, min(first + zoom, pair.window[1] + 1))
+    random = np.random.default_rng(number).choice(values.shape[1], len(pair.rising), replace=False)
     for group, colour, name in zip(pair.groups, style.PAIRS[number % 4], "ab", strict=True):
-        series = losses.values[rows][:, group].mean(1)
-        axes.plot(steps, series, color=colour, marker="o", markersize=2, label=f"{number + 1}{name}")
-    axes.plot(steps, losses.values[rows][:, random].mean(1), color=style.MUTED, label=f"{len(random)} random points")
-    axes.plot(steps, mean.values[rows], color=style.INK, linewidth=1.8, label="all points")
-    axes.set_title(
-        f"pair {number + 1}: correlation of changes {pair.correlation:.2f}", color=style.PAIRS[number % 4][0]
-    )
+        line = style.broken(steps, values[:, group].mean(1))
+        axes.plot(*line, color=colour, marker="o", markersize=2, label=f"{number + 1}{name}")
+    mean = style.broken(steps, values[:, random].mean(1))
+    axes.plot(*mean, color=style.MUTED, label=f"{len(random)} random points")
+    axes.plot(*style.broken(steps, values.mean(1)), color=style.INK, linewidth=1.8, label="all points")
+    title = style.wrapped(f"pair {number + 1}: {name_pair(trajectory.dataset, pair)}", 60)
+    axes.set_title(f"{title}\ncorrelation of changes {pair.correlation:.2f}", color=style.PAIRS[number % 4][0])
     axes.set(xlabel="step", ylabel="loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     low, high = axes.get_ylim()

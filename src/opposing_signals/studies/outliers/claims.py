@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from opposing_signals.studies.claim import Estimate
-from opposing_signals.studies.groups.claims import Trajectories, only_run
+from opposing_signals.studies.groups.claims import Trajectories, modal_shares, only_run
 from opposing_signals.studies.outliers.panels import outlier_panels
 
 
@@ -18,4 +18,12 @@ def modal_prediction(trajectories: Trajectories, moments: Sequence[float], modal
     for panel in outlier_panels(trajectory, moments):
         _, counts = np.unique(panel.after[panel.rising], return_counts=True)
         shares.append(counts.max() / len(panel.rising))
+    return Estimate(float(np.mean(np.array(shares) >= modal_share)))
+
+
+def coherent_groups(trajectories: Trajectories, modal_share: float) -> Estimate:
+    """Share of the found pairs' groups in which one true class holds modal_share of the members."""
+    shares = modal_shares(only_run(trajectories))
+    if not shares:
+        return Estimate.unknown("no opposing pair was found")
     return Estimate(float(np.mean(np.array(shares) >= modal_share)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from opposing_signals.signals.names import name_pair
 from opposing_signals.signals.selection import fallers, risers
 from opposing_signals.signals.trajectory import Trajectory
 
@@ -42,21 +43,22 @@ def outlier_panels(trajectory: Trajectory, moments: Sequence[float], count: int 
     """
     steps = np.asarray(trajectory.changes.steps)
     wanted = np.asarray(moments) * trajectory.configuration["steps"]
-    rows = np.abs(steps - wanted[:, None]).argmin(1)
-    changes = trajectory.changes.values
-    return [
-        _panel(trajectory, f"step {steps[row]}", row, risers(changes[row], count), fallers(changes[row], count))
-        for row in rows
-    ]
+    shown = steps[np.abs(steps - wanted[:, None]).argmin(1)]
+    panels = []
+    for step in shown.tolist():
+        changes = trajectory.changes.at(step)
+        panels.append(_panel(trajectory, f"step {step}", step, risers(changes, count), fallers(changes, count)))
+    return panels
 
 
 def pair_panels(trajectory: Trajectory) -> list[Panel]:
-    """The same for the pairs that were found by machine, each at its selecting step."""
+    """The same for the pairs that were found by machine, each at the step at which its groups are furthest apart."""
+    dataset = trajectory.dataset
     return [
         _panel(
             trajectory,
-            f"pair {number + 1} at step {trajectory.changes.steps[pair.change]}",
-            pair.change,
+            f"pair {number + 1} ({name_pair(dataset, pair)}) at step {pair.step}",
+            pair.step,
             pair.rising,
             pair.falling,
         )
@@ -64,7 +66,6 @@ def pair_panels(trajectory: Trajectory) -> list[Panel]:
     ]
 
 
-def _panel(trajectory: Trajectory, title: str, row: int, rising: np.ndarray, falling: np.ndarray) -> Panel:
-    step = int(trajectory.changes.steps[row])
+def _panel(trajectory: Trajectory, title: str, step: int, rising: np.ndarray, falling: np.ndarray) -> Panel:
     predicted = trajectory.record["prediction"]
     return Panel(title, step, rising, falling, np.asarray(predicted.at(step)), np.asarray(predicted.at(step + 1)))

@@ -14,10 +14,9 @@ import numpy as np
 
 from opposing_signals.record import Series
 from opposing_signals.studies.claim import Estimate, Threshold
+from opposing_signals.studies.estimates import FEWEST_STEPS, over_steps
 from opposing_signals.studies.groups.claims import (
-    FEWEST_STEPS,
     Trajectories,
-    block_bootstrap,
     missing_run,
     only_run,
     too_few_steps,
@@ -39,14 +38,13 @@ def change_autocorrelation(trajectories: Trajectories, probe: str) -> Estimate:
     """
     trajectory = only_run(trajectories)
     if trajectory.break_even is None:
-        return Estimate.unknown("λ did not reach 2/η")
+        return Estimate.unknown(trajectory.no_break_even)
     changes = probe_path(trajectory, probe).successive_changes(trajectory.break_even)
     if len(changes) < FEWEST_STEPS:
         return Estimate.unknown(too_few_steps(trajectory, len(changes)))
-    value = lag_one_autocorrelation(changes)
-    if math.isnan(value):
+    if math.isnan(lag_one_autocorrelation(changes)):
         return Estimate.unknown("the dominant class's probability does not change")
-    return Estimate(value, block_bootstrap(lambda rows: lag_one_autocorrelation(changes[rows]), len(changes)))
+    return over_steps(lambda rows: lag_one_autocorrelation(changes[rows]), len(changes))
 
 
 def final_over_peak(trajectories: Trajectories, probe: str) -> Estimate:
@@ -101,7 +99,10 @@ def flow_difference(trajectories: Trajectories, probe: str, flow: str, descent: 
 
 
 def flow_growth(trajectories: Trajectories, probe: str, flow: str, descent: str) -> Estimate:
-    """Share of the flow's steps from descent's break-even time on in which the norm grows."""
+    """Share of the flow's steps from descent's break-even time on in which the norm grows.
+
+    It has no interval: the claim is that each of these steps does.
+    """
     found = _beside_flow(trajectories, probe, flow, descent)
     if isinstance(found, str):
         return Estimate.unknown(found)
@@ -109,7 +110,7 @@ def flow_growth(trajectories: Trajectories, probe: str, flow: str, descent: str)
     growth = np.diff(flowing.values[flowing.steps >= edge]) > 0
     if len(growth) < FEWEST_STEPS:
         return Estimate.unknown(f"{len(growth)} steps of the flow after break-even; {FEWEST_STEPS} are needed")
-    return Estimate(float(growth.mean()), block_bootstrap(lambda rows: float(growth[rows].mean()), len(growth)))
+    return Estimate(float(growth.mean()))
 
 
 def flow_end(trajectories: Trajectories, probe: str, flow: str, descent: str) -> Estimate:
@@ -129,7 +130,7 @@ def _beside_flow(trajectories: Trajectories, probe: str, flow: str, descent: str
         return problem
     break_even = trajectories[descent].break_even
     if break_even is None:
-        return f"λ did not reach 2/η in {descent}"
+        return f"{descent}: {trajectories[descent].no_break_even}"
     norms = []
     for run in (flow, descent):
         path = probe_path(trajectories[run], probe)

@@ -16,7 +16,6 @@ from opposing_signals.studies import style
 from opposing_signals.studies.probes.paths import (
     ProbePath,
     common_loss,
-    is_descent,
     lag_one_autocorrelation,
     probe_path,
     times,
@@ -51,8 +50,7 @@ def block_probe(trajectories: Mapping[str, Trajectory], probe: str) -> Figure:
     _draw_norm(norms, path.steps, path)
     for axes in (logits, norms):
         axes.set_xlabel(_step_label(trajectory))
-        if is_descent(trajectory):
-            style.mark_break_even(axes, trajectory.break_even)
+        style.mark_break_even(axes, trajectory.break_even)
     return figure
 
 
@@ -66,11 +64,11 @@ def _described(probe: str) -> str:
 
 
 def _oscillation_start(trajectory: Trajectory) -> int:
-    return trajectory.break_even or 0 if is_descent(trajectory) else 0
+    return trajectory.break_even or 0
 
 
 def _step_label(trajectory: Trajectory) -> str:
-    marked = is_descent(trajectory) and trajectory.break_even is not None
+    marked = trajectory.break_even is not None
     return f"step (dotted: break-even at {trajectory.break_even})" if marked else "step"
 
 

@@ -148,12 +148,6 @@ def lag_one_autocorrelation(successive: np.ndarray) -> float:
         return float(np.corrcoef(successive.T)[0, 1])
 
 
-def is_descent(trajectory: Trajectory) -> bool:
-    """Whether the run is plain gradient descent, for which 2/η is the edge of stability."""
-    optimizer = trajectory.configuration["optimizer"]
-    return optimizer["_target_"] == "torch.optim.SGD" and not optimizer.get("momentum")
-
-
 def times(trajectory: Trajectory, steps: np.ndarray) -> np.ndarray:
     """Time Σ η that has passed at ``steps``."""
     return steps * trajectory.step_size

@@ -8,16 +8,13 @@ from typing import Literal
 import numpy as np
 
 from opposing_signals.data.token_patterns import PATTERNS
+from opposing_signals.signals.pairs import correlation
+from opposing_signals.signals.steps import between
 from opposing_signals.signals.tokens import Contexts, TokenPair, TokenTrack
 from opposing_signals.studies.claim import Estimate
-from opposing_signals.studies.groups.claims import (
-    FEWEST_STEPS,
-    Trajectories,
-    block_bootstrap,
-    median_over_steps,
-    missing_run,
-    only_run,
-)
+from opposing_signals.studies.curvature.metrics import detrended
+from opposing_signals.studies.estimates import FEWEST_STEPS, median_over_steps, over_steps
+from opposing_signals.studies.groups.claims import Trajectories, missing_run, only_run
 
 START = 10
 """Steps that are a run's start."""
@@ -47,10 +44,10 @@ def shown_pairs_correlation(trajectories: Trajectories, pairs: list[str]) -> Est
 
 def _correlation(track: TokenTrack, found: TokenPair) -> Estimate:
     pair = found.pair
-    window = np.delete(np.arange(*pair.window), pair.change - pair.window[0])
-    upper, lower = (track.changes[:, group].mean(1)[window] for group in pair.groups)
-    interval = block_bootstrap(lambda rows: float(np.corrcoef(upper[rows], lower[rows])[0, 1]), len(window))
-    return Estimate(pair.correlation, interval)
+    changes = between(track.changes, *pair.window)
+    others = changes.values[changes.steps != pair.step]
+    upper, lower = (others[:, group].mean(1, dtype=np.float64) for group in pair.groups)
+    return over_steps(lambda rows: correlation(upper[rows], lower[rows]), len(others))
 
 
 def pattern_share(trajectories: Trajectories, pair: str) -> Estimate:
@@ -88,24 +85,34 @@ def detrended_correlation(trajectories: Trajectories, run: str, other: str, wind
     missing = missing_run(trajectories, run, other)
     if missing:
         return Estimate.unknown(missing)
-    losses = [np.asarray(trajectories[name].record["train_loss"].values, dtype=np.float64) for name in (run, other)]
-    steps = min(map(len, losses))
+    one, two = _losses_in_common(trajectories, run, other)
+    steps = len(one)
     if steps < max(FEWEST_STEPS, window):
         return Estimate.unknown(f"{steps} steps in common; at least {max(FEWEST_STEPS, window)} are needed")
-    one, two = (detrended(values[:steps], window) for values in losses)
-
-    def correlation(rows: np.ndarray | slice) -> float:
-        return float(np.corrcoef(one[rows], two[rows])[0, 1])
-
-    return Estimate(correlation(slice(None)), block_bootstrap(correlation, steps))
+    one, two = detrended(one, window), detrended(two, window)
+    return over_steps(lambda rows: correlation(one[rows], two[rows]), steps)
 
 
-def detrended(values: np.ndarray, window: int) -> np.ndarray:
-    """``values`` ``[T]`` less their mean over the ``window`` steps around each; fewer at both ends."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    steps = np.arange(len(values))
-    first, stop = np.maximum(steps - window // 2, 0), np.minimum(steps + window // 2 + 1, len(values))
-    return values - (sums[stop] - sums[first]) / (stop - first)
+def final_loss_ratio(trajectories: Trajectories, run: str, other: str, part: float = 0.05) -> Estimate:
+    """Mean training loss over the last part of the steps of one run, over that of another."""
+    missing = missing_run(trajectories, run, other)
+    if missing:
+        return Estimate.unknown(missing)
+    one, two = _losses_in_common(trajectories, run, other)
+    last = round(part * len(one))
+    if last < FEWEST_STEPS:
+        return Estimate.unknown(f"the last {part:.0%} are {last} steps; at least {FEWEST_STEPS} are needed")
+    one, two = one[-last:], two[-last:]
+    return over_steps(lambda rows: float(one[rows].mean() / two[rows].mean()), last)
+
+
+def _losses_in_common(trajectories: Trajectories, run: str, other: str) -> tuple[np.ndarray, np.ndarray]:
+    """Training losses of two runs at the steps at which both were measured, up to the first that was not."""
+    losses = [trajectories[name].record["train_loss"] for name in (run, other)]
+    steps = np.intersect1d(losses[0].steps, losses[1].steps)
+    steps = steps[: int(np.argmax(np.append(np.diff(steps), 2) > 1)) + 1]  # without a gap, which a trend cannot cross
+    one, two = (np.asarray(part.values, np.float64)[np.isin(part.steps, steps)] for part in losses)
+    return one, two
 
 
 def signed_share(trajectories: Trajectories, run: str, part: Literal["first", "last"]) -> Estimate:

@@ -13,9 +13,10 @@ from matplotlib.ticker import MaxNLocator
 
 from opposing_signals.files import write_text
 from opposing_signals.signals import Trajectory
-from opposing_signals.signals.tokens import TokenPair, TokenTrack, losses_of
+from opposing_signals.signals.steps import between
+from opposing_signals.signals.tokens import TokenPair, TokenTrack
 from opposing_signals.studies import style
-from opposing_signals.studies.text.claims import detrended
+from opposing_signals.studies.curvature.metrics import detrended
 from opposing_signals.studies.text.tables import Section, found_sections, named_sections, plain
 from opposing_signals.templates import templates
 
@@ -46,9 +47,9 @@ def token_pair(trajectories: Mapping[str, Trajectory], pair: str, title: str, ro
     lines = [len(section.examples) + 1.2 for section in sections]
     figure = style.figure(11, 3.2 + 0.21 * sum(lines), f"{title}: {data}")
     losses, *tables = figure.subplots(3, 1, height_ratios=[11, *lines])
-    centre = found.pair.change
-    _draw_losses(losses, track, found, slice(max(0, centre - zoom // 2), centre + zoom // 2 + 1), style.PAIRS[0])
-    losses.axvline(track.before.steps[centre], color=style.MUTED, linewidth=0.8, linestyle=":")
+    step = found.pair.step
+    _draw_losses(losses, track, found, (step - zoom // 2, step + zoom // 2), style.PAIRS[0])
+    losses.axvline(step, color=style.MUTED, linewidth=0.8, linestyle=":")
     losses.set_title(f"mean loss of each group; correlation of its changes {found.pair.correlation:.2f}")
     losses.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
     for axes, section, colour in zip(tables, sections, style.PAIRS[0], strict=True):
@@ -56,20 +57,23 @@ def token_pair(trajectories: Mapping[str, Trajectory], pair: str, title: str, ro
     return figure
 
 
-def _draw_losses(axes: Axes, track: TokenTrack, found: TokenPair, rows: slice, colours: Sequence[str]) -> None:
-    steps = np.asarray(track.before.steps)[rows]
+def _draw_losses(
+    axes: Axes, track: TokenTrack, found: TokenPair, span: tuple[float, float], colours: Sequence[str]
+) -> None:
+    """The mean losses of both groups and of all tracked tokens, from the first to the last step of ``span``."""
+    shown = between(track.before, *span)
+    steps = shown.steps
     for name, group, colour in zip(found.names, found.pair.groups, colours, strict=True):
         axes.plot(
             steps,
-            losses_of(track, group)[rows],
+            shown.values[:, group].mean(1, dtype=np.float64),
             color=colour,
             marker="o" if len(steps) < 100 else "",
             markersize=2.5,
             linewidth=0.9,
             label=plain(name),
         )
-    everything = np.asarray(track.before.values).mean(1, dtype=np.float64)[rows]
-    axes.plot(steps, everything, color=style.INK, linewidth=0.9, label="all tracked tokens")
+    axes.plot(steps, shown.values.mean(1, dtype=np.float64), color=style.INK, linewidth=0.9, label="all tracked tokens")
     axes.set(xlabel="step", ylabel="loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -103,13 +107,13 @@ def token_losses(trajectories: Mapping[str, Trajectory], pairs: Sequence[str], z
     panels = figure.subplots(max(1, len(shown)), 2, squeeze=False, width_ratios=[1.4, 1])
     for number, pair in enumerate(shown):
         whole, close = panels[number]
-        centre, colours = pair.pair.change, style.PAIRS[number % 4]
-        _draw_losses(whole, track, pair, slice(None), colours)
-        _draw_losses(close, track, pair, slice(max(0, centre - zoom // 2), centre + zoom // 2 + 1), colours)
-        whole.axvline(track.before.steps[centre], color=style.MUTED, linewidth=0.8, linestyle=":")
+        step, colours = pair.pair.step, style.PAIRS[number % 4]
+        _draw_losses(whole, track, pair, (-np.inf, np.inf), colours)
+        _draw_losses(close, track, pair, (step - zoom // 2, step + zoom // 2), colours)
+        whole.axvline(step, color=style.MUTED, linewidth=0.8, linestyle=":")
         whole.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)
-        first, stop = (track.before.steps[row] for row in (pair.pair.window[0], pair.pair.window[1] - 1))
-        close.set_title(f"correlation {pair.pair.correlation:.2f} over steps {first} to {stop}")
+        first, last = pair.pair.window
+        close.set_title(f"correlation {pair.pair.correlation:.2f} over steps {first} to {last}")
     return figure
 
 
@@ -128,9 +132,11 @@ def token_tables(
     (trajectory,) = trajectories.values()
     track = trajectory.tokens
     named = track.named(pair)
-    row = len(track.changes) // 2 if named is None else named.pair.change
-    sections = ([] if named is None else named_sections(track, named, rows)) + found_sections(track, row, largest, rows)
-    data, step = trajectory.record.provenance["data"]["name"], int(track.before.steps[row])
+    step = int(track.before.steps[len(track.before) // 2]) if named is None else named.pair.step
+    sections = ([] if named is None else named_sections(track, named, rows)) + found_sections(
+        track, step, largest, rows
+    )
+    data = trajectory.record.provenance["data"]["name"]
     head = f"Losses of next tokens at step {step} and behind it: {trajectory.configuration['run']['name']}, {data}"
     text = [head, *("\n" + section.as_text() for section in sections)]
     write_text(folder / "tables.txt", "\n".join(text) + "\n")

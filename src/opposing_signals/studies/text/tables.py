@@ -46,26 +46,25 @@ def plain(text: str) -> str:
 
 def named_sections(track: TokenTrack, found: TokenPair, rows: int) -> list[Section]:
     """Both groups of a pair at its selecting step, ``rows`` examples each."""
-    row, step = found.pair.change, track.before.steps[found.pair.change]
+    step = found.pair.step
     sections = []
     for name, columns, rises in zip(found.names, found.pair.groups, (True, False), strict=True):
-        changes = track.changes[row, columns]
-        chosen = columns[np.argsort(-changes if rises else changes, kind="stable")[:rows]]
-        losses = StreamedLosses(track.points[chosen], track.before.values[row, chosen], track.after[row, chosen])
+        changes = track.changes.at(step)[columns]
+        losses = track.at(step, columns[np.argsort(-changes if rises else changes, kind="stable")[:rows]])
         verb = "rises" if rises else "falls"
         title = f"{plain(name)}: the loss {verb} by {abs(changes.mean()):.2f} at step {step}, mean of {len(columns)}"
         sections.append(_section(track, title, losses))
     return sections
 
 
-def found_sections(track: TokenTrack, row: int, largest: int, rows: int) -> list[Section]:
+def found_sections(track: TokenTrack, step: int, largest: int, rows: int) -> list[Section]:
     """The largest rises and falls of a step, grouped by next token and by the end of their contexts."""
     sections = []
-    for losses, verb in zip(track.largest(row, largest), ("rises", "falls"), strict=True):
+    for losses, verb in zip(track.largest(step, largest), ("rises", "falls"), strict=True):
         place = {point: i for i, point in enumerate(losses.ids.tolist())}
         for group in token_groups(losses.ids, track.contexts):
             members = losses[np.array([place[point] for point in group.points.tolist()])]
-            share = f"{len(members)} of the {len(losses)} largest {verb} of step {track.before.steps[row]}"
+            share = f"{len(members)} of the {len(losses)} largest {verb} of step {step}"
             title = f"{track.contexts.name(group)}: {share}, by {abs(members.changes.mean()):.2f} on average"
             sections.append(_section(track, title, members[np.arange(min(rows, len(members)))]))
     return sections

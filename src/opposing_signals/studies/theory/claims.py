@@ -160,7 +160,7 @@ def approach(trajectories: Trajectories) -> Estimate:
     """Share of the steps before break-even that bring the iterate nearer to the minimum."""
     trajectory, distance = _distance(trajectories)
     if trajectory.break_even is None:
-        return Estimate.unknown("λ did not reach 2/η")
+        return Estimate.unknown(trajectory.no_break_even)
     return Estimate(float((np.diff(distance[: trajectory.break_even + 1]) < 0).mean()))
 
 
@@ -168,7 +168,7 @@ def side_changes(trajectories: Trajectories) -> Estimate:
     """Share of the steps from break-even on that end on the other side of the minimum."""
     trajectory, _ = _distance(trajectories)
     if trajectory.break_even is None:
-        return Estimate.unknown("λ did not reach 2/η")
+        return Estimate.unknown(trajectory.no_break_even)
     offset = (trajectory.record["w"].values - trajectory.record["minimum"].values)[trajectory.break_even :]
     return Estimate(float((offset[1:] * offset[:-1] < 0).mean()))
 
@@ -177,7 +177,7 @@ def divergence_from_minimum(trajectories: Trajectories) -> Estimate:
     """Distance from the minimum at the end over that at break-even."""
     trajectory, distance = _distance(trajectories)
     if trajectory.break_even is None:
-        return Estimate.unknown("λ did not reach 2/η")
+        return Estimate.unknown(trajectory.no_break_even)
     return Estimate(float(distance[-1] / distance[trajectory.break_even]))
 
 
@@ -185,7 +185,7 @@ def turning_point(trajectories: Trajectories) -> Estimate:
     """Steps from break-even to the iterate nearest to the minimum."""
     trajectory, distance = _distance(trajectories)
     if trajectory.break_even is None:
-        return Estimate.unknown("λ did not reach 2/η")
+        return Estimate.unknown(trajectory.no_break_even)
     return Estimate(float(np.argmin(distance) - trajectory.break_even))
 
 
@@ -215,7 +215,7 @@ def _worst(
     values = []
     for name, trajectory in trajectories.items():
         if trajectory.break_even is None or trajectory.break_even >= len(trajectory.sharpness) - 2:
-            return Estimate.unknown(f"λ did not reach 2/η in {name}")
+            return Estimate.unknown(f"{name}: λ did not reach 2/η, or at its end only")
         values.append(statistic(trajectory, trajectory.break_even))
     return Estimate(choose(values))
 

@@ -41,6 +41,7 @@ def toy_valley(config: DictConfig, record: Record, logger: Any) -> None:  # noqa
     Records for each step the weight ``w``, the ``minimum`` and the ``magnitude`` with which it is taken,
     ``group_loss`` ``[2]`` of planes and others, ``train_loss``, and as ``sharpness`` the curvature at the minimum.
     """
+    _refuse_seed(config)
     theory = config.theory
     with recording(record, {"name": "toy valley of figure 4"}):
         before, after = (_positive(name, theory.magnitudes[name]) for name in ("before", "after"))
@@ -66,6 +67,7 @@ def linear_descent(config: DictConfig, record: Record, logger: Any) -> None:  # 
     with signal + and −, and of all other points, ``sharpness``, ``projection`` (``b_o`` along the signal, with its
     sign), ``log_projection`` (the logarithm of its size, also where that underflows) and ``second_layer``.
     """
+    _refuse_seed(config)
     with recording(record, {"name": "population of the model of §3.3"}):
         model = _model(config.theory)
         step_size, steps = _step_size(config), _count(config, "steps")
@@ -129,11 +131,21 @@ def theorems(config: DictConfig, record: Record, logger: Any) -> None:  # noqa: 
     ``steps``, ``ratios``) gives ``descent_ratio``, ``descent_log_b_o``, ``descent_sign`` and ``descent_eta_lambda``
     (ηλ), for the step size of the i-th ratio to 2/(α‖β‖) at step i.
     """
+    _refuse_seed(config)
     theory = config.theory
     with recording(record, {"name": "population of the model of §3.3"}):
         _record_grid(record, theory.grid)
         _record_paths(record, theory.paths)
         _record_descents(record, theory.descent)
+
+
+def _refuse_seed(config: DictConfig) -> None:
+    """Refuse a seed other than the first where nothing is drawn at random: its run would be that of the first again."""
+    if config.seed != 1:
+        raise InputError(
+            f"seed={config.seed}: {config.run.name} draws nothing at random, and every seed gives the same numbers; "
+            "leave the seed out"
+        )
 
 
 def _record_grid(record: Record, grid: DictConfig) -> None:

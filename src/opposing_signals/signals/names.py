@@ -1,0 +1,123 @@
+"""What the members of a group share, in words: "airplanes on white against frogs and deer"."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy
+
+from opposing_signals.data import Dataset
+from opposing_signals.signals.pairs import OpposingPair
+
+CHANCE = 0.01
+"""A class or background names a group only where random groups of its size have as much of it less often than this."""
+
+EDGE = 4
+"""Pixels at each side of a picture 32 pixels wide that are its background."""
+
+UNCHANGED = {"deer", "sheep", "fish", "aircraft"}
+"""Words that are their own plural."""
+
+
+def name_pair(dataset: Dataset, pair: OpposingPair) -> str:
+    """Both groups by what they share, the rising one first."""
+    rising, falling = (name_group(dataset, group) for group in pair.groups)
+    return f"{rising} against {falling}"
+
+
+def name_group(dataset: Dataset, group: np.ndarray) -> str:
+    """For instance "airplanes on white", "frogs and deer", "mixed images on blue" or "x in [−0.9, −0.7]".
+
+    Named are the one to three classes that are commoner in the group than by chance and hold half of it or more, and
+    the colour of the background if most have it and more than by chance. A group without any of these is of "mixed
+    images".
+    """
+    if dataset.inputs.shape[1:] == (1,) and dataset.inputs.is_floating_point() and not dataset.is_classification:
+        x = dataset.inputs[group].ravel()
+        return f"x in [{float(x.min()):.2g}, {float(x.max()):.2g}]".replace("-", "−")
+    kind = "images" if dataset.images is not None else "examples"
+    named = _classes(dataset, group) or f"mixed {kind}"
+    background = _background(dataset, group) if dataset.images is not None else ""
+    return f"{named} on {background}" if background else named
+
+
+def _classes(dataset: Dataset, group: np.ndarray) -> str:
+    if dataset.targets.ndim != 1 or not dataset.is_classification or len(dataset.class_names) < 2:
+        return ""
+    classes = np.asarray(dataset.targets)
+    counts = np.bincount(classes[group], minlength=len(dataset.class_names))
+    sizes = np.bincount(classes, minlength=len(dataset.class_names))
+    common = [
+        number
+        for number in np.argsort(-counts, kind="stable").tolist()
+        if _by_chance(counts[number], len(group), sizes[number], len(classes)) < CHANCE
+    ][:3]
+    if 2 * counts[common].sum() < len(group):
+        return ""
+    needed = int(np.searchsorted(np.cumsum(counts[common]), 0.75 * len(group))) + 1
+    words = [_plural(dataset.class_names[number]) for number in common[:needed]]
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+
+
+def _by_chance(count: int, members: int, having: int, points: int) -> float:
+    """Chance that of ``members`` random points ``count`` or more are among the ``having`` ones."""
+    return float(scipy.stats.hypergeom.sf(count - 1, points, having, members))
+
+
+def _plural(name: str) -> str:
+    if not name.isalpha():
+        return f'"{name}"'
+    if name in UNCHANGED:
+        return name
+    if name.endswith(("s", "x", "ch", "sh")):
+        return name + "es"
+    return name[:-1] + "ies" if name.endswith("y") and name[-2:-1] not in "aeiou" else name + "s"
+
+
+# -- backgrounds ------------------------------------------------------------------------------------------------------
+
+
+def _background(dataset: Dataset, group: np.ndarray) -> str:
+    """The colour that most pictures of the group have at their sides, and more of them than by chance; else empty."""
+    assert dataset.images is not None
+    ours = [background(dataset.images[point]) for point in group]
+    colour = max(set(ours), key=ours.count)
+    if not colour or 2 * ours.count(colour) <= len(ours):
+        return ""
+    sample = np.random.default_rng(0).choice(len(dataset), min(len(dataset), 1000), replace=False)
+    usual = sum(background(dataset.images[point]) == colour for point in sample) / len(sample)
+    chance = float(scipy.stats.binom.sf(ours.count(colour) - 1, len(ours), max(usual, 1 / len(sample))))
+    return colour if chance < CHANCE else ""
+
+
+def background(image: np.ndarray) -> str:
+    """The colour of a picture's sides in a word; empty if they are of no one colour, or of a dull one.
+
+    Args:
+        image: ``[height, width, 3]`` or ``[height, width]``, uint8.
+    """
+    picture = np.asarray(image, float)
+    if picture.ndim == 2:
+        picture = np.repeat(picture[:, :, None], 3, axis=2)
+    inside = np.zeros(picture.shape[:2], bool)
+    tall, wide = (max(1, EDGE * size // 32) for size in picture.shape[:2])
+    inside[tall:-tall, wide:-wide] = True
+    words = [_colour(pixel) for pixel in picture[~inside]]
+    word = max(set(words), key=words.count)
+    return word if 2 * words.count(word) > len(words) else ""
+
+
+def _colour(pixel: np.ndarray) -> str:
+    """White, black, or the hue of a saturated pixel; empty for grey and dull ones."""
+    red, green, blue = pixel
+    high, low = pixel.max(), pixel.min()
+    if low > 200 and high - low < 40:
+        return "white"
+    if high < 50:
+        return "black"
+    if high - low < 0.2 * high:
+        return ""
+    if high == blue:
+        return "blue"
+    if high == green:
+        return "green"
+    return "yellow" if green > 0.75 * red and green > 1.3 * blue else "red" if green < 0.5 * red else "brown"

@@ -1,0 +1,88 @@
+"""Statistics over steps with intervals that know how much successive steps depend on each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import scipy
+
+from opposing_signals.studies.claim import Estimate
+
+FEWEST_STEPS = 10
+"""A statistic over fewer steps than this is not given."""
+
+FEWEST = 8
+"""Values that an interval is computed from, at the least: spikes are rarer than steps."""
+
+DRAWS = 500
+
+_NORMAL = float(scipy.stats.norm.ppf(0.975))
+
+Statistic = Callable[[np.ndarray], float]
+"""Rows ``[n]``, some of them maybe more than once ↦ value."""
+
+
+def over_steps(statistic: Statistic, steps: int) -> Estimate:
+    """``statistic`` of all rows from 0 to ``steps`` − 1 with its 95% `interval`; too few for one decide nothing."""
+    if steps < FEWEST:
+        reason = f"{steps} values over steps; a verdict needs {FEWEST}"
+        return Estimate(statistic(np.arange(steps)) if steps else math.nan, None, reason, decides=False)
+    return Estimate(statistic(np.arange(steps)), interval(statistic, steps))
+
+
+def median_over_steps(values: np.ndarray) -> Estimate:
+    """The median of ``values`` ``[T]`` with its interval."""
+    return over_steps(lambda rows: float(np.median(values[rows])), len(values))
+
+
+def mean_over_steps(values: np.ndarray) -> Estimate:
+    """The mean of ``values`` ``[T]`` with its interval."""
+    return over_steps(lambda rows: float(values[rows].mean()), len(values))
+
+
+def interval(statistic: Statistic, steps: int) -> tuple[float, float]:
+    """95% interval of a statistic of ``steps`` dependent rows.
+
+    The bootstrap of single rows gives the interval's shape as if they were independent (Efron 1979); it is stretched
+    around the value by the square root of `dependence` of the rows' influences, and by the quantile of Student's t that
+    the uncertainty of that factor asks for. Block bootstraps without the second are too narrow: of nominal 95% a
+    moving-block bootstrap covers 76% for AR(1) with ρ = 0.8 and 200 steps, and one with the block length of Politis and
+    White (2004) and critical values of fixed-b asymptotics 92%.
+    """
+    rows = np.arange(steps)
+    value = statistic(rows)
+    influences = np.array([statistic(np.delete(rows, row)) for row in rows])
+    factor, freedom = dependence(influences[np.isfinite(influences)])
+    draws = np.random.default_rng(0).integers(steps, size=(DRAWS, steps))
+    low, high = np.nanpercentile([statistic(draw) for draw in draws], [2.5, 97.5])
+    t = float(scipy.stats.t.ppf(0.975, freedom))
+    stretch = np.sqrt(factor * steps / (steps - 1)) * t / _NORMAL
+    return float(min(value, value + (low - value) * stretch)), float(max(value, value + (high - value) * stretch))
+
+
+def dependence(values: np.ndarray) -> tuple[float, int]:
+    """How many times larger the variance of the mean of ``values`` ``[n]`` is than if they were independent.
+
+    The long-run variance over the variance. It is estimated by the first B cosine transforms (Lazarus, Lewis, Stock and
+    Watson 2018) after an AR(1) fit has been taken out (Andrews and Monahan 1992), whose coefficient is corrected for
+    its bias (Kendall 1954).
+
+    Returns:
+        The factor, at least 0.1, and the degrees of freedom B of its estimate.
+    """
+    n = len(values)
+    centred = values - values.mean() if n else values
+    square = float(centred @ centred)
+    if n < FEWEST or not square > 0:
+        return 1.0, max(1, n - 1)
+    slope = float(centred[1:] @ centred[:-1]) / square
+    slope = float(np.clip(slope + (1 + 3 * slope) / n, -0.97, 0.97))
+    rest = centred[1:] - slope * centred[:-1]
+    m = len(rest)
+    count = min(max(4, int(0.41 * m ** (2 / 3))), m - 1)
+    times = (np.arange(m) + 0.5) / m
+    cosines = np.sqrt(2 / m) * np.cos(np.pi * np.outer(np.arange(1, count + 1), times))
+    long_run = float(np.mean(np.square(cosines @ (rest - rest.mean())))) / (1 - slope) ** 2
+    return max(0.1, long_run * n / square), count
