@@ -100,7 +100,7 @@ class PlainLoop(Instrument):
         self.optimizer.zero_grad(set_to_none=True)
         self.losses.append(total)
 
-    def from_step(self, module: TrainingModule, step: int) -> None:
+    def after_step(self, module: TrainingModule, step: int) -> None:
         assert abs(module.loss - self.losses[step]) < 0.05 * abs(module.loss), "the two loops do not train alike"
 
     def _now(self) -> float:

@@ -40,7 +40,8 @@ from opposing_signals.configuration import run_folder
 from opposing_signals.curvature import EigenTracker
 from opposing_signals.curvature.risk import flatten
 from opposing_signals.data import Dataset
-from opposing_signals.record import Record, Series, write_json
+from opposing_signals.files import write_json
+from opposing_signals.record import Record, Series
 from opposing_signals.signals import (
     OpposingPair,
     Trajectory,

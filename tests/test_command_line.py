@@ -16,10 +16,9 @@ from composing import composed
 from matplotlib.figure import Figure
 from PIL import Image
 
-from opposing_signals import record as record_module
 from opposing_signals.__main__ import experiments, main
 from opposing_signals.choices import written
-from opposing_signals.record import Record
+from opposing_signals.record import Record, column
 
 CLAIM_FIELDS = [
     "id", "statement", "source", "statistic", "threshold", "value", "interval", "verdict", "scale", "data", "seed",
@@ -337,7 +336,7 @@ def test_a_record_of_another_configuration_is_refused(command, tmp_path):
 
 
 def test_a_full_disk_stops_the_run_and_leaves_the_record_readable(command, tmp_path, monkeypatch):
-    write_all = record_module._write_all
+    write_all = column._write_all
     calls = []
 
     def full_after_a_while(descriptor, data, offset):
@@ -346,7 +345,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_record_readable(command, tmp_p
             raise OSError(28, "No space left on device")
         write_all(descriptor, data, offset)
 
-    monkeypatch.setattr(record_module, "_write_all", full_after_a_while)
+    monkeypatch.setattr(column, "_write_all", full_after_a_while)
     assert_refused(command("experiment=fig03_chebyshev", *TINY), "No space left on device")
     (folder,) = (tmp_path / "runs").iterdir()
     record = Record(folder)

@@ -94,7 +94,7 @@ class OpposingSignals(Callback):
             train_dataset, per_sample_loss, track, batch_size, seed, show, label, class_names
         )  # fmt: skip
         self.budget = Budget(budget)
-        self.tracker = EigenTracker(tolerance=0.05, max_products=6)
+        self.tracker = EigenTracker(tolerance=0.05)
         self.record: Record
         self.risk: EmpiricalRisk
         self._open = ExitStack()
@@ -274,6 +274,7 @@ class OpposingSignals(Callback):
             self.record.append("sharpness", step, pairs.value)
             self.record.append("sharpness_quotient", step, pairs.quotient)
             self.record.append("sharpness_residual", step, pairs.residual)
+            self.record.append("sharpness_bound", step, pairs.bound)
             self.record.append("sharpness_products", step, pairs.products)
 
     def on_train_batch_end(

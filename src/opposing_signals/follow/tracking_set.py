@@ -103,7 +103,8 @@ class TrackingSet:
                     "the data set without random transforms (training may go on using them)"
                 )
             collate = getattr(trainer.train_dataloader, "collate_fn", None)
-            loader: DataLoader = DataLoader(Subset(examples, range(len(examples))), self.batch_size, collate_fn=collate)  # type: ignore[arg-type]
+            few: Any = Subset(examples, range(len(examples)))  # type: ignore[arg-type]
+            loader: DataLoader[Any] = DataLoader(few, self.batch_size, collate_fn=collate)
             batches = [_on_device(trainer, batch) for batch in loader]
             self._losses = _Losses(module, self.per_sample_loss, batches, self.batch_size, len(self))
             self._check_losses(trainer, module, collate)
@@ -128,7 +129,7 @@ class TrackingSet:
             channels_last=False,
         )
 
-    def computing_in(self, context: Callable[[], AbstractContextManager]) -> None:
+    def computing_in(self, context: Callable[[], AbstractContextManager[Any]]) -> None:
         """Let every further forward pass run in ``context()``, such as the autocast of mixed precision."""
         self._losses.context = context
 
@@ -147,7 +148,7 @@ class TrackingSet:
                 "stays; shuffle in the DataLoader (shuffle=True), not in the data set"
             )
 
-    def _check_losses(self, trainer: Trainer, module: LightningModule, collate: Callable | None) -> None:
+    def _check_losses(self, trainer: Trainer, module: LightningModule, collate: Callable[..., Any] | None) -> None:
         """Refuse a loss whose entries are not those of single examples, such as a mean that was spread out."""
         self._losses.context = trainer.precision_plugin.forward_context
         risk = self.risk()
@@ -156,7 +157,7 @@ class TrackingSet:
             first = self._losses(torch.arange(self.batch_size))[:, 0]
             if self.batch_size < 2 or not (first == first[0]).all():
                 return
-            loader: DataLoader = DataLoader([self.dataset[int(self.indices[0])]], 1, collate_fn=collate)  # type: ignore[arg-type]
+            loader: DataLoader[Any] = DataLoader([self.dataset[int(self.indices[0])]], 1, collate_fn=collate)  # type: ignore[arg-type]
             self._losses.context = nullcontext
             (alone,) = self._losses.of(_on_device(trainer, next(iter(loader))), 1)
         if not torch.isclose(alone, first[0], rtol=1e-2, atol=1e-6):
@@ -184,7 +185,7 @@ class _Losses(nn.Module):
         self.batch = batches.__getitem__  # a list of them would count as state of the model
         self.batch_size = batch_size
         self.examples = examples
-        self.context: Callable[[], AbstractContextManager] = nullcontext
+        self.context: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def forward(self, positions: Tensor) -> Tensor:
         number = int(positions[0]) // self.batch_size

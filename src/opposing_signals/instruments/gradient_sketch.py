@@ -7,6 +7,7 @@ from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.record import Record
+from opposing_signals.record.quantities import GRADIENT_SKETCH
 from opposing_signals.training.module import TrainingModule
 
 
@@ -38,4 +39,4 @@ class GradientSketch(Instrument):
     def before_step(self, module: TrainingModule, step: int) -> None:
         """One forward and one backward pass over the training set."""
         sketch = gradient_sketch(self.risk, self.dimensions)
-        self.write(module, step, "gradient_sketch", sketch.float().cpu().numpy())
+        self.write(module, step, GRADIENT_SKETCH, sketch.float().cpu().numpy())

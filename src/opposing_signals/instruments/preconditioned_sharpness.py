@@ -8,6 +8,13 @@ from opposing_signals.curvature import EigenTracker, adam_preconditioner, precon
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.instruments.instrument import Instrument, announcing
 from opposing_signals.record import Record
+from opposing_signals.record.quantities import (
+    PRECONDITIONED_SHARPNESS,
+    PRECONDITIONED_SHARPNESS_BOUND,
+    PRECONDITIONED_SHARPNESS_PRODUCTS,
+    PRECONDITIONED_SHARPNESS_QUOTIENT,
+    PRECONDITIONED_SHARPNESS_RESIDUAL,
+)
 from opposing_signals.training.module import TrainingModule
 
 
@@ -15,8 +22,8 @@ class PreconditionedSharpness(Instrument):
     """Writes ``preconditioned_sharpness``, the largest eigenvalue of P⁻¹∇²L(θ_t), with quotient, residual and products.
 
     P is the preconditioner with which Adam took the step to θ_t (see `opposing_signals.curvature.adam_preconditioner`),
-    so nothing is written at step 0. ``preconditioned_sharpness_quotient`` and ``_residual`` are those of
-    P^(-1/2) H P^(-1/2), which is symmetric and has the same eigenvalues (see `EigenTracker`);
+    so nothing is written at step 0. ``preconditioned_sharpness_quotient``, ``_residual`` and ``_bound`` are
+    those of P^(-1/2) H P^(-1/2), which is symmetric and has the same eigenvalues (see `EigenTracker`);
     ``preconditioned_sharpness_products`` are the products spent.
 
     Args:
@@ -48,10 +55,11 @@ class PreconditionedSharpness(Instrument):
         preconditioner = adam_preconditioner(optimizer.optimizer, self.risk.parameters)
         products = preconditioned(lambda vectors: self.risk.hessian_products(vectors).products, preconditioner)
         pairs = self.tracker(announcing(products, module, self.tracker.budget), preconditioner)
-        self.write(module, step, "preconditioned_sharpness", pairs.value)
-        self.write(module, step, "preconditioned_sharpness_quotient", pairs.quotient)
-        self.write(module, step, "preconditioned_sharpness_residual", pairs.residual)
-        self.write(module, step, "preconditioned_sharpness_products", pairs.products)
+        self.write(module, step, PRECONDITIONED_SHARPNESS, pairs.value)
+        self.write(module, step, PRECONDITIONED_SHARPNESS_QUOTIENT, pairs.quotient)
+        self.write(module, step, PRECONDITIONED_SHARPNESS_RESIDUAL, pairs.residual)
+        self.write(module, step, PRECONDITIONED_SHARPNESS_BOUND, pairs.bound)
+        self.write(module, step, PRECONDITIONED_SHARPNESS_PRODUCTS, pairs.products)
 
     def state_dict(self) -> dict[str, Any]:
         """The tracker's warm start."""

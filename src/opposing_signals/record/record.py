@@ -19,11 +19,8 @@ has the file memory-mapped is never cut off. What a disk has changed is found by
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import shutil
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,16 +30,13 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
-from numpy.lib import format as npy
 
 from opposing_signals.crash import DIED, death_in, watched
 from opposing_signals.errors import DamagedError, InputError, MissingQuantityError
 from opposing_signals.files import read_json, sync_folder, write_json
+from opposing_signals.record.column import CHECKSUM, Column, mapped, sound_rows, what_is_wrong
 
 log = getLogger(__name__)
-
-CHECKSUM = "crc32"
-"""The last field of a row. It has 64 bits, so that the values of all rows are aligned alike."""
 
 
 @dataclass(frozen=True)
@@ -63,125 +57,6 @@ class Series:
         return self.values[row]
 
 
-class _Column:
-    """An appendable ``.npy`` file of (step, value, crc32) rows; files without the last are written on as they are."""
-
-    def __init__(self, path: Path, dtype: np.dtype | None = None) -> None:
-        """Open ``path``, creating it with ``dtype`` if it is not there or empty."""
-        self.path = path
-        if dtype is not None and (not path.exists() or path.stat().st_size == 0):
-            self.dtype, self.rows, self.last_step = dtype, 0, -1
-            path.write_bytes(self._header())
-        else:
-            counted = _mapped(path)
-            self.dtype, self.rows = counted.dtype, len(counted)
-            self.last_step = int(counted["step"][-1]) if self.rows else -1
-        self._file = path.open("r+b", buffering=0)
-        self._offset = len(self._header())
-        self._row = np.empty(1, self.dtype)
-
-    def _header(self) -> bytes:
-        buffer = io.BytesIO()
-        description = npy.dtype_to_descr(self.dtype)
-        npy.write_array_header_1_0(buffer, {"descr": description, "fortran_order": False, "shape": (self.rows,)})
-        return buffer.getvalue()
-
-    def append(self, step: int, value: np.ndarray) -> None:
-        self._row["step"], self._row["value"] = step, value
-        if CHECKSUM in _fields(self.dtype):
-            self._row[CHECKSUM] = _checksums(self._row)[0]
-        try:
-            _write_all(
-                self._file.fileno(), self._row.view(np.uint8).data, self._offset + self.rows * self.dtype.itemsize
-            )
-            self.rows += 1
-            self.last_step = step
-            _write_all(self._file.fileno(), self._header(), 0)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path)) from None
-
-    def cut(self, step: int, counted: int | None) -> None:
-        """Forget the rows measured at ``step`` or later.
-
-        Raises:
-            DamagedError: Of those that stay, one is damaged, or some of the ``counted`` are missing.
-        """
-        rows = _mapped(self.path)
-        sound = _sound(rows)
-        kept = int(np.searchsorted(rows["step"][:sound], step))
-        if counted is None:  # whether the first damaged row belongs to those that stay cannot be told
-            counted = len(rows) if step and kept == sound else 0
-        if sound < counted:
-            raise DamagedError(_what_is_wrong(self.path, sound, len(rows), counted))
-        self.rows = kept
-        self.last_step = int(rows["step"][kept - 1]) if kept else -1
-        _write_all(self._file.fileno(), self._header(), 0)
-
-    def sync(self) -> None:
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _fields(dtype: np.dtype) -> tuple[str, ...]:
-    return dtype.names or ()
-
-
-def _checksums(rows: np.ndarray) -> list[int]:
-    """CRC-32 of step and value of each row."""
-    data = rows.view(np.uint8).reshape(len(rows), rows.dtype.itemsize)
-    end = rows.dtype.itemsize - rows.dtype[CHECKSUM].itemsize
-    return [zlib.crc32(row[:end].data) for row in data]
-
-
-def _sound(rows: np.ndarray) -> int:
-    """How many rows there are in front of the first whose checksum is wrong."""
-    if CHECKSUM not in _fields(rows.dtype):
-        return len(rows)
-    wrong = np.flatnonzero(np.array(_checksums(rows), np.uint64) != rows[CHECKSUM])
-    return int(wrong[0]) if len(wrong) else len(rows)
-
-
-def _what_is_wrong(path: Path, sound: int, rows: int, expected: int) -> str:
-    if sound < min(rows, expected):
-        return f"{path} is damaged: the checksum of its row {sound} of {rows} is wrong"
-    return f"{path} is damaged: it holds {rows} rows, expected {expected}"
-
-
-def _mapped(path: Path) -> np.ndarray:
-    """The rows of a column counted so far, memory-mapped.
-
-    Raises:
-        DamagedError: It is no such file.
-        OSError: It cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            if file.read(len(npy.MAGIC_PREFIX)) != npy.MAGIC_PREFIX:
-                raise DamagedError(f"{path} is damaged: it does not begin as an .npy file")
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, DamagedError):
-        raise
-    except Exception as error:  # of many kinds: the header is parsed as Python, and may hold anything
-        raise DamagedError(f"{path} is damaged: {' '.join(str(error).split()) or type(error).__name__}") from None
-    if not isinstance(rows, np.ndarray) or rows.ndim != 1 or _fields(rows.dtype)[:2] != ("step", "value"):
-        raise DamagedError(f"{path} is damaged: it holds no rows of step and value")
-    if rows.dtype["step"] != np.int64 or _fields(rows.dtype)[2:] not in ((), (CHECKSUM,)):
-        raise DamagedError(f"{path} is damaged: its rows are no step, value and checksum")
-    if CHECKSUM in _fields(rows.dtype) and rows.dtype[CHECKSUM] != np.uint64:
-        raise DamagedError(f"{path} is damaged: its checksums are no whole numbers of 64 bits")
-    return rows
-
-
-def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
-    """`os.pwrite` until everything is written: a nearly full disk takes a part first and fails on the rest."""
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
-
-
 class Record:
     """A run's folder, open for reading; `writing` opens it for appending too.
 
@@ -196,14 +71,14 @@ class Record:
         self.folder = Path(folder)
         if not (self.folder / "configuration.json").is_file():
             raise InputError(f"no record of a run in {self.folder}: expected a folder with configuration.json in it")
-        self._columns: dict[str, _Column] = {}
+        self._columns: dict[str, Column] = {}
         self._writable = False
 
     # -- reading ------------------------------------------------------------------------------------------------
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """The configuration that decides the numbers (see `opposing_signals.key`)."""
+        """The configuration that decides the numbers (see `opposing_signals.configuration.decisive`)."""
         return read_json(self.folder / "configuration.json")
 
     @property
@@ -249,7 +124,7 @@ class Record:
         if quantity not in self:
             held = ", ".join(self) or "nothing yet"
             raise MissingQuantityError(f"{self.folder.name} holds no {quantity!r}; it holds {held}")
-        rows = _mapped(self._path(quantity))
+        rows = mapped(self._path(quantity))
         return Series(rows["step"], rows["value"])
 
     def verify(self, quantities: Iterable[str] | None = None) -> None:
@@ -273,14 +148,14 @@ class Record:
         path = self._path(quantity)
         if quantity not in self:
             raise DamagedError(f"{path} is missing, of which there were {noted} rows")
-        rows = _mapped(path)
-        sound = _sound(rows)
+        rows = mapped(path)
+        sound = sound_rows(rows)
         if sound < len(rows):  # or its writer has cut it back in between, and written other rows there
-            rows = _mapped(path)
-            sound = _sound(rows)
+            rows = mapped(path)
+            sound = sound_rows(rows)
         expected = len(rows) if noted is None else noted
         if sound < len(rows) or len(rows) != expected:
-            raise DamagedError(_what_is_wrong(path, sound, len(rows), expected))
+            raise DamagedError(what_is_wrong(path, sound, len(rows), expected))
 
     def _path(self, quantity: str) -> Path:
         return self.folder / f"{quantity}.npy"
@@ -372,7 +247,7 @@ class Record:
         if quantity not in self._columns:
             kind = array.dtype.newbyteorder("<")
             dtype = np.dtype([("step", "<i8"), ("value", kind, array.shape), (CHECKSUM, "<u8")])
-            self._columns[quantity] = _Column(self._path(quantity), dtype)
+            self._columns[quantity] = Column(self._path(quantity), dtype)
         column = self._columns[quantity]
         if column.dtype["value"].shape != array.shape:
             raise ValueError(f"{quantity}: shape {array.shape} after {column.dtype['value'].shape}")
@@ -398,7 +273,7 @@ class Record:
             try:
                 if not path.is_file():
                     raise DamagedError(f"{path} is damaged: it is no file")
-                column = self._columns.setdefault(quantity, _Column(path))
+                column = self._columns.setdefault(quantity, Column(path))
             except DamagedError:
                 if step and expected != 0:
                     raise

@@ -6,9 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from opposing_signals import record as record_module
 from opposing_signals.errors import InputError
-from opposing_signals.record import Record
+from opposing_signals.record import Record, column
 
 CONFIGURATION = {"steps": 5, "model": {"width": 4}}
 
@@ -73,7 +72,7 @@ def test_a_full_disk_leaves_the_rows_so_far(tmp_path, monkeypatch):
             taken.append(pwrite(descriptor, data[:7], offset))
             return taken[0]
 
-        monkeypatch.setattr(record_module.os, "pwrite", nearly_full)
+        monkeypatch.setattr(column.os, "pwrite", nearly_full)
         with pytest.raises(OSError, match="No space left"):
             writer.append("sample_loss", 1, rows(1))
         monkeypatch.undo()
