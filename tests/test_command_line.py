@@ -227,7 +227,7 @@ def test_a_complete_run_is_reused(command, tmp_path):
         (["fig3", "--resolve"], ["--resolve", "--cfg job"]),
         (["--cfg", "job"], ["no experiment given, only --cfg job"]),
         (["-sc", "install=csh"], ["-sc install=csh", "bash"]),
-        (["reprot"], ["reprot: unknown; did you mean report?"]),
+        (["reprot"], ["reprot: unknown; did you mean report or reproduce?"]),
         (["report", "--nonsense"], ["report: unrecognized arguments: --nonsense"]),
         (["explain"], ["explain", "FOLDER"]),
         (["list", "nonsense"], ["list nonsense", "opposing-signals list"]),
