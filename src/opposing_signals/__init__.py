@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 from opposing_signals._torchvision import make_importable
 
 if TYPE_CHECKING:
-    from opposing_signals.follow import OpposingSignals
+    from opposing_signals.follow import Follower, OpposingSignals
 
-__all__ = ["OpposingSignals"]
+__all__ = ["Follower", "OpposingSignals"]
 
 make_importable()
 
 
 def __getattr__(name: str) -> Any:
-    """`OpposingSignals` on first use: it imports torch, and the command line's help must not wait for that."""
-    if name == "OpposingSignals":
-        from opposing_signals.follow import OpposingSignals
+    """`Follower` and `OpposingSignals` on first use: they import torch, and the command line's help must not wait."""
+    if name in __all__:
+        from opposing_signals import follow
 
-        return OpposingSignals
+        return getattr(follow, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
