@@ -28,6 +28,6 @@ def test_an_example_runs_and_is_explained(tmp_path, monkeypatch, example, argume
     record = Record(tmp_path / example)
     assert record.is_complete
     assert len(record["train_loss"]) == record["train_loss"].steps[-1] + 1
-    explanation = explain(record.folder)
+    explanation = str(explain(record.folder))
     for part in told:
         assert part in explanation

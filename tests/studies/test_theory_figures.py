@@ -7,10 +7,10 @@ from composing import composed
 from hydra.utils import get_method
 from PIL import Image
 
-from opposing_signals.studies.theory import figures
 from opposing_signals.configuration import decisive
 from opposing_signals.record import Record
 from opposing_signals.signals import Trajectory
+from opposing_signals.studies.theory import figures
 
 SMALL = {
     "fig04_toy_valley": (),

@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -88,19 +87,18 @@ class BatchLosses:
 
     def _seen(self, module: nn.Module, arguments: Any, named: Any, outputs: Any) -> None:
         made = self._made.get(module)
-        if made is None or not torch.is_grad_enabled() or len(made) >= _MANY:
+        if made is None or self._is_taken or not torch.is_grad_enabled() or len(made) >= _MANY:
             return
         made.append((arguments, named, outputs))
         if self._chosen is not None:
             self._replay_if_complete(self._chosen)
 
     def _replay_if_complete(self, chosen: list[int]) -> None:
-        """As soon as the outputs are there: before training goes on, so that nothing is kept longer than it would be."""
+        """As soon as the outputs are there, so that nothing is kept longer than without it."""
         if any(len(self._made[module]) <= place for module, place in zip(self._calls, chosen, strict=True)):
             return
         outputs = [self._made[module][place] for module, place in zip(self._calls, chosen, strict=True)]
-        for made in self._made.values():
-            made.clear()  # several batches in one step: those of the next one come
+        self._is_taken = True  # what comes now is another pass over the batch
         self._replay(outputs)
 
     def _look(self) -> None:
@@ -142,7 +140,6 @@ class BatchLosses:
         if not isinstance(losses, Tensor) or losses.ndim != 1:
             self._miss("per_sample_loss gave no [n] losses for the training batch")
             return False
-        self._is_taken = True
         self._take(losses.detach(), _own_loss(calls[0][2]) if len(calls) == 1 else None)
         return True
 
@@ -264,7 +261,7 @@ def outermost_calls(module: nn.Module, work: Callable[[], Any]) -> list[nn.Modul
 
 def _eager_modules(module: nn.Module) -> list[nn.Module]:
     """``module`` and those in it that are not part of a compiled one."""
-    if isinstance(module, torch._dynamo.OptimizedModule) or vars(module).get(_CALL) is not None:
+    if "_orig_mod" in module._modules or vars(module).get(_CALL) is not None:  # by torch.compile, module.compile
         return [module]
     within = [one for child in module.children() for one in _eager_modules(child)]
     return list(dict.fromkeys([module, *within]))

@@ -20,6 +20,9 @@ FEWEST = 128
 GRACE = 1.0
 """Seconds that `FEWEST` examples and `CHANGES` changes may take beyond the share, in a run too short for them."""
 
+LEAST = 16
+"""Examples that are followed even then, if there are as many."""
+
 RESERVE = 0.2
 """Part of the budget that is kept for steps at which something jumps."""
 
@@ -76,8 +79,8 @@ class Budget:
 
     @property
     def step_seconds(self) -> float:
-        """Median time of the last steps, measuring left out; 0 before there are any."""
-        return float(np.median(self._taken)) if self._taken else 0.0
+        """Time of a step, measuring left out: the lower quartile of the last ones, because the first are slow."""
+        return sorted(self._taken)[len(self._taken) // 4] if self._taken else 0.0
 
     def allowance(self, step: int) -> float:
         """Seconds that may be spent by the end of the training, or, where that is unknown, by now."""
@@ -136,12 +139,15 @@ class Budget:
         steps = self.steps if self.steps is not None else step + 1000
         rest = self.seconds - self.spent + max(0, steps - step) * self.step_seconds
         measurements = CHANGES * window / max(1, window - 1)
-        left = (1 - RESERVE) * self.share * rest - self.spent - measurements * fixed
-        count = int(left / (reading + measurements * each))
-        fewest = min(FEWEST, available)
-        if count < fewest:
-            count = fewest
-            wanted = self.spent + count * reading + measurements * (fixed + count * each)
+        start = self.spent + measurements * fixed
+
+        def affordable(seconds: float) -> int:
+            return int(((1 - RESERVE) * seconds - start) / (reading + measurements * each))
+
+        count = affordable(self.share * rest)
+        if count < min(FEWEST, available):
+            count = min(FEWEST, available, max(LEAST, affordable(self.share * rest + GRACE)))
+            wanted = start + count * (reading + measurements * each)
             self.grace = float(np.clip(wanted / (1 - RESERVE) - self.share * rest, 0.0, GRACE))
         return min(count, available)
 

@@ -44,7 +44,7 @@ WIDEST = 1024
 """Rows of a batch whose losses are kept, at the most: those of the largest loss."""
 
 _BUFFERED = 200  # steps that are kept on the device before they are written
-_TIMED = 3  # steps that are timed before it is decided how many examples are followed
+_TIMED = 6  # steps that are timed before it is decided how many examples are followed
 _SHARED_LOOK = 8  # steps between decisions that several processes take together
 
 
@@ -261,7 +261,7 @@ class Follower:
             step: That training goes on at; None: at the follower's own count.
             to_device: Batch ↦ the batch as the training step gets it; None moves it to the model's device.
             context: In which a training step computes, such as the autocast of mixed precision.
-            loader: Of the training, whose sampler tells the indices of a batch, and whose ``collate_fn`` puts one together.
+            loader: Of the training: its sampler tells a batch's indices, its ``collate_fn`` puts a batch together.
             iterator: Of the loader, if it has begun to draw.
             described: What else the record's configuration says.
             hooks: Whether optimizers tell by themselves when they step.
@@ -764,25 +764,21 @@ class Follower:
             self._width = min(WIDEST, max(len(losses) for losses, _ in rows))
             if quantities.BATCH_LOSS in self.record:
                 self._width = self.record[quantities.BATCH_LOSS].values.shape[1]
-        for place, (step, (losses, indices)) in enumerate(zip(steps, rows, strict=True)):
-            self.record.append(quantities.LEARNING_RATE, step._number, step._learning_rate)
-            self.record.append(quantities.BATCH_SIZE, step._number, len(losses) or -1)
-            if not math.isnan(loss[place]) or step.loss is not None:
-                self.record.append(quantities.TRAIN_LOSS, step._number, loss[place])
-            if step.gradient_norm is not None:
-                self.record.append(quantities.GRADIENT_NORM, step._number, norm[place])
-            if len(losses) and self._width:
-                self._append_rows(step._number, losses, indices)
-
-    def _append_rows(self, step: int, losses: np.ndarray, indices: np.ndarray) -> None:
-        assert self._width is not None
-        if len(losses) > self._width:
-            place = np.where(np.isnan(losses), np.inf, losses)
-            largest = np.sort(np.argpartition(-place, self._width - 1)[: self._width])
-            losses, indices = losses[largest], indices[largest]
-        missing = self._width - len(losses)
-        self.record.append(quantities.BATCH_LOSS, step, np.pad(losses, (0, missing), constant_values=np.nan))
-        self.record.append(quantities.BATCH_INDEX, step, np.pad(indices, (0, missing), constant_values=-1))
+        numbers = np.array([step._number for step in steps], np.int64)
+        sizes = np.array([len(losses) or -1 for losses, _ in rows], np.int64)
+        self.record.extend(quantities.LEARNING_RATE, numbers, np.array([step._learning_rate for step in steps]))
+        self.record.extend(quantities.BATCH_SIZE, numbers, sizes)
+        for quantity, values, known in (
+            (quantities.TRAIN_LOSS, loss, [step.loss is not None for step in steps]),
+            (quantities.GRADIENT_NORM, norm, [step.gradient_norm is not None for step in steps]),
+        ):
+            self.record.extend(quantity, numbers[known], np.array(values)[known])
+        if self._width:
+            has_rows = sizes > 0
+            fitted = [_fitted(*row, self._width) for row, has in zip(rows, has_rows, strict=True) if has]
+            if fitted:
+                for quantity, part in ((quantities.BATCH_LOSS, 0), (quantities.BATCH_INDEX, 1)):
+                    self.record.extend(quantity, numbers[has_rows], np.stack([row[part] for row in fitted]))
 
     # -- exact resume -------------------------------------------------------------------------------------------
 
@@ -886,6 +882,15 @@ def _gathered(rows: list[tuple[np.ndarray, np.ndarray]], loss: list[float]) -> t
         for place in range(len(rows))
     ]
     return together, np.mean([share[1] for share in shares], axis=0).tolist()
+
+
+def _fitted(losses: np.ndarray, indices: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """``[width]`` losses and indices: filled up, or those of the largest loss."""
+    if len(losses) > width:
+        largest = np.sort(np.argpartition(-np.where(np.isnan(losses), np.inf, losses), width - 1)[:width])
+        return losses[largest], indices[largest]
+    missing = width - len(losses)
+    return np.pad(losses, (0, missing), constant_values=np.nan), np.pad(indices, (0, missing), constant_values=-1)
 
 
 def _numbers(indices: Any, expected: int | None) -> np.ndarray | None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-
-import numpy as np
+from collections.abc import Iterable
 
 REMEMBERED = 32
 """Values that a new one is compared with."""
@@ -16,6 +15,23 @@ FEWEST = 8
 UNUSUAL = 6.0
 """A jump lies above the median by more than this many standard deviations, as the median absolute deviation gives
 them."""
+
+
+def bound(seen: Iterable[float], unusual: float = UNUSUAL) -> float:
+    """What a value must exceed to stand out of those ``seen`` before it.
+
+    Args:
+        seen: At least one.
+        unusual: Standard deviations above the median.
+    """
+    median = _median(seen)
+    deviation = 1.4826 * _median(abs(value - median) for value in seen)
+    return median + unusual * max(deviation, 1e-3 * abs(median))
+
+
+def _median(values: Iterable[float]) -> float:
+    ordered = sorted(values)  # of so few values faster than an array's
+    return ordered[len(ordered) // 2]
 
 
 class Jumps:
@@ -31,8 +47,6 @@ class Jumps:
             return True
         jumped = False
         if len(seen) >= FEWEST:
-            median = float(np.median(seen))
-            deviation = 1.4826 * float(np.median(np.abs(np.array(seen) - median)))
-            jumped = value > median + UNUSUAL * max(deviation, 1e-3 * abs(median))
+            jumped = value > bound(seen)
         seen.append(value)
         return jumped

@@ -150,7 +150,7 @@ def check_single(
         )
     raise InputError(
         f"per_sample_loss returned {float(first[worst]):.4g} for an example in a batch of {len(alone)} and "
-        f"{float(single[worst]):.4g} for it alone: expected a loss that does not depend on the other examples; look for "
-        "outputs [n, 1] against targets [n] (squeeze them), a division by what the batch sums up to, or a loss that "
-        "compares examples"
+        f"{float(single[worst]):.4g} for it alone: expected a loss that does not depend on the other examples; look "
+        "for outputs [n, 1] against targets [n] (squeeze them), a division by what the batch sums up to, or a loss "
+        "that compares examples"
     )

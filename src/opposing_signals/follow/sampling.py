@@ -1,4 +1,4 @@
-"""Which examples a batch holds: read off the loader's sampler, whose batches come out in the order in which it draws."""
+"""Which examples a batch holds: read off the loader's sampler, in whose order the batches come."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class DrawnIndices:
             loader: What is no `DataLoader` with a sampler is left alone.
             iterator: Of the loader, if it has begun to draw.
         """
+        loader = getattr(loader, "base_dataloader", loader)  # within that of accelerate
         if loader is self._loader or not self._is_indexed(loader):
             return
         self.forget()

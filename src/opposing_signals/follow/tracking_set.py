@@ -188,8 +188,7 @@ class TrackingSet:
             order = np.argsort(kept) if self.is_sized_by_cost else np.arange(len(kept))
             self.indices = kept[order]
             self._examples = [read[place] for place in order]
-            prints = [self._fingerprint(example) for example in self._examples]
-            self._prints = prints[:_REREAD]
+            self._prints = [self._fingerprint(example) for example in self._examples[:_REREAD]]
             batches = [
                 self._batched(self._examples[first : first + self.batch_size])
                 for first in range(0, len(self), self.batch_size)
@@ -199,7 +198,7 @@ class TrackingSet:
             log.warning(
                 "fingerprints do not see inside %s: changes of such examples are not noticed", ", ".join(self._opaque)
             )
-        return hashlib.sha256("".join(prints).encode()).hexdigest()
+        return hashlib.sha256("".join(map(self._fingerprint, batches)).encode()).hexdigest()
 
     def describe(self, folder: Path) -> None:
         """Write into the record's ``folder`` what a figure shows of the examples; what cannot be shown is left out.
