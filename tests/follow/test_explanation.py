@@ -80,7 +80,7 @@ def test_the_page_shows_the_explanation(tmp_path, capsys):
 
 def test_texts_are_quoted(tmp_path):
     recorded(tmp_path, shown=[f"sentence {i}" for i in range(POINTS)])
-    told = explain(tmp_path, spikes=1).lines
+    told = str(explain(tmp_path, spikes=1))
     assert any(f"'sentence {i}'" in told for i in UP)
     assert any(f"'sentence {i}'" in told for i in DOWN)
 
@@ -173,9 +173,9 @@ def test_the_row_that_made_a_spike_is_named(tmp_path):
     told = explain(tmp_path)
     (spike,) = told.findings["batch_spikes"]
     assert spike["step"] == 40
-    assert spike["rows"][:2] == [4003, 4009]
+    assert spike["rows"][:2] == (4003, 4009)
     assert spike["share"] > 0.95
-    assert spike["reasons"] == []
+    assert not spike["reasons"]
     assert "train_dataset[4003] 30" in str(told)
 
 
@@ -213,7 +213,7 @@ def test_a_divergence_is_told_with_the_first_row_and_what_was_before(tmp_path):
     divergence = told.findings["divergence"]
     assert (divergence["step"], divergence["row"], divergence["row_step"]) == (50, 5002, 50)
     assert divergence["before"]["train_loss"][1:] == [4.0, 90.0]
-    assert divergence["reasons"] == ["the learning rate went from 0.1 to 3 at step 48"]
+    assert divergence["reasons"] == ("the learning rate went from 0.1 to 3 at step 48",)
     assert "not finite from step 50 on" in str(told)
 
 

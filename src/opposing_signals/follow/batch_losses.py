@@ -8,7 +8,7 @@ the place of a second forward pass.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -35,7 +35,7 @@ class BatchLosses:
         module: In training.
         per_sample_loss: (module, batch) ↦ ``[n]``.
         calls: The modules that it calls, in order; see `outermost_calls`.
-        take: Called with ``[n]`` losses, and the loss that the model has returned itself, if it has, once a batch.
+        take: Called with ``[n]`` losses, once a batch.
         context: In which a training step computes, such as the autocast of mixed precision.
     """
 
@@ -44,7 +44,7 @@ class BatchLosses:
         module: nn.Module,
         per_sample_loss: PerSampleLoss,
         calls: list[nn.Module],
-        take: Callable[[Tensor, Tensor | None], None],
+        take: Callable[[Tensor], None],
         context: Callable[[], AbstractContextManager] = nullcontext,
     ) -> None:
         self._module = module
@@ -140,7 +140,7 @@ class BatchLosses:
         if not isinstance(losses, Tensor) or losses.ndim != 1:
             self._miss("per_sample_loss gave no [n] losses for the training batch")
             return False
-        self._take(losses.detach(), _own_loss(calls[0][2]) if len(calls) == 1 else None)
+        self._take(losses.detach())
         return True
 
     def _evaluated(self, calls: list[tuple[Any, Any, Any]], see: Callable[..., Any] = lambda *_: None) -> Any:
@@ -283,12 +283,6 @@ def _same(call: tuple[Any, Any], inputs: tuple[Any, Any]) -> bool:
         any(one is other or (one.shape == other.shape and bool((one == other).all())) for one in ones)
         for other in others
     )
-
-
-def _own_loss(outputs: Any) -> Tensor | None:
-    """The scalar ``loss`` of a model that returns a mapping with one, as those of transformers do."""
-    loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
-    return loss.detach() if isinstance(loss, Tensor) and loss.numel() == 1 else None
 
 
 def _first_line(error: BaseException) -> str:

@@ -23,6 +23,9 @@ GRACE = 1.0
 LEAST = 16
 """Examples that are followed even then, if there are as many."""
 
+ROOM = 2.0
+"""By how much a measurement may cost more than was estimated, in such a run."""
+
 RESERVE = 0.2
 """Part of the budget that is kept for steps at which something jumps."""
 
@@ -148,7 +151,7 @@ class Budget:
         if count < min(FEWEST, available):
             count = min(FEWEST, available, max(LEAST, affordable(self.share * rest + GRACE)))
             wanted = start + count * (reading + measurements * each)
-            self.grace = float(np.clip(wanted / (1 - RESERVE) - self.share * rest, 0.0, GRACE))
+            self.grace = float(np.clip(ROOM * wanted / (1 - RESERVE) - self.share * rest, 0.0, GRACE))
         return min(count, available)
 
     @contextmanager

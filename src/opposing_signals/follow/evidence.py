@@ -1,4 +1,4 @@
-"""What the record of the training batches says: where the train loss stood out, or diverged, and what was unusual there.
+"""What the record of the training batches says: where the train loss stood out or diverged, and what was unusual there.
 
 A batch's loss jumps for reasons of three kinds: the batch is another one (a left-over of five examples, an odd row),
 the step before it was another one (learning rate, gradient), or the training leaves the region in which it converges.

@@ -63,7 +63,6 @@ class Step:
     _losses: list[Tensor] = field(default_factory=list)
     _indices: list[np.ndarray | None] = field(default_factory=list)
     _given: list[np.ndarray | None] = field(default_factory=list)
-    _own: list[Tensor] = field(default_factory=list)
     _size: int = 0
 
     def record(self, losses: Tensor, indices: Any = None) -> None:
@@ -434,7 +433,7 @@ class Follower:
     def _plan(self) -> None:
         """Follow as many examples as the budget allows, now that a step's time is known."""
         with self.budget.measuring("reading"):
-            fixed, each = self.examples.cost(self._model)
+            fixed, each = self.examples.cost(self._model, self._device)
 
             def size() -> int:
                 return self.budget.examples(
@@ -551,7 +550,7 @@ class Follower:
         if not failed and self._origin and self._current is not None and self._has_stepped:
             self._safely("noting the step", self._advance)
 
-    def _take_rows(self, losses: Tensor, own: Tensor | None) -> None:
+    def _take_rows(self, losses: Tensor) -> None:
         step = self._current
         if step is None or step._given:
             return
@@ -561,8 +560,6 @@ class Follower:
             indices = None
         step._losses.append(losses)
         step._indices.append(indices)
-        if own is not None:
-            step._own.append(own)
 
     def expect(self, steps: int | None) -> None:
         """Training will have so many steps; None: unknown."""
@@ -624,9 +621,7 @@ class Follower:
             step.gradient_norm = torch.stack([norm.detach().float() for norm in self._clipped]).norm()
         self._clipped.clear()
         step._size = sum(len(losses) for losses in step._losses)
-        if step.loss is None and step._own:
-            step.loss = torch.stack([own.reshape(()).float() for own in step._own]).mean()
-        elif step.loss is None and step._losses:
+        if step.loss is None and step._losses:
             step.loss = torch.cat([losses.float() for losses in step._losses]).mean()
         self._number += 1
         self._buffer.append(step)
@@ -727,8 +722,6 @@ class Follower:
                 self._model.eval()
                 pairs = self._tracker(lambda vectors: self.risk.hessian_products(vectors).products, parameters)
         except Exception as error:
-            if self._windows <= 1 and isinstance(error, InputError):
-                raise
             log.warning("the sharpness is not measured any more: %s", _first_line(error))
             self.sharpness_every = None
             self._origin["sharpness"] = f"ended at step {step}: {_first_line(error)}"
@@ -773,12 +766,15 @@ class Follower:
             (quantities.GRADIENT_NORM, norm, [step.gradient_norm is not None for step in steps]),
         ):
             self.record.extend(quantity, numbers[known], np.array(values)[known])
-        if self._width:
-            has_rows = sizes > 0
-            fitted = [_fitted(*row, self._width) for row, has in zip(rows, has_rows, strict=True) if has]
-            if fitted:
-                for quantity, part in ((quantities.BATCH_LOSS, 0), (quantities.BATCH_INDEX, 1)):
-                    self.record.extend(quantity, numbers[has_rows], np.stack([row[part] for row in fitted]))
+        has_rows = sizes > 0
+        if self._width and has_rows.any():
+            shape = int(has_rows.sum()), self._width
+            losses, indices = np.full(shape, np.nan, np.float32), np.full(shape, -1, np.int64)
+            for place, (row, index) in enumerate(row for row in rows if len(row[0])):
+                kept = _largest(row, self._width)
+                losses[place, : len(row[kept])], indices[place, : len(row[kept])] = row[kept], index[kept]
+            self.record.extend(quantities.BATCH_LOSS, numbers[has_rows], losses)
+            self.record.extend(quantities.BATCH_INDEX, numbers[has_rows], indices)
 
     # -- exact resume -------------------------------------------------------------------------------------------
 
@@ -884,13 +880,11 @@ def _gathered(rows: list[tuple[np.ndarray, np.ndarray]], loss: list[float]) -> t
     return together, np.mean([share[1] for share in shares], axis=0).tolist()
 
 
-def _fitted(losses: np.ndarray, indices: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """``[width]`` losses and indices: filled up, or those of the largest loss."""
-    if len(losses) > width:
-        largest = np.sort(np.argpartition(-np.where(np.isnan(losses), np.inf, losses), width - 1)[:width])
-        return losses[largest], indices[largest]
-    missing = width - len(losses)
-    return np.pad(losses, (0, missing), constant_values=np.nan), np.pad(indices, (0, missing), constant_values=-1)
+def _largest(losses: np.ndarray, width: int) -> np.ndarray | slice:
+    """Places of the ``width`` largest losses, or of all; what is not finite counts as the largest."""
+    if len(losses) <= width:
+        return slice(None)
+    return np.sort(np.argpartition(-np.where(np.isnan(losses), np.inf, losses), width - 1)[:width])
 
 
 def _numbers(indices: Any, expected: int | None) -> np.ndarray | None:

@@ -24,6 +24,7 @@ from opposing_signals.data.tracked import write_tracked
 from opposing_signals.errors import InputError
 from opposing_signals.follow.per_sample import CHECKED, Losses, PerSampleLoss, check_single
 from opposing_signals.follow.randomness import isolated
+from opposing_signals.processes import alone
 
 log = getLogger(__name__)
 
@@ -141,29 +142,29 @@ class TrackingSet:
             if self.has_index:
                 self._check_rereading()
             checked = self._examples[:CHECKED]
-            alone = [self._batched([example]) for example in checked]
+            single = [self._batched([example]) for example in checked]
             with self.evaluation(module):
-                check_single(module, self.per_sample_loss, self._batched(checked), alone, context)
+                check_single(module, self.per_sample_loss, self._batched(checked), single, context)
         return seconds
 
-    def cost(self, module: nn.Module) -> tuple[float, float]:
+    def cost(self, module: nn.Module, device: torch.device) -> tuple[float, float]:
         """Seconds of a measurement of no examples, and of each example more; of the examples read so far."""
-        few, many = [self._timed(module, count) for count in (1, len(self._examples))]
-        each = max(0.0, many - few) / max(1, len(self._examples) - 1)
-        return few, max(each, many / len(self._examples) / 10)
+        count = min(len(self._examples), self._batch_size)
+        few, many = self._timed(module, device, 1), self._timed(module, device, count)
+        return few, max((many - few) / max(1, count - 1), many / count / 10)
 
-    def _timed(self, module: nn.Module, count: int) -> float:
-        count = min(count, self._batch_size)
-        batch = self._batched(self._examples[:count])
+    def _timed(self, module: nn.Module, device: torch.device, count: int) -> float:
         seconds = []
-        with isolated():
-            for _ in range(3):
+        with isolated(), alone():
+            batch = self._batched(self._examples[:count])
+            risk = _risk(Losses(module, self.per_sample_loss, [batch], count, count), device)
+            for _ in range(4):
                 began = time.perf_counter()
-                with self.evaluation(module), self._context():
-                    losses = self.per_sample_loss(module, batch)
-                float(losses.sum())  # waits for the device
+                with isolated(), risk.probe(), self._context():
+                    module.eval()
+                    risk.sample_losses().losses.float().cpu()
                 seconds.append(time.perf_counter() - began)
-        return min(seconds) * len(self._examples) / count if count > 1 else min(seconds)
+        return sorted(seconds)[1]  # the first is slow
 
     def settle(self, module: nn.Module, indices: np.ndarray | None, multiple: int = 1) -> str:
         """Read the examples that are followed, and bring them to the device.
@@ -241,16 +242,7 @@ class TrackingSet:
 
     def risk(self, device: torch.device) -> EmpiricalRisk:
         """The mean loss of the examples as a function of the module's parameters, in the module's own precision."""
-        positions = torch.arange(len(self), device=device)
-        return EmpiricalRisk(
-            self._losses,
-            lambda outputs, _: outputs[:, 0],
-            positions,
-            positions,
-            chunk=self.batch_size,
-            precision="unchanged",
-            channels_last=False,
-        )
+        return _risk(self._losses, device)
 
     def first_batch(self) -> Any:
         """The batch of the first examples that were read."""
@@ -310,6 +302,19 @@ class TrackingSet:
     def anew(self) -> TrackingSet:
         """The same, before anything is read."""
         return TrackingSet(*self._settings)
+
+
+def _risk(losses: Losses, device: torch.device) -> EmpiricalRisk:
+    positions = torch.arange(losses.examples, device=device)
+    return EmpiricalRisk(
+        losses,
+        lambda outputs, _: outputs[:, 0],
+        positions,
+        positions,
+        chunk=losses.batch_size,
+        precision="unchanged",
+        channels_last=False,
+    )
 
 
 class _Evaluation:
