@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.tuner import Tuner
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -199,7 +201,7 @@ def test_a_resumed_run_has_the_record_of_an_uninterrupted_one(tmp_path):
         )  # Lightning shuffles anew
         np.testing.assert_allclose(one, other, rtol=1e-4, err_msg=quantity)
     with pytest.raises(InputError, match="other examples"):
-        fitted(watching(tmp_path / "cut", track=5, **settings), ckpt_path=path, steps=9)
+        fitted(watching(tmp_path / "cut", TensorDataset(-data()[:][0], data()[:][1]), **settings), ckpt_path=path)
 
 
 def test_the_stride_is_stretched_to_the_budget(tmp_path, monkeypatch):
@@ -414,3 +416,98 @@ def test_a_fingerprint_sees_what_is_in_any_structure():
 def test_importing_the_package_does_not_import_torch():
     code = "import sys, opposing_signals; assert 'torch' not in sys.modules; assert opposing_signals.__all__"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# -- the habits of notebooks and tuners -------------------------------------------------------------------------------
+
+
+def trainer_of(*callbacks, **settings):
+    return Trainer(
+        callbacks=list(callbacks), logger=False, accelerator="cpu", enable_progress_bar=False,
+        enable_model_summary=False, **{"enable_checkpointing": False, **settings},
+    )  # fmt: skip
+
+
+def loader(**settings):
+    return DataLoader(data(), batch_size=5, shuffle=True, **settings)
+
+
+def test_fit_goes_on_where_it_was_called_before(tmp_path):
+    signals, module = watching(tmp_path / "run"), Module()
+    trainer = trainer_of(signals, max_epochs=2)
+    trainer.fit(module, loader())
+    trainer.fit_loop.max_epochs = 4
+    trainer.fit(module, loader())
+    assert Record(tmp_path / "run")["sample_loss"].steps.tolist() == list(range(16))
+    assert Record(tmp_path / "run").is_complete
+
+
+def test_another_fit_of_the_same_callback_has_a_record_of_its_own(tmp_path):
+    signals = watching(tmp_path / "run")
+    for _ in range(2):
+        trainer_of(signals, max_epochs=1).fit(Module(), loader())
+    assert [len(Record(tmp_path / name)["sample_loss"]) for name in ("run", "run-2")] == [4, 4]
+
+
+def test_a_run_that_is_resumed_elsewhere_has_a_record_of_the_rest(tmp_path):
+    trainer, _ = fitted(watching(tmp_path / "one" / "run"), steps=5)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    fitted(watching(tmp_path / "other" / "run"), steps=9, ckpt_path=tmp_path / "last.ckpt")
+    (tmp_path / "one").rename(tmp_path / "moved")
+    fitted(watching(tmp_path / "one" / "run"), steps=9, ckpt_path=tmp_path / "last.ckpt")
+    for folder in (tmp_path / "other" / "run", tmp_path / "one" / "run"):
+        assert Record(folder)["sample_loss"].steps.tolist() == [5, 6, 7, 8]
+
+
+def test_tuners_leave_no_trace_in_the_record(tmp_path):
+    class Tuned(Module):
+        lr, batch_size = 0.1, 2
+
+        def train_dataloader(self):
+            return DataLoader(data(), batch_size=self.batch_size, shuffle=True)
+
+    settings = {"enable_checkpointing": True, "default_root_dir": tmp_path, "max_steps": 6}
+    for number, tune in enumerate(
+        (lambda tuner, m: tuner.lr_find(m, num_training=4), lambda tuner, m: tuner.scale_batch_size(m, max_trials=2))
+    ):
+        signals, module = watching(tmp_path / str(number)), Tuned()
+        trainer = trainer_of(signals, **settings)
+        tune(Tuner(trainer), module)
+        trainer.fit(module)
+        assert Record(signals.folder)["sample_loss"].steps.tolist() == list(range(6))
+    signals = watching(tmp_path / "finder")
+    trainer_of(LearningRateFinder(num_training_steps=4), signals, **settings).fit(Tuned())
+    assert Record(signals.folder)["sample_loss"].steps.tolist() == list(range(6))
+
+
+def test_two_callbacks_with_folders_of_one_name_watch_one_training(tmp_path):
+    fitted(watching(tmp_path / "one" / "run", track=5), watching(tmp_path / "other" / "run", track=[7, 2]))
+    assert Record(tmp_path / "one" / "run")["sample_loss"].values.shape == (8, 5)
+    assert Record(tmp_path / "other" / "run")["sample_loss"].values.shape == (8, 2)
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_workers": 2, "persistent_workers": True}], ids=str)
+def test_the_rows_of_lightnings_batches_are_those_that_the_module_sees(tmp_path, settings):
+    seen = []
+
+    class Noting(Module):
+        def training_step(self, batch, batch_idx):
+            seen.append((batch[0].clone(), per_sample_loss(self, batch).detach()))
+            return super().training_step(batch, batch_idx)
+
+    module = Noting(dropout=0.0)
+    trainer_of(watching(tmp_path / "run"), max_epochs=3).fit(module, loader(**settings))
+    record, (x, _) = Record(tmp_path / "run"), data()[:]
+    assert len(record["batch_index"]) == len(seen) == 12
+    for index, losses, (inputs, expected) in zip(
+        record["batch_index"].values, record["batch_loss"].values, seen, strict=True
+    ):
+        assert torch.equal(x[torch.from_numpy(index.copy())], inputs)
+        np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_a_loader_of_whole_batches_is_followed(tmp_path):
+    x, y = data()[:]
+    whole = DataLoader(TensorDataset(x.view(4, 5, 6), y.view(4, 5)), batch_size=None)
+    trainer_of(watching(tmp_path / "run"), max_epochs=2).fit(Module(), whole)
+    assert Record(tmp_path / "run")["batch_size"].values.tolist() == [5] * 8

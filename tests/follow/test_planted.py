@@ -32,13 +32,16 @@ def mislabelled():
     return images, labels, [threes[:40], threes[40:]]
 
 
-@pytest.mark.parametrize(("plant", "rate"), [(striped, 0.5), (mislabelled, 0.3)])
-def test_planted_groups_are_named_on_both_sides(tmp_path, plant, rate):
+NAMED = 20
+
+
+@pytest.mark.parametrize("plant", [striped, mislabelled])
+def test_planted_groups_are_named_on_both_sides(tmp_path, plant):
     images, labels, groups = plant()
     x, y = torch.tensor(images.reshape(len(images), -1), dtype=torch.float32), torch.tensor(labels)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     follower = Follower(
         TensorDataset(x, y), lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"), folder=tmp_path / "run",
         budget=None, groups={"planted": groups[0]}, track=len(x),
@@ -51,17 +54,11 @@ def test_planted_groups_are_named_on_both_sides(tmp_path, plant, rate):
             optimizer.step()
     follower.close()
     told = explain(tmp_path / "run")
-    found = [[set(pair["first"]), set(pair["second"])] for pair in told.findings["pairs"]]
-
-    def agreement(sides):
-        """The worse of the two sides: which part of it belongs to its planted group."""
-        return max(
-            min(len(one & set(a)) / len(one), len(other & set(b)) / len(other))
-            for one, other in (sides, sides[::-1])
-            for a, b in [groups]
-        )
-
-    best = max(found, key=agreement)
-    assert agreement(best) > 0.9
-    assert any(len(side & set(groups[0].tolist())) > 0.8 * len(groups[0]) for side in best)
+    pair, planted = told.findings["pairs"][0], [set(group.tolist()) for group in groups]
+    sides = [pair["first"], pair["second"]]
+    if len(planted[0] & set(sides[0])) < len(planted[0] & set(sides[1])):
+        sides.reverse()
+    for side, members in zip(sides, planted, strict=True):
+        assert len(members & set(side)) > 0.9 * len(members)  # others of their class may follow them
+        assert len(members & set(side[:NAMED])) >= 0.75 * NAMED  # who is named moves most
     assert "of them in group planted" in str(told)

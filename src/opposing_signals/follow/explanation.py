@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -239,8 +239,25 @@ def _check(trajectory: Trajectory) -> bool:
 
 
 def _pairs(trajectory: Trajectory) -> list[Discovery]:
-    """The opposing pairs of the run that chance would not show, the one of largest amplitude first."""
-    return trajectory.discoveries[:PAIRS]
+    """The opposing pairs of the run that chance would not show, the one of largest amplitude first.
+
+    Their members are those that move most first: a group often has many that follow a few.
+    """
+    return [
+        replace(
+            pair,
+            first=_strongest_first(pair, pair.first, trajectory),
+            second=_strongest_first(pair, pair.second, trajectory),
+        )
+        for pair in trajectory.discoveries[:PAIRS]
+    ]
+
+
+def _strongest_first(pair: Discovery, group: np.ndarray, trajectory: Trajectory) -> np.ndarray:
+    steps = np.asarray(trajectory.changes.steps)
+    rows = np.flatnonzero((steps >= pair.appears) & (steps <= pair.fades))
+    sizes = np.square(trajectory.changes.values[rows][:, group]).sum(0)
+    return group[np.argsort(-sizes, kind="stable")]
 
 
 def _is_spike(spike: Spike) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.data import DataLoader
 
 from opposing_signals.follow.budget import Budget
 from opposing_signals.follow.follower import Follower
@@ -62,6 +63,12 @@ class OpposingSignals(Callback):
     def state_key(self) -> str:
         """One for each folder, so that several of these can watch one training."""
         return self._generate_state_key(folder=self._key)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Follow what a given loader draws; one that the module makes is there when training starts."""
+        given = getattr(getattr(trainer.fit_loop, "_data_source", None), "instance", None)
+        if isinstance(given, DataLoader):
+            self.follower.drawn.watch(given)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the examples and begin the record, or cut it back to the checkpoint that training goes on from."""
