@@ -5,7 +5,7 @@
 
 A perceptron on 5,000 drawn examples of 3,072 numbers in minibatches of 128, every default of the follower; for
 transformers, if it is there, a small GPT-2. The trainings with and without take turns, so that a machine that slows
-down slows both. ``large`` is a plain loop of 4,000 steps on a data set of 1,000,000 examples, and the size of its record.
+down slows both. ``large`` is a plain loop of 4,000 steps on a data set of 1,000,000 examples.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def in_fabric(data: Dataset, steps: int, folder: Path | None) -> Any:
     return in_a_plain_loop(data, steps, folder, Fabric(accelerator="cpu", devices=1))
 
 
-def in_transformers(data: Dataset, steps: int, folder: Path | None) -> Any:
+def in_transformers(_: Dataset, steps: int, folder: Path | None) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
     from transformers import Trainer as HuggingFaceTrainer
 

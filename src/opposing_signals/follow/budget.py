@@ -20,6 +20,9 @@ FEWEST = 128
 GRACE = 1.0
 """Seconds that `FEWEST` examples and `CHANGES` changes may take beyond the share, in a run too short for them."""
 
+SHORT = 4.0
+"""Seconds below which a training is such a run."""
+
 LEAST = 16
 """Examples that are followed even then, if there are as many."""
 
@@ -147,8 +150,8 @@ class Budget:
         def affordable(seconds: float) -> int:
             return int(((1 - RESERVE) * seconds - start) / (reading + measurements * each))
 
-        count = affordable(self.share * rest)
-        if count < min(FEWEST, available):
+        count = max(min(LEAST, available), affordable(self.share * rest))
+        if count < min(FEWEST, available) and rest < SHORT:
             count = min(FEWEST, available, max(LEAST, affordable(self.share * rest + GRACE)))
             wanted = start + count * (reading + measurements * each)
             self.grace = float(np.clip(ROOM * wanted / (1 - RESERVE) - self.share * rest, 0.0, GRACE))

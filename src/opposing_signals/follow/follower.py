@@ -843,7 +843,7 @@ def _note_norms_of_clipping() -> None:
 
     clip_grad_norm_.noted = True  # type: ignore[attr-defined]
     for place in (torch.nn.utils, torch.nn.utils.clip_grad):
-        place.clip_grad_norm_ = clip_grad_norm_  # type: ignore[assignment]
+        setattr(place, "clip_grad_norm_", clip_grad_norm_)  # noqa: B010  # of a module
 
 
 _open_followers: weakref.WeakSet[Follower] = weakref.WeakSet()

@@ -136,7 +136,7 @@ class OpposingSignals(Callback):
 
 def _loader(trainer: Trainer) -> tuple[Any, Any]:
     """The loader of the training, and its iterator, which Lightning makes before training begins."""
-    combined = trainer.fit_loop._combined_loader
+    combined: Any = trainer.fit_loop._combined_loader
     loaders = [] if combined is None else combined.flattened
     if len(loaders) != 1:
         return None, None

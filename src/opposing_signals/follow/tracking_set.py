@@ -235,8 +235,8 @@ class TrackingSet:
         if self._groups is None:
             return None
         if callable(self._groups):
-            names = [self._groups(example) for example in examples]
-            return [None if name is None else str(name) for name in names]
+            given = [self._groups(example) for example in examples]
+            return [None if name is None else str(name) for name in given]
         names = {int(index): str(name) for name, indices in self._groups.items() for index in indices}
         return [names.get(int(index)) for index in self.indices]
 
@@ -344,7 +344,7 @@ def on_device(device: torch.device) -> Callable[[Any], Any]:
         pass
 
     def moved(batch: Any) -> Any:
-        return apply_to_collection(batch, dtype=HasTo, function=lambda part: part.to(device))  # type: ignore[arg-type]
+        return apply_to_collection(batch, dtype=HasTo, function=lambda part: part.to(device))
 
     return moved
 
