@@ -1,16 +1,26 @@
-# make setup | demo | quick | test | pythons | lint | report | reproduce
+# make setup | demo | quick | test | pythons | lint | reproduce | report | soak | lock | audit
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo quick test pythons lint format report benchmarks clean
+.PHONY: setup lock audit demo quick test pythons soak lint reproduce format report benchmarks clean
 
 setup: .venv/.installed
 
-# Pins stand in constraints.txt; a wheel of torch for CPUs is taken where pip's configuration offers one.
-.venv/.installed: pyproject.toml constraints.txt
+# Versions stand in constraints.txt, and the hashes of their files in requirements.lock. torch has none there, because a
+# wheel of it for CPUs is taken where pip's configuration offers one, and what it needs comes with it.
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+.venv/.installed: pyproject.toml constraints.txt requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(PIP) --constraint constraints.txt torch torchvision
+	$(PIP) --no-deps --require-hashes --requirement requirements.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
+
+# The hashes anew, after a change of constraints.txt or of the dependencies. What torch brings begins with cuda or nvidia.
+lock:
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--constraint constraints.txt --extra dev pyproject.toml | \
+		awk '/^[a-z]/ { kept = !/^(torch|torchvision|triton)==|^(cuda|nvidia)-/ } kept' >requirements.lock
 
 demo: setup
 	$(BIN)/opposing-signals demo
@@ -26,6 +36,14 @@ QUICK := tests/signals tests/studies tests/optim tests/models tests/curvature/te
 quick: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0 -m "not slow" $(QUICK)
 
+# Known vulnerabilities in what is installed.
+audit:
+	uvx pip-audit --disable-pip --require-hashes --requirement requirements.lock
+
+# Runs killed, starved, damaged and poisoned at random, 200 times; 15 minutes.
+soak: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --rounds 200 --out results/trust
+
 # Set-up and an experiment on each Python that is here, and with the newest torch.
 pythons:
 	.ci/pythons
@@ -38,6 +56,11 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Every figure, those that the paper rests on first; SCALE=paper BUDGET=540 for a lease of ten minutes.
+SCALE ?= cpu
+reproduce: setup
+	$(BIN)/opposing-signals reproduce --scale $(SCALE) $(if $(BUDGET),--budget $(BUDGET))
 
 report: setup
 	$(BIN)/opposing-signals report outputs results

@@ -1,5 +1,6 @@
 """The package as it is shipped."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -55,3 +56,17 @@ def test_the_readme_lists_every_experiment_as_its_configuration_describes_it():
     readme = (ROOT / "README.md").read_text()
     for name, (title, cost) in experiments().items():
         assert f"| `{name}` | {title} | {cost['cpu']} | {cost['paper']} |" in readme, name
+
+
+def test_every_locked_file_is_of_the_pinned_version():
+    """A version stands in constraints.txt; the lock adds the hashes of its files. `make lock` writes it anew."""
+    pinned = re.findall(r"^([\w.-]+)==([^ ;\n]+)", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
+    locked = re.findall(r"^([\w.-]+)==([^ ;\n]+)", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE)
+    assert {_normal(name) for name, _ in locked} >= {"hydra-core", "lightning", "omegaconf", "wandb", "pytest", "ruff"}
+    versions = {(_normal(name), version) for name, version in pinned}
+    assert [(name, version) for name, version in locked if (_normal(name), version) not in versions] == []
+    assert (ROOT / "requirements.lock").read_text().count("--hash=sha256:") >= len(locked)
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

@@ -91,7 +91,8 @@ def print_help() -> None:
         "[bold]opposing-signals demo[/]                 three pictures that show the finding, in two minutes\n"
         "[bold]opposing-signals list[/] \\[WORD]          experiments, and what they cost\n"
         "[bold]opposing-signals report[/] \\[FOLDER ...]  one page of all results\n"
-        "[bold]opposing-signals explain[/] FOLDER ...   which examples carried a run's loss spikes\n\n"
+        "[bold]opposing-signals explain[/] FOLDER ...   which examples carried a run's loss spikes\n"
+        "[bold]opposing-signals reproduce[/]            all of it, in order, as far as --budget SECONDS goes\n\n"
         "An experiment is given by its name or a beginning of it: fig1, fig06b, theorem31. It trains what is missing, "
         "draws its figure, checks its claims and writes them to outputs/NAME/. Any field of its configuration can be "
         "set: model.width=32 data=planted logger=none output_dir=FOLDER. [bold]--cfg job[/] prints the configuration, "
@@ -197,6 +198,31 @@ def _demo(arguments: list[str]) -> int:
     return demo.demo(folder)
 
 
+def _reproduce(arguments: list[str]) -> int:
+    """The whole paper, or a part, in what time there is."""
+    parser = _Parser("reproduce", "Run the experiments that have no figure yet, those that the paper rests on first.")
+    parser.add_argument("settings", nargs="*", metavar="FIELD=VALUE", help="set in each experiment; behind --")
+    parser.add_argument("--scale", choices=("smoke", "cpu", "paper"), default="cpu", help="of all (%(default)s)")
+    parser.add_argument("--budget", type=_seconds, metavar="SECONDS", help="then what runs writes its state and ends")
+    parser.add_argument("--next", dest="only_next", action="store_true", help="only the next one")
+    parser.add_argument("--only", nargs="+", default=[], metavar="EXPERIMENT", help="only these")
+    parser.add_argument("--to", type=Path, default=Path("outputs"), metavar="FOLDER", help="for all (%(default)s)")
+    options = parser.parse_args(arguments)
+    from opposing_signals.reproduce import chosen, reproduce, show
+
+    jobs = reproduce(
+        chosen(options.only), options.scale, options.to, options.budget, options.only_next, options.settings
+    )
+    return show(jobs, options.scale)
+
+
+def _seconds(given: str) -> float:
+    seconds = float(given)
+    if not seconds > 0:
+        raise ValueError("no time")
+    return seconds
+
+
 def _run(arguments: list[str]) -> int:
     """Run one experiment, or each of several; one that cannot work leaves the others."""
     from opposing_signals.arguments import completed
@@ -228,6 +254,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "list": _list,
     "report": _report,
     "explain": _explain,
+    "reproduce": _reproduce,
 }
 """The first word of a command ↦ what it does with the others; any other first word begins an experiment."""
 

@@ -1,0 +1,243 @@
+"""The whole paper, or a part of it, figure by figure, in what time there is.
+
+``opposing-signals reproduce --scale paper --budget 540`` starts the experiments one after another, those that the paper
+rests on first, each in a process of its own. What has its figure already is passed over. What was begun goes on from
+its checkpoint. When the time is over, the training that runs is told to end: it finishes its step and writes its state.
+What each experiment has cost so far, and what it still needs, is kept beside the results.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from opposing_signals.errors import InputError
+from opposing_signals.experiments import experiments, named
+from opposing_signals.files import read_json, write_json
+from opposing_signals.interruption import Interrupted
+from opposing_signals.terminal import console
+
+ORDER = (
+    *("fig03*", "fig04*", "fig38*", "theorem*", "linear_*"),  # seconds
+    *("fig1[6-9]*", "fig2[01]*", "fig33*", "fig36*", "fig49*", "fig5[01]*"),  # VGG-11, with batch norm and without
+    *("fig01*", "fig05*", "fig1[0-5]*", "fig46*", "fig02*", "fig32*"),  # ResNet-18
+    *("fig06*", "fig37*"),  # minibatches
+    *("fig39*", "fig4[0-4]*"),  # optimizers
+    *("fig2[89]*", "fig3[01]*"),  # Adam
+    *("fig34*", "fig5[2-4]*"),  # ViT
+    *("fig0[789]*", "fig35*", "fig45*"),  # GPT
+    *("fig47*", "fig48*"),  # further seeds
+    *("fig2[2-7]*",),  # gradient flow
+    "*",
+)
+"""What is wanted most comes first: experiments by patterns of their names, those that share a run together."""
+GRACE = 30.0
+"""Seconds of the budget that are kept for a training to finish its step and write its state."""
+_STEP = re.compile(r"step (\d+) of (\d+)")
+_LEFT = re.compile(r"(?:(\d+):)?(\d+):(\d+) left")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is known of one experiment at one scale.
+
+    Attributes:
+        name: Of the experiment.
+        state: ``"done"``, ``"begun"``, ``"failed"`` or ``"open"``.
+        seconds: That it has taken so far.
+        left: Seconds that it needs to its end, as its own training last estimated them; None if that is not known.
+        said: The last line of a job that failed.
+        verdicts: PASS, FAIL and INCONCLUSIVE ↦ how many claims.
+    """
+
+    name: str
+    state: str = "open"
+    seconds: float = 0.0
+    left: float | None = None
+    said: str = ""
+    verdicts: dict[str, int] = field(default_factory=dict)
+
+
+def chosen(only: Sequence[str]) -> list[str]:
+    """The experiments that ``only`` names, or all of them, in the order in which they are wanted.
+
+    Raises:
+        InputError: One of ``only`` means no experiment, or several.
+    """
+    names = [named(given) for given in only] or list(experiments())
+    return sorted(names, key=lambda name: next(i for i, pattern in enumerate(ORDER) if fnmatch(name, pattern)))
+
+
+def reproduce(
+    names: Sequence[str],
+    scale: str,
+    outputs: Path,
+    budget: float | None = None,
+    only_next: bool = False,
+    settings: Sequence[str] = (),
+) -> list[Job]:
+    """Run the experiments ``names`` that have no figure yet, as far as the time goes.
+
+    Args:
+        names: In their order.
+        scale: ``"smoke"``, ``"cpu"`` or ``"paper"``.
+        outputs: Folder of runs, figures and claims.
+        budget: Seconds; None for no limit.
+        only_next: Stop behind the first that was not done.
+        settings: Overrides that each experiment gets.
+
+    Returns:
+        What is known of each of them at the end.
+    """
+    started = time.monotonic()
+    plan = Plan(outputs, scale)
+    jobs = {name: plan.job(name) for name in names}
+    for name in names:
+        if jobs[name].state == "done":
+            continue
+        left = None if budget is None else budget - GRACE - (time.monotonic() - started)
+        if left is not None and left <= 0:
+            break
+        print(f"{name}: {_expected(jobs[name], scale)}", flush=True)
+        jobs[name] = plan.run(jobs[name], left, settings)
+        if only_next:
+            break
+    return list(jobs.values())
+
+
+class Plan:
+    """The notes about all jobs of one scale, in ``<outputs>/reproduce/<scale>.json``, and a log of each."""
+
+    def __init__(self, outputs: Path, scale: str) -> None:
+        self.outputs, self.scale = outputs, scale
+        self.path = outputs / "reproduce" / f"{scale}.json"
+
+    def job(self, name: str) -> Job:
+        """What is known of the experiment ``name``."""
+        noted = read_json(self.path).get(name) if self.path.is_file() else None
+        try:
+            job = Job(**noted) if noted else Job(name)
+        except TypeError:
+            raise InputError(
+                f"{self.path}: no notes of jobs; delete the file, and its times are measured anew"
+            ) from None
+        verdicts = self._verdicts(name)
+        if verdicts is not None:
+            return replace(job, state="done", left=0.0, verdicts=verdicts)
+        return replace(job, state="begun" if job.state == "done" else job.state)
+
+    def run(self, job: Job, budget: float | None, settings: Sequence[str]) -> Job:
+        """Start or go on with ``job``, for ``budget`` seconds at the most."""
+        log = self.path.with_suffix("") / f"{job.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        began = time.monotonic()
+        command = [
+            *(sys.executable, "-u", "-m", "opposing_signals", f"experiment={job.name}", f"scale={self.scale}"),
+            *(f"output_dir={self.outputs}", *settings),
+        ]
+        with log.open("ab") as written, subprocess.Popen(command, stdout=written, stderr=subprocess.STDOUT) as process:
+            try:
+                status = process.wait(budget)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                status = process.wait()
+            except Interrupted:
+                process.terminate()
+                process.wait()
+                self._note(job, time.monotonic() - began, "begun", log)
+                raise
+        state = (
+            "begun" if status == 128 + signal.SIGTERM else "done" if self._verdicts(job.name) is not None else "failed"
+        )
+        return self._note(job, time.monotonic() - began, state, log)
+
+    def _note(self, job: Job, seconds: float, state: str, log: Path) -> Job:
+        lines = [
+            line for line in re.split(r"[\r\n]+", log.read_text(encoding="utf-8", errors="replace")) if line.strip()
+        ]
+        job = replace(
+            job,
+            state=state,
+            seconds=round(job.seconds + seconds, 1),
+            left=0.0 if state == "done" else _time_left(lines),
+            said=lines[-1].removeprefix("opposing-signals: ") if state == "failed" and lines else "",
+            verdicts=self._verdicts(job.name) or {},
+        )
+        notes = read_json(self.path) if self.path.is_file() else {}
+        write_json(self.path, {**notes, job.name: asdict(job)})
+        return job
+
+    def _verdicts(self, name: str) -> dict[str, int] | None:
+        """Of the claims that were checked at this scale; None if they were not."""
+        folder = self.outputs / name
+        if not (folder / "claims.json").is_file() or not (folder / "experiment.json").is_file():
+            return None
+        if read_json(folder / "experiment.json").get("scale") != self.scale:
+            return None
+        return dict(Counter(str(claim["verdict"]) for claim in _claims(folder / "claims.json")))
+
+
+def _claims(path: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _time_left(lines: Sequence[str]) -> float | None:
+    """What the last line of a training's progress says, in seconds."""
+    for line in reversed(lines):
+        if _STEP.search(line):
+            found = _LEFT.search(line)
+            if found is None:
+                return None
+            hours, minutes, seconds = (int(part or 0) for part in found.groups())
+            return float(3600 * hours + 60 * minutes + seconds)
+    return None
+
+
+def _expected(job: Job, scale: str) -> str:
+    if job.state == "open":
+        cost = experiments()[job.name][1].get(scale)
+        return f"begins ({cost})" if cost else "begins"
+    return f"goes on; {_duration(job.seconds)} so far" + ("" if job.left is None else f", {_duration(job.left)} left")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def table(jobs: Sequence[Job], scale: str) -> Table:
+    """The state of each experiment, the time it took, what is left, and its verdicts."""
+    counts = Counter(job.state for job in jobs)
+    shown = Table(title=f"scale={scale}: " + ", ".join(f"{count} {state}" for state, count in counts.items()), box=None)
+    for heading in ("experiment", "state", "time", "left", "verdicts"):
+        shown.add_column(heading, no_wrap=heading == "experiment")
+    for job in jobs:
+        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(job.verdicts.items(), reverse=True))
+        shown.add_row(
+            job.name,
+            job.state,
+            _duration(job.seconds) if job.seconds else "",
+            "" if job.left is None or job.state == "done" else _duration(job.left),
+            job.said or verdicts,
+        )
+    return shown
+
+
+def show(jobs: Sequence[Job], scale: str) -> int:
+    """Print the table; 1 if a job failed, else 0."""
+    console(markup=False).print(table(jobs, scale))
+    return int(any(job.state == "failed" for job in jobs))
