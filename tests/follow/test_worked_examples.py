@@ -20,9 +20,14 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
         ("digits", ("--epochs", "6"), ("1797 of 1797", "rising", "examples")),
         ("torchvision_resnet", ("--epochs", "2", "--images", "64"), ("64 of 64",)),
         ("language_model", ("--steps", "60"), ("256 of 460",)),
+        ("plain_loop", ("--steps", "60"), ("of 460", "of 60 steps")),
+        ("fabric", ("--epochs", "8"), ("of 1797", "of 64 steps")),
+        ("transformers_finetune", ("--steps", "40"), ("of 460", "of 40 steps")),
     ],
 )
 def test_an_example_runs_and_is_explained(tmp_path, monkeypatch, example, arguments, told):
+    if example.startswith("transformers"):
+        pytest.importorskip("transformers", reason="needs transformers: pip install opposing-signals[transformers]")
     monkeypatch.setattr(sys, "argv", [example, "--folder", str(tmp_path / example), *arguments])
     runpy.run_path(str(EXAMPLES / f"{example}.py"), run_name="__main__")
     record = Record(tmp_path / example)
