@@ -40,6 +40,9 @@ from opposing_signals.record import Record, WrittenElsewhere
 log = getLogger(__name__)
 
 LOSSES, SHARPNESS = "losses", "sharpness"
+CONSECUTIVE = 4
+"""Successive steps of a window: three changes for four measurements."""
+
 WIDEST = 1024
 """Rows of a batch whose losses are kept, at the most: those of the largest loss."""
 
@@ -104,7 +107,7 @@ class Follower:
         track: How many examples to follow, drawn at random; or their indices; None for as many as the budget allows,
             2,000 at the most.
         every: Measure at the first ``consecutive`` of each so many steps, as long as the budget allows.
-        consecutive: How many successive steps to measure each time.
+        consecutive: How many successive steps to measure each time; None: 4, or ``every`` if that is less.
         budget: The largest share of the training time that measuring may take; None for no limit.
         sharpness_every: Measure λ of the followed examples' mean loss in each so many-th window; None for never.
         batch_size: Examples a forward pass of a measurement.
@@ -130,7 +133,7 @@ class Follower:
         steps: int | None = None,
         track: int | Sequence[int] | None = None,
         every: int | None = None,
-        consecutive: int = 4,
+        consecutive: int | None = None,
         budget: float | None = 0.05,
         sharpness_every: int | None = None,
         batch_size: int = 256,
@@ -142,6 +145,8 @@ class Follower:
         ids: Callable[[Any], int] | None = None,
         seed: int = 0,
     ) -> None:
+        if consecutive is None:
+            consecutive = CONSECUTIVE if every is None else min(CONSECUTIVE, every)
         every = consecutive if every is None else every
         if not 1 <= consecutive <= every:
             raise InputError(f"consecutive={consecutive}: expected 1 to every={every}")
@@ -270,6 +275,11 @@ class Follower:
         """
         if not optimizers:
             raise InputError("no optimizer: expected at least one, whose steps are counted")
+        if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+            raise InputError(
+                "the model's parameters are sharded over processes (FSDP): expected whole ones, as "
+                "DistributedDataParallel keeps them"
+            )
         goes_on = self._goes_on(step)
         self._optimizers = [_innermost(optimizer) for optimizer in optimizers]
         self._context = context
@@ -585,8 +595,7 @@ class Follower:
         ]  # fmt: skip
         if not gradients or any(gradient.layout is not torch.strided for gradient in gradients):
             return None
-        norm = torch.nn.utils.get_total_norm(gradients)
-        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # sharded over processes
+        return torch.nn.utils.get_total_norm(gradients)
 
     def _hook_optimizers(self) -> None:
         follower = weakref.ref(self)
@@ -836,9 +845,8 @@ def _note_norms_of_clipping() -> None:
     def clip_grad_norm_(parameters: Any, max_norm: float, norm_type: float = 2.0, *more: Any, **named: Any) -> Tensor:
         norm = original(parameters, max_norm, norm_type, *more, **named)
         if _clip_norms and float(norm_type) == 2.0:
-            whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
             for norms in _clip_norms.values():
-                norms.append(whole)
+                norms.append(norm)
         return norm
 
     clip_grad_norm_.noted = True  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
+from opposing_signals.errors import InputError
 from opposing_signals.follow.budget import Budget
 from opposing_signals.follow.follower import Follower
 from opposing_signals.follow.per_sample import PerSampleLoss
@@ -72,6 +73,11 @@ class OpposingSignals(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the examples and begin the record, or cut it back to the checkpoint that training goes on from."""
+        if trainer.world_size != 1:
+            raise InputError(
+                f"OpposingSignals: {trainer.world_size} processes train: expected one (devices=1), or a plain loop with "
+                "DistributedDataParallel and a Follower"
+            )
         loader, iterator = _loader(trainer)
 
         def to_device(batch: Any) -> Any:
