@@ -1,4 +1,4 @@
-"""One of two processes that train together, for test_several_processes: python -m following_together FOLDER RANK PORT."""
+"""One of two processes that train together, for test_several_processes: its arguments are folder, rank and port."""
 
 import os
 import sys
@@ -31,7 +31,7 @@ def train(folder, rank, processes):
     trained = DistributedDataParallel(model) if processes > 1 else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
     follower = Follower(
-        TensorDataset(x, y), per_sample_loss, folder=folder, budget=None, every=2, consecutive=2, sharpness_every=3,
+        TensorDataset(x, y), per_sample_loss, folder=folder, budget=None, every=2, consecutive=2,
         batch_size=10,
     )  # fmt: skip
     for step in range(STEPS):

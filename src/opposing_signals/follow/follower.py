@@ -280,6 +280,11 @@ class Follower:
                 "the model's parameters are sharded over processes (FSDP): expected whole ones, as "
                 "DistributedDataParallel keeps them"
             )
+        if count() > 1 and self.sharpness_every is not None:
+            raise InputError(
+                f"sharpness_every={self.sharpness_every}: {count()} processes train: expected None, because measuring the "
+                "sharpness would change what DistributedDataParallel trains"
+            )
         goes_on = self._goes_on(step)
         self._optimizers = [_innermost(optimizer) for optimizer in optimizers]
         self._context = context

@@ -75,8 +75,8 @@ class OpposingSignals(Callback):
         """Read the examples and begin the record, or cut it back to the checkpoint that training goes on from."""
         if trainer.world_size != 1:
             raise InputError(
-                f"OpposingSignals: {trainer.world_size} processes train: expected one (devices=1), or a plain loop with "
-                "DistributedDataParallel and a Follower"
+                f"OpposingSignals: {trainer.world_size} processes train: expected one (devices=1), or a plain loop "
+                "with DistributedDataParallel and a Follower"
             )
         loader, iterator = _loader(trainer)
 
