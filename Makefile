@@ -1,15 +1,15 @@
-# make setup | demo | quick | test | pythons | lint | reproduce | report | soak | lock | audit
+# make setup | demo | quick | test | pythons | lint | reproduce | report | gallery | soak | lock | audit
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup lock audit demo quick test pythons soak lint reproduce format report benchmarks clean
+.PHONY: setup lock audit demo quick test pythons soak lint reproduce format report gallery benchmarks clean
 
 setup: .venv/.installed
 
 # Versions stand in constraints.txt, and the hashes of their files in requirements.lock. torch has none there, because a
 # wheel of it for CPUs is taken where pip's configuration offers one, and what it needs comes with it.
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
-.venv/.installed: pyproject.toml constraints.txt requirements.lock
+.venv/.installed: pyproject.toml constraints.txt requirements.lock hatch_build.py
 	$(PYTHON) -m venv .venv
 	$(PIP) --constraint constraints.txt torch torchvision
 	$(PIP) --no-deps --require-hashes --requirement requirements.lock
@@ -64,6 +64,11 @@ reproduce: setup
 
 report: setup
 	$(BIN)/opposing-signals report outputs results
+
+# The pages that are made of results and configuration; tests hold them to these.
+gallery: setup
+	$(BIN)/opposing-signals gallery results
+	$(BIN)/opposing-signals list --markdown > docs/experiments.md
 
 benchmarks: setup
 	$(BIN)/python benchmarks/step_overhead.py

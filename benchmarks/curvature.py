@@ -289,7 +289,6 @@ def main() -> None:
     for name in ("images", "chunk", "warm_up", "settle", "steps", "references", "values", "repetitions"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="default: as fits the network")
     parser.add_argument("--lr", type=float, help="step size η")
-    parser.add_argument("--tolerance", type=float, help="of the tracker where its cost is held against a target")
     parser.add_argument("--width", type=int, help="of the ResNet-18")
     parser.add_argument("--block", type=int, default=11, help="steps of one run before the next one goes on")
     parser.add_argument("--products", type=int, default=60, help="at most so many for a reference")

@@ -38,7 +38,6 @@ class Case:
         references: At how many of them λ is compared with a converged value.
         values: At how many of them other tools compute λ.
         repetitions: Of what is timed by itself.
-        tolerance: Of the tracker where its cost is held against a target: as large as the error allows.
         bounds: Targets that differ between networks: cost of a run with λ at every step and with a stride of 5, time
             of a product over a gradient's, of others' products over ours, of all gradient norms over a gradient's.
     """
@@ -55,7 +54,6 @@ class Case:
     references: int
     values: int
     repetitions: int
-    tolerance: float = 0.1
     settle: int = 20
     lr: float = 0.05
     data: str = "cifar10"
@@ -124,7 +122,6 @@ CASES = {
         references=14,
         values=1,
         repetitions=5,
-        tolerance=0.15,
     ),
 }
 

@@ -21,14 +21,15 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from opposing_signals._torchvision import torchvision
+from opposing_signals._torchvision import make_importable
 
 warnings.filterwarnings("ignore", message=r"Using backward\(\) with create_graph")  # PyHessian's way
 warnings.filterwarnings("ignore", message="Full backward hook is firing")  # opacus on the first layer
 warnings.filterwarnings("ignore", message="Extension saving to")  # BackPACK on modules made of modules
 warnings.filterwarnings("ignore", message="There is a performance drop")  # curvlinops in channels_last
 
-BasicBlock = torchvision.models.resnet.BasicBlock
+make_importable()
+BasicBlock = importlib.import_module("torchvision.models.resnet").BasicBlock
 
 
 def _why_not(package: str) -> str:

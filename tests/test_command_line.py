@@ -127,11 +127,11 @@ def test_help_fits_a_screen_and_comes_within_three_seconds():
     assert text == shown() == shown("experiment=fig03_chebyshev", "-h")
     assert len(text.splitlines()) <= 26
     assert max(map(len, text.splitlines())) <= 80
-    for expected in ("list", "report", "explain", "fig01 to fig54", "theorem31", "intervention"):
+    for expected in ("list", "report", "gallery", "explain", "fig01 to fig54", "theorem31", "intervention"):
         assert expected in text
 
 
-@pytest.mark.parametrize("command", ["list", "report", "explain"])
+@pytest.mark.parametrize("command", ["list", "report", "gallery", "explain"])
 def test_each_command_has_help_of_its_own(command):
     assert shown(command, "--help").startswith(f"usage: opposing-signals {command}")
     assert shown(command, "-h") == shown(command, "--help")

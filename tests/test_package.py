@@ -1,14 +1,16 @@
 """The package as it is shipped."""
 
 import re
+import runpy
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from opposing_signals.__main__ import experiments
+from opposing_signals.experiments import experiments, markdown_page
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,10 +54,48 @@ def test_an_installed_wheel_runs_experiment_and_demo_from_any_folder(wheel, tmp_
     assert (elsewhere / "demo" / "report" / "index.html").is_file()
 
 
-def test_the_readme_lists_every_experiment_as_its_configuration_describes_it():
+def test_the_page_of_experiments_is_the_configurations() -> None:
+    assert (ROOT / "docs" / "experiments.md").read_text() == markdown_page(experiments()) + "\n"
+
+
+def test_the_readme_leads_to_what_is_there() -> None:
+    links = re.findall(r"\]\((?![a-z]+:)([^)#]+)", (ROOT / "README.md").read_text())
+    assert len(links) > 10
+    assert not [link for link in links if not (ROOT / link).exists() and not link.startswith("results/")]
+
+
+@pytest.mark.parametrize("repository", [None, "https://host/owner/name"])
+def test_on_an_index_every_link_leads_somewhere(repository) -> None:
+    on_an_index = runpy.run_path(str(ROOT / "hatch_build.py"))["on_an_index"]
     readme = (ROOT / "README.md").read_text()
-    for name, (title, cost) in experiments().items():
-        assert f"| `{name}` | {title} | {cost['cpu']} | {cost['paper']} |" in readme, name
+    text = on_an_index(readme, repository)
+    addresses = re.findall(r"\]\(([^)]*)\)", text)
+    assert addresses
+    assert all(address.startswith("https://") for address in addresses)
+    assert ("![" in text) == ("*A VGG-11 on" in text) == (repository is not None), "a picture goes with its caption"
+    assert len(addresses) == len(re.findall(r"\]\(", readme)) or repository is None
+    assert "**the paper, figure by figure**" in re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text)
+
+
+@pytest.mark.slow
+def test_the_source_distribution_makes_the_same_wheel(wheel, tmp_path) -> None:
+    build = "from hatchling.build import build_sdist; print(build_sdist({out!r}))"
+    subprocess.run([sys.executable, "-c", build.format(out=str(tmp_path))], cwd=ROOT, check=True, capture_output=True)
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+        archive.extractall(tmp_path, filter="data")
+    assert {"README.md", "CHANGELOG.md", "constraints.txt", "tests/conftest.py", "benchmarks/regime.py"} <= names
+    assert not [name for name in names if name.startswith("results")]
+    (unpacked,) = (folder for folder in tmp_path.iterdir() if folder.is_dir())
+    build = "from hatchling.build import build_wheel; build_wheel({out!r})"
+    subprocess.run([sys.executable, "-c", build.format(out=str(tmp_path))], cwd=unpacked, check=True)
+    (again,) = tmp_path.glob("*.whl")
+
+    def contents(path: Path) -> dict[str, int]:
+        return {entry.filename: entry.CRC for entry in zipfile.ZipFile(path).infolist()}
+
+    assert contents(again) == contents(wheel)
 
 
 def test_every_locked_file_is_of_the_pinned_version():

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from opposing_signals import streams
 from opposing_signals.errors import READ_NAMED_DATA, InputError, TrainingStoppedError, printable
-from opposing_signals.experiments import ALL, FIGURES, did_you_mean, experiments, families, named
+from opposing_signals.experiments import ALL, FIGURES, did_you_mean, experiments, families, markdown_page, named
 from opposing_signals.interruption import MESSAGE, Interrupted, ended_by_signals
 from opposing_signals.processes import first_has_ended, is_first, is_one_of_several, joined
 from opposing_signals.terminal import console
@@ -88,9 +88,10 @@ def print_help() -> None:
     shown.print(
         "Which training examples drive the optimization of a neural network.\n\n"
         "[bold]opposing-signals EXPERIMENT[/] \\[scale=smoke|cpu|paper] \\[seed=N] \\[FIELD=VALUE ...]\n"
-        "[bold]opposing-signals demo[/]                 three pictures that show the finding, in two minutes\n"
+        "[bold]opposing-signals demo[/]                 three pictures of it, in two minutes\n"
         "[bold]opposing-signals list[/] \\[WORD]          experiments, and what they cost\n"
         "[bold]opposing-signals report[/] \\[FOLDER ...]  one page of all results\n"
+        "[bold]opposing-signals gallery[/] \\[FOLDER]     results as one page of Markdown\n"
         "[bold]opposing-signals explain[/] FOLDER ...   which examples carried a run's loss spikes\n"
         "[bold]opposing-signals reproduce[/]            all of it, in order, as far as --budget SECONDS goes\n\n"
         "An experiment is given by its name or a beginning of it: fig1, fig06b, theorem31. It trains what is missing, "
@@ -109,7 +110,9 @@ def _list(arguments: list[str]) -> int:
     """Experiments with what they show and cost."""
     parser = _Parser("list", "List the experiments: what each shows, and its cost (smoke and cpu on two cores).")
     parser.add_argument("word", nargs="?", help="only those with this in their name or description, or by this name")
-    word = parser.parse_args(arguments).word
+    parser.add_argument("--markdown", action="store_true", help="as a page of documentation")
+    options = parser.parse_args(arguments)
+    word = options.word
     known = experiments()
     if word is None:
         chosen = list(known)
@@ -120,6 +123,9 @@ def _list(arguments: list[str]) -> int:
         except InputError:
             if not chosen:
                 raise InputError(f"list {word}: no experiment has this in its name or description; {ALL}") from None
+    if options.markdown:
+        print(markdown_page({name: known[name] for name in chosen}))
+        return 0
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     for name in chosen:
@@ -144,6 +150,24 @@ def _report(arguments: list[str]) -> int:
     from opposing_signals.report import build
 
     print(f"report: {build(given or [Path('outputs'), Path('results')], named_data=options.named_data)}")
+    return 0
+
+
+def _gallery(arguments: list[str]) -> int:
+    """Results to be read where they lie."""
+    parser = _Parser("gallery", "Write FOLDER/README.md: each result with its picture, verdicts and cost.")
+    parser.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", default=Path("results"), help="(%(default)s)")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where the gallery is out of date")
+    options = parser.parse_args(arguments)
+    from opposing_signals.report import check_gallery, write_gallery
+
+    if options.check:
+        check_gallery(options.folder)
+        return 0
+    page, undescribed = write_gallery(options.folder)
+    for place in undescribed:
+        print(f"gallery: {place}: what it shows was written for an earlier picture; look at it, and renew the sentence")
+    print(f"gallery: {page}")
     return 0
 
 
@@ -253,6 +277,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "demo": _demo,
     "list": _list,
     "report": _report,
+    "gallery": _gallery,
     "explain": _explain,
     "reproduce": _reproduce,
 }

@@ -299,6 +299,10 @@ def _finish_sweep(config: DictConfig) -> int:
         records = {note[by]: Record(note["folder"]) for note in notes if note["folder"]}
         with _logger(config, "figure") as logger:
             _conclude(config, records, logger, failures)
+    elif config.conclude:
+        from opposing_signals.report.sweep import conclude_sweep
+
+        conclude_sweep(experiment_folder(config), [note["job"] for note in notes])
     for name, failure in failures.items():
         print(f"opposing-signals: {printable(f'{name} failed: {failure}')}", file=sys.stderr)
     return FAILED if failures else 0

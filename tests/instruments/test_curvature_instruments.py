@@ -87,6 +87,7 @@ def test_each_quantity_has_its_shape_at_its_steps(record):
         "preconditioned_sharpness": ([2, 4], ()),
         "preconditioned_sharpness_quotient": ([2, 4], ()),
         "preconditioned_sharpness_residual": ([2, 4], ()),
+        "preconditioned_sharpness_bound": ([2, 4], ()),
         "preconditioned_sharpness_products": ([2, 4], ()),
     }
     for quantity, (steps, shape) in expected.items():
@@ -109,6 +110,7 @@ def test_the_parts_of_the_sharpness_sum_to_it(record):
     total = record["sharpness_gauss_newton"].values + record["sharpness_functional"].values
     np.testing.assert_allclose(total, record["sharpness_quotient"].values, rtol=1e-4)
     assert (record["sharpness"].values >= record["sharpness_quotient"].values).all()
+    assert (record["sharpness_bound"].values >= record["sharpness_quotient"].values).all()
 
 
 def test_mean_and_maximum_of_the_jacobian(record):

@@ -340,8 +340,8 @@ def test_a_result_links_the_explorers_of_its_runs(tmp_path, losses) -> None:
     write_result(tmp_path / "outputs" / "fig02", runs=runs)
     text = build([tmp_path / "outputs"], tmp_path / "report" / "index.html").read_text(encoding="utf-8")
     assert text.count(f'<a href="runs/{name}/index.html">') == 3
-    assert "Explore the run →" in text.partition('<section id="fig01">')[2].partition("</section>")[0]
-    assert "Explore seed1 →" in text.partition('<section id="fig02">')[2]
+    assert "Explore the run →" in text.partition('<section id="fig01"')[2].partition("</section>")[0]
+    assert "Explore seed1 →" in text.partition('<section id="fig02"')[2]
     assert "Explore seed2" not in text
 
 

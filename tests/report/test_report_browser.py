@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, OPTIONS
+from browser import CHROMIUM, OPTIONS, Browser
 from fabricated import run, verdict, write_result
 
 from opposing_signals.report import build
@@ -69,7 +69,8 @@ def measured(tmp_path_factory) -> dict[str, dict]:
     )
     (write_result(folder / "results" / "fig50") / "claims.json").write_text("broken")
     page = build([folder / "results"], folder / "index.html").read_text(encoding="utf-8")
-    page = html.escape(page.replace('loading="lazy"', ""))  # so that all pictures are there when the page is loaded
+    page = page.replace('loading="lazy"', "").replace("<details>", "<details open>")  # so that all pictures are loaded
+    page = html.escape(page)
     frames = "".join(
         f'<iframe title="{width}" style="border: 0; width: {width}px; height: 844px" srcdoc="{page}"></iframe>'
         for width in WIDTHS
@@ -119,4 +120,76 @@ def test_pictures_are_shown(measured, width) -> None:
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_commands_can_be_copied(measured, width) -> None:
-    assert measured[str(width)]["buttons"] == [1, 1, 1, 1]
+    assert measured[str(width)]["buttons"] == [1, 1, 1, 1, 1], "four commands, and the filter's own"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The page of three experiments on two networks, at two scales, in a browser."""
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium to render the page: install chromium")
+    folder = tmp_path_factory.mktemp("filter")
+    vit = {"vit_gd": {**run(model={"_target_": "opposing_signals.models.vit"}), "folder": "vit"}}
+    write_result(folder / "results" / "fig05_sky", [verdict("a", "PASS")], title="Figure 5: sky")
+    write_result(folder / "results" / "fig15_grass", [verdict("b", "FAIL")], title="Figure 15: grass", scale="paper")
+    write_result(folder / "results" / "vit" / "x", [verdict("c", "PASS")], name="fig15_grass", runs=vit)
+    write_result(folder / "results" / "theory", [verdict("d", "PASS"), verdict("e", "FAIL")], runs={})
+    browser = Browser(folder / "profile")
+    yield browser, build([folder / "results"], folder / "index.html")
+    browser.close()
+
+
+SHOWN = (
+    "[...document.querySelectorAll('main section')].filter(section => section.getClientRects().length)"
+    ".map(section => section.id + ' ' + [...section.querySelectorAll('article')].filter(a => !a.hidden).length)"
+)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "shown"),
+    [
+        ("word", "5", ["fig05_sky 1"]),
+        ("word", "GRASS", ["fig15_grass 2"]),
+        ("verdicts", "FAIL", ["fig15_grass 1", "theory 1"]),
+        ("networks", "Vision Transformer", ["fig15_grass 1"]),
+        ("scale", "paper", ["fig15_grass 1"]),
+        ("word", "nothing has this", []),
+    ],
+)
+def test_filter_shows_what_is_asked_for(page, field, value, shown) -> None:
+    browser, path = page
+    browser.open(path)
+    assert browser.evaluate(SHOWN) == ["fig05_sky 1", "fig15_grass 2", "theory 1"]
+    browser.evaluate(
+        f"{{const field = document.querySelector('.filter').elements[{field!r}]; field.value = {value!r};"
+        "field.dispatchEvent(new Event('input', {bubbles: true}));}"
+    )
+    assert browser.evaluate(SHOWN) == shown
+    count = sum(int(entry.split()[1]) for entry in shown)
+    assert browser.evaluate("document.querySelector('.filter output').textContent") == f"{count} of 4 results"
+    assert not browser.errors
+
+
+def test_sections_fold_by_keyboard_and_open_by_address(page) -> None:
+    browser, path = page
+    opened = "[...document.querySelectorAll('main section > details')].map(details => details.open)"
+    browser.open(path)
+    assert browser.evaluate(opened) == [False, False, False]
+    browser.evaluate("document.querySelector('main summary').focus()")
+    browser.press("Enter")
+    assert browser.evaluate(opened) == [True, False, False]
+    browser.open(path, "#fig15_grass")
+    assert browser.evaluate(opened) == [False, True, False]
+    place = browser.evaluate("document.getElementById('fig15_grass').getBoundingClientRect().top")
+    filter_ends = browser.evaluate("document.querySelector('.filter').getBoundingClientRect().bottom")
+    assert place >= filter_ends - 1 or browser.evaluate("scrollY + innerHeight >= document.body.scrollHeight - 1")
+
+
+def test_a_picture_opens_in_full_size_from_the_disk(page) -> None:
+    browser, path = page
+    browser.open(path, "#fig05_sky", width=390)
+    browser.wait("document.querySelector('.frame img').naturalWidth > 0")
+    assert browser.evaluate("document.querySelector('.frame img').clientWidth") < 390
+    browser.click("#fig05_sky .frame")
+    browser.wait("document.contentType === 'image/png'")
+    assert browser.evaluate("document.images[0].naturalWidth") == 1800

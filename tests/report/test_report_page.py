@@ -1,4 +1,3 @@
-import base64
 import json
 import re
 import subprocess
@@ -8,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from fabricated import run, verdict, write_result
+from PIL import Image
 
 from opposing_signals.errors import InputError
 from opposing_signals.report import build
-from opposing_signals.report.page import duration, find_results, interval, number, threshold
+from opposing_signals.report.page import duration, find_records, find_results, interval, number, threshold
 from opposing_signals.report.result import VERDICTS
+from opposing_signals.report.sentences import paper
 from opposing_signals.studies import claim
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -71,7 +72,7 @@ def test_default_page(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_result(tmp_path / "outputs" / "fig01")
     assert build([Path("outputs")]) == Path("outputs/report/index.html")
-    assert [path.name for path in (tmp_path / "outputs" / "report").iterdir()] == ["index.html"]
+    assert sorted(path.name for path in (tmp_path / "outputs" / "report").iterdir()) == ["index.html", "pictures"]
 
 
 def test_every_claim_is_there_with_its_verdict(tmp_path, page_of) -> None:
@@ -90,20 +91,69 @@ def test_every_claim_is_there_with_its_verdict(tmp_path, page_of) -> None:
 def test_headline_counts_verdicts_by_scale(tmp_path, page_of) -> None:
     write_result(tmp_path / "outputs" / "fig01", [verdict("a", "PASS"), verdict("b", "FAIL")])
     write_result(tmp_path / "outputs" / "fig02", [verdict("c", "PASS")], scale="paper")
-    headline = re.sub(r"\s+", " ", page_of().text.partition("Contents")[0])
-    assert re.search(r"2✓ PASSThe value meets the threshold. paper1cpu1", headline)
-    assert re.search(r"1✗ FAILThe value does not meet it. paper0cpu1", headline)
-    assert re.search(r"0\? INCONCLUSIVE", headline)
-    assert "3 verdicts in 2 results of 2 experiments" in headline
+    write_result(tmp_path / "outputs" / "fig03", [verdict("d", "FAIL")], runs={"other": run(seed=2)})
+    write_result(tmp_path / "outputs" / "fig04", [])
+    headline = re.sub(r"\s+", " ", page_of().text.partition("figure or word")[0])
+    assert "1Reproduced: every claim holds. paper 1, cpu 0" in headline
+    assert "1In part: some claims hold. paper 0, cpu 1" in headline
+    assert "1Not reproduced: no claim holds. paper 0, cpu 1" in headline
+    assert "1Pictures alone" in headline
+    assert "2 PASS, 2 FAIL: 4 verdicts in 4 results of 4 experiments" in headline
 
 
-def test_picture_is_embedded(tmp_path, page_of) -> None:
+def test_a_run_counts_once_however_many_figures_it_has(tmp_path, page_of) -> None:
+    write_result(tmp_path / "outputs" / "fig01")
+    write_result(tmp_path / "outputs" / "fig02")
+    write_result(tmp_path / "outputs" / "fig03", runs={"other": {**run(), "folder": "another"}})
+    assert "from 2 runs of 21 min 24 s in all" in re.sub(r"\s+", " ", page_of().text)
+
+
+def test_copies_of_a_result_are_one_and_the_last_picture_stands_for_them(tmp_path) -> None:
+    write_result(tmp_path / "outputs" / "fig01", drawn="2026-01-03T04:00:00+00:00")
+    write_result(tmp_path / "results" / "fig01", drawn="2026-01-02T04:00:00+00:00")
+    write_result(tmp_path / "results" / "again" / "fig01", runs={"other": {**run(), "folder": "another"}})
+    found = find_results([tmp_path / "outputs", tmp_path / "results"])
+    assert [result.folder for result in found] == ["outputs/fig01", "results/again/fig01"]
+
+
+def test_copies_of_a_run_are_one(tmp_path) -> None:
+    for place, seed in (("a/run", 1), ("b/run", 1), ("c/run", 2)):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "configuration.json").write_text(json.dumps({"seed": seed}))
+        (tmp_path / place / "provenance.json").write_text("{}")
+    assert find_records([tmp_path]) == [tmp_path / "a/run", tmp_path / "c/run"]
+
+
+def test_why_a_result_fails_stands_with_its_title(tmp_path, page_of) -> None:
+    write_result(tmp_path / "results" / "fig01_group_losses", [verdict("a", "PASS"), verdict("b", "FAIL")])
+    write_result(tmp_path / "results" / "fig02", [verdict("c", "FAIL")])
+    entry = {"drawn": "2026-01-02T04:00:00+00:00", "shows": "Groups alternate & more."}
+    sentences = tmp_path / "results" / "sentences.yaml"
+    sentences.write_text(json.dumps({"fig01_group_losses": entry, "fig02": {**entry, "drawn": "before"}}))
+    sections = page_of().sections
+    assert sections["fig01_group_losses"].count("Groups alternate & more.") == 2
+    assert paper()["fig01_group_losses"] in sections["fig01_group_losses"]
+    assert "Groups alternate" not in sections["fig02"], "written for another picture"
+    assert re.search(r"What c states about .*: FAIL, −0.9713 \(≥ −0.8\)", sections["fig02"])
+    sentences.write_text("fig01: text")
+    with pytest.raises(InputError, match=r"sentences.yaml: expected the folder of each result with the fields shows"):
+        page_of()
+
+
+def test_picture_lies_beside_the_page(tmp_path, page_of) -> None:
     folder = write_result(tmp_path / "outputs" / "fig01", size=(600, 300))
-    (image,) = page_of().all("img")
-    content = base64.b64decode((image["src"] or "").removeprefix("data:image/png;base64,"))
-    assert content == (folder / "figure.png").read_bytes()
+    page = page_of()
+    (image,) = page.all("img")
+    assert {"class": "frame", "href": image["src"]} in page.all("a"), "it opens in full size"
+    picture = tmp_path / "outputs" / "report" / (image["src"] or "")
+    assert picture.read_bytes() == (folder / "figure.png").read_bytes()
     assert (image["width"], image["height"], image["loading"]) == ("600", "300", "lazy")
     assert "Title of fig01" in (image["alt"] or "")
+    Image.new("RGB", (60, 30), "tomato").save(folder / "figure.png")
+    (picture.parent / "own.png").write_bytes(b"somebody's own")
+    (again,) = page_of().all("img")
+    assert {path.name for path in picture.parent.iterdir()} == {Path(again["src"] or "").name, "own.png"}
+    assert not picture.exists(), "an earlier page's"
 
 
 def test_page_stands_alone(tmp_path, page_of) -> None:
@@ -111,7 +161,7 @@ def test_page_stands_alone(tmp_path, page_of) -> None:
     page = page_of()
     references = ("src", "href", "srcset", "poster", "action")
     targets = [value or "" for _, a in page.elements for name, value in a.items() if name in references]
-    assert all(target.startswith(("#", "data:image/png;base64,")) for target in targets)
+    assert all(re.fullmatch(r"#.*|pictures/[0-9a-f]{16}\.png", target) for target in targets)
     assert not re.search(r"https?://|@import|url\(", page.source)
     (policy,) = [meta["content"] or "" for meta in page.all("meta") if "http-equiv" in meta]
     assert "default-src 'none'" in policy
@@ -124,9 +174,11 @@ def test_structure(tmp_path, page_of) -> None:
     page = page_of()
     assert page.all("html") == [{"lang": "en"}]
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
-    assert [len(page.all(tag)) for tag in ("h1", "nav", "main", "section", "figure", "figcaption")] == [1] * 6
-    assert page.all("section") == [{"id": "fig01"}]
-    assert {"href": "#fig01"} in page.all("a")
+    assert [len(page.all(tag)) for tag in ("h1", "main", "section", "h2", "figure", "figcaption")] == [1] * 6
+    assert len(page.all("summary")) == 3, "the section's, its settings' and its provenance's"
+    (section,) = page.all("section")
+    assert section["id"] == "fig01"
+    assert "#fig01" in [link["href"] for link in page.all("a")]
 
 
 def test_nothing_tells_where_the_folders_lie(tmp_path, page_of) -> None:
@@ -273,7 +325,7 @@ def test_equal_results_give_an_equal_page(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("fig02", "fig01", "fig03"):
         write_result(tmp_path / "outputs" / name)
-    write_result(tmp_path / "results" / "fig01")
+    write_result(tmp_path / "results" / "fig01", size=(20, 10))
     one = build([Path("outputs"), Path("results")], tmp_path / "one.html").read_bytes()
     assert build([Path("results"), Path("outputs")], tmp_path / "two.html").read_bytes() == one
 

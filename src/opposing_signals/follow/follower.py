@@ -168,7 +168,7 @@ class Follower:
         self._per_sample_loss = per_sample_loss
         self._collate = collate
         self._wanted_folder = self.folder
-        self._tracker = EigenTracker(tolerance=0.05, max_products=6)
+        self._tracker = EigenTracker(tolerance=0.05)
         self._open = ExitStack()
         self._origin: dict[str, Any] = {}
         self._state: dict[str, Any] | None = None  # of the checkpoint that training goes on from
@@ -282,8 +282,8 @@ class Follower:
             )
         if count() > 1 and self.sharpness_every is not None:
             raise InputError(
-                f"sharpness_every={self.sharpness_every}: {count()} processes train: expected None, because measuring the "
-                "sharpness would change what DistributedDataParallel trains"
+                f"sharpness_every={self.sharpness_every}: {count()} processes train: expected None, because measuring "
+                "the sharpness would change what DistributedDataParallel trains"
             )
         goes_on = self._goes_on(step)
         self._optimizers = [_innermost(optimizer) for optimizer in optimizers]
@@ -729,7 +729,7 @@ class Follower:
         self.examples.computing_in(nullcontext)
         parameters = flatten([parameter.detach() for parameter in self.risk.parameters])
         if len(parameters) != self._parameters:  # layers were frozen or freed: another space
-            self._tracker = EigenTracker(tolerance=self._tracker.tolerance, max_products=self._tracker.max_products)
+            self._tracker = EigenTracker(tolerance=self._tracker.tolerance)
             self._parameters = len(parameters)
         try:
             with isolated(), self.risk.probe():
@@ -744,6 +744,7 @@ class Follower:
             self.record.append("sharpness", step, pairs.value)
             self.record.append("sharpness_quotient", step, pairs.quotient)
             self.record.append("sharpness_residual", step, pairs.residual)
+            self.record.append("sharpness_bound", step, pairs.bound)
             self.record.append("sharpness_products", step, pairs.products)
 
     def check_order(self) -> None:

@@ -15,8 +15,8 @@ class PreconditionedSharpness(Instrument):
     """Writes ``preconditioned_sharpness``, the largest eigenvalue of P⁻¹∇²L(θ_t), with quotient, residual and products.
 
     P is the preconditioner with which Adam took the step to θ_t (see `opposing_signals.curvature.adam_preconditioner`),
-    so nothing is written at step 0. ``preconditioned_sharpness_quotient`` and ``_residual`` are those of
-    P^(-1/2) H P^(-1/2), which is symmetric and has the same eigenvalues (see `EigenTracker`);
+    so nothing is written at step 0. ``preconditioned_sharpness_quotient``, ``_residual`` and ``_bound`` are
+    those of P^(-1/2) H P^(-1/2), which is symmetric and has the same eigenvalues (see `EigenTracker`);
     ``preconditioned_sharpness_products`` are the products spent.
 
     Args:
@@ -51,6 +51,7 @@ class PreconditionedSharpness(Instrument):
         self.write(module, step, "preconditioned_sharpness", pairs.value)
         self.write(module, step, "preconditioned_sharpness_quotient", pairs.quotient)
         self.write(module, step, "preconditioned_sharpness_residual", pairs.residual)
+        self.write(module, step, "preconditioned_sharpness_bound", pairs.bound)
         self.write(module, step, "preconditioned_sharpness_products", pairs.products)
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,12 +16,15 @@ from opposing_signals.instruments.instrument import Instrument, announcing
 from opposing_signals.record import Record
 from opposing_signals.training.module import TrainingModule
 
+STEPS_BETWEEN_LOOKS = 24
+"""After so many steps, or at the next measurement, the tracker looks for what it does not follow."""
+
 
 class Sharpness(Instrument):
-    """Writes ``sharpness`` λ(θ_t), ``sharpness_quotient``, ``sharpness_residual`` and ``sharpness_products``.
+    """Writes ``sharpness`` λ(θ_t) and its ``_quotient``, ``_residual``, ``_bound`` and ``_products``.
 
     The quotient is q = vᵀHv, the residual ‖Hv − qv‖; λ is q and what the residual says is missing, see `EigenTracker`.
-    The products are those spent.
+    No eigenvalue exceeds the bound, see `Eigenpairs`. The products are those spent.
 
     Beside them stands ``eigenvector_share`` ``[tensors]``: the share of v's squared entries in each parameter tensor
     (figures 32 to 35), in the model's order; and with k > 1 ``eigenvalues`` ``[k]``.
@@ -52,7 +55,7 @@ class Sharpness(Instrument):
         record: Record,
         every: int = 1,
         consecutive: int = 1,
-        tolerance: float = 0.03,
+        tolerance: float = 0.05,
         max_products: int = 40,
         k: int = 1,
         which: Which = "largest",
@@ -64,7 +67,9 @@ class Sharpness(Instrument):
         self._batch: Batch = WHOLE
         if examples is not None:
             self._batch = torch.linspace(0, len(risk) - 1, examples, dtype=torch.float64).round().long()
-        self.tracker = EigenTracker(k, which, tolerance, max_products)
+        self.tracker = EigenTracker(
+            k, which, tolerance, max_products, look=max(1, STEPS_BETWEEN_LOOKS * consecutive // every)
+        )
 
     def before_step(self, module: TrainingModule, step: int) -> None:
         """Ask for the first products; under minibatch training make them."""
@@ -89,6 +94,7 @@ class Sharpness(Instrument):
         self.write(module, step, "sharpness", pairs.value)
         self.write(module, step, "sharpness_quotient", pairs.quotient)
         self.write(module, step, "sharpness_residual", pairs.residual)
+        self.write(module, step, "sharpness_bound", pairs.bound)
         self.write(module, step, "sharpness_products", pairs.products)
         shares = torch.stack([piece.double().square().sum() for piece in self.risk.unflatten(pairs.vector)])
         self.write(module, step, "eigenvector_share", shares.float().cpu().numpy())

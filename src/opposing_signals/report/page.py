@@ -1,8 +1,9 @@
-"""One static page of all results: figures, verdicts, where the numbers come from, and an explorer of every run."""
+"""The page of all results: figures, verdicts, where the numbers come from, and an explorer of every run."""
 
 from __future__ import annotations
 
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from opposing_signals.errors import InputError
-from opposing_signals.files import write_text
-from opposing_signals.report.result import VERDICTS, Explorer, Result
+from opposing_signals.files import replacing, write_text
+from opposing_signals.report.result import VERDICTS, Explorer, Picture, Result
+from opposing_signals.report.sentences import FILE, Shown, paper, shown
 from opposing_signals.templates import templates
 
 PAGE = Path("outputs", "report", "index.html")
+PICTURES = "pictures"
+SYMBOLS = dict(zip(VERDICTS, "✓✗?–", strict=True))
 DEPTH = 3
 """How many folders below a given one results are looked for."""
 SCALES = ("paper", "cpu", "smoke")
@@ -23,7 +27,7 @@ SCALES = ("paper", "cpu", "smoke")
 
 
 def build(folders: list[Path], page: Path | None = None, named_data: bool = False) -> Path:
-    """Write the page of every result in ``folders``, and beside it an explorer of every run.
+    """Write the page of every result in ``folders``, and beside it their pictures and an explorer of every run.
 
     A result is a folder with ``experiment.json``, ``claims.json`` and ``figure.png``, as an experiment writes it; a
     run is a folder with a record. One that is malformed still has its place on the page, which says what is wrong with
@@ -31,7 +35,8 @@ def build(folders: list[Path], page: Path | None = None, named_data: bool = Fals
 
     Args:
         folders: Searched with the three levels of folders below them; those that do not exist are passed over.
-        page: The file to write; None: ``outputs/report/index.html``. Explorers are written to ``runs/`` beside it.
+        page: The file to write; None: ``outputs/report/index.html``. Pictures are copied to ``pictures/`` and
+            explorers written to ``runs/`` beside it.
         named_data: Read also text that lies where a record says it does, for records that are trusted.
 
     Returns:
@@ -39,7 +44,7 @@ def build(folders: list[Path], page: Path | None = None, named_data: bool = Fals
 
     Raises:
         InputError: There is neither a result nor a run in ``folders``.
-        NotWrittenError: The page or an explorer cannot be written; the earlier one is kept.
+        NotWrittenError: The page, a picture or an explorer cannot be written; the earlier one is kept.
     """
     results, records = find_results(folders), find_records(folders)
     if not results and not records:
@@ -53,34 +58,54 @@ def build(folders: list[Path], page: Path | None = None, named_data: bool = Fals
         from opposing_signals.report.explorer import build_explorers  # needs torch, the page alone does not
 
         explorers = build_explorers(records, page.parent, named_data)
+    pictures = [result.picture for result in results if result.picture]
+    for picture in pictures:
+        _copy(picture, page.parent / picture_name(picture))
     write_text(page, render(results, explorers))
+    shown_now = {Path(picture_name(picture)).name for picture in pictures}
+    for path in (page.parent / PICTURES).glob("[0-9a-f]" * 16 + ".png"):
+        if path.name not in shown_now:  # an earlier page's, which is there until this one is
+            path.unlink()
     return page
 
 
 def find_results(folders: Iterable[Path]) -> list[Result]:
-    """Every result in ``folders``, in the order of the page: by experiment, then by scale, seed and folder."""
+    """Every result in ``folders``, in the order of the page: by experiment, then by scale, seed and folder.
+
+    Results of one experiment at one scale and seed from the same runs are one result, found in several places: the
+    picture drawn last stands for them.
+    """
     labels: dict[Path, str] = {}
+    sentences: dict[Path, Shown] = {}
     for given in folders:
         for level in range(DEPTH + 1):
             for file in ("experiment.json", "claims.json"):
                 for path in given.glob("*/" * level + file):
                     labels.setdefault(path.parent.resolve(), _label(path.parent, given))
-    return sorted((Result.read(folder, label) for folder, label in labels.items()), key=_order)
+            for path in given.glob("*/" * level + FILE):
+                sentences |= shown(path.parent)
+    found = [Result.read(folder, label, sentences.get(folder)) for folder, label in labels.items()]
+    distinct: dict[Any, Result] = {}
+    for result in sorted(found, key=lambda result: (result.drawn, result.shown is not None, result.folder)):
+        runs = tuple(sorted(run.folder for run in result.runs)) or result.folder
+        distinct[result.name, result.scale, result.seed, runs] = result
+    return sorted(distinct.values(), key=_order)
 
 
 def find_records(folders: Iterable[Path]) -> list[Path]:
-    """The folder of every run in ``folders``, by name."""
+    """The folder of every run in ``folders``, by name; one of several copies of a run."""
     found = {
         path.parent.resolve(): path.parent
         for given in folders
         for level in range(DEPTH + 1)
         for path in given.glob("*/" * level + "configuration.json")
     }
-    return sorted(found.values(), key=lambda folder: (_natural(folder.resolve().name), folder.as_posix()))
+    ordered = sorted(found.values(), key=lambda folder: (_natural(folder.resolve().name), folder.as_posix()))
+    return list({_identity(folder): folder for folder in reversed(ordered)}.values())[::-1]
 
 
 def render(results: list[Result], explorers: Sequence[Explorer] = ()) -> str:
-    """The page as HTML, without any reference to a file or an address but those of the explorers.
+    """The page as HTML, without any reference to a file or an address but pictures and explorers beside it.
 
     Args:
         results: In the order of `find_results`.
@@ -88,18 +113,56 @@ def render(results: list[Result], explorers: Sequence[Explorer] = ()) -> str:
     """
     environment = templates("report")
     environment.filters.update(number=number, interval=interval, threshold=threshold, duration=duration, moment=moment)
-    verdicts = [(result.scale, verdict["verdict"]) for result in results for verdict in result.verdicts]
-    experiments = [(name, list(group)) for name, group in groupby(results, key=lambda result: result.name)]
+    runs = {run.folder: run for result in results for run in result.runs}
     return environment.get_template("page.html.j2").render(
-        experiments=experiments,
+        experiments=[(name, list(group)) for name, group in groupby(results, key=lambda result: result.name)],
         results=results,
         explorers=explorers,
         links={explorer.folder: explorer.link for explorer in reversed(explorers) if explorer.link},
-        counts=Counter(verdict for _, verdict in verdicts),
-        counts_by_scale=Counter(verdicts),
+        counts=Counter(verdict["verdict"] for result in results for verdict in result.verdicts),
+        outcomes=Counter((result.outcome, result.scale) for result in results),
         scales=sorted({result.scale for result in results}, key=_scale_order),
-        symbols=dict(zip(VERDICTS, "✓✗?–", strict=True)),
+        networks=sorted({network for result in results for network in result.networks}),
+        runs=runs,
+        trained=sum(run.training_seconds or 0 for run in runs.values()),
+        paper=paper(),
+        picture=picture_name,
+        reason=reason,
+        symbols=SYMBOLS,
     )
+
+
+def picture_name(picture: Picture) -> str:
+    """Where a picture lies beside the page; equal pictures lie in one place."""
+    return f"{PICTURES}/{picture.sha256[:16]}.png"
+
+
+def _copy(picture: Picture, path: Path) -> None:
+    """Bring ``picture`` to ``path``, where its name says what it holds."""
+    if not path.is_file():
+        with replacing(path) as unfinished:
+            shutil.copyfile(picture.path, unfinished)
+
+
+def _identity(folder: Path) -> tuple[object, ...]:
+    """What two copies of a run have in common, and two runs do not."""
+    files = [folder / name for name in ("configuration.json", "provenance.json")]
+    if not all(path.is_file() for path in files):
+        return (folder.resolve(),)
+    arrays = sorted((path.name, path.stat().st_size) for path in folder.glob("*.npy") if path.is_file())
+    return (folder.resolve().name, *(path.read_bytes() for path in files), *arrays)
+
+
+def reason(result: Result) -> str:
+    """What the result shows, if somebody has said so; otherwise the claims that do not hold, with their values."""
+    if result.shown:
+        return result.shown.sentence
+    failed = [claim for claim in result.verdicts if claim["verdict"] != VERDICTS[0]]
+    return "; ".join(f"{claim['statement']}: {claim['verdict']}{_value(claim)}" for claim in failed)
+
+
+def _value(claim: dict[str, Any]) -> str:
+    return "" if claim["value"] is None else f", {number(claim['value'])} ({threshold(claim['threshold'])})"
 
 
 def number(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import hashlib
 import json
 import math
 import struct
@@ -12,16 +12,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from opposing_signals.report.sentences import Shown
+
 VERDICTS = ("PASS", "FAIL", "INCONCLUSIVE", "NOT RUN")
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"IEND\xaeB`\x82"
+NETWORKS = {
+    "cifar_resnet": "ResNet",
+    "gpt": "GPT",
+    "mlp": "MLP",
+    "resnet18": "ResNet-18",
+    "vgg11": "VGG-11",
+    "vit": "Vision Transformer",
+}
+"""A model's function ↦ its name in print; any other function stands for itself."""
 CLAIM_FIELDS = ("id", "statement", "source", "statistic", "threshold", "value", "interval", "verdict")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG: its bytes in base64, its width and height in pixels."""
+    """A PNG: where it lies, the SHA-256 of its bytes, its width and height in pixels."""
 
-    base64: str
+    path: Path
+    sha256: str
     width: int
     height: int
 
@@ -45,6 +57,15 @@ class Run:
     def origin(self, *path: str) -> Any:
         """The entry of `provenance` at ``path``; None if there is none."""
         return entry(self.provenance, *path)
+
+    @property
+    def network(self) -> str:
+        """The network that is trained, by name; empty if there is none."""
+        model = self.settings.get("model", "")
+        name = NETWORKS.get(model, "" if model == "null" else model)
+        if model == "cifar_resnet":
+            name += f"-{self.settings.get('model.depth')}"
+        return name + ("-BN" if name == "VGG-11" and self.settings.get("model.batch_norm") == "true" else "")
 
     @property
     def training_seconds(self) -> float | None:
@@ -80,6 +101,7 @@ class Result:
         verdicts: The objects of ``claims.json``, each with every one of `CLAIM_FIELDS`.
         reasons: Why a claim has no value, or what stands beside it, by its id.
         notes: What the result says in words, a line each; leading spaces indent it.
+        shown: What it shows, in a sentence that somebody wrote; None if nobody did.
         picture: None if there is no figure.
         problems: What could not be read, a sentence each; the other attributes then hold what could.
     """
@@ -95,12 +117,16 @@ class Result:
     verdicts: tuple[dict[str, Any], ...]
     reasons: dict[str, str]
     notes: tuple[str, ...]
+    shown: Shown | None
     picture: Picture | None
     problems: tuple[str, ...]
 
     @classmethod
-    def read(cls, folder: Path, label: str) -> Result:
-        """Read ``folder``, which the page calls ``label``. What is malformed becomes a problem, never an error."""
+    def read(cls, folder: Path, label: str, shown: Shown | None = None) -> Result:
+        """Read ``folder``, which the page calls ``label``. What is malformed becomes a problem, never an error.
+
+        A sentence in ``shown`` counts for the picture that it was written for alone.
+        """
         problems: list[str] = []
         described = _read_json(folder / "experiment.json", dict, problems)
         if described is not None and not (described.get("name") and isinstance(described.get("runs"), dict)):
@@ -108,6 +134,7 @@ class Result:
         claims = _read_json(folder / "claims.json", list, problems)
         described = described or {}
         runs = described.get("runs")
+        drawn = str(described.get("drawn", ""))
         return cls(
             folder=label,
             name=str(described.get("name") or folder.name),
@@ -115,14 +142,26 @@ class Result:
             command=str(described.get("command", "")),
             scale=str(described.get("scale", "unknown")),
             seed=str(described.get("seed", "unknown")),
-            drawn=str(described.get("drawn", "")),
+            drawn=drawn,
             runs=tuple(_run(name, run) for name, run in runs.items()) if isinstance(runs, dict) else (),
             verdicts=tuple(_sound(claims or [], problems)),
             reasons={str(claim): str(reason) for claim, reason in _entries(described.get("reasons"))},
             notes=tuple(str(note) for note in notes) if isinstance(notes := described.get("notes"), list) else (),
+            shown=shown if shown and shown.drawn == drawn else None,
             picture=_read_picture(folder / "figure.png", problems),
             problems=tuple(problems),
         )
+
+    @property
+    def networks(self) -> list[str]:
+        """What its runs train, by name; empty where they train no network."""
+        return sorted({network for run in self.runs if (network := run.network)})
+
+    @property
+    def outcome(self) -> str:
+        """How much of what was claimed holds: ``all``, ``some`` or ``none`` of the claims; empty without claims."""
+        passed = sum(claim["verdict"] == VERDICTS[0] for claim in self.verdicts)
+        return ("all" if passed == len(self.verdicts) else "some" if passed else "none") if self.verdicts else ""
 
     @cached_property
     def shared_settings(self) -> dict[str, list[tuple[str, str]]]:
@@ -216,7 +255,7 @@ def _read_picture(path: Path, problems: list[str]) -> Picture | None:
         problems.append(f"{path.name} is not a whole PNG file.")
         return None
     width, height = struct.unpack(">II", content[len(PNG_START) :][:8])  # the first chunk begins with them
-    return Picture(base64.b64encode(content).decode("ascii"), width, height)
+    return Picture(path, hashlib.sha256(content).hexdigest(), width, height)
 
 
 def _run(name: str, described: Any) -> Run:

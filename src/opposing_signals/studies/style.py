@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
+    from opposing_signals.record import Record
     from opposing_signals.studies.claim import Verdict
 
 INK = "#22252b"
@@ -82,6 +83,13 @@ def _broken(line: str, letters: int) -> str:
 
 def _wrapped(line: str, letters: int) -> list[str]:
     return textwrap.wrap(line, letters, break_long_words=False)
+
+
+def shade_bound(axes: Axes, record: Record) -> None:
+    """Between λ and what no eigenvalue exceeds, where the record knows that (see `curvature.Eigenpairs`)."""
+    if "sharpness_bound" in record:
+        measured, bound = record["sharpness"], record["sharpness_bound"]
+        axes.fill_between(measured.steps, measured.values, bound.values, color=MUTED, alpha=0.2, linewidth=0, zorder=0)
 
 
 def mark_break_even(axes: Axes, step: int | None) -> None:

@@ -42,6 +42,7 @@ def chebyshev(trajectories: Mapping[str, Trajectory], zoom: int = 30) -> Figure:
     loss.set(ylabel="train loss", yscale="log", title="the whole run")
     measured = trajectory.sharpness
     sharpness.plot(measured.steps, measured.values, color=style.INK, linewidth=0.8, label="sharpness λ")
+    style.shade_bound(sharpness, trajectory.record)
     sharpness.axhline(2 / trajectory.step_size, color=style.MUTED, linestyle="--", linewidth=0.9, label="2/η")
     reached = trajectory.break_even
     sharpness.set(xlabel="step" if reached is None else f"step (dotted: break-even at {reached})", ylim=(0, None))

@@ -157,6 +157,7 @@ def mlp_phases(trajectories: Mapping[str, Trajectory]) -> Figure:
         groups.legend(ncols=2)
     measured = trajectory.sharpness
     sharpness.plot(measured.steps, measured.values, color=style.INK, linewidth=0.9)
+    style.shade_bound(sharpness, trajectory.record)
     sharpness.axhline(2 / trajectory.step_size, color=style.MUTED, linestyle="--", linewidth=0.9, label="2/η")
     sharpness.set(title="sharpness λ", ylim=(0, None))
     sharpness.legend(loc="lower right")

@@ -74,6 +74,7 @@ def _draw_sharpness(axes: Axes, trajectory: Trajectory) -> None:
     if "sharpness" in trajectory.record:
         measured = trajectory.sharpness
         axes.plot(measured.steps, measured.values, color=style.INK, marker="o", markersize=2.5, linewidth=0.9)
+        style.shade_bound(axes, trajectory.record)
         threshold = 2 / trajectory.step_size
         axes.axhline(threshold, color=style.MUTED, linestyle="--", linewidth=0.9)
         axes.annotate(

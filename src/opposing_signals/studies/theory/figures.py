@@ -164,6 +164,7 @@ def _draw_losses(loss: Axes, groups: Axes, trajectory: Trajectory) -> None:
 def _draw_sharpness(axes: Axes, trajectory: Trajectory) -> None:
     measured, threshold = trajectory.sharpness, 2 / trajectory.step_size
     axes.plot(measured.steps, measured.values, color=style.INK)
+    style.shade_bound(axes, trajectory.record)
     axes.axhline(threshold, color=style.MUTED, linestyle="--", linewidth=0.9)
     axes.annotate("2/η", (1, threshold), xycoords=("axes fraction", "data"), xytext=(3, -3), textcoords="offset points")
     axes.set_ylim(0, None)

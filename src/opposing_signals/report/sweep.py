@@ -1,0 +1,100 @@
+"""One answer of a sweep whose jobs check the same claims, for instance over seeds: how each claim fares across them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from opposing_signals.files import write_json
+from opposing_signals.report.result import VERDICTS, Result
+from opposing_signals.terminal import console
+
+FILE = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Across:
+    """One claim over the jobs of a sweep.
+
+    Attributes:
+        values: Job ↦ measured value; None where the run could not tell.
+        mean: Of the values there are; None without any.
+        deviation: Their sample standard deviation, with n - 1; None for fewer than two.
+        passed: In how many jobs the claim holds.
+        jobs: How many jobs checked it.
+    """
+
+    id: str
+    statement: str
+    threshold: str
+    values: dict[str, float | None]
+    mean: float | None
+    deviation: float | None
+    passed: int
+    jobs: int
+
+
+def conclude_sweep(folder: Path, jobs: Sequence[str]) -> None:
+    """Show how the claims of an experiment fare across the jobs of a sweep, and write that to ``folder/sweep.json``.
+
+    Args:
+        folder: Of the experiment; each job that was concluded has a folder in it.
+        jobs: Their labels, for instance ``seed=1``; those that were not concluded are left out.
+    """
+    concluded = {job: folder / job.replace("/", "_") for job in jobs}
+    claims = across({job: place for job, place in concluded.items() if (place / "claims.json").is_file()})
+    if not any(claim.jobs > 1 for claim in claims):
+        return
+    write_json(folder / FILE, [asdict(claim) for claim in claims])
+    shown = console()
+    shown.print(_table(claims, f"{folder.name} over {len(jobs)} jobs"))
+    shown.print(f"sweep: {folder / FILE}", soft_wrap=True)
+
+
+def across(folders: dict[str, Path]) -> list[Across]:
+    """Every claim over the jobs that checked it, in the order of the first of them.
+
+    Args:
+        folders: Job ↦ where its result lies.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for job, folder in folders.items():
+        for claim in Result.read(folder, job).verdicts:
+            found.setdefault(claim["id"], {})[job] = claim
+    return [_across(claim, by_job) for claim, by_job in found.items()]
+
+
+def _across(claim_id: str, by_job: dict[str, dict[str, Any]]) -> Across:
+    any_claim = next(iter(by_job.values()))
+    values = [claim["value"] for claim in by_job.values() if claim["value"] is not None]
+    return Across(
+        id=claim_id,
+        statement=any_claim["statement"],
+        threshold=any_claim["threshold"],
+        values={job: claim["value"] for job, claim in by_job.items()},
+        mean=statistics.fmean(values) if values else None,
+        deviation=statistics.stdev(values) if len(values) > 1 else None,
+        passed=sum(claim["verdict"] == VERDICTS[0] for claim in by_job.values()),
+        jobs=len(by_job),
+    )
+
+
+def _table(claims: list[Across], title: str) -> Table:
+    table = Table(title=Text(title), title_justify="left")
+    for column in ("claim", "passed", "mean", "spread", "threshold", "values"):
+        table.add_column(column)
+    for claim in claims:
+        values = ", ".join(f"{job}: {_number(value)}" for job, value in claim.values.items())
+        cells = (_number(claim.mean), _number(claim.deviation), claim.threshold, values)
+        table.add_row(*map(Text, (claim.id, f"{claim.passed} of {claim.jobs}", *cells)))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"

@@ -1,0 +1,94 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+from fabricated import run, verdict, write_result
+from PIL import Image
+
+from opposing_signals.errors import InputError
+from opposing_signals.experiments import names
+from opposing_signals.report import check_gallery, write_gallery
+from opposing_signals.report.gallery import WIDTH
+from opposing_signals.report.sentences import paper
+
+DRAWN = "2026-01-02T04:00:00+00:00"
+
+
+@pytest.fixture
+def results(tmp_path) -> Path:
+    folder = tmp_path / "results"
+    claims = [verdict("a", "PASS"), verdict("b", "FAIL", statement="a_b < *c*")]
+    write_result(folder / "cpu" / "fig01_group_losses", claims, size=(960, 480))
+    write_result(folder / "paper" / "fig01_group_losses", scale="paper", size=(200, 2000))
+    return folder
+
+
+def test_what_the_paper_shows_is_said_of_experiments_that_there_are() -> None:
+    assert paper().keys() <= set(names())
+    assert {name for name in names() if name.startswith("fig")} <= paper().keys()
+
+
+def test_every_result_has_its_picture_claims_and_cost(results) -> None:
+    page, undescribed = write_gallery(results)
+    text = page.read_text(encoding="utf-8")
+    assert undescribed == []
+    assert paper()["fig01_group_losses"] in text
+    for place in ("cpu/fig01_group_losses", "paper/fig01_group_losses"):
+        assert f"](thumbnails/{place.replace('/', '-')}.webp)]({place}/figure.png)" in text
+    assert "- ✓ PASS. What a states" in text
+    assert "- ✗ FAIL. a\\_b \\< \\*c\\*: −0.9713 (claimed: ≥ −0.8)" in text
+    assert "10 min 42 s of training on x86_64, 2 threads" in text
+    assert "| cpu | ✓ ✗ |" in text
+    links = re.findall(r"\]\((?!#)([^)]+)\)", text)
+    assert len(links) == 8
+    assert all((results / link).is_file() for link in links)
+
+
+def test_thumbnails_are_small_and_of_the_upper_part(results) -> None:
+    write_gallery(results)
+    sizes = {path.stem: Image.open(path).size for path in (results / "thumbnails").iterdir()}
+    assert sizes == {"cpu-fig01_group_losses": (WIDTH, WIDTH // 2), "paper-fig01_group_losses": (WIDTH, WIDTH)}
+
+
+def test_a_sentence_stands_for_the_picture_it_was_written_for(results) -> None:
+    place = "cpu/fig01_group_losses"
+    (results / "sentences.yaml").write_text(json.dumps({place: {"drawn": DRAWN, "shows": "Groups alternate."}}))
+    page, undescribed = write_gallery(results)
+    assert "**Here** (scale cpu, seed 1): Groups alternate." in page.read_text()
+    assert undescribed == []
+    described = results / place / "experiment.json"
+    described.write_text(described.read_text().replace(DRAWN, "2026-01-05T04:00:00+00:00"))
+    page, undescribed = write_gallery(results)
+    assert "Groups alternate." not in page.read_text()
+    assert undescribed == [place]
+
+
+def test_what_has_changed_is_out_of_date(results) -> None:
+    write_gallery(results)
+    check_gallery(results)
+    picture = results / "cpu" / "fig01_group_losses" / "figure.png"
+    drawn = picture.read_bytes()
+    Image.new("RGB", (960, 480), "tomato").save(picture)
+    with pytest.raises(InputError, match=r"results: cpu-fig01_group_losses.webp is out of date; .* gallery .*anew"):
+        check_gallery(results)
+    picture.write_bytes(drawn)
+    write_result(results / "cpu" / "fig02", runs={"other": run(seed=2)})
+    with pytest.raises(InputError, match=r"README.md, cpu-fig02.webp are out of date"):
+        check_gallery(results)
+    write_gallery(results)
+    check_gallery(results)
+    (results / "thumbnails" / "stale.webp").write_bytes(b"")
+    with pytest.raises(InputError, match=r"stale.webp is out of date"):
+        check_gallery(results)
+    write_gallery(results)
+    check_gallery(results)
+
+
+def test_nothing_to_show_and_damage_are_refused(results, tmp_path) -> None:
+    with pytest.raises(InputError, match=r"no results in .*empty"):
+        write_gallery(tmp_path / "empty")
+    (results / "cpu" / "fig01_group_losses" / "figure.png").unlink()
+    with pytest.raises(InputError, match=r"cpu/fig01_group_losses: figure.png is missing"):
+        write_gallery(results)
+    assert not (results / "README.md").exists()
