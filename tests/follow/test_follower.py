@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from opposing_signals import Follower
 from opposing_signals.errors import InputError
+from opposing_signals.follow import budget as budget_module
 from opposing_signals.follow.budget import CHANGES, GRACE, Budget
 from opposing_signals.follow.explanation import explain
 from opposing_signals.follow.jumps import Jumps
@@ -411,13 +412,21 @@ def test_the_tracking_set_fits_the_budget(steps, each):
     assert budget.grace <= GRACE
 
 
-def test_a_short_training_has_fifty_changes(tmp_path):
+def test_a_short_training_has_fifty_changes(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(budget_module.time, "perf_counter", lambda: clock[0])
+
+    def slow_loss(model, batch):
+        clock[0] += 0.002
+        return per_sample_loss(model, batch)
+
     model, (x, y) = nn.Linear(6, 3), data()[:]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    follower = Follower(data(), per_sample_loss, folder=tmp_path / "run", steps=140)
+    follower = Follower(data(), slow_loss, folder=tmp_path / "run", steps=140)
     for step in range(140):
         rows = torch.arange(8) + step % 50
         with follower.step(model, optimizer, batch=(x[rows], y[rows]), batch_indices=rows):
+            clock[0] += 0.01
             optimizer.zero_grad()
             per_sample_loss(model, (x[rows], y[rows])).mean().backward()
             optimizer.step()
