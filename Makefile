@@ -32,7 +32,7 @@ test: setup
 
 # What tells most in half a minute: the risk and its derivatives, records, finding, claims, optimizers and models.
 QUICK := tests/signals tests/studies tests/optim tests/models tests/curvature/test_eigen.py tests/training/test_progress.py \
-	tests/test_record.py tests/curvature/test_risk.py tests/curvature/test_second_order.py tests/test_experiments.py
+	tests/record/test_record.py tests/record/test_quantities.py tests/test_rooms.py tests/curvature/test_risk.py tests/curvature/test_second_order.py tests/test_experiments.py
 quick: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0 -m "not slow" $(QUICK)
 

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 from torch.nn import functional as F
 
-from opposing_signals.configuration import configuration_folder, decisive
+from opposing_signals.choices import composed
+from opposing_signals.configuration import decisive
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.record import Record
@@ -51,7 +51,7 @@ class Case:
 
 
 CASES = {
-    "cpu": Case(4096, 128, 16, 4, 128, 2, 4, "float32"),  # conf/run/gpt2/cpu.yaml
+    "cpu": Case(4096, 128, 16, 4, 128, 2, 4, "float32"),  # gpt2_adam at scale=cpu
     "character": Case(65, 256, 64, 64, 384, 6, 6, "float32"),  # nanoGPT's config/train_shakespeare_char.py, no dropout
     "gpt2": Case(50304, 1024, 48, 12, 768, 12, 12, "bfloat16"),  # nanoGPT's train.py, 4 of its 40 chunks
 }
@@ -100,7 +100,7 @@ class PlainLoop(Instrument):
         self.optimizer.zero_grad(set_to_none=True)
         self.losses.append(total)
 
-    def from_step(self, module: TrainingModule, step: int) -> None:
+    def after_step(self, module: TrainingModule, step: int) -> None:
         assert abs(module.loss - self.losses[step]) < 0.05 * abs(module.loss), "the two loops do not train alike"
 
     def _now(self) -> float:
@@ -126,8 +126,7 @@ def measure(case: Case, steps: int, compiled: bool, folder: Path) -> PlainLoop:
         f"model.depth={case.depth}", f"model.heads={case.heads}", f"optimizer.lr={LEARNING_RATE}",
         "before_update.schedule.warm_up=2000", f"steps={steps + WARM_UP}",
     ]  # fmt: skip
-    with initialize_config_dir(str(configuration_folder()), version_base="1.3"):
-        config = compose("config", ["experiment=fig35_curvature_share_gpt", "scale=cpu", "logger=none", *overrides])
+    config = composed("experiment=fig35_curvature_share_gpt", "scale=cpu", "logger=none", *overrides)
     loop = {"_target_": "__main__.PlainLoop", "autocast": case.precision == "bfloat16", "compiled": compiled}
     config.instruments = {"plain": loop, "train_loss": config.instruments.train_loss}
     config.checkpoint_seconds = 1e9  # no checkpoint while the clock runs

@@ -20,14 +20,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from measuring import table, target
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from opposing_signals.configuration import configuration_folder
+from opposing_signals.choices import composed
 from opposing_signals.optim import GradientFlow
 from opposing_signals.studies.theory.flow import full_gradient_flow
 from opposing_signals.studies.theory.model import TwoLayerModel, gradient, population_loss, sample_initial_parameters
@@ -106,9 +105,8 @@ def linear(interval: float, intervals: int) -> tuple[Loss, Tensor, Tensor]:
 
 
 def mlp(interval: float, intervals: int) -> tuple[Loss, Tensor, Tensor]:
-    with initialize_config_dir(str(configuration_folder()), version_base="1.3"):
-        config = compose("config", ["experiment=fig38a_mlp", "logger=none", "data=cifar10_5k", "data.images=500"])
-        drawn = compose("config", ["experiment=fig38a_mlp", "logger=none", "data=planted", "data.images=500"])
+    config = composed("experiment=fig38a_mlp", "logger=none", "data=cifar10_5k", "data.images=500")
+    drawn = composed("experiment=fig38a_mlp", "logger=none", "data=planted", "data.images=500")
     try:
         dataset = instantiate(config.data)
     except InstantiationException as error:

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import peers
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from opposing_signals.configuration import configuration_folder
+from opposing_signals.choices import composed
 from opposing_signals.curvature.risk import EmpiricalRisk, Precision
 from opposing_signals.errors import InputError
 from opposing_signals.training.job import training_module
@@ -61,9 +60,9 @@ class Case:
     def configuration(self, steps: int) -> DictConfig:
         overrides = [f"data={self.data}", f"data.images={self.images}", f"risk.chunk={self.chunk}", f"steps={steps}"]
         overrides += [f"risk.channels_last={self.channels_last}", f"optimizer.lr={self.lr}"]
-        with initialize_config_dir(str(configuration_folder()), version_base="1.3"):
-            config = compose("config", ["experiment=fig01_group_losses", "scale=smoke", "logger=none", *overrides])
-        config.model = {**OmegaConf.load(configuration_folder() / "model" / f"{self.model}.yaml"), **self.fields}
+        overrides += [f"model={self.model}", "experiment=fig01_group_losses", "scale=smoke", "logger=none"]
+        config = composed(*overrides)
+        config.model = {**config.model, **self.fields}
         config.checkpoint_seconds = 1e9  # no checkpoint while the clock runs
         return config
 
@@ -95,7 +94,7 @@ CASES = {
     "mlp": Case(
         title="MLP 3072-200-200-10",
         model="mlp",
-        fields={},
+        fields={"hidden": [200, 200]},
         bounds={"every step": 3.4, "stride": 1.6, "norms": 1.5},
         images=5000,
         chunk=1000,

@@ -30,17 +30,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from omegaconf import DictConfig
 
-from opposing_signals.configuration import configuration_folder, run_folder
+from opposing_signals.choices import composed
+from opposing_signals.configuration import run_folder
 from opposing_signals.curvature import EigenTracker
 from opposing_signals.curvature.risk import flatten
 from opposing_signals.data import Dataset
-from opposing_signals.record import Record, Series, write_json
+from opposing_signals.files import write_json
+from opposing_signals.record import Record, Series
 from opposing_signals.signals import (
     OpposingPair,
     Trajectory,
@@ -179,8 +180,7 @@ def grid() -> list[Point]:
 
 def configuration(point: Point, folder: Path) -> DictConfig:
     """What the command line composes of ``point``."""
-    with initialize_config_dir(str(configuration_folder()), version_base="1.3"):
-        return compose("config", [*point.overrides, "logger=none", f"output_dir={folder}"])
+    return composed(*point.overrides, "logger=none", f"output_dir={folder}")
 
 
 def train(points: list[Point], folder: Path) -> None:

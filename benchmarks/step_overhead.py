@@ -14,15 +14,15 @@ import copy
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
-from omegaconf import OmegaConf
 from torch.nn import functional as F
 
-from opposing_signals.configuration import configuration_folder, decisive
+from opposing_signals.choices import composed
+from opposing_signals.configuration import decisive
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
@@ -32,7 +32,7 @@ from opposing_signals.training.module import TrainingModule
 
 WARM_UP = 3
 CASES = {
-    "MLP 3072-200-200-10, 5,000 images": ("mlp", {}, 5000, 1000),
+    "MLP 3072-200-200-10, 5,000 images": ("mlp", {"hidden": [200, 200]}, 5000, 1000),
     "ResNet-18 of width 16, 1,000 images": ("resnet18", {"width": 16}, 1000, 250),
 }
 
@@ -69,13 +69,12 @@ class BareLoop(Instrument):
 INSTANCES: list[BareLoop] = []
 
 
-def measure(case: tuple[str, dict[str, int], int, int], data: str, steps: int, folder: Path) -> BareLoop:
+def measure(case: tuple[str, dict[str, Any], int, int], data: str, steps: int, folder: Path) -> BareLoop:
     """Train ``steps`` steps with all per-sample losses recorded and the bare loop in between."""
     model, fields, images, chunk = case
     overrides = [f"data={data}", f"data.images={images}", f"risk.chunk={chunk}", f"steps={steps + WARM_UP}"]
-    with initialize_config_dir(str(configuration_folder()), version_base="1.3"):
-        config = compose("config", ["experiment=fig01_group_losses", "scale=smoke", "logger=none", *overrides])
-    config.model = {**OmegaConf.load(configuration_folder() / "model" / f"{model}.yaml"), **fields}
+    config = composed("experiment=fig01_group_losses", "scale=smoke", "logger=none", f"model={model}", *overrides)
+    config.model = {**config.model, **fields}
     config.instruments = {
         "bare": {"_target_": "__main__.BareLoop", "lr": config.optimizer.lr},
         **{name: config.instruments[name] for name in ("sample_losses", "train_loss")},

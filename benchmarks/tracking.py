@@ -22,16 +22,15 @@ import numpy as np
 import peers
 import torch
 from measuring import LAYOUTS, Case, fastest, interleaved, milliseconds, plain, products, spread, table, target
-from omegaconf import OmegaConf
 from torch import Tensor
 
-from opposing_signals.configuration import configuration_folder
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.record import Record
 from opposing_signals.training.job import train
 from opposing_signals.training.module import TrainingModule
 
+SHARPNESS = "opposing_signals.instruments.sharpness.Sharpness"
 OURS = "every step, tolerance 0.05"
 ACCURATE = "every step, tolerance 0.03"
 STRIDE = "stride 5, tolerance 0.05"
@@ -40,7 +39,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     ACCURATE: {"tolerance": 0.03},
     STRIDE: {"every": 5},
 }
-"""Of the instrument, over those in conf/instruments/sharpness.yaml."""
+"""Of the instrument, beside its defaults."""
 
 TIMES_OURS = {"curvlinops + eigsh": 20, "edge-of-stability code": 20, "PyHessian": 5, "hessian-eigenthings": 5}
 """How many times our time each tool should at least take for a value."""
@@ -229,10 +228,9 @@ def tracking(case: Case, sections: set[str], folder: Path, checkpoint: Path, mos
     settings = {OURS: SETTINGS[OURS]}
     if "tracking" in sections:
         settings = SETTINGS
-    default = OmegaConf.to_container(OmegaConf.load(configuration_folder() / "instruments" / "sharpness.yaml"))
     lanes = {"no λ": Lane(folder / "none", {})}
     for name, fields in settings.items():
-        lanes[name] = Lane(folder / quantity(name, "run"), {"sharpness": {**default["sharpness"], **fields}})
+        lanes[name] = Lane(folder / quantity(name, "run"), {"sharpness": {"_target_": SHARPNESS, **fields}})
     reference = {
         "_target_": "tracking.Reference",
         "steps": compared,

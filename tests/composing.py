@@ -2,14 +2,19 @@
 
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from opposing_signals.configuration import configuration_folder
+from opposing_signals import choices
 
 
-def composed(experiment: str, *overrides: str, output_dir: Path | str = "outputs") -> DictConfig:
-    with initialize_config_dir(str(configuration_folder()), version_base="1.3"):
-        return compose(
-            "config", [f"experiment={experiment}", "scale=smoke", "logger=none", f"output_dir={output_dir}", *overrides]
-        )
+def composed(
+    experiment: str, *overrides: str, output_dir: Path | str = "outputs", with_hydra: bool = False
+) -> DictConfig:
+    return choices.composed(
+        f"experiment={experiment}",
+        "scale=smoke",
+        "logger=none",
+        f"output_dir={output_dir}",
+        *overrides,
+        with_hydra=with_hydra,
+    )

@@ -1,17 +1,20 @@
+import inspect
 import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+import re
 
 import pytest
 from composing import composed
-from omegaconf import DictConfig, OmegaConf
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationResolutionError
 
 from opposing_signals.__main__ import experiments
-from opposing_signals.configuration import UNDECISIVE, configuration_folder, decisive, run_folder, run_key
+from opposing_signals.choices import check_settings, choices, written
+from opposing_signals.configuration import SCALES, configuration_folder, decisive, run_folder, run_key
+from opposing_signals.errors import InputError
 from opposing_signals.studies.claim import Threshold
+from opposing_signals.sweeps import grid
 
-SCALES = ("smoke", "cpu", "paper")
 ADAM = "run=resnet56_adam"
 
 
@@ -22,70 +25,83 @@ def test_every_experiment_composes_at_every_scale(experiment, scale):
     assert config.experiment.name == experiment
     assert config.scale.name == scale
     assert json.loads(json.dumps(decisive(config))) == decisive(config)
-    for claim in config.claims:
+    for claim in config.claims.values():
         Threshold(claim.threshold if isinstance(claim.threshold, str) else claim.threshold[scale])
     if "probe" in config.experiment:
         assert config.experiment.probe in config.instruments.block_probe.probes
 
 
-def trained_by_experiments() -> dict[str, str]:
-    """Each run once for every way in which experiments change it, with one of those that do."""
-    found: dict[str, str] = {}
-    for name in sorted(experiments()):
-        described = OmegaConf.load(configuration_folder() / "experiment" / f"{name}.yaml")
-        grid = OmegaConf.select(described, "hydra.sweeper.params.run")
-        chosen = next(choice["override /run"] for choice in described.defaults if "override /run" in choice)
-        changes = {
-            field: value for field, value in described.items() if field not in UNDECISIVE | {"defaults", "hydra"}
-        }
-        others = [choice for choice in described.defaults if choice != "_self_" and "override /run" not in choice]
-        for run in grid.split(",") if grid else [chosen]:
-            found.setdefault(OmegaConf.to_yaml([run.strip(), changes, others]), f"{name} run={run.strip()}")
-    return {arguments: arguments.split("=")[1] for arguments in found.values()}
-
-
-def scale_files(run: str, scale: str) -> Iterator[Path]:
-    """Those that the run's file, or one that it goes on from, chooses by ``${scale}``."""
-    described = OmegaConf.load(configuration_folder() / "run" / f"{run}.yaml")
-    for choice in described.defaults:
-        if isinstance(choice, DictConfig):
-            (group, chosen), *_ = OmegaConf.to_container(choice).items()
-            if chosen == "${scale}":
-                yield configuration_folder() / group.lstrip("/") / f"{scale}.yaml"
-        elif choice != "_self_":
-            yield from scale_files(choice, scale)
-
-
-def settings(path: Path) -> dict[str, Any]:
-    """What a scale's file sets, with what it takes over from another run's: field ↦ value."""
-    described = OmegaConf.to_container(OmegaConf.load(path))
-    found: dict[str, Any] = {}
-    for choice in described.pop("defaults", []):
-        if isinstance(choice, str) and choice.startswith("/run/"):
-            found |= settings(configuration_folder() / f"{choice.lstrip('/')}.yaml")
-    return found | flat(described)
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
-
-
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize(("arguments", "run"), trained_by_experiments().items())
-def test_what_a_scale_sets_is_what_the_run_has(arguments, run, scale):
-    config = OmegaConf.to_container(composed(*arguments.split(), f"scale={scale}"))
-    composed_settings = flat(config)
-    files = list(scale_files(run, scale))
-    assert files
-    for path in files:
-        for field, value in settings(path).items():
-            assert composed_settings.get(field) == value, f"{path.parent.name}/{path.name} sets {field}={value}"
+@pytest.mark.parametrize("run", choices("run"))
+def test_what_a_run_sets_for_its_choices_is_what_they_have(run, scale):
+    """Each setting is asked for, by the choice that it names; `settings.images` is for every data set of images."""
+    config = composed("fig01_group_losses", f"run={run}", f"scale={scale}")
+    check_settings(config.settings, [configuration_folder()])
+    described = written("run", run).get("settings", {})
+    for name, fields in described.items():
+        if name in config.instruments:
+            assert {field: config.instruments[name][field] for field in fields} == dict(config.settings[name])
+        elif name == "images":
+            assert config.data.images == config.settings.images
     if scale == "smoke":
         sizes = [config.get("model", {}).get("width", 8), *config.get("model", {}).get("hidden", [])]
         assert min(sizes) >= 8, "torch takes other kernels for narrower networks than those that runs meet"
+
+
+@pytest.mark.parametrize("group", ["model", "data", "optimizer"])
+def test_a_choice_asks_for_settings_of_its_own_name(group):
+    for name in choices(group):
+        asked = re.findall(r"setting:([\w.]+)", json.dumps(written(group, name)))
+        assert {field.split(".")[0] for field in asked} <= {name, "images"}
+
+
+def test_instruments_have_the_fields_of_their_constructors():
+    for name in choices("instruments"):
+        ((key, described),) = written("instruments", name).items()
+        accepted = inspect.signature(get_class(described.pop("_target_"))).parameters
+        assert key == name
+        assert list(described) == [field for field in accepted if field not in ("risk", "record")]
+        resolved = OmegaConf.create({"settings": {}, "scale": "smoke", "described": described})
+        for field, value in OmegaConf.to_container(resolved.described, resolve=True).items():
+            default = accepted[field].default
+            assert value == (list(default) if isinstance(default, tuple) else default)
+
+
+def test_a_family_has_a_member_for_each_row(tmp_path):
+    (tmp_path / "tables").mkdir()
+    table = tmp_path / "tables" / "family.yaml"
+    table.write_text(
+        "group: run\n"
+        "template: {run: {name: <rule>}, steps: <steps>, text: 'of <rule>: ${steps}', batch: null, <rule>: <more>}\n"
+        "rows:\n"
+        "  - all: {rule: sgd, more: null}\n"
+        "    a_one: {steps: 3}\n"
+        "    a_two: {steps: 4, more: {lr: 0.1}, rule: <id>}\n"
+    )
+    one, two = (written("run", name, [tmp_path]) for name in choices("run", [tmp_path]))
+    assert one == {"run": {"name": "sgd"}, "steps": 3, "text": "of sgd: ${steps}", "batch": None}
+    assert two == {"run": {"name": "a"}, "steps": 4, "text": "of a: ${steps}", "batch": None, "a": {"lr": 0.1}}
+    other = tmp_path / "other"
+    (other / "tables").mkdir(parents=True)
+    (other / "tables" / "family.yaml").write_text(table.read_text().replace("steps: 3", "step: 3"))
+    with pytest.raises(InputError, match="a_one: no cell steps"):
+        choices("run", [other])
+
+
+def test_there_is_a_value_for_each_scale():
+    values = OmegaConf.create({"scale": "cpu", "a": "${by_scale:1,[2],3}", "b": "${by_scale:1,2}", "settings": {}})
+    assert values.a == [2]
+    with pytest.raises(InterpolationResolutionError, match="expected a value for each of smoke, cpu, paper"):
+        _ = values.b
+    values.scale = "mine"
+    with pytest.raises(InterpolationResolutionError, match=r"scale.name=mine: expected smoke, cpu, paper"):
+        _ = values.a
+
+
+def test_the_configurations_of_runs_and_experiments_are_few():
+    """A family is a table: an experiment or run that differs in a number or two is a row."""
+    folders = [configuration_folder() / name for name in ("run", "experiment", "tables", "study")]
+    assert sum(len(list(folder.rglob("*.yaml"))) for folder in folders) <= 110
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -105,14 +121,12 @@ def test_the_runs_of_figures_46_to_54_train_as_those_of_the_other_figures(networ
 
 
 def test_claim_identifiers_are_unique():
-    identifiers = [claim.id for name in experiments() for claim in composed(name).claims]
+    identifiers = [identifier for name in experiments() for identifier in written("experiment", name)["claims"]]
     assert len(identifiers) == len(set(identifiers))
 
 
 def test_every_file_says_what_it_is():
     for path in configuration_folder().rglob("*.yaml"):
-        if path.parent.parent.name == "run":  # the sizes of a run, named by their folder and file
-            continue
         head = next(line for line in path.read_text().splitlines() if line != "# @package _global_")
         assert head.startswith("# "), path
 
@@ -160,8 +174,7 @@ def test_grids_share_their_runs(one, other):
 
 def test_no_two_points_of_a_grid_are_one_run():
     name = "fig40_plain_step_sizes"
-    experiment = OmegaConf.load(configuration_folder() / "experiment" / f"{name}.yaml")
-    points = [run.strip() for run in experiment.hydra.sweeper.params.run.split(",")]
+    points = grid(name)["run"]
     assert len({run_key(composed(name, f"run={run}")) for run in points}) == len(points) == 10
 
 

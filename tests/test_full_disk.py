@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from opposing_signals import record as record_module
 from opposing_signals.__main__ import main
 from opposing_signals.errors import NotWrittenError
 from opposing_signals.files import replacing, write_json, write_text
 from opposing_signals.follow.explanation import explain
-from opposing_signals.record import Record
+from opposing_signals.record import Record, column
 from opposing_signals.report import build
 
 COMMAND = ("experiment=fig03_chebyshev", "scale=smoke", "logger=none", "threads=1", "steps=6")
@@ -137,7 +136,7 @@ def test_a_full_disk_in_training_names_the_file_and_what_is_kept(tmp_path, capfd
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return pwrite(descriptor, data, offset)
 
-    monkeypatch.setattr(record_module.os, "pwrite", full)
+    monkeypatch.setattr(column.os, "pwrite", full)
     assert main([*COMMAND, f"output_dir={tmp_path}"]) == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if line.strip() and ": step " not in line]
     assert len(lines) == 1

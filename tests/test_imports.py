@@ -7,6 +7,7 @@ import sys
 import pytest
 from hydra._internal.utils import get_args_parser
 
+import opposing_signals
 from opposing_signals.arguments import hydra_parser
 
 HEAVY = {"torch", "hydra", "matplotlib", "wandb", "lightning", "torchvision", "scipy", "sklearn", "numpy"}
@@ -22,6 +23,14 @@ def loaded(code: str) -> set[str]:
 def test_importing_the_package_and_asking_for_help_load_nothing_heavy():
     assert loaded("import opposing_signals") == set()
     assert loaded("from opposing_signals.__main__ import main; main(['--help']); main(['list'])") == set()
+
+
+def test_all_that_the_package_offers_is_there():
+    assert set(opposing_signals.__all__) == set(opposing_signals._ROOMS) <= set(dir(opposing_signals))
+    for name in opposing_signals.__all__:
+        assert getattr(opposing_signals, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = opposing_signals.nothing
 
 
 def test_what_is_wrong_with_a_command_is_found_without_torch():

@@ -29,8 +29,9 @@ def wheel(tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_the_wheel_holds_configurations_examples_template_and_type_marker(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    for path in [*(ROOT / "conf").rglob("*.yaml"), *(ROOT / "examples").glob("*.py")]:
-        assert f"opposing_signals/{path.relative_to(ROOT)}" in names
+    for path in [*(ROOT / "conf").rglob("*.yaml"), *(ROOT / "examples").rglob("*.*")]:
+        if "__pycache__" not in path.parts:
+            assert f"opposing_signals/{path.relative_to(ROOT)}" in names
     for path in (ROOT / "src").rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
             assert str(path.relative_to(ROOT / "src")) in names

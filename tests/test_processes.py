@@ -20,7 +20,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from opposing_signals import app, processes
 from opposing_signals.__main__ import main
-from opposing_signals.curvature import risk
+from opposing_signals.curvature import chunks
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.record import Record
@@ -226,7 +226,7 @@ def test_a_failure_of_all_is_said_once(tmp_path, arguments, message):
 )
 def test_what_two_processes_cannot_do_is_refused(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    for module in (app, job, risk):
+    for module in (app, job, chunks):
         monkeypatch.setattr(module, "count", lambda: 2)
     assert main([*arguments, f"output_dir={tmp_path}"]) == 2
     assert f"opposing-signals: {message}" in capsys.readouterr().err

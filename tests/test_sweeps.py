@@ -10,26 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from composing import composed
-from omegaconf import OmegaConf
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from opposing_signals import app
 from opposing_signals.__main__ import experiments, main
 from opposing_signals.arguments import LAUNCHERS, completed
-from opposing_signals.configuration import configuration_folder, run_key
+from opposing_signals.configuration import run_key
 from opposing_signals.record import Record
+from opposing_signals.sweeps import grid
 
-SWEEPS = Path(__file__).parents[1] / "sweeps"
 DEPTHS = ("experiment=linear_depth", "scale=smoke", "logger=none", "threads=1")
 RUNS = ["linear_depth2", "linear_depth3", "linear_depth4"]
-
-
-def grid(experiment: str) -> dict[str, list[str]]:
-    """The fields and values that an experiment sweeps over; empty if it is no sweep."""
-    described = OmegaConf.load(configuration_folder() / "experiment" / f"{experiment}.yaml")
-    params = OmegaConf.select(described, "hydra.sweeper.params") or {}
-    return {str(field): [value.strip() for value in str(values).split(",")] for field, values in params.items()}
 
 
 def needs(launcher: str) -> None:
@@ -196,15 +189,18 @@ def rendered(sweep: dict, point: tuple) -> list[str]:
     return command
 
 
-def test_every_grid_is_a_sweep():
-    assert {path.stem for path in SWEEPS.glob("*.yaml")} == {name for name in experiments() if grid(name)}
+GRIDS = [name for name in experiments() if grid(name)]
 
 
-@pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_sweep_has_its_experiments_grid_and_renders_commands_that_compose(path):
-    sweep = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_sweep_has_its_experiments_grid_and_renders_commands_that_compose(name, capsys):
+    assert main(["sweep", name]) == 0
+    sweep = yaml.safe_load(capsys.readouterr().out)
     values = {field: described["values"] for field, described in sweep["parameters"].items()}
-    assert {field: [str(value) for value in listed] for field, listed in values.items()} == grid(path.stem)
+    described = composed(name, "scale=paper", with_hydra=True).hydra.sweeper.params
+    assert {field: [str(value) for value in listed] for field, listed in values.items()} == {
+        field: [value.strip() for value in str(listed).split(",")] for field, listed in described.items()
+    }
     points = list(itertools.product(*values.values()))
     commands = [rendered(sweep, point) for point in points]
     assert not [part for command in commands for part in command if part.endswith(("=None", "=null", "="))]
@@ -212,11 +208,11 @@ def test_a_sweep_has_its_experiments_grid_and_renders_commands_that_compose(path
         program, *arguments = command
         assert program == sweep["program"] == "opposing-signals"
         assert [sorted(command) for command in completed(arguments)] == [sorted(arguments)]
-        assert {"hydra.mode=RUN", "conclude=false", f"experiment={path.stem}"} <= set(arguments)
+        assert {"hydra.mode=RUN", "conclude=false", f"experiment={name}"} <= set(arguments)
         ours = composed(
-            path.stem, "logger=wandb", *(argument for argument in arguments if not argument.startswith("hydra."))
+            name, "logger=wandb", *(argument for argument in arguments if not argument.startswith("hydra."))
         )
         theirs = composed(
-            path.stem, "scale=paper", *(f"{field}={value}" for field, value in zip(values, point, strict=True))
+            name, "scale=paper", *(f"{field}={value}" for field, value in zip(values, point, strict=True))
         )
         assert run_key(ours) == run_key(theirs)

@@ -2,22 +2,71 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from opposing_signals._torchvision import make_importable
 
 if TYPE_CHECKING:
-    from opposing_signals.follow import Follower, OpposingSignals
+    from opposing_signals.curvature import EigenTracker, EmpiricalRisk, Hessian
+    from opposing_signals.errors import InputError
+    from opposing_signals.follow import Follower, OpposingSignals, explain
+    from opposing_signals.optim import SAM, ClippedSGD, GradientFlow, OneSAM, SignSGD, SplitSGD
+    from opposing_signals.record import Record, Series
+    from opposing_signals.signals import OpposingPair, Trajectory, find_pairs
 
-__all__ = ["Follower", "OpposingSignals"]
+_ROOMS = {
+    "ClippedSGD": "optim",
+    "EigenTracker": "curvature",
+    "EmpiricalRisk": "curvature",
+    "Follower": "follow",
+    "GradientFlow": "optim",
+    "Hessian": "curvature",
+    "InputError": "errors",
+    "OneSAM": "optim",
+    "OpposingPair": "signals",
+    "OpposingSignals": "follow",
+    "Record": "record",
+    "SAM": "optim",
+    "Series": "record",
+    "SignSGD": "optim",
+    "SplitSGD": "optim",
+    "Trajectory": "signals",
+    "explain": "follow",
+    "find_pairs": "signals",
+}
+
+__all__ = [  # noqa: RUF022  # as _ROOMS
+    "ClippedSGD",
+    "EigenTracker",
+    "EmpiricalRisk",
+    "Follower",
+    "GradientFlow",
+    "Hessian",
+    "InputError",
+    "OneSAM",
+    "OpposingPair",
+    "OpposingSignals",
+    "Record",
+    "SAM",
+    "Series",
+    "SignSGD",
+    "SplitSGD",
+    "Trajectory",
+    "explain",
+    "find_pairs",
+]
 
 make_importable()
 
 
 def __getattr__(name: str) -> Any:
-    """`Follower` and `OpposingSignals` on first use: they import torch, and the command line's help must not wait."""
-    if name in __all__:
-        from opposing_signals import follow
-
-        return getattr(follow, name)
+    """What the package offers on first use: most of it imports torch, for which the help of the command cannot wait."""
+    if name in _ROOMS:
+        return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """With what comes on first use."""
+    return [*globals(), *_ROOMS]

@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from opposing_signals import streams
+from opposing_signals.configuration import SCALES
 from opposing_signals.errors import READ_NAMED_DATA, InputError, TrainingStoppedError, printable
 from opposing_signals.experiments import ALL, FIGURES, did_you_mean, experiments, families, markdown_page, named
 from opposing_signals.interruption import MESSAGE, Interrupted, ended_by_signals
@@ -90,10 +91,11 @@ def print_help() -> None:
         "[bold]opposing-signals EXPERIMENT[/] \\[scale=smoke|cpu|paper] \\[seed=N] \\[FIELD=VALUE ...]\n"
         "[bold]opposing-signals demo[/]                 three pictures of it, in two minutes\n"
         "[bold]opposing-signals list[/] \\[WORD]          experiments, and what they cost\n"
+        "[bold]opposing-signals sweep[/] EXPERIMENT     its grid as a W&B sweep\n"
         "[bold]opposing-signals report[/] \\[FOLDER ...]  one page of all results\n"
         "[bold]opposing-signals gallery[/] \\[FOLDER]     results as one page of Markdown\n"
         "[bold]opposing-signals explain[/] FOLDER ...   which examples carried a run's loss spikes\n"
-        "[bold]opposing-signals reproduce[/]            all of it, in order, as far as --budget SECONDS goes\n\n"
+        "[bold]opposing-signals reproduce[/]            all of it, in order, in --budget SECONDS\n\n"
         "An experiment is given by its name or a beginning of it: fig1, fig06b, theorem31. It trains what is missing, "
         "draws its figure, checks its claims and writes them to outputs/NAME/. Any field of its configuration can be "
         "set: model.width=32 data=planted logger=none output_dir=FOLDER. [bold]--cfg job[/] prints the configuration, "
@@ -133,6 +135,18 @@ def _list(arguments: list[str]) -> int:
         costs = ", ".join(f"{scale}: {time}" for scale, time in cost.items())
         table.add_row(f"[bold]{name}[/]", f"{escape(title)}\n[dim]{costs}[/]")
     console().print(table)
+    return 0
+
+
+def _sweep(arguments: list[str]) -> int:
+    """An experiment's grid as a W&B sweep."""
+    parser = _Parser("sweep", "Print an experiment's grid as the file that `wandb sweep` takes.")
+    parser.add_argument("experiment", help="its name, or a beginning of it")
+    parser.add_argument("--scale", choices=SCALES, default="paper", help="of the runs (%(default)s)")
+    options = parser.parse_args(arguments)
+    from opposing_signals.sweeps import wandb_sweep
+
+    print(wandb_sweep(named(options.experiment), options.scale), end="")
     return 0
 
 
@@ -276,6 +290,7 @@ class _Parser(ArgumentParser):
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "demo": _demo,
     "list": _list,
+    "sweep": _sweep,
     "report": _report,
     "gallery": _gallery,
     "explain": _explain,

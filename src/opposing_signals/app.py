@@ -13,6 +13,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -34,7 +35,8 @@ from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from opposing_signals.arguments import hydra_parser, parsed
+from opposing_signals.arguments import folders, hydra_parser, parsed, searched_folder
+from opposing_signals.choices import check_settings, register
 from opposing_signals.configuration import configuration_folder, decisive, experiment_folder, reference_of, run_folder
 from opposing_signals.errors import DamagedError, InputError, NotWrittenError, TrainingStoppedError, printable
 from opposing_signals.experiments import did_you_mean
@@ -52,6 +54,8 @@ log = getLogger(__name__)
 FAILED = 1
 SHARED_JOB = "opposing_signals.training.job.train"
 """The job whose work several processes can share."""
+CLAIM = ("statement", "source", "statistic", "threshold")
+"""The fields of a claim."""
 NOTE = {"name", "job", "folder", "failure"}
 """The fields of a job's note."""
 UNFINISHED = "its process was killed or is still at work; the same command goes on with it"
@@ -105,6 +109,11 @@ def _hydra_folders() -> Iterator[list[str]]:
 
 def _run(arguments: list[str]) -> int:
     options = parsed(arguments)
+    options.resolve = options.cfg == "job"  # fields that depend on scale and run are shown with their values
+    searched = folders(options)
+    register(searched)
+    # modules beside a user's own configurations can be named in them; behind all others, so that they hide none
+    sys.path += [str(folder) for folder in searched[1:] if str(folder) not in sys.path]
     sys.argv[1:] = arguments
     if options.shell_completion:
         sys.argv[0] = "opposing-signals"  # of which Hydra completes the arguments, not of `python -m`
@@ -122,6 +131,13 @@ def _run(arguments: list[str]) -> int:
         if user_wants_tracebacks:
             raise
         raise InputError(_refusal(error)) from None
+    except AssertionError as error:
+        if user_wants_tracebacks or not _is_of_defaults(error):
+            raise
+        raise InputError(
+            f"{shlex.join(arguments)}: Hydra cannot read a defaults list; expected its overrides, as override /run, "
+            "behind all others; only _self_ may follow"
+        ) from None
     except Interrupted:
         if SweepNote.config is not None and is_first():
             end_children()  # jobs of some launchers are processes that would go on
@@ -154,6 +170,14 @@ def _refusal(error: Exception) -> str:
     return re.sub(r"\.? To append to your config use.*", f"; {near}--cfg job prints the fields there are", text)
 
 
+def _is_of_defaults(error: AssertionError) -> bool:
+    """Whether Hydra's search for what a defaults list means fails: it asserts what it should refuse."""
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).name in (
+        "defaults_list.py",
+        "default_element.py",
+    )
+
+
 def _one_line(error: Exception) -> str:
     cause = error.__cause__ if isinstance(error.__cause__, InputError) else error
     return " ".join(str(cause).split())
@@ -176,8 +200,11 @@ def _run_job(config: DictConfig) -> None:
     the disk. One that fails leaves that in its note, and the others go on.
     """
     hydra_config: Any = HydraConfig.get()
+    sources = [f"{source.schema}://{source.path}" for source in hydra_config.runtime.config_sources]
+    searched = [folder for source in sources if (folder := searched_folder(source)) and folder.is_dir()]
     if hydra_config.mode == RunMode.RUN:
         try:
+            check_settings(config.settings, searched)
             _announce(config, config.experiment.name)
             _check_conclusion(config)
             with _logger(config, config.run.name) as logger:
@@ -194,6 +221,7 @@ def _run_job(config: DictConfig) -> None:
     note = {"name": name, "job": label, "folder": "", "failure": UNFINISHED}
     _write_note(path, note)
     try:
+        check_settings(config.settings, searched)
         _announce(config, f"{config.experiment.name}, {name}")
         _check_conclusion(config)
         with _logger(config, label) as logger:
@@ -236,8 +264,8 @@ def _check_conclusion(config: DictConfig) -> None:
     from opposing_signals.signals import find_pairs
     from opposing_signals.studies.probes.paths import check_probe
 
-    for claim in config.claims:
-        _claim(claim).bound(config.scale.name)
+    for claim in _claims(config):
+        claim.bound(config.scale.name)
     known = [
         name for name, field in inspect.signature(find_pairs).parameters.items() if field.kind == field.KEYWORD_ONLY
     ]
@@ -398,8 +426,7 @@ def _conclude(
     read = {name: Trajectory(record, config.signals, own_data) for name, record in records.items()}
     stopped = {name: trajectory for name, trajectory in read.items() if name in failures}
     trajectories = Runs({name: read[name] for name in read if name not in stopped}, stopped, failures)
-    claims = [_claim(claim) for claim in config.claims]
-    checked = [claim.check(trajectories, config.scale.name, config.seed) for claim in claims]
+    checked = [claim.check(trajectories, config.scale.name, config.seed) for claim in _claims(config)]
     verdicts = [verdict for verdict, _ in checked]
     write_json(folder / "claims.json", [verdict.as_json() for verdict in verdicts])
     write_json(
@@ -435,12 +462,20 @@ def _conclude(
     shown.print(f"figure: {folder / 'figure.png'}\nclaims: {folder / 'claims.json'}", soft_wrap=True)
 
 
-def _claim(claim: DictConfig) -> Claim:
+def _claims(config: DictConfig) -> list[Claim]:
     from opposing_signals.studies.claim import Claim
 
-    threshold = claim.threshold if isinstance(claim.threshold, str) else dict(claim.threshold)
-    statistic = instantiate(claim.statistic, _partial_=True)
-    return Claim(claim.id, claim.statement, claim.source, statistic, threshold)
+    found = []
+    for identifier, claim in config.claims.items():
+        if unknown := sorted({*map(str, claim)} - {*CLAIM}):
+            near = did_you_mean(unknown[0], CLAIM)
+            raise InputError(f"claims.{identifier}.{unknown[0]}: no such field; {near}there are {', '.join(CLAIM)}")
+        if missing := [field for field in CLAIM if field not in claim]:
+            raise InputError(f"claims.{identifier}: no {missing[0]}; expected {', '.join(CLAIM)}")
+        threshold = claim.threshold if isinstance(claim.threshold, str) else dict(claim.threshold)
+        statistic = instantiate(claim.statistic, _partial_=True)
+        found.append(Claim(str(identifier), claim.statement, claim.source, statistic, threshold))
+    return found
 
 
 def _description(config: DictConfig, records: dict[str, Record]) -> dict[str, Any]:

@@ -9,15 +9,17 @@ import re
 import shlex
 from argparse import Action, ArgumentParser, Namespace
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 from unittest.mock import patch
 
-from hydra._internal.utils import get_args_parser
+from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override
 from hydra.errors import HydraException
 
+from opposing_signals.choices import choices
 from opposing_signals.configuration import configuration_folder
 from opposing_signals.errors import InputError
 from opposing_signals.experiments import ALL, did_you_mean, named
@@ -87,51 +89,94 @@ def completed(arguments: list[str]) -> list[list[str]]:
     given = [text if "=" in text or text.startswith("~") else f"experiment={text}" for text in options.overrides]
     chosen = [text for text in given if text.startswith("experiment=")]
     others = [text for text in given if text not in chosen]
+    searched = folders(options)
     if len(chosen) > 1:
         raise InputError(
             f"{shlex.join(options.overrides)}: expected one experiment, and fields as in scale=smoke, without spaces; "
             "-m experiment=fig1,fig2 runs several"
         )
     for text in others:
-        _check(text, options)
+        _check(text, searched)
     if not chosen:
         if options.info == "plugins":
             return [arguments]
         only = f", only {shlex.join(arguments)}" if arguments else ""
         raise InputError(f"no experiment given{only}: expected a name, such as fig03_chebyshev; {ALL}")
-    experiments = [named(name.strip()) for name in chosen[0].removeprefix("experiment=").strip("[]").split(",")]
+    experiments = [
+        named(name.strip(), searched) for name in chosen[0].removeprefix("experiment=").strip("[]").split(",")
+    ]
     if len(experiments) > 1 and not options.multirun:
         raise InputError(f"{chosen[0]}: several experiments; add -m to run one after the other")
     flags = [argument for argument in arguments if argument not in options.overrides]
     return [[f"experiment={name}", *others, *flags] for name in experiments]
 
 
-def _check(text: str, options: Namespace) -> None:
-    """Refuse what Hydra cannot read, and what is not there: Hydra says the same in a page."""
+def folders(options: Namespace) -> list[Path]:
+    """Where configurations are looked for: the package's folder, then those of plugins and of the user, as Hydra does.
+
+    Raises:
+        InputError: ``--config-dir`` or ``hydra.searchpath`` names what is no folder.
+    """
+    searched = create_config_search_path(str(configuration_folder()))
+    if options.config_dir:
+        searched.append("--config-dir", options.config_dir)
+    for text in options.overrides:
+        if text.lstrip("+").startswith("hydra.searchpath="):
+            for place in _values(_override(text)):
+                searched.append("hydra.searchpath", place)
+    found = []
+    for element in searched.get_path():
+        folder = searched_folder(str(element.path))
+        if folder is not None and folder.is_dir():
+            found.append(folder)
+        elif element.provider in ("--config-dir", "hydra.searchpath"):
+            raise InputError(
+                f"{element.provider}={element.path}: no such folder; expected one with configurations, as file:///PATH "
+                "or pkg://PACKAGE.FOLDER in hydra.searchpath"
+            )
+    return found
+
+
+def searched_folder(place: str) -> Path | None:
+    """The folder that an element of Hydra's search path means; None for what holds no experiments."""
+    scheme, _, rest = place.rpartition("://")
+    if scheme != "pkg":
+        return Path(rest).absolute() if scheme in ("", "file") else None
     try:
-        override = OverridesParser.create().parse_override(text)
+        found = None if rest.split(".")[0] in ("hydra", "hydra_plugins") else find_spec(rest.replace("/", "."))
+    except ModuleNotFoundError:
+        return None
+    return Path(next(iter(found.submodule_search_locations))) if found and found.submodule_search_locations else None
+
+
+def _override(text: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(text)
     except HydraException as error:
         raise InputError(
             f"{text}: cannot be read, {' '.join(str(error).split())}; expected FIELD=VALUE, with quotes around a value "
             "that holds a comma, a bracket or an equals sign"
         ) from None
+
+
+def _check(text: str, searched: list[Path]) -> None:
+    """Refuse what Hydra cannot read, and what is not there: Hydra says the same in a page."""
+    override = _override(text)
     group = override.key_or_group
     if group == "hydra/launcher":
         _check_launcher(text.partition("=")[2])
         return
-    has_own_folder = bool(options.config_dir) or any("hydra.searchpath" in other for other in options.overrides)
-    if override.is_add() and not has_own_folder:
-        _check_added(text, group)
-    folder = configuration_folder() / group
-    if override.is_delete() or has_own_folder or not folder.is_dir():
+    known = choices(group, searched)
+    if override.is_add() and not known:
+        _check_added(text, group, searched)
+    if override.is_delete() or not known:
         return
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    for choice in _choices(override):
+    for choice in _values(override):
         if choice not in known:
             raise InputError(f"{group}={choice}: unknown; {_instead_of(choice, known)}")
 
 
-def _choices(override: Override) -> list[str]:
+def _values(override: Override) -> list[str]:
     value = override.value()
     if isinstance(value, Glob):
         return []
@@ -144,13 +189,13 @@ def _instead_of(choice: str, known: list[str]) -> str:
     return near.strip() if near and len(known) > _FEW else f"{near}there are {', '.join(known)}"
 
 
-def _check_added(text: str, field: str) -> None:
+def _check_added(text: str, field: str, searched: list[Path]) -> None:
     """Refuse ``+name=value`` where nothing reads such a field: it would change a run's key, and nothing else."""
-    name = re.split(r"[./]", field)[0]
-    folder = configuration_folder()
-    if (folder / name).is_dir() or name == "hydra":
+    name = re.split(r"[./@]", field)[0]
+    if name == "hydra" or choices(name, searched):
         return
-    read = {field for path in folder.rglob("*.yaml") for field in re.findall(r"^(\w+):", path.read_text("utf-8"), re.M)}
+    files = [path.read_text("utf-8") for folder in searched for path in folder.rglob("*.yaml")]
+    read = {field for text in files for field in re.findall(r"^(\w+):", text, re.M)}
     if name not in read:
         near = did_you_mean(name, read)
         raise InputError(f"{text}: no job reads a field {name}; {near}--cfg job prints the fields there are")

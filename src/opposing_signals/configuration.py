@@ -26,6 +26,7 @@ UNDECISIVE = frozenset(
         "retrain_damaged",
         "run_dir",
         "scale",
+        "settings",
         "signals",
         "tables",
         "threads",
@@ -33,6 +34,8 @@ UNDECISIVE = frozenset(
     }
 )
 """Top-level fields that leave a run's numbers as they are. Any other field counts, also one added later."""
+SCALES = ("smoke", "cpu", "paper")
+MISSING = object()
 
 
 def configuration_folder() -> Path:
@@ -129,6 +132,34 @@ def folder_name(given: Any, field: str) -> str:
     raise InputError(f"{field}={given}: expected a name for a folder, without / and \\ and no dot at its beginning")
 
 
-# conf/config.yaml puts Hydra's own files by them: it makes folders before a job can refuse its configuration
+def by_scale(*values: Any, _root_: DictConfig) -> Any:
+    """The value for the scale that was chosen: ``${by_scale:SMOKE, CPU, PAPER}``.
+
+    Raises:
+        InputError: The scale is none of `SCALES`, or there is not one value for each.
+    """
+    scale = _root_.scale if isinstance(_root_.scale, str) else _root_.scale.name  # a string in a defaults list
+    written = f"${{by_scale:{', '.join(map(str, values))}}}"
+    if scale not in SCALES:
+        raise InputError(f"scale.name={scale}: expected {', '.join(SCALES)}, for which there is {written}")
+    if len(values) != len(SCALES):
+        raise InputError(f"{written}: expected a value for each of {', '.join(SCALES)}")
+    value = values[SCALES.index(scale)]
+    return OmegaConf.create(value) if isinstance(value, list | dict) else value
+
+
+def setting(name: str, *defaults: Any, _root_: DictConfig) -> Any:
+    """What the run sets for a choice, ``settings.NAME``, or else the default: one, or one for each scale."""
+    chosen = OmegaConf.select(_root_, f"settings.{name}", default=MISSING)
+    if chosen is not MISSING:
+        return chosen
+    if len(defaults) > 1:
+        return by_scale(*defaults, _root_=_root_)
+    return OmegaConf.create(defaults[0]) if isinstance(defaults[0], list | dict) else defaults[0]
+
+
+# conf/config.yaml puts Hydra's own files by the first two: it makes folders before a job can refuse its configuration
 OmegaConf.register_new_resolver("folder", folder, replace=True)
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+OmegaConf.register_new_resolver("by_scale", by_scale, replace=True)
+OmegaConf.register_new_resolver("setting", setting, replace=True)

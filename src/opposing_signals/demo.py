@@ -97,7 +97,7 @@ def _experiment(name: str, settings: Sequence[str], folder: Path) -> None:
 
 def _seen(folder: Path, page: Path, spike: Spike | None, trajectory: Trajectory) -> list[str]:
     """The end of the demo in plain words; lines that begin with two spaces are not broken."""
-    from opposing_signals.__main__ import experiments
+    from opposing_signals.experiments import experiments
 
     planted, curve = _claims(folder / PLANTED), _claims(folder / CURVE)
     reason = json.loads((folder / CURVE / "experiment.json").read_text(encoding="utf-8"))["reasons"].get("fig03a", "")

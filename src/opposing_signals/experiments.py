@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from opposing_signals.configuration import configuration_folder
+from opposing_signals.choices import choices, written
 from opposing_signals.errors import InputError
 
 ALL = "`opposing-signals list` shows all"
@@ -33,18 +32,13 @@ What the experiments show stands in [the gallery](../results/README.md).
 """How the page of `markdown_page` begins."""
 
 
-def experiments() -> dict[str, tuple[str, dict[str, str]]]:
-    """Name ↦ (one line, cost at each scale) of every experiment."""
+def experiments(folders: Sequence[Path] | None = None) -> dict[str, tuple[str, dict[str, str]]]:
+    """Name ↦ (one line, cost at each scale) of every experiment, in ``folders`` or those of the package."""
     found = {}
-    for path in sorted((configuration_folder() / "experiment").glob("*.yaml")):
-        described = OmegaConf.load(path).experiment
-        found[path.stem] = (described.title, dict(described.cost))
+    for name in choices("experiment", folders):
+        described = written("experiment", name, folders).get("experiment", {})
+        found[name] = (str(described.get("title", "")), dict(described.get("cost", {})))
     return found
-
-
-def names() -> list[str]:
-    """The name of every experiment."""
-    return sorted(path.stem for path in (configuration_folder() / "experiment").glob("*.yaml"))
 
 
 def families() -> dict[str, list[str]]:
@@ -56,7 +50,7 @@ def families() -> dict[str, list[str]]:
     return found
 
 
-def named(given: str) -> str:
+def named(given: str, folders: Sequence[Path] | None = None) -> str:
     """The experiment that ``given`` means: its name, the number of its figure, or a beginning that no other has.
 
     ``fig1`` and ``fig01`` are figure 1, not figures 10 to 19 as well.
@@ -64,7 +58,7 @@ def named(given: str) -> str:
     Raises:
         InputError: It means none of them, or several.
     """
-    known = names()
+    known = choices("experiment", folders)
     if given in known:
         return given
     beginning = _without_zeros(given.lower().replace("-", "_"))

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from datetime import timedelta
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from opposing_signals.errors import InputError
 
@@ -115,7 +115,7 @@ def agreed(work: Callable[[], Result]) -> Result:
     import torch
     from torch import distributed
 
-    outcome: list = [None, ""]
+    outcome: list[Any] = [None, ""]
     failure: Exception | None = None
     if is_first():
         try:

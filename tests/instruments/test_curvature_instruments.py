@@ -9,7 +9,7 @@ from composing import composed
 from omegaconf import OmegaConf
 from recording import stopped, trained, weights
 
-from opposing_signals.configuration import configuration_folder
+from opposing_signals.choices import written
 from opposing_signals.errors import InputError
 from opposing_signals.record import Record
 from opposing_signals.training.batches import Batches
@@ -44,7 +44,7 @@ def configured(*instruments: str, run=CURVE, base=BASE, minibatch: bool = False,
     OmegaConf.set_struct(config, False)
     config.instruments = {}
     for name in (*base, *instruments):
-        settings = OmegaConf.load(configuration_folder() / "instruments" / f"{name}.yaml")
+        settings = written("instruments", name)
         config.instruments = OmegaConf.merge(config.instruments, settings, {name: CONFIGURED.get(name, {})})
     if minibatch:
         config.batch = 7

@@ -6,7 +6,8 @@ import torch
 from composing import composed
 from omegaconf import OmegaConf
 
-from opposing_signals.configuration import configuration_folder, decisive
+from opposing_signals.choices import written
+from opposing_signals.configuration import decisive
 from opposing_signals.errors import InputError
 from opposing_signals.record import Record
 from opposing_signals.training.job import train
@@ -47,7 +48,7 @@ def test_training_is_bit_identical_with_and_without_them(tmp_path):
 def test_targets_that_are_no_classes_are_refused(tmp_path):
     config = composed("fig03_chebyshev", "steps=1", "threads=1")
     OmegaConf.set_struct(config, False)
-    config.instruments = OmegaConf.load(configuration_folder() / "instruments" / "predictions.yaml")
+    config.instruments = written("instruments", "predictions")
     with (
         Record.writing(tmp_path, decisive(config)) as record,
         pytest.raises(InputError, match="Predictions: chebyshev"),

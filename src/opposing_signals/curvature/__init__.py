@@ -6,8 +6,10 @@ from opposing_signals.curvature.eigen import Eigenpairs, EigenTracker, power_ite
 from opposing_signals.curvature.gauss_newton import CurvatureSplit, curvature_split
 from opposing_signals.curvature.gradient_norms import gradient_norms
 from opposing_signals.curvature.gradient_sketch import gradient_sketch
+from opposing_signals.curvature.hessian import Hessian
 from opposing_signals.curvature.jacobian import LayerSpectra, jacobian_norms, layer_spectra
 from opposing_signals.curvature.preconditioned import adam_preconditioner, preconditioned
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.curvature.sample_curvature import AlongLine, StepExpansion, sample_curvature, step_expansion
 from opposing_signals.curvature.sample_sharpness import sample_sharpness
 
@@ -16,6 +18,8 @@ __all__ = [
     "CurvatureSplit",
     "EigenTracker",
     "Eigenpairs",
+    "EmpiricalRisk",
+    "Hessian",
     "LayerSpectra",
     "SpectralQuadrature",
     "StepExpansion",

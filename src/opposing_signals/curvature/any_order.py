@@ -24,7 +24,7 @@ class AnyOrder(TorchFunctionMode):
     """
 
     def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Replace what PyTorch cannot differentiate often enough."""
         return _WRITTEN_OUT.get(func, func)(*args, **(kwargs or {}))
@@ -40,14 +40,14 @@ class GradientWatch(TorchFunctionMode):
     has_seen = False
 
     def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Let everything pass."""
         self.has_seen = self.has_seen or func in DERIVATIVES
         return func(*args, **(kwargs or {}))
 
 
-DERIVATIVES: set[Callable] = {
+DERIVATIVES: set[Callable[..., Any]] = {
     torch.autograd.grad,
     torch.autograd.backward,
     Tensor.backward,
@@ -180,7 +180,7 @@ def as_in_torch(rule: Callable[..., Any]) -> Callable[..., Any]:
     return reordered
 
 
-_WRITTEN_OUT: dict[Callable, Callable[..., Any]] = {
+_WRITTEN_OUT: dict[Callable[..., Any], Callable[..., Any]] = {
     F.layer_norm: _layer_norm,
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,

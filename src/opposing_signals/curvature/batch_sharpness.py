@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from opposing_signals.curvature.risk import Batch, EmpiricalRisk
+from opposing_signals.curvature.chunks import Batch
+from opposing_signals.curvature.risk import EmpiricalRisk
 
 
 def batch_sharpness(risk: EmpiricalRisk, batch: Batch) -> float:

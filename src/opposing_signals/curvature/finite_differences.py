@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from opposing_signals.curvature.second_order import check_layers, is_of_checkpoints, refusing_checkpoints
+from opposing_signals.curvature.refusals import check_layers, is_of_checkpoints, refusing_checkpoints
 from opposing_signals.errors import InputError
 from opposing_signals.processes import alone
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from opposing_signals.curvature.chunks import WHOLE, Batch
 from opposing_signals.curvature.finite_differences import Claim, all_shares, check, flat_gradient, gradient
-from opposing_signals.curvature.risk import WHOLE, Batch, EmpiricalRisk, check_losses
-from opposing_signals.curvature.second_order import check_graph, refusing_missing_derivatives
+from opposing_signals.curvature.refusals import check_graph, check_losses, refusing_missing_derivatives
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.processes import summed
 
 

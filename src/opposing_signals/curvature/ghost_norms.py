@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from opposing_signals.curvature.kernels.convolution import of_each_axis
 from opposing_signals.curvature.layer_rules import Convolution, NoRuleError, Reading, by_parts
-from opposing_signals.curvature.second_order import of_each_axis
 
 aten = torch.ops.aten
 

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from opposing_signals.curvature.normalization import by_statistics
+
 BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Numbers that a temporary tensor may hold: small enough for a CPU's cache, large enough to fill a GPU."""
 
@@ -73,7 +75,7 @@ class Reading(ABC):
     def of_embedding(self, weight: Tensor, rows: Tensor, slope: Tensor) -> Tensor:
         """Of a table of rows, from the rows used ``[n, L]`` and δ ``[n, L, E]``."""
 
-    def rules(self) -> Mapping[Callable, Callable[..., Rule]]:
+    def rules(self) -> Mapping[Callable[..., Any], Callable[..., Rule]]:
         """Functions with the rules that take their arguments; the first axis of input and output is the example."""
         return {
             LINEAR: self._linear,
@@ -199,31 +201,3 @@ def by_parts(function: Callable[[Tensor, Tensor], Tensor], values: Tensor, slope
     part = max(1, BLOCK[values.device.type] // size)
     pieces = zip(values.split(part), slope.split(part), strict=True)
     return torch.cat([function(v.to(slope.dtype) if v.is_floating_point() else v, s) for v, s in pieces])
-
-
-def by_statistics(values: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """Batch norm: (x − mean) x inverse x weight + bias, a channel at a time."""
-    scale = inverse if weight is None else inverse * weight
-    shift = -mean * scale if bias is None else bias - mean * scale
-    channels = (1, -1, *[1] * (values.ndim - 2))
-    return torch.addcmul(shift.view(channels), values, scale.view(channels))
-
-
-def with_constant_statistics(
-    values: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> tuple[Tensor | None, ...]:
-    """Arguments of `F.batch_norm` as those of `by_statistics`."""
-    if training:
-        _, mean, inverse = torch.native_batch_norm(values.detach(), None, None, None, None, True, momentum, eps)
-    else:
-        assert running_mean is not None
-        assert running_var is not None
-        mean, inverse = running_mean, torch.rsqrt(running_var + eps)
-    return values, mean, inverse, weight, bias

@@ -60,7 +60,7 @@ def frozen(model: nn.Module, statistics: Statistics) -> Iterator[None]:
         InputError: In a forward pass, the model uses batch norm more often than it did for the chunk.
     """
 
-    def by_statistics(_: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    def statistics_of(_: Tensor, number: int) -> tuple[Tensor, Tensor]:
         if number >= len(statistics):
             raise InputError(
                 f"the model computes activations twice (torch.utils.checkpoint), or uses batch norm in training mode "
@@ -72,7 +72,7 @@ def frozen(model: nn.Module, statistics: Statistics) -> Iterator[None]:
     counts = [buffer for name, buffer in model.named_buffers() if name.endswith("num_batches_tracked")]
     kept = [buffer.clone() for buffer in counts]
     try:
-        with _uses(model, by_statistics):
+        with _uses(model, statistics_of):
             yield
     finally:
         for buffer, count in zip(counts, kept, strict=True):
@@ -126,3 +126,31 @@ def _batch_norm(*arguments: Any) -> Tensor:
     if has_torch_function_variadic(*tensors):
         return handle_torch_function(batch_norm, tensors, *arguments)
     return batch_norm(*arguments)
+
+
+def by_statistics(values: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Batch norm: (x − mean) x inverse x weight + bias, a channel at a time."""
+    scale = inverse if weight is None else inverse * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    channels = (1, -1, *[1] * (values.ndim - 2))
+    return torch.addcmul(shift.view(channels), values, scale.view(channels))
+
+
+def with_constant_statistics(
+    values: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Tensor | None, ...]:
+    """Arguments of `F.batch_norm` as those of `by_statistics`."""
+    if training:
+        _, mean, inverse = torch.native_batch_norm(values.detach(), None, None, None, None, True, momentum, eps)
+    else:
+        assert running_mean is not None
+        assert running_var is not None
+        mean, inverse = running_mean, torch.rsqrt(running_var + eps)
+    return values, mean, inverse, weight, bias

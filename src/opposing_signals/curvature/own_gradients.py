@@ -24,11 +24,10 @@ from opposing_signals.curvature.layer_rules import (
     LINEAR,
     NoRuleError,
     Reading,
-    by_statistics,
-    with_constant_statistics,
 )
-from opposing_signals.curvature.risk import EmpiricalRisk, check_losses
-from opposing_signals.curvature.second_order import refusing_checkpoints
+from opposing_signals.curvature.normalization import by_statistics, with_constant_statistics
+from opposing_signals.curvature.refusals import check_losses, refusing_checkpoints
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 
 
@@ -167,7 +166,7 @@ class _Uses(TorchFunctionMode):
         self._is_used = {id(parameter): False for parameter in parameters}
 
     def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Call the function; if it uses a parameter, let its output leave a hook for the backward pass."""
         kwargs = kwargs or {}
@@ -179,7 +178,7 @@ class _Uses(TorchFunctionMode):
             return self._attend(*args, **kwargs)
         return self._use(func, args, kwargs) if func in self._rules else func(*args, **kwargs)
 
-    def _use(self, func: Callable, args: tuple, kwargs: dict[str, Any], axis: int = 0) -> Tensor:
+    def _use(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], axis: int = 0) -> Tensor:
         """Call ``func`` with parameters as constants; ``axis`` of its input and output is the example."""
         parameters = [argument for argument in (*args, *kwargs.values()) if id(argument) in self._is_used]
         if not parameters:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,62 +15,20 @@ from torch.func import functional_call
 
 import opposing_signals.curvature.convolution  # noqa: F401  # mends a gradient that torch gets wrong on some CPUs
 from opposing_signals.curvature.any_order import AnyOrder, GradientWatch
+from opposing_signals.curvature.chunks import WHOLE, Batch, Chunks
+from opposing_signals.curvature.double_backward import CurvaturePass, ForwardPass, curvature_pass
 from opposing_signals.curvature.finite_differences import check, of_products
-from opposing_signals.curvature.second_order import (
-    TwiceDifferentiable,
-    check_graph,
-    check_layers,
-    refusing_checkpoints,
-    refusing_missing_derivatives,
-)
+from opposing_signals.curvature.refusals import check_layers, check_losses, refusing_checkpoints
+from opposing_signals.curvature.second_order import TwiceDifferentiable
 from opposing_signals.curvature.untouched import ModelState
 from opposing_signals.errors import InputError
-from opposing_signals.processes import agreed, count, rank, summed
+from opposing_signals.processes import count, summed
 
 Precision = Literal["float32", "tf32", "float64", "bfloat16", "unchanged"]
-Batch = slice | Tensor
-"""Which examples a step uses: ``slice(0, N)`` for the whole set (no copy is made), else an index tensor."""
-
-WHOLE = slice(None)
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class ForwardPass:
-    """What one pass over a batch shows of θ_t.
-
-    Attributes:
-        losses: ``[n]`` ℓ_i(θ_t), in the batch's order.
-        outputs: ``[n, C]`` f(x_i; θ_t): logits, or a regression's values; ``[n, 0]`` where they are not kept.
-    """
-
-    losses: Tensor
-    outputs: Tensor
-
-
-@dataclass(frozen=True)
-class CurvaturePass(ForwardPass):
-    """What one pass with Hessian-vector products shows of θ_t beside that.
-
-    Attributes:
-        gradient: ``[P]`` ∇L(θ_t), L the batch's mean loss, weighted where the risk has weights.
-        products: ``[k, P]`` ∇²L(θ_t) v_j.
-        slopes: ``[k, n]`` ∇ℓ_i(θ_t)·v_j; their mean over i, weighted as L is, is ∇L·v_j.
-    """
-
-    gradient: Tensor
-    products: Tensor
-    slopes: Tensor
-
-
-class _ChunkPass(NamedTuple):
-    losses: Tensor
-    outputs: Tensor
-    slopes: list[Tensor]
-    gradient: list[Tensor | None]
-
-
-class EmpiricalRisk:
+class EmpiricalRisk(Chunks):
     """θ ↦ ℓ(θ) ∈ R^N over data that rest on the device, evaluated in chunks.
 
     Every sum is weighted 1/N per sample, so an uneven last chunk counts as it should. A model with batch norm in
@@ -78,8 +36,7 @@ class EmpiricalRisk:
     size is part of what L *is*, and everything here uses the same chunks.
 
     Attributes:
-        weights: ``[N]``, how much each example counts in L, in the training pass and in Hessian products: then
-            L = Σ w_i ℓ_i / Σ w_i over the batch. None: all count the same.
+        weights: See `Chunks`.
         checked: The measures that have been held against finite differences
             (`opposing_signals.curvature.finite_differences`); None: none is to be.
 
@@ -101,7 +58,7 @@ class EmpiricalRisk:
             larger than everything else in the pass; False holds no more than a chunk's.
 
     Raises:
-        InputError: The chunk is larger than the data or not positive, or the precision is none of these.
+        InputError: See `Chunks`; or the precision is none of these.
     """
 
     def __init__(
@@ -117,8 +74,6 @@ class EmpiricalRisk:
         compile_training: bool = False,
         keep_outputs: bool = True,
     ) -> None:
-        if not isinstance(chunk, int) or not 1 <= chunk <= len(inputs):
-            raise InputError(f"risk.chunk={chunk}: expected 1 to {len(inputs)}, the number of training examples")
         if precision not in get_args(Precision):
             raise InputError(f"risk.precision={precision}: expected {', '.join(get_args(Precision))}")
         dtype = torch.float64 if precision == "float64" else torch.float32
@@ -127,24 +82,19 @@ class EmpiricalRisk:
         if layout is torch.channels_last:
             self.model = model.to(memory_format=layout)  # type: ignore[call-overload]  # torch documents it
         kept = precision == "unchanged"
-        self.inputs = (
-            inputs.to(dtype=dtype, memory_format=layout) if inputs.is_floating_point() and not kept else inputs
-        )
-        self.targets = targets.to(dtype=dtype) if targets.is_floating_point() and not kept else targets
-        self.chunk = chunk
+        if inputs.is_floating_point() and not kept:
+            inputs = inputs.to(dtype=dtype, memory_format=layout)
+        if targets.is_floating_point() and not kept:
+            targets = targets.to(dtype=dtype)
+        super().__init__(inputs, targets, chunk)
         self.precision = precision
         self.loss = loss
         self.keep_outputs = keep_outputs
-        self.weights: Tensor | None = None
         self._compiled = compile_training
         self._training_forward = torch.compile(self.evaluate) if compile_training else self.evaluate
-        self._seen: tuple[Batch, Tensor] | None = None
         self._takes_gradients: bool | None = None
         self._state = ModelState()
         self.checked: set[str] | None = set()
-
-    def __len__(self) -> int:
-        return len(self.inputs)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -188,94 +138,6 @@ class EmpiricalRisk:
             outputs = outputs.float()
         return self.loss(outputs, targets), outputs.detach()
 
-    def parts(self, batch: Batch = WHOLE, may_idle: bool = False) -> list[slice]:
-        """Positions in ``batch`` of the chunks that this process evaluates.
-
-        Alone it evaluates all; of several processes (`opposing_signals.processes`) the r-th takes every world-th, and
-        what they find is put together by `assembled` and `summed`.
-
-        Args:
-            batch: Which examples.
-            may_idle: Whether a process may have none.
-
-        Raises:
-            InputError: There are fewer chunks than processes, and none may idle.
-        """
-        size, processes = self._size(batch), count()
-        parts = [slice(first, min(first + self.chunk, size)) for first in range(0, size, self.chunk)]
-        if self._some_idle(batch) and not may_idle:
-            raise InputError(
-                f"risk.chunk={self.chunk}: {size} examples are {len(parts)} chunks, fewer than the {processes} "
-                f"processes; expected at most {size // processes}"
-            )
-        return parts[rank() :: processes]
-
-    def assembled(self, pieces: Sequence[Tensor], batch: Batch = WHOLE, axis: int = 0) -> Tensor:
-        """One tensor out of one piece for each of `parts`, in the batch's order along ``axis``, on every process."""
-        if count() == 1:
-            return torch.cat(list(pieces), axis)
-        if self._some_idle(batch):  # which do not know
-            shape, dtype = agreed(lambda: (list(pieces[0].shape), pieces[0].dtype))
-        else:
-            shape, dtype = list(pieces[0].shape), pieces[0].dtype
-        shape[axis] = self._size(batch)
-        whole = torch.zeros(shape, dtype=dtype, device=self.inputs.device)
-        for part, piece in zip(self.parts(batch, may_idle=True), pieces, strict=True):
-            whole.narrow(axis, part.start, part.stop - part.start).copy_(piece)
-        return summed(whole)
-
-    def chunks(self, batch: Batch = WHOLE, may_idle: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and targets of each of `parts`."""
-        seen = self._seen[1] if self._seen is not None and self._seen[0] is batch else None
-        for part in self.parts(batch, may_idle):
-            if isinstance(batch, slice):
-                first = batch.indices(len(self))[0]
-                rows: Batch = slice(first + part.start, first + part.stop)
-            else:
-                rows = batch[part]
-            yield (self.inputs[rows] if seen is None else seen[part]), self.targets[rows]
-
-    @contextmanager
-    def seen_as(self, inputs: Tensor, batch: Tensor) -> Iterator[None]:
-        """Inside, every pass over ``batch`` sees ``inputs`` ``[n, ...]``, its augmented examples, in their place.
-
-        Passes over other examples, the whole set among them, see those as they are.
-        """
-        self._seen = batch, inputs
-        try:
-            yield
-        finally:
-            self._seen = None
-
-    def shares(self, batch: Batch = WHOLE) -> Iterator[Tensor]:
-        """How much each example of each of `parts` counts in L: 1/n, or w_i / Σ w_i."""
-        size = self._size(batch)
-        equal = torch.tensor(1 / size, dtype=torch.float64, device=self.inputs.device).expand(size)
-        shares = equal if self.weights is None else self.weights[batch] / self.weights[batch].sum()
-        for part in self.parts(batch, may_idle=True):
-            yield shares[part]
-
-    def _training_chunks(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-        """`chunks`; what the model draws in one, such as dropout's masks, follows from its place in the batch.
-
-        So several processes draw what one alone would, and have one random state behind the pass.
-        """
-        is_cuda, device = self.inputs.is_cuda, self.inputs.device
-        generators = [torch.default_generator, *([torch.cuda.default_generators[device.index]] if is_cuda else [])]
-        seed = int(torch.randint(2**62, ()))
-        with torch.random.fork_rng([device] if is_cuda else []):
-            for part, chunk in zip(self.parts(batch, may_idle=True), self.chunks(batch, may_idle=True), strict=True):
-                for generator in generators:
-                    generator.manual_seed(seed + part.start)
-                yield chunk
-
-    def _some_idle(self, batch: Batch) -> bool:
-        """Whether there are fewer chunks than processes: the first process has one in any case."""
-        return self._size(batch) <= self.chunk * (count() - 1)
-
-    def _size(self, batch: Batch) -> int:
-        return len(range(*batch.indices(len(self)))) if isinstance(batch, slice) else len(batch)
-
     def backward(self, batch: Batch = WHOLE) -> ForwardPass:
         """The training pass: add the batch's mean gradient to ``.grad`` and return what its forward showed.
 
@@ -286,19 +148,19 @@ class EmpiricalRisk:
             InputError: The loss is not one number an example.
         """
         losses, outputs = [], []
-        for (inputs, targets), shares in zip(self._training_chunks(batch), self.shares(batch), strict=True):
+        for (inputs, targets), shares in zip(self.seeded_chunks(batch), self.shares(batch), strict=True):
             sample_losses, output = self._training_forward(inputs, targets)
             check_losses(sample_losses, inputs)
             (sample_losses * shares.to(sample_losses)).sum().backward()
             losses.append(sample_losses.detach())
-            outputs.append(self._kept(output))
-        used = self._used_by_any([parameter.grad is not None for parameter in self.parameters])
+            outputs.append(self.kept(output))
+        used = self.used_by_any([parameter.grad is not None for parameter in self.parameters])
         for parameter in itertools.compress(self.parameters, used):
             parameter.grad = summed(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
         self._agree_on_buffers()
         return ForwardPass(self.assembled(losses, batch), self.assembled(outputs, batch))
 
-    def _used_by_any(self, used: list[bool]) -> list[bool]:
+    def used_by_any(self, used: list[bool]) -> list[bool]:
         """Which parameters have a gradient: those that the chunks of any process use."""
         if count() == 1:
             return used
@@ -323,7 +185,7 @@ class EmpiricalRisk:
             forward_pass = self.backward(batch)
             curvature = self.hessian_products(vectors, batch)
             return replace(curvature, losses=forward_pass.losses, outputs=forward_pass.outputs)
-        result, gradients = self._curvature_pass(vectors, batch)
+        result, gradients = curvature_pass(self, vectors, batch)
         self._agree_on_buffers()
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             if gradient is not None:
@@ -348,7 +210,7 @@ class EmpiricalRisk:
             self._takes_gradients = watch.has_seen
         return self._takes_gradients
 
-    def without_graph(self) -> AbstractContextManager:
+    def without_graph(self) -> AbstractContextManager[Any]:
         """`torch.no_grad`, unless the model takes gradients of its own, which it could not inside that."""
         return torch.set_grad_enabled(self.takes_gradients)
 
@@ -388,10 +250,11 @@ class EmpiricalRisk:
                 sample_losses, output = self._without_graph(partial(self.evaluate, *chunk))
                 check_losses(sample_losses, chunk[0], are_single=False)
                 losses.append(sample_losses.detach())
-                outputs.append(self._kept(output))
+                outputs.append(self.kept(output))
         return ForwardPass(self.assembled(losses, batch), self.assembled(outputs, batch))
 
-    def _kept(self, outputs: Tensor) -> Tensor:
+    def kept(self, outputs: Tensor) -> Tensor:
+        """What a pass returns of a chunk's outputs."""
         return outputs if self.keep_outputs else outputs.new_empty(len(outputs), 0)
 
     def hessian_products(self, vectors: Tensor, batch: Batch = WHOLE) -> CurvaturePass:
@@ -412,7 +275,7 @@ class EmpiricalRisk:
         if len(vectors):
             self.check_products()
         with self.probe():
-            return self._curvature_pass(vectors, batch)[0]
+            return curvature_pass(self, vectors, batch)[0]
 
     def check_products(self) -> None:
         """Hold `hessian_products` against finite differences, if that has not been done; it does so itself, too.
@@ -421,81 +284,6 @@ class EmpiricalRisk:
             InputError: They disagree.
         """
         check(self, "hessian_products", of_products)
-
-    def _curvature_pass(self, vectors: Tensor, batch: Batch) -> tuple[CurvaturePass, list[Tensor | None]]:
-        """The pass and its gradient in the parameters' shapes and layouts, with the bits of `backward`.
-
-        A parameter that L does not depend on has None, as after `backward`: an optimizer leaves it alone.
-        """
-        directions = [self.unflatten(v) for v in vectors]
-        products = torch.zeros_like(vectors)
-        pieces_of = [self.unflatten(product) for product in products]  # views
-        gradients: list[Tensor | None] = [None] * len(self.parameters)
-        losses: list[Tensor] = []
-        outputs: list[Tensor] = []
-        slopes: list[list[Tensor]] = [[] for _ in directions]
-        with self.deterministic():
-            for (inputs, targets), shares in zip(self.chunks(batch, may_idle=True), self.shares(batch), strict=True):
-                seen = self._curvature_of_chunk(inputs, targets, shares, directions, pieces_of, is_first=not losses)
-                gradients = [_sum(*pair) for pair in zip(gradients, seen.gradient, strict=True)]
-                losses.append(seen.losses)
-                outputs.append(self._kept(seen.outputs))
-                for row, slope in zip(slopes, seen.slopes, strict=True):
-                    row.append(slope)
-                del seen  # its gradient is as large as θ
-        used = self._used_by_any([piece is not None for piece in gradients])
-        dense = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, gradients, strict=True)]
-        gradients = [summed(piece) if is_used else None for piece, is_used in zip(dense, used, strict=True)]
-        result = CurvaturePass(
-            self.assembled(losses, batch),
-            self.assembled(outputs, batch),
-            flatten(dense),
-            summed(products),
-            torch.stack([self.assembled(row, batch) for row in slopes])
-            if slopes
-            else vectors.new_zeros(0, self._size(batch)),
-        )
-        return result, gradients
-
-    def _curvature_of_chunk(
-        self,
-        inputs: Tensor,
-        targets: Tensor,
-        weights: Tensor,
-        directions: list[list[Tensor]],
-        products: list[list[Tensor]],
-        is_first: bool,
-    ) -> _ChunkPass:
-        """The pass over one chunk, whose share of L is Σ w_i ℓ_i; adds its share of each product to ``products``.
-
-        What is needed for one product alone ends with it: a pass holds as few tensors of θ's size as it can.
-        """
-        parameters = self.parameters
-        with self.differentiable():
-            losses, outputs = self.evaluate(inputs, targets, autocast=False)
-            check_losses(losses, inputs)
-            weights = weights.to(losses).detach().clone().requires_grad_()
-            mean = (losses * weights).sum()
-        is_curved = len(directions) > 0
-        gradient = torch.autograd.grad(mean, parameters, create_graph=is_curved, allow_unused=True)
-        used = [piece for piece in gradient if piece is not None]
-        if is_curved and is_first:
-            check_graph(used)
-
-        def add_product(j: int) -> Tensor:
-            with refusing_missing_derivatives():
-                *rows, slope = torch.autograd.grad(
-                    used,
-                    [*parameters, weights],
-                    [part for part, piece in zip(directions[j], gradient, strict=True) if piece is not None],
-                    retain_graph=j + 1 < len(directions),
-                    materialize_grads=True,
-                )
-            torch._foreach_add_(products[j], rows)
-            return slope
-
-        slopes = [add_product(j) for j in range(len(directions))]
-        return _ChunkPass(losses.detach(), outputs, slopes, [None if g is None else g.detach() for g in gradient])
 
     def check_vectors(self, vectors: Tensor) -> None:
         """Refuse ``vectors`` that are not ``[k, P]``.
@@ -550,37 +338,6 @@ class EmpiricalRisk:
         finally:
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient
-
-
-def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    if one is None or other is None:
-        return other if one is None else one
-    return one + other
-
-
-def check_losses(losses: Any, inputs: Tensor, are_single: bool = True) -> None:
-    """Refuse losses ``[n, 1]`` and the like, which would broadcast against the weights of the n examples.
-
-    Args:
-        losses: What the loss gave.
-        inputs: ``[n, ...]``.
-        are_single: Whether an example has one number; several, as a sequence's tokens, have no mean loss here.
-
-    Raises:
-        InputError: They are not ``[n]``, or a gradient is wanted and they have none.
-    """
-    shape = list(losses.shape) if isinstance(losses, Tensor) else None
-    if not shape or shape[0] != len(inputs) or (are_single and len(shape) > 1):
-        given = f"shape {shape}" if shape is not None else f"type {type(losses).__name__}"
-        raise InputError(
-            f"a loss of {given} for {len(inputs)} examples: expected [{len(inputs)}], one number an example; a loss of "
-            "torch.nn needs reduction='none', and .flatten(1).mean(1) where it has several numbers"
-        )
-    if torch.is_grad_enabled() and not losses.requires_grad:
-        raise InputError(
-            "the loss does not depend on the parameters: expected some with requires_grad, and no detach or no_grad "
-            "between them and the loss"
-        )
 
 
 def flatten(tensors: Iterable[Tensor]) -> Tensor:

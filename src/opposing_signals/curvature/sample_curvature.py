@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from opposing_signals.curvature.finite_differences import Claim, all_shares, check, gradient, losses
-from opposing_signals.curvature.risk import EmpiricalRisk, check_losses
+from opposing_signals.curvature.refusals import check_losses
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.curvature.taylor import Jet, orders, refusing_torchscript
 
 

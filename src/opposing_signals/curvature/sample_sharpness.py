@@ -11,8 +11,8 @@ from opposing_signals.curvature.eigen import Products
 from opposing_signals.curvature.examples import by_chunk, check_independence, independent_examples
 from opposing_signals.curvature.finite_differences import Claim, check, flat_gradient
 from opposing_signals.curvature.lanczos import lanczos, tridiagonal
-from opposing_signals.curvature.risk import EmpiricalRisk, check_losses, flatten
-from opposing_signals.curvature.second_order import check_graph, refusing_missing_derivatives
+from opposing_signals.curvature.refusals import check_graph, check_losses, refusing_missing_derivatives
+from opposing_signals.curvature.risk import EmpiricalRisk, flatten
 
 
 def sample_sharpness(

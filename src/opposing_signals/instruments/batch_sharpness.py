@@ -10,6 +10,7 @@ from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.record import Record
+from opposing_signals.record.quantities import BATCH_SHARPNESS, BATCH_SHARPNESS_ERROR
 from opposing_signals.training.module import TrainingModule
 
 
@@ -36,7 +37,7 @@ class BatchSharpness(Instrument):
         self,
         risk: EmpiricalRisk,
         record: Record,
-        every: int = 1,
+        every: int = 10,
         consecutive: int = 1,
         batches: int = 16,
         seed: int = 0,
@@ -59,5 +60,5 @@ class BatchSharpness(Instrument):
         random = np.random.default_rng((self.seed, step))  # not the seed of an epoch's order, which training follows
         orders = (torch.from_numpy(random.permutation(len(self.risk))) for _ in range(self.batches))
         values = [batch_sharpness(self.risk, order[: module.batches.size]) for order in orders]
-        self.write(module, step, "batch_sharpness", float(np.mean(values)))
-        self.write(module, step, "batch_sharpness_error", float(np.std(values, ddof=1) / np.sqrt(self.batches)))
+        self.write(module, step, BATCH_SHARPNESS, float(np.mean(values)))
+        self.write(module, step, BATCH_SHARPNESS_ERROR, float(np.std(values, ddof=1) / np.sqrt(self.batches)))

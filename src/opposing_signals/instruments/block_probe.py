@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from opposing_signals.curvature.normalization import Statistics, captured, frozen
@@ -18,6 +16,7 @@ from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.processes import is_first
 from opposing_signals.record import Record
+from opposing_signals.record.quantities import MEAN_FEATURE_NORM, PROBE_FEATURE_NORM, PROBE_IMAGE, PROBE_LOGITS
 from opposing_signals.training.module import TrainingModule
 
 
@@ -53,7 +52,12 @@ class BlockProbe(Instrument):
     """
 
     def __init__(
-        self, risk: EmpiricalRisk, record: Record, probes: Sequence[str], every: int = 1, consecutive: int = 1
+        self,
+        risk: EmpiricalRisk,
+        record: Record,
+        probes: Sequence[str] = ("sky", "red", "green", "white", "black", "grass"),
+        every: int = 1,
+        consecutive: int = 1,
     ) -> None:
         super().__init__(risk, record, every, consecutive)
         if not probes or isinstance(probes, str) or not isinstance(probes, Sequence):
@@ -61,7 +65,6 @@ class BlockProbe(Instrument):
         self.probes = list(probes)
         self._head = _last_linear(risk.model)
         self._seen: tuple[Statistics, list[Tensor]] = [], []
-        self._last_step = -1
 
     def prepare(self, dataset: Dataset) -> None:
         """Make the probes, in the size and normalization of the training images."""
@@ -69,18 +72,14 @@ class BlockProbe(Instrument):
         assert dataset.normalize is not None
         self._inputs = dataset.normalize(self._images)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look into every training pass that can be looked into."""
-        assert isinstance(pl_module, TrainingModule)
+    def before_step(self, module: TrainingModule, step: int) -> None:
+        """Look into the training pass, if it can be looked into."""
         if not self.risk.is_compiled:
-            pl_module.observers.append(partial(self._observe, pl_module))
+            module.observe(self._observe())
 
     @contextmanager
-    def _observe(self, module: TrainingModule) -> Iterator[None]:
+    def _observe(self) -> Iterator[None]:
         """Take the batch-norm statistics of the first chunk and the feature norms of every chunk that passes."""
-        if not self.is_due(module.step):
-            yield
-            return
         with captured(self.risk.model) as statistics, self._feature_norms() as norms:
             yield
         self._seen = statistics, norms
@@ -97,18 +96,10 @@ class BlockProbe(Instrument):
         finally:
             hook.remove()
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Lightning's hook behind each gradient that the optimizer asks for; the first one stands at θ_t."""
-        assert isinstance(pl_module, TrainingModule)
-        if self.is_due(pl_module.step) and pl_module.step != self._last_step:
-            self._last_step = pl_module.step
-            self._measure(pl_module, pl_module.step)
-
-    def _measure(self, module: TrainingModule, step: int) -> None:
+    def at_gradient(self, module: TrainingModule, step: int) -> None:
+        """Pass the probes by the statistics that were seen."""
         if self.risk.is_compiled:
-            with self._observe(module):
+            with self._observe():
                 self.risk.sample_losses(module.batch)
         statistics, norms = self._seen
         chunks = len(self.risk.parts(module.batch, may_idle=True))  # a pass of its own for curvature may have followed
@@ -117,11 +108,11 @@ class BlockProbe(Instrument):
             return
         with frozen(self.risk.model, statistics), self._feature_norms() as probe_norms:
             logits = self.risk.outputs(self._inputs)
-        self.write(module, step, "probe_logits", logits.float().cpu().numpy())
-        self.write(module, step, "probe_feature_norm", torch.cat(probe_norms).float().cpu().numpy())
-        self.write(module, step, "mean_feature_norm", mean_norm)
+        self.write(module, step, PROBE_LOGITS, logits.float().cpu().numpy())
+        self.write(module, step, PROBE_FEATURE_NORM, torch.cat(probe_norms).float().cpu().numpy())
+        self.write(module, step, MEAN_FEATURE_NORM, mean_norm)
         if step == 0:
-            self.write(module, step, "probe_image", self._images)
+            self.write(module, step, PROBE_IMAGE, self._images)
 
 
 def _last_linear(model: nn.Module) -> nn.Linear:

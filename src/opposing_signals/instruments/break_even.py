@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 
+from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.instruments.sharpness import top_eigenvector
+from opposing_signals.record import Record
+from opposing_signals.record.quantities import BREAK_EVEN_EIGENVECTOR, SHARPNESS
 from opposing_signals.training.module import TrainingModule
-from opposing_signals.training.reference import BREAK_EVEN_EIGENVECTOR
 
 
 class BreakEven(Instrument):
@@ -25,11 +31,11 @@ class BreakEven(Instrument):
         if self._found:
             pl_module.finish()
 
-    def from_step(self, module: TrainingModule, step: int) -> None:
+    def after_step(self, module: TrainingModule, step: int) -> None:
         """Compare λ(θ_t) with the optimizer's step size."""
         optimizer: Any = module.optimizers()
-        if module.scalars.get("sharpness", 0.0) > 2 / optimizer.param_groups[0]["lr"]:
-            self.write(module, step, BREAK_EVEN_EIGENVECTOR, module.eigenvector.float().cpu().numpy())
+        if module.scalars.get(SHARPNESS, 0.0) > 2 / optimizer.param_groups[0]["lr"]:
+            self.write(module, step, BREAK_EVEN_EIGENVECTOR, top_eigenvector(module).vector.float().cpu().numpy())
             self._found = True
             module.finish()
 
@@ -40,3 +46,27 @@ class BreakEven(Instrument):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore `state_dict`."""
         self._found = state_dict["found"]
+
+
+def break_even_direction(reference: Record, parameters: int) -> Tensor:
+    """``[P]`` float32: the unit eigenvector v that ``reference`` wrote at the first step with λ > 2/η.
+
+    Args:
+        reference: The record of a run with the instrument `BreakEven`.
+        parameters: P of the model that is measured along v.
+
+    Raises:
+        InputError: The reference never got there, or its model has another number of parameters.
+    """
+    if BREAK_EVEN_EIGENVECTOR not in reference or not len(reference[BREAK_EVEN_EIGENVECTOR]):
+        raise InputError(
+            f"{reference.folder.name}, the reference, ended before λ exceeded 2/η: expected a run that reaches the "
+            "edge of stability; set more steps or a larger optimizer.lr"
+        )
+    vector = reference[BREAK_EVEN_EIGENVECTOR].values[0]
+    if len(vector) != parameters:
+        raise InputError(
+            f"{reference.folder.name}, the reference, holds an eigenvector of {len(vector)} entries, and this run's "
+            f"model has {parameters} parameters: expected one model; do not set reference.model"
+        )
+    return torch.from_numpy(np.array(vector))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from opposing_signals.curvature import curvature_split
 from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.instruments.sharpness import top_eigenvector
+from opposing_signals.record.quantities import SHARPNESS_FUNCTIONAL, SHARPNESS_GAUSS_NEWTON
 from opposing_signals.training.module import TrainingModule
 
 
@@ -17,12 +19,9 @@ class GaussNewton(Instrument):
     It takes v from `Sharpness`, and stands behind it in the configuration.
     """
 
-    def before_step(self, module: TrainingModule, step: int) -> None:
-        """Wait until the step's own pass has shown v."""
-        nothing = self.risk.parameters[0].new_empty(0, sum(p.numel() for p in self.risk.parameters))
-        module.request_products(nothing, lambda _: self._measure(module, step))
-
-    def _measure(self, module: TrainingModule, step: int) -> None:
-        split = curvature_split(self.risk, module.eigenvector, module.eigenvector_batch)
-        self.write(module, step, "sharpness_gauss_newton", split.gauss_newton)
-        self.write(module, step, "sharpness_functional", split.functional)
+    def at_gradient(self, module: TrainingModule, step: int) -> None:
+        """The step's own pass may have to show v."""
+        top = top_eigenvector(module)
+        split = curvature_split(self.risk, top.vector, top.batch)
+        self.write(module, step, SHARPNESS_GAUSS_NEWTON, split.gauss_newton)
+        self.write(module, step, SHARPNESS_FUNCTIONAL, split.functional)

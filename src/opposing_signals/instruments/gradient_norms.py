@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from opposing_signals.curvature import gradient_norms
 from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.record.quantities import GRADIENT_NORM
 from opposing_signals.training.module import TrainingModule
 
 
@@ -12,4 +13,4 @@ class GradientNorms(Instrument):
 
     def before_step(self, module: TrainingModule, step: int) -> None:
         """One forward and one backward pass over the training set."""
-        self.write(module, step, "gradient_norm", gradient_norms(self.risk).float().cpu().numpy())
+        self.write(module, step, GRADIENT_NORM, gradient_norms(self.risk).float().cpu().numpy())

@@ -7,6 +7,7 @@ from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.record import Record
+from opposing_signals.record.quantities import GRADIENT_SKETCH
 from opposing_signals.training.module import TrainingModule
 
 
@@ -28,7 +29,7 @@ class GradientSketch(Instrument):
     """
 
     def __init__(
-        self, risk: EmpiricalRisk, record: Record, every: int = 1, consecutive: int = 1, dimensions: int = 64
+        self, risk: EmpiricalRisk, record: Record, every: int = 10, consecutive: int = 1, dimensions: int = 64
     ) -> None:
         super().__init__(risk, record, every, consecutive)
         if dimensions < 1:
@@ -38,4 +39,4 @@ class GradientSketch(Instrument):
     def before_step(self, module: TrainingModule, step: int) -> None:
         """One forward and one backward pass over the training set."""
         sketch = gradient_sketch(self.risk, self.dimensions)
-        self.write(module, step, "gradient_sketch", sketch.float().cpu().numpy())
+        self.write(module, step, GRADIENT_SKETCH, sketch.float().cpu().numpy())

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback
 
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.data import Dataset
@@ -20,10 +20,14 @@ Rule = TypeVar("Rule", bound=torch.optim.Optimizer)
 
 
 class Instrument(Callback):
-    """Measures one quantity along a run; an instrument implements `before_step`, `from_step`, or both.
+    """Measures one quantity along a run; an instrument implements some of `before_step`, `at_gradient`, `after_step`.
 
     An instrument changes nothing that training sees: what needs a pass of its own goes through `EmpiricalRisk`,
-    whose probes leave no trace.
+    whose probes leave no trace. It is a callback, so that Lightning keeps its ``state_dict`` in checkpoints; when it
+    measures, the training module says.
+
+    Attributes:
+        reference: The record of the run that this run is compared with (the field ``reference``), if there is one.
 
     Args:
         risk: What is being trained.
@@ -35,6 +39,8 @@ class Instrument(Callback):
     Raises:
         InputError: ``every`` < 1 or ``consecutive`` outside 1 to ``every``.
     """
+
+    reference: Record | None = None
 
     def __init__(self, risk: EmpiricalRisk, record: Record, every: int = 1, consecutive: int = 1) -> None:
         name = type(self).__name__
@@ -51,9 +57,12 @@ class Instrument(Callback):
         """Take from the training data what the measurement needs, before the run begins."""
 
     def before_step(self, module: TrainingModule, step: int) -> None:
-        """Measure θ_step with passes of its own. After the step the weights are θ_{step+1} already."""
+        """Measure θ_step with passes of its own, or ask something of the step's pass."""
 
-    def from_step(self, module: TrainingModule, step: int) -> None:
+    def at_gradient(self, module: TrainingModule, step: int) -> None:
+        """The step's pass is over, and the weights are still θ_step: for what needs both."""
+
+    def after_step(self, module: TrainingModule, step: int) -> None:
         """Take what the step's own forward pass saw of θ_step: ``module.forward_pass`` over ``module.batch``."""
 
     def check_outputs(self, name: str) -> None:
@@ -99,20 +108,6 @@ class Instrument(Callback):
     def is_due(self, step: int) -> bool:
         """Whether the step is one of those that are measured."""
         return step % self.every < self.consecutive
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Lightning's hook in front of a step."""
-        assert isinstance(pl_module, TrainingModule)
-        if self.is_due(trainer.global_step):
-            self.before_step(pl_module, trainer.global_step)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Lightning's hook behind a step."""
-        assert isinstance(pl_module, TrainingModule)
-        if self.is_due(pl_module.step):
-            self.from_step(pl_module, pl_module.step)
 
 
 def announcing(products: Products, module: TrainingModule, most: int, spent: int = 0) -> Products:

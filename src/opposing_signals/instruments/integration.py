@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.optim import GradientFlow
+from opposing_signals.record.quantities import FLOW_ERROR, FLOW_GRADIENTS
 from opposing_signals.training.module import TrainingModule
 
 
@@ -14,8 +15,8 @@ class Integration(Instrument):
         InputError: The optimizer is not `GradientFlow`.
     """
 
-    def from_step(self, module: TrainingModule, step: int) -> None:
+    def after_step(self, module: TrainingModule, step: int) -> None:
         """Both are left by the step just taken."""
         optimizer = self.required_optimizer(module, GradientFlow, "integration")
-        self.write(module, step, "flow_gradients", optimizer.evaluations)
-        self.write(module, step, "flow_error", optimizer.error)
+        self.write(module, step, FLOW_GRADIENTS, optimizer.evaluations)
+        self.write(module, step, FLOW_ERROR, optimizer.error)

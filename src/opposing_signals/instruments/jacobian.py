@@ -9,6 +9,7 @@ from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.record import Record
+from opposing_signals.record.quantities import JACOBIAN_NORM, JACOBIAN_NORM_MAX, LAYER_ALIGNMENT, LAYER_NORMS
 from opposing_signals.training.module import TrainingModule
 
 
@@ -35,7 +36,7 @@ class Jacobian(Instrument):
         self,
         risk: EmpiricalRisk,
         record: Record,
-        every: int = 1,
+        every: int = 10,
         consecutive: int = 1,
         points: int = 64,
         seed: int = 0,
@@ -49,7 +50,7 @@ class Jacobian(Instrument):
         """One backward pass of the subset for each output."""
         norms = jacobian_norms(self.risk, self._points)
         layers = layer_spectra(self.risk.model)
-        self.write(module, step, "jacobian_norm", float(norms.mean()))
-        self.write(module, step, "jacobian_norm_max", float(norms.max()))
-        self.write(module, step, "layer_norms", layers.norms.cpu().numpy())
-        self.write(module, step, "layer_alignment", layers.alignments.numpy())
+        self.write(module, step, JACOBIAN_NORM, float(norms.mean()))
+        self.write(module, step, JACOBIAN_NORM_MAX, float(norms.max()))
+        self.write(module, step, LAYER_NORMS, layers.norms.cpu().numpy())
+        self.write(module, step, LAYER_ALIGNMENT, layers.alignments.numpy())

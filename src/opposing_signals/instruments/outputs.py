@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from opposing_signals.data import Dataset
 from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.record.quantities import OUTPUTS
 from opposing_signals.training.module import TrainingModule
 
 
@@ -20,6 +21,6 @@ class Outputs(Instrument):
         """Refuse a run without outputs before it begins."""
         self.check_outputs("outputs")
 
-    def from_step(self, module: TrainingModule, step: int) -> None:
+    def after_step(self, module: TrainingModule, step: int) -> None:
         """They are in the step's own forward pass."""
-        self.write(module, step, "outputs", module.forward_pass.outputs.float().cpu().numpy())
+        self.write(module, step, OUTPUTS, module.forward_pass.outputs.float().cpu().numpy())

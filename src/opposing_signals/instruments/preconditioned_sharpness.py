@@ -8,6 +8,13 @@ from opposing_signals.curvature import EigenTracker, adam_preconditioner, precon
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.instruments.instrument import Instrument, announcing
 from opposing_signals.record import Record
+from opposing_signals.record.quantities import (
+    PRECONDITIONED_SHARPNESS,
+    PRECONDITIONED_SHARPNESS_BOUND,
+    PRECONDITIONED_SHARPNESS_PRODUCTS,
+    PRECONDITIONED_SHARPNESS_QUOTIENT,
+    PRECONDITIONED_SHARPNESS_RESIDUAL,
+)
 from opposing_signals.training.module import TrainingModule
 
 
@@ -48,11 +55,11 @@ class PreconditionedSharpness(Instrument):
         preconditioner = adam_preconditioner(optimizer.optimizer, self.risk.parameters)
         products = preconditioned(lambda vectors: self.risk.hessian_products(vectors).products, preconditioner)
         pairs = self.tracker(announcing(products, module, self.tracker.budget), preconditioner)
-        self.write(module, step, "preconditioned_sharpness", pairs.value)
-        self.write(module, step, "preconditioned_sharpness_quotient", pairs.quotient)
-        self.write(module, step, "preconditioned_sharpness_residual", pairs.residual)
-        self.write(module, step, "preconditioned_sharpness_bound", pairs.bound)
-        self.write(module, step, "preconditioned_sharpness_products", pairs.products)
+        self.write(module, step, PRECONDITIONED_SHARPNESS, pairs.value)
+        self.write(module, step, PRECONDITIONED_SHARPNESS_QUOTIENT, pairs.quotient)
+        self.write(module, step, PRECONDITIONED_SHARPNESS_RESIDUAL, pairs.residual)
+        self.write(module, step, PRECONDITIONED_SHARPNESS_BOUND, pairs.bound)
+        self.write(module, step, PRECONDITIONED_SHARPNESS_PRODUCTS, pairs.products)
 
     def state_dict(self) -> dict[str, Any]:
         """The tracker's warm start."""

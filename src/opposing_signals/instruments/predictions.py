@@ -8,6 +8,7 @@ from torch import Tensor
 from opposing_signals.data import Dataset
 from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.record.quantities import PREDICTION
 from opposing_signals.training.module import TrainingModule
 
 
@@ -34,12 +35,12 @@ class Predictions(Instrument):
     def before_step(self, module: TrainingModule, step: int) -> None:
         """Under minibatch training."""
         if not module.batches.is_full:
-            self.write(module, step, "prediction", _classes(self.risk.sample_losses().outputs))
+            self.write(module, step, PREDICTION, _classes(self.risk.sample_losses().outputs))
 
-    def from_step(self, module: TrainingModule, step: int) -> None:
+    def after_step(self, module: TrainingModule, step: int) -> None:
         """Under full-batch training."""
         if module.batches.is_full:
-            self.write(module, step, "prediction", _classes(module.forward_pass.outputs))
+            self.write(module, step, PREDICTION, _classes(module.forward_pass.outputs))
 
 
 def _classes(outputs: Tensor) -> np.ndarray:

@@ -8,21 +8,48 @@ import torch
 from torch import Tensor
 
 from opposing_signals.curvature.risk import flatten
+from opposing_signals.data import Dataset
 from opposing_signals.errors import InputError
+from opposing_signals.instruments.break_even import break_even_direction
 from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.record.quantities import EFFECTIVE_STEP_SIZE, FLOOR_DISTANCE, PROJECTION
 from opposing_signals.training.module import TrainingModule
 
 
-class Projection(Instrument):
+class _AlongBreakEven(Instrument):
+    """Measures along the direction that the run's reference has written."""
+
+    _direction: Tensor
+
+    def prepare(self, dataset: Dataset) -> None:
+        """Take the direction.
+
+        Raises:
+            InputError: The run has no reference, or see `break_even_direction`.
+        """
+        if self.reference is None:
+            raise InputError(
+                f"{type(self).__name__}: the run has no reference to take a direction from: expected the field "
+                "reference (conf/reference)"
+            )
+        self._direction = break_even_direction(self.reference, sum(p.numel() for p in self.risk.parameters))
+
+    @property
+    def direction(self) -> Tensor:
+        """``[P]``, of unit length, beside the weights."""
+        return self._direction.to(self.risk.parameters[0])
+
+
+class Projection(_AlongBreakEven):
     """Writes ``projection`` θ_t·v."""
 
     def before_step(self, module: TrainingModule, step: int) -> None:
         """Summed in float64, because successive values differ little."""
         theta = flatten([parameter.detach() for parameter in self.risk.parameters])
-        self.write(module, step, "projection", float(theta.double() @ _direction(self, module).double()))
+        self.write(module, step, PROJECTION, float(theta.double() @ self.direction.double()))
 
 
-class FloorDistance(Instrument):
+class FloorDistance(_AlongBreakEven):
     """Writes ``floor_distance`` (∇L·v) / (vᵀ∇²L v): how far θ_t stands from the valley's floor along v, with its sign.
 
     The floor is where the second-order expansion of the full training loss in the direction v is lowest. There is
@@ -31,13 +58,13 @@ class FloorDistance(Instrument):
 
     def before_step(self, module: TrainingModule, step: int) -> None:
         """One Hessian-vector product."""
-        direction = _direction(self, module)
+        direction = self.direction
         seen = self.risk.hessian_products(direction[None])
         slope, curvature = float(seen.gradient @ direction), float(seen.products[0] @ direction)
-        self.write(module, step, "floor_distance", slope / curvature if curvature > 0 else float("nan"))
+        self.write(module, step, FLOOR_DISTANCE, slope / curvature if curvature > 0 else float("nan"))
 
 
-class EffectiveStepSize(Instrument):
+class EffectiveStepSize(_AlongBreakEven):
     """Writes ``effective_step_size`` abs(Σ_j v_j η/(√v̂_j + ε)): Adam's parameter-wise step sizes along v (figure 6b).
 
     v̂_t is the bias-corrected second moment with which the step from θ_t was taken.
@@ -46,7 +73,7 @@ class EffectiveStepSize(Instrument):
         InputError: The optimizer is not Adam.
     """
 
-    def from_step(self, module: TrainingModule, step: int) -> None:
+    def after_step(self, module: TrainingModule, step: int) -> None:
         """The optimizer's state is that of the step just taken."""
         optimizer: Any = module.optimizers()
         if not isinstance(optimizer.optimizer, torch.optim.Adam):
@@ -56,8 +83,8 @@ class EffectiveStepSize(Instrument):
             )
         group_of = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
         sizes = [_step_sizes(optimizer.state[parameter], group_of[parameter]) for parameter in self.risk.parameters]
-        along = flatten(sizes) @ _direction(self, module)
-        self.write(module, step, "effective_step_size", abs(float(along)))
+        along = flatten(sizes) @ self.direction
+        self.write(module, step, EFFECTIVE_STEP_SIZE, abs(float(along)))
 
 
 def _step_sizes(state: dict[str, Tensor], group: dict[str, Any]) -> Tensor:
@@ -65,12 +92,3 @@ def _step_sizes(state: dict[str, Tensor], group: dict[str, Any]) -> Tensor:
     second_moment = state.get("max_exp_avg_sq", state["exp_avg_sq"])
     corrected = second_moment / (1 - group["betas"][1] ** float(state["step"]))
     return group["lr"] / (corrected.sqrt() + group["eps"])
-
-
-def _direction(instrument: Instrument, module: TrainingModule) -> Tensor:
-    if module.direction is None:
-        raise InputError(
-            f"{type(instrument).__name__}: the run has no reference to take a direction from: expected the field "
-            "reference (conf/reference)"
-        )
-    return module.direction.to(instrument.risk.parameters[0])

@@ -11,7 +11,15 @@ from opposing_signals.curvature.risk import EmpiricalRisk, flatten
 from opposing_signals.curvature.sample_curvature import sample_curvature, step_expansion
 from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.instruments.sharpness import top_eigenvector
 from opposing_signals.record import Record
+from opposing_signals.record.quantities import (
+    EXPANSION_ALONG_V,
+    EXPANSION_FIRST,
+    EXPANSION_SECOND,
+    SAMPLE_CURVATURE,
+    SAMPLE_SLOPE,
+)
 from opposing_signals.training.module import TrainingModule
 
 
@@ -40,22 +48,19 @@ class SampleCurvature(Instrument):
         super().__init__(risk, record, every, consecutive)
         self.expansion = expansion
 
-    def before_step(self, module: TrainingModule, step: int) -> None:
-        """Wait for the eigenvector, which the step's own pass may have to yield."""
-        nothing = self.risk.parameters[0].new_empty(0, sum(p.numel() for p in self.risk.parameters))
-        module.request_products(nothing, lambda _: self._measure(module, step))
-
-    def _measure(self, module: TrainingModule, step: int) -> None:
-        along = sample_curvature(self.risk, module.eigenvector)
-        self.write(module, step, "sample_slope", along.slopes.float().cpu().numpy())
-        self.write(module, step, "sample_curvature", along.curvatures.float().cpu().numpy())
+    def at_gradient(self, module: TrainingModule, step: int) -> None:
+        """The step's own pass may have to show v."""
+        v = top_eigenvector(module).vector
+        along = sample_curvature(self.risk, v)
+        self.write(module, step, SAMPLE_SLOPE, along.slopes.float().cpu().numpy())
+        self.write(module, step, SAMPLE_CURVATURE, along.curvatures.float().cpu().numpy())
         if self.expansion:
             gradient = flatten([p.grad for p in self.risk.parameters if p.grad is not None])
-            terms = step_expansion(self.risk, gradient, _step_size(module), along, module.eigenvector)
-            self.write(module, step, "expansion_first", terms.first.float().cpu().numpy())
-            self.write(module, step, "expansion_second", terms.second.float().cpu().numpy())
+            terms = step_expansion(self.risk, gradient, _step_size(module), along, v)
+            self.write(module, step, EXPANSION_FIRST, terms.first.float().cpu().numpy())
+            self.write(module, step, EXPANSION_SECOND, terms.second.float().cpu().numpy())
             both = terms.along_first, terms.along_second
-            self.write(module, step, "expansion_along_v", np.stack([part.float().cpu().numpy() for part in both], 1))
+            self.write(module, step, EXPANSION_ALONG_V, np.stack([part.float().cpu().numpy() for part in both], 1))
 
 
 def _step_size(module: TrainingModule) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.record.quantities import SAMPLE_LOSS
 from opposing_signals.training.module import TrainingModule
 
 
@@ -17,9 +18,9 @@ class SampleLosses(Instrument):
     def before_step(self, module: TrainingModule, step: int) -> None:
         """Under minibatch training."""
         if not module.batches.is_full:
-            self.write(module, step, "sample_loss", self.risk.sample_losses().losses.float().cpu().numpy())
+            self.write(module, step, SAMPLE_LOSS, self.risk.sample_losses().losses.float().cpu().numpy())
 
-    def from_step(self, module: TrainingModule, step: int) -> None:
+    def after_step(self, module: TrainingModule, step: int) -> None:
         """Under full-batch training."""
         if module.batches.is_full:
-            self.write(module, step, "sample_loss", module.forward_pass.losses.float().cpu().numpy())
+            self.write(module, step, SAMPLE_LOSS, module.forward_pass.losses.float().cpu().numpy())

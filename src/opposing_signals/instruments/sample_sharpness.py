@@ -13,6 +13,7 @@ from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.record import Record
+from opposing_signals.record.quantities import SAMPLE_SHARPNESS, SAMPLE_SHARPNESS_POINTS, SAMPLE_SHARPNESS_RESIDUAL
 from opposing_signals.training.module import TrainingModule
 
 
@@ -59,16 +60,15 @@ class SampleSharpness(Instrument):
         self._losses: Tensor | None = None  # of the last step
 
     def before_step(self, module: TrainingModule, step: int) -> None:
-        """Wait for the step's own pass, which shows ℓ(θ_t)."""
+        """Refuse minibatch training."""
         if not module.batches.is_full:
             raise InputError(
                 f"SampleSharpness: batch={module.batches.size}: expected full-batch training (batch=null), whose steps "
                 "show every loss; leave sample_sharpness out of instruments"
             )
-        nothing = self.risk.parameters[0].new_empty(0, sum(p.numel() for p in self.risk.parameters))
-        module.request_products(nothing, lambda _: self._measure(module, step))
 
-    def _measure(self, module: TrainingModule, step: int) -> None:
+    def at_gradient(self, module: TrainingModule, step: int) -> None:
+        """The step's own pass has shown ℓ(θ_t)."""
         if self._losses is None:
             return
         changes = module.forward_pass.losses - self._losses.to(module.forward_pass.losses)
@@ -76,15 +76,14 @@ class SampleSharpness(Instrument):
         points = torch.cat([rising, falling, self._random])
         measured, where = points.unique(return_inverse=True)
         values, residuals = sample_sharpness(self.risk, measured, self.tolerance, self.max_products)
-        self.write(module, step, "sample_sharpness_points", points.numpy())
-        self.write(module, step, "sample_sharpness", values[where].numpy())
-        self.write(module, step, "sample_sharpness_residual", residuals[where].numpy())
+        self.write(module, step, SAMPLE_SHARPNESS_POINTS, points.numpy())
+        self.write(module, step, SAMPLE_SHARPNESS, values[where].numpy())
+        self.write(module, step, SAMPLE_SHARPNESS_RESIDUAL, residuals[where].numpy())
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep ℓ(θ_t) where the next step asks for the change."""
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         assert isinstance(pl_module, TrainingModule)
         self._losses = pl_module.forward_pass.losses if self.is_due(pl_module.step + 1) else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,53 @@ import torch
 from torch import Tensor
 
 from opposing_signals.curvature import Eigenpairs, EigenTracker
+from opposing_signals.curvature.chunks import WHOLE, Batch
 from opposing_signals.curvature.eigen import Which
-from opposing_signals.curvature.risk import WHOLE, Batch, EmpiricalRisk, flatten
+from opposing_signals.curvature.risk import EmpiricalRisk, flatten
 from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument, announcing
 from opposing_signals.record import Record
+from opposing_signals.record.quantities import (
+    EIGENVALUES,
+    EIGENVECTOR_SHARE,
+    SHARPNESS,
+    SHARPNESS_BOUND,
+    SHARPNESS_PRODUCTS,
+    SHARPNESS_QUOTIENT,
+    SHARPNESS_RESIDUAL,
+)
 from opposing_signals.training.module import TrainingModule
 
 STEPS_BETWEEN_LOOKS = 24
 """After so many steps, or at the next measurement, the tracker looks for what it does not follow."""
+
+
+@dataclass(frozen=True)
+class TopEigenvector:
+    """What `Sharpness` shares with the instruments behind it.
+
+    Attributes:
+        vector: ``[P]``, the unit eigenvector of λ(θ_t).
+        batch: The examples over which L is the mean.
+    """
+
+    vector: Tensor
+    batch: Batch
+
+
+def top_eigenvector(module: TrainingModule) -> TopEigenvector:
+    """That of the step at hand; under full-batch training it is there from the step's gradient on.
+
+    Raises:
+        InputError: It was not measured in this step.
+    """
+    found = module.shared(TopEigenvector)
+    if found is None:
+        raise InputError(
+            f"no top eigenvector was measured at step {module.step}: expected the instrument sharpness in front of "
+            "those that need it, and at every step at which they measure (every, consecutive)"
+        )
+    return found
 
 
 class Sharpness(Instrument):
@@ -31,7 +70,7 @@ class Sharpness(Instrument):
 
     Under full-batch training the first products come out of the step's own pass, which then costs two more gradients
     (``max_products=2``) and not two more passes. Under minibatch training each measurement is a pass of its own over
-    the whole training set. A later instrument of the same step finds v in ``module.eigenvector``.
+    the whole training set. A later instrument of the same step finds v by `top_eigenvector`.
 
     Args:
         risk: What is being trained.
@@ -87,19 +126,19 @@ class Sharpness(Instrument):
     def _measure(self, module: TrainingModule, step: int, products: Tensor) -> None:
         further = announcing(self._products, module, self.tracker.budget, len(products))
         pairs = self.tracker.update(products, further)
-        module.note_eigenvector(pairs.vector, self._batch)
+        module.share(TopEigenvector(pairs.vector, self._batch))
         self._write(module, step, pairs)
 
     def _write(self, module: TrainingModule, step: int, pairs: Eigenpairs) -> None:
-        self.write(module, step, "sharpness", pairs.value)
-        self.write(module, step, "sharpness_quotient", pairs.quotient)
-        self.write(module, step, "sharpness_residual", pairs.residual)
-        self.write(module, step, "sharpness_bound", pairs.bound)
-        self.write(module, step, "sharpness_products", pairs.products)
+        self.write(module, step, SHARPNESS, pairs.value)
+        self.write(module, step, SHARPNESS_QUOTIENT, pairs.quotient)
+        self.write(module, step, SHARPNESS_RESIDUAL, pairs.residual)
+        self.write(module, step, SHARPNESS_BOUND, pairs.bound)
+        self.write(module, step, SHARPNESS_PRODUCTS, pairs.products)
         shares = torch.stack([piece.double().square().sum() for piece in self.risk.unflatten(pairs.vector)])
-        self.write(module, step, "eigenvector_share", shares.float().cpu().numpy())
+        self.write(module, step, EIGENVECTOR_SHARE, shares.float().cpu().numpy())
         if self.tracker.k > 1:
-            self.write(module, step, "eigenvalues", np.asarray(pairs.values))
+            self.write(module, step, EIGENVALUES, np.asarray(pairs.values))
 
     def state_dict(self) -> dict[str, Any]:
         """The tracker's warm start."""

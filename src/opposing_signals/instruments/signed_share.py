@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.optim import SplitSGD
+from opposing_signals.record.quantities import SIGNED_SHARE
 from opposing_signals.training.module import TrainingModule
 
 
@@ -14,7 +15,7 @@ class SignedShare(Instrument):
         InputError: The optimizer is not `SplitSGD`.
     """
 
-    def from_step(self, module: TrainingModule, step: int) -> None:
+    def after_step(self, module: TrainingModule, step: int) -> None:
         """It follows from the momenta that the step just taken has left."""
         optimizer = self.required_optimizer(module, SplitSGD, "signed_share")
-        self.write(module, step, "signed_share", float(optimizer.signed_share))
+        self.write(module, step, SIGNED_SHARE, float(optimizer.signed_share))

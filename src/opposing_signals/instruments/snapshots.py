@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from opposing_signals.curvature.risk import flatten
 from opposing_signals.instruments.instrument import Instrument
-from opposing_signals.training.intervention import SNAPSHOTS
+from opposing_signals.record.quantities import PARAMETERS
 from opposing_signals.training.module import TrainingModule
 
 
@@ -14,4 +14,4 @@ class Snapshots(Instrument):
     def before_step(self, module: TrainingModule, step: int) -> None:
         """At every step that ``every`` and ``consecutive`` name."""
         theta = flatten([parameter.detach() for parameter in self.risk.parameters])
-        self.write(module, step, SNAPSHOTS, theta.cpu().numpy())
+        self.write(module, step, PARAMETERS, theta.cpu().numpy())

@@ -6,6 +6,7 @@ from opposing_signals.curvature import spectral_density
 from opposing_signals.curvature.risk import EmpiricalRisk, flatten
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.record import Record
+from opposing_signals.record.quantities import DENSITY_NODES, DENSITY_WEIGHTS
 from opposing_signals.training.module import TrainingModule
 
 
@@ -46,5 +47,5 @@ class SpectralDensity(Instrument):
         density = spectral_density(
             lambda vectors: self.risk.hessian_products(vectors).products, like, self.probes, self.steps, self.seed
         )
-        self.write(module, step, "density_nodes", density.nodes.numpy())
-        self.write(module, step, "density_weights", density.weights.numpy())
+        self.write(module, step, DENSITY_NODES, density.nodes.numpy())
+        self.write(module, step, DENSITY_WEIGHTS, density.weights.numpy())

@@ -7,6 +7,7 @@ import torch
 from opposing_signals.data import Dataset
 from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.record.quantities import TEST_ACCURACY
 from opposing_signals.training.module import TrainingModule
 
 
@@ -44,4 +45,4 @@ class TestAccuracy(Instrument):
                 self._inputs.split(self.risk.chunk), self._targets.split(self.risk.chunk), strict=True
             ):
                 correct += int((self.risk.outputs(inputs).argmax(-1) == targets).sum())
-        self.write(module, step, "test_accuracy", correct / len(self._targets))
+        self.write(module, step, TEST_ACCURACY, correct / len(self._targets))

@@ -16,6 +16,14 @@ from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.losses import token_losses
 from opposing_signals.processes import gathered
 from opposing_signals.record import Record
+from opposing_signals.record.quantities import (
+    TOKEN_FOLLOWED,
+    TOKEN_LOSS,
+    TOKEN_POINTS,
+    TOKEN_RISING,
+    TOKEN_TOP,
+    TOKEN_TOP_LOSS,
+)
 from opposing_signals.signals.streaming import LossChangeStream
 from opposing_signals.training.module import TrainingModule
 
@@ -111,11 +119,11 @@ class TokenLosses(Instrument):
         if self.keep is None:
             self._write_points(module, step, self._points)
             losses = self._tracked.sample_losses().losses.flatten()
-            self.write(module, step, "token_loss", losses.float().cpu().numpy())
+            self.write(module, step, TOKEN_LOSS, losses.float().cpu().numpy())
         else:
             self._before = [parameter.detach().clone() for parameter in self.risk.parameters]
 
-    def from_step(self, module: TrainingModule, step: int) -> None:
+    def after_step(self, module: TrainingModule, step: int) -> None:
         """The changes of the step just taken, streamed."""
         if self.keep is None:
             return
@@ -144,15 +152,15 @@ class TokenLosses(Instrument):
         self._write_points(module, step, np.concatenate([self._points[self._named], sample.ids[others]]))
         followed.append(np.stack([sample.before[others], sample.after[others]]))
         top = stream.risers, stream.fallers
-        self.write(module, step, "token_top", np.stack([group.ids for group in top]))
-        self.write(module, step, "token_top_loss", np.stack([np.stack([group.before, group.after]) for group in top]))
-        self.write(module, step, "token_followed", np.concatenate(followed, axis=1))
-        self.write(module, step, "token_rising", stream.rising / stream.count)
+        self.write(module, step, TOKEN_TOP, np.stack([group.ids for group in top]))
+        self.write(module, step, TOKEN_TOP_LOSS, np.stack([np.stack([group.before, group.after]) for group in top]))
+        self.write(module, step, TOKEN_FOLLOWED, np.concatenate(followed, axis=1))
+        self.write(module, step, TOKEN_RISING, stream.rising / stream.count)
 
     def _write_points(self, module: TrainingModule, step: int, points: np.ndarray) -> None:
         """Once: every measured step has the same."""
-        if "token_points" not in self.record or not len(self.record["token_points"]):
-            self.write(module, step, "token_points", points)
+        if TOKEN_POINTS not in self.record or not len(self.record[TOKEN_POINTS]):
+            self.write(module, step, TOKEN_POINTS, points)
 
 
 def _evenly(values: Sequence[int] | np.ndarray, count: int | None) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from opposing_signals.instruments.instrument import Instrument
+from opposing_signals.record.quantities import TRAIN_ACCURACY, TRAIN_LOSS
 from opposing_signals.training.module import TrainingModule
 
 
@@ -12,10 +13,10 @@ class TrainLoss(Instrument):
     The accuracy takes the outputs of the batch: under ``risk.keep_outputs=false`` there is none.
     """
 
-    def from_step(self, module: TrainingModule, step: int) -> None:
+    def after_step(self, module: TrainingModule, step: int) -> None:
         """Both are in the step's own forward pass."""
-        self.write(module, step, "train_loss", module.loss)
+        self.write(module, step, TRAIN_LOSS, module.loss)
         targets = self.risk.targets[module.batch]
         if self.risk.keep_outputs and not targets.is_floating_point():
             accuracy = (module.forward_pass.outputs.argmax(-1) == targets).double().mean().item()
-            self.write(module, step, "train_accuracy", accuracy)
+            self.write(module, step, TRAIN_ACCURACY, accuracy)

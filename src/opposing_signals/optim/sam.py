@@ -12,8 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import ParamsT
 
+from opposing_signals.curvature.chunks import Batch
 from opposing_signals.curvature.examples import check_independence
-from opposing_signals.curvature.risk import Batch, EmpiricalRisk
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.optim.groups import called, check_not_negative, check_share, descend, with_gradient
 from opposing_signals.processes import summed

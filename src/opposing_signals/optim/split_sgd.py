@@ -100,7 +100,7 @@ class SplitSGD(torch.optim.Optimizer):
             update = _fused if group["fused"] else _foreach if group["foreach"] else _one_by_one
             parameters, gradients = with_gradient(group)
             momenta = momentum_buffers(self, parameters)
-            alike: dict[tuple, tuple[Tensors, Tensors, Tensors]] = defaultdict(lambda: ([], [], []))
+            alike: dict[tuple[Any, ...], tuple[Tensors, Tensors, Tensors]] = defaultdict(lambda: ([], [], []))
             for row in zip(parameters, gradients, momenta, strict=True):
                 state = self.state[row[0]]
                 state["step"] = state.get("step", 0) + 1

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from opposing_signals.curvature.risk import Batch
+from opposing_signals.curvature.chunks import Batch
 from opposing_signals.errors import InputError
 
 

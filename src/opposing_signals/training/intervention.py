@@ -10,10 +10,10 @@ import torch
 
 from opposing_signals.errors import InputError
 from opposing_signals.record import Record
+from opposing_signals.record.quantities import PARAMETERS
 from opposing_signals.signals import OpposingPair, Trajectory, find_pairs, find_spikes
 from opposing_signals.training.module import TrainingModule
 
-SNAPSHOTS = "parameters"
 KINDS = ("control", "remove_pair", "downweight_pair", "relabel_pair", "remove_random")
 DOWNWEIGHTED = 0.5
 """What a point of the pair counts under ``downweight_pair``."""
@@ -47,7 +47,7 @@ def branch(module: TrainingModule, reference: Record, intervention: Mapping[str,
     if kind == "remove_random":
         others = np.setdiff1d(np.arange(len(module.risk)), touched)
         touched = np.random.default_rng(intervention["draw"]).choice(others, len(touched), replace=False)
-    _place(module, np.array(reference[SNAPSHOTS].at(start)))
+    _place(module, np.array(reference[PARAMETERS].at(start)))
     points = torch.from_numpy(np.sort(touched))
     if kind == "relabel_pair":
         _relabel(module, points)
@@ -67,7 +67,7 @@ def branch(module: TrainingModule, reference: Record, intervention: Mapping[str,
 def _point(reference: Record, rank: int, lead: int, window: int) -> tuple[int, int, OpposingPair]:
     """The snapshot to begin at, the spike behind it, and the pair that dominates before."""
     trajectory = Trajectory(reference)
-    snapshots = np.asarray(reference[SNAPSHOTS].steps)
+    snapshots = np.asarray(reference[PARAMETERS].steps)
     found = 0
     for spike in find_spikes(trajectory, _CANDIDATES):
         starts = snapshots[(snapshots <= spike.step - lead) & (snapshots >= window)]

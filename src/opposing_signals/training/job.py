@@ -21,7 +21,6 @@ from opposing_signals.configuration import reference_of, run_folder
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.data import Dataset
 from opposing_signals.errors import DamagedError, InputError, NotWrittenError, TrainingStoppedError
-from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.interruption import Interrupted
 from opposing_signals.processes import after_first, agreed, count, is_first
 from opposing_signals.provenance import environment
@@ -29,10 +28,10 @@ from opposing_signals.record import Record
 from opposing_signals.training.allocation import keep_freed_memory
 from opposing_signals.training.batches import Batches
 from opposing_signals.training.checkpoint import TimedCheckpoint, progress_of
+from opposing_signals.training.fit import fitting
 from opposing_signals.training.intervention import branch
-from opposing_signals.training.module import TrainingModule
+from opposing_signals.training.module import StepHooks, TrainingModule
 from opposing_signals.training.progress import Progress
-from opposing_signals.training.reference import break_even_direction
 
 log = getLogger(__name__)
 
@@ -65,17 +64,15 @@ def train(config: DictConfig, record: Record, logger: Any) -> None:
     module.risk.parts(slice(0, config.batch))  # refuses more processes than it has chunks for
     module.before_update = [instantiate(adjust) for adjust in config.get("before_update", {}).values()]
     branched: dict[str, Any] = {}
-    if "reference" in config:
-        reference = Record(run_folder(reference_of(config)))
-        if config.get("intervention") is not None:
-            _check_stateless(config)
-            branched = {"branch": branch(module, reference, config.intervention)}
-        else:
-            module.direction = break_even_direction(reference, sum(p.numel() for p in module.risk.parameters))
-    instruments: list[Instrument] = [
+    reference = Record(run_folder(reference_of(config))) if "reference" in config else None
+    if reference is not None and config.get("intervention") is not None:
+        _check_stateless(config)
+        branched = {"branch": branch(module, reference, config.intervention)}
+    module.instruments = instruments = [
         instantiate(instrument, risk=module.risk, record=record) for instrument in config.instruments.values()
     ]
     for instrument in instruments:
+        instrument.reference = reference
         instrument.prepare(dataset)
 
     def note_time() -> None:
@@ -127,8 +124,8 @@ def train(config: DictConfig, record: Record, logger: Any) -> None:
 def training_module(config: DictConfig, dataset: Dataset) -> TrainingModule:
     """Model, loss, data and optimizer of ``config``, initialized from its seed."""
     torch.manual_seed(config.seed)
-    model = instantiate(config.model, input_shape=tuple(dataset.inputs.shape[1:]), outputs=dataset.output_width)
-    risk = EmpiricalRisk(model, instantiate(config.loss), dataset.inputs, dataset.targets, **config.risk)
+    model, loss = fitting(config, dataset)
+    risk = EmpiricalRisk(model, loss, dataset.inputs, dataset.targets, **config.risk)
     batches = Batches(len(dataset), config.batch, config.seed)
     augmentation = instantiate(config.augmentation, seed=config.seed) if config.get("augmentation") else None
     return TrainingModule(risk, instantiate(config.optimizer), batches, augmentation)
@@ -157,8 +154,9 @@ def _check(config: DictConfig) -> None:
             "augmentation with batch=null: expected a batch size; what is measured of full-batch training is the loss "
             "of the images as they are"
         )
-    if not isinstance(config.optimizer.lr, int | float) or not config.optimizer.lr > 0:
-        raise InputError(f"optimizer.lr={config.optimizer.lr}: expected a step size larger than 0")
+    lr = config.optimizer.get("lr", 1.0)  # a rule of one's own may have none
+    if not isinstance(lr, int | float) or not lr > 0:
+        raise InputError(f"optimizer.lr={lr}: expected a step size larger than 0")
 
 
 def _devices(config: DictConfig) -> dict[str, Any]:
@@ -205,7 +203,7 @@ def set_gpu_arithmetic(is_rounded: bool) -> None:
 
 
 def _of_first(
-    config: DictConfig, record: Record, instruments: list[Instrument], saved: Callable[[], None]
+    config: DictConfig, record: Record, instruments: list[StepHooks], saved: Callable[[], None]
 ) -> list[Callback]:
     """What only the first process has. Nothing here waits for the others, which have the same state."""
     named = dict(zip(config.instruments, instruments, strict=True))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
 
-from opposing_signals.curvature.risk import WHOLE, Batch, CurvaturePass, EmpiricalRisk, ForwardPass
-from opposing_signals.errors import InputError
+from opposing_signals.curvature.chunks import Batch
+from opposing_signals.curvature.double_backward import CurvaturePass, ForwardPass
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.optim import OneSAM
 from opposing_signals.training.batches import Batches
 
@@ -19,6 +20,23 @@ Augmentation = Callable[[torch.Tensor, int], torch.Tensor]
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 Adjustment = Callable[[torch.optim.Optimizer, int], None]
 Request = tuple[torch.Tensor, Callable[[torch.Tensor], None]]
+Shared = TypeVar("Shared")
+
+
+class StepHooks(Protocol):
+    """What looks at a run's steps, and changes nothing that training sees."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether the others are called at ``step``."""
+
+    def before_step(self, module: TrainingModule, step: int) -> None:
+        """The weights are θ_step, and the step's pass is to come; a request for it is made here."""
+
+    def at_gradient(self, module: TrainingModule, step: int) -> None:
+        """The pass is over, ``.grad`` holds ∇L, and the weights are still θ_step; not where the loss is not finite."""
+
+    def after_step(self, module: TrainingModule, step: int) -> None:
+        """The weights are θ_{step+1}; ``module.forward_pass`` is still that of θ_step."""
 
 
 class TrainingModule(LightningModule):
@@ -36,13 +54,12 @@ class TrainingModule(LightningModule):
     Attributes:
         risk: What is trained.
         batches: Which examples each step uses.
-        step: Iteration t of the last forward pass.
-        batch: The examples that it saw.
+        instruments: Whose hooks are called at each step, in this order.
+        step: Iteration t of the last step begun.
+        batch: The examples that it uses.
         forward_pass: ℓ_i(θ_t) of the step's batch, seen before the step.
         loss: Their mean.
         scalars: What instruments measured in this step, for the logger.
-        direction: ``[P]``, the fixed unit vector along which the run is measured, if it has a reference.
-        observers: Contexts around the step's own pass over its batch at θ_t, for what can only be seen inside it.
         before_update: What changes gradient or step sizes between a step's pass and its update (`training.schedule`).
         announce: Tells who looks on what a step is doing that takes long; `Progress` sets it.
         stop_reason: Why training cannot go on; empty as long as it can.
@@ -63,20 +80,19 @@ class TrainingModule(LightningModule):
         self.batches = batches
         self._optimizer_factory = optimizer
         self._augmentation = augmentation
+        self.instruments: Sequence[StepHooks] = ()
         self.step = -1
         self.batch: Batch
         self.forward_pass: ForwardPass
         self.loss = math.nan
         self.scalars: dict[str, float] = {}
-        self.direction: torch.Tensor | None = None
-        self.observers: list[Callable[[], AbstractContextManager]] = []
         self.before_update: list[Adjustment] = []
         self.announce: Callable[[str], None] = lambda _: None
         self.stop_reason = ""
         self.is_finished = False
         self._requests: list[Request] = []
-        self._eigenvector: torch.Tensor | None = None
-        self.eigenvector_batch: Batch = WHOLE
+        self._observers: list[AbstractContextManager[Any]] = []
+        self._shared: list[Any] = []
         self._random_state: dict[str, torch.Tensor] = {}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -93,20 +109,31 @@ class TrainingModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One step of the paper: ∇L over the batch, then the optimizer's update."""
         self.step, self.batch = self.global_step, batch
+        for instrument in self._due():
+            instrument.before_step(self, self.step)
         with self._augmented(batch):
             self._take_step(batch)
+        for instrument in self._due():
+            instrument.after_step(self, self.step)
+        self._shared = []
+
+    def _due(self) -> list[StepHooks]:
+        return [instrument for instrument in self.instruments if instrument.is_due(self.step)]
 
     def _take_step(self, batch: Batch) -> None:
         optimizer: Any = self.optimizers()
         optimizer.zero_grad(set_to_none=True)
         requests, self._requests = self._requests, []
+        observers, self._observers = self._observers, []
         with ExitStack() as observed:
-            for observer in self.observers:
-                observed.enter_context(observer())
+            for observer in observers:
+                observed.enter_context(observer)
             self.forward_pass = self._pass(batch, [vectors for vectors, _ in requests])
         self.loss = self.forward_pass.losses.double().mean().item()
         if math.isfinite(self.loss):
             self._answer(requests)
+            for instrument in self._due():
+                instrument.at_gradient(self, self.step)
             for adjust in self.before_update:
                 adjust(optimizer.optimizer, self.step)
             optimizer.step(self._closure(batch))
@@ -114,7 +141,7 @@ class TrainingModule(LightningModule):
             self.stop_reason = f"the training loss is {self.loss} at step {self.step}"
             self.trainer.should_stop = True
 
-    def _augmented(self, batch: Batch) -> AbstractContextManager:
+    def _augmented(self, batch: Batch) -> AbstractContextManager[Any]:
         """The step's view of its batch; instruments' own passes before and behind the step see the data as they are."""
         if self._augmentation is None:
             return nullcontext()
@@ -138,55 +165,45 @@ class TrainingModule(LightningModule):
 
         return closure
 
-    # -- curvature in the pass of the step ----------------------------------------------------------------------
+    # -- what instruments ask of a step, and tell each other ------------------------------------------------------
+
+    def observe(self, observer: AbstractContextManager[Any]) -> None:
+        """Enter ``observer`` around the coming step's own pass, for what can only be seen inside it."""
+        self._observers.append(observer)
 
     def request_products(self, vectors: torch.Tensor, then: Callable[[torch.Tensor], None]) -> None:
         """Let the coming step's pass compute ∇²L v_j of its batch as well; asked for in front of the step.
 
         Args:
-            vectors: ``[k, P]``; with k = 0 ``then`` is called all the same.
-            then: Called with the ``[k, P]`` products once the gradient is there and the weights are still θ_t, in
-                the order of the requests.
+            vectors: ``[k, P]``.
+            then: Called with the ``[k, P]`` products, in front of all `StepHooks.at_gradient`.
         """
-        if len(vectors):
-            self.risk.check_products()  # here, because the step's own pass is observed
+        self.risk.check_products()  # here, because the step's own pass is observed
         self._requests.append((vectors, then))
 
-    @property
-    def eigenvector(self) -> torch.Tensor:
-        """``[P]``, the Hessian's top eigenvector at θ_t, from the moment in the step at which it was measured.
+    def share(self, finding: Any) -> None:
+        """Let the instruments that come later in this step take ``finding``; see `shared`."""
+        self._shared.append(finding)
 
-        Raises:
-            InputError: It was not measured in this step.
-        """
-        if self._eigenvector is None:
-            raise InputError(
-                f"no top eigenvector was measured at step {self.global_step}: expected the instrument sharpness in "
-                "front of those that need it, and at every step at which they measure (every, consecutive)"
-            )
-        return self._eigenvector
-
-    def note_eigenvector(self, vector: torch.Tensor, batch: Batch) -> None:
-        """Offer `eigenvector`, of the loss over ``batch``, to what measures later in the step."""
-        self._eigenvector, self.eigenvector_batch = vector, batch
+    def shared(self, kind: type[Shared]) -> Shared | None:
+        """What was shared last in this step of the type ``kind``; None if nothing was."""
+        return next((finding for finding in reversed(self._shared) if isinstance(finding, kind)), None)
 
     def _pass(self, batch: Batch, requested: list[torch.Tensor]) -> ForwardPass:
-        vectors = torch.cat(requested) if requested else torch.empty(0)
-        return self.risk.backward_with_products(vectors, batch) if len(vectors) else self.risk.backward(batch)
+        return self.risk.backward_with_products(torch.cat(requested), batch) if requested else self.risk.backward(batch)
 
     def _answer(self, requests: list[Request]) -> None:
-        seen = self.forward_pass
-        products = seen.products if isinstance(seen, CurvaturePass) else torch.empty(0)
-        for (_, then), part in zip(requests, products.split([len(vectors) for vectors, _ in requests]), strict=True):
-            then(part)
+        if isinstance(self.forward_pass, CurvaturePass):
+            parts = self.forward_pass.products.split([len(vectors) for vectors, _ in requests])
+            for (_, then), part in zip(requests, parts, strict=True):
+                then(part)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """After the instruments: hand one row of scalars to each logger."""
+        """Hand one row of scalars to each logger."""
         if self.scalars:
             for logger in self.trainer.loggers:
                 logger.log_metrics(self.scalars, self.step)
             self.scalars = {}
-        self._eigenvector = None
 
     def finish(self) -> None:
         """End the run after the current step: the record is complete."""

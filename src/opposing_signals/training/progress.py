@@ -13,6 +13,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
+from opposing_signals.record.quantities import SHARPNESS, TRAIN_LOSS
 from opposing_signals.training.module import TrainingModule
 
 Kind = frozenset[str]
@@ -104,7 +105,7 @@ class Progress(Callback):
     ) -> None:
         """Count the step."""
         assert isinstance(pl_module, TrainingModule)
-        for quantity, symbol in (("train_loss", "loss"), ("sharpness", "λ")):
+        for quantity, symbol in ((TRAIN_LOSS, "loss"), (SHARPNESS, "λ")):
             if quantity in pl_module.scalars:
                 self._shown[symbol] = f"{pl_module.scalars[quantity]:.3g}"
         now = time.monotonic()

@@ -1,0 +1,133 @@
+"""Training examples that rest on the device, taken in chunks, each of several processes its share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from opposing_signals.errors import InputError
+from opposing_signals.processes import agreed, count, rank, summed
+
+Batch = slice | Tensor
+"""Which examples a step uses: ``slice(0, N)`` for the whole set (no copy is made), else an index tensor."""
+
+WHOLE = slice(None)
+
+
+class Chunks:
+    """The examples of an `EmpiricalRisk`.
+
+    Attributes:
+        weights: ``[N]``, how much each example counts in L, in the training pass and in Hessian products: then
+            L = Σ w_i ℓ_i / Σ w_i over the batch. None: all count the same.
+
+    Args:
+        inputs: ``[N, ...]``.
+        targets: ``[N]`` or ``[N, C]``.
+        chunk: Examples per forward pass.
+
+    Raises:
+        InputError: The chunk is larger than the data or not positive.
+    """
+
+    def __init__(self, inputs: Tensor, targets: Tensor, chunk: int) -> None:
+        if not isinstance(chunk, int) or not 1 <= chunk <= len(inputs):
+            raise InputError(f"risk.chunk={chunk}: expected 1 to {len(inputs)}, the number of training examples")
+        self.inputs, self.targets, self.chunk = inputs, targets, chunk
+        self.weights: Tensor | None = None
+        self._seen: tuple[Batch, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def parts(self, batch: Batch = WHOLE, may_idle: bool = False) -> list[slice]:
+        """Positions in ``batch`` of the chunks that this process evaluates.
+
+        Alone it evaluates all; of several processes (`opposing_signals.processes`) the r-th takes every world-th, and
+        what they find is put together by `assembled` and `summed`.
+
+        Args:
+            batch: Which examples.
+            may_idle: Whether a process may have none.
+
+        Raises:
+            InputError: There are fewer chunks than processes, and none may idle.
+        """
+        size, processes = self.size(batch), count()
+        parts = [slice(first, min(first + self.chunk, size)) for first in range(0, size, self.chunk)]
+        if self.some_idle(batch) and not may_idle:
+            raise InputError(
+                f"risk.chunk={self.chunk}: {size} examples are {len(parts)} chunks, fewer than the {processes} "
+                f"processes; expected at most {size // processes}"
+            )
+        return parts[rank() :: processes]
+
+    def assembled(self, pieces: Sequence[Tensor], batch: Batch = WHOLE, axis: int = 0) -> Tensor:
+        """One tensor out of one piece for each of `parts`, in the batch's order along ``axis``, on every process."""
+        if count() == 1:
+            return torch.cat(list(pieces), axis)
+        if self.some_idle(batch):  # which do not know
+            shape, dtype = agreed(lambda: (list(pieces[0].shape), pieces[0].dtype))
+        else:
+            shape, dtype = list(pieces[0].shape), pieces[0].dtype
+        shape[axis] = self.size(batch)
+        whole = torch.zeros(shape, dtype=dtype, device=self.inputs.device)
+        for part, piece in zip(self.parts(batch, may_idle=True), pieces, strict=True):
+            whole.narrow(axis, part.start, part.stop - part.start).copy_(piece)
+        return summed(whole)
+
+    def chunks(self, batch: Batch = WHOLE, may_idle: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and targets of each of `parts`."""
+        seen = self._seen[1] if self._seen is not None and self._seen[0] is batch else None
+        for part in self.parts(batch, may_idle):
+            if isinstance(batch, slice):
+                first = batch.indices(len(self))[0]
+                rows: Batch = slice(first + part.start, first + part.stop)
+            else:
+                rows = batch[part]
+            yield (self.inputs[rows] if seen is None else seen[part]), self.targets[rows]
+
+    @contextmanager
+    def seen_as(self, inputs: Tensor, batch: Tensor) -> Iterator[None]:
+        """Inside, every pass over ``batch`` sees ``inputs`` ``[n, ...]``, its augmented examples, in their place.
+
+        Passes over other examples, the whole set among them, see those as they are.
+        """
+        self._seen = batch, inputs
+        try:
+            yield
+        finally:
+            self._seen = None
+
+    def shares(self, batch: Batch = WHOLE) -> Iterator[Tensor]:
+        """How much each example of each of `parts` counts in L: 1/n, or w_i / Σ w_i."""
+        size = self.size(batch)
+        equal = torch.tensor(1 / size, dtype=torch.float64, device=self.inputs.device).expand(size)
+        shares = equal if self.weights is None else self.weights[batch] / self.weights[batch].sum()
+        for part in self.parts(batch, may_idle=True):
+            yield shares[part]
+
+    def seeded_chunks(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        """`chunks`; what the model draws in one, such as dropout's masks, follows from its place in the batch.
+
+        So several processes draw what one alone would, and have one random state behind the pass.
+        """
+        is_cuda, device = self.inputs.is_cuda, self.inputs.device
+        generators = [torch.default_generator, *([torch.cuda.default_generators[device.index]] if is_cuda else [])]
+        seed = int(torch.randint(2**62, ()))
+        with torch.random.fork_rng([device] if is_cuda else []):
+            for part, chunk in zip(self.parts(batch, may_idle=True), self.chunks(batch, may_idle=True), strict=True):
+                for generator in generators:
+                    generator.manual_seed(seed + part.start)
+                yield chunk
+
+    def some_idle(self, batch: Batch) -> bool:
+        """Whether there are fewer chunks than processes: the first process has one in any case."""
+        return self.size(batch) <= self.chunk * (count() - 1)
+
+    def size(self, batch: Batch) -> int:
+        """How many examples there are in ``batch``."""
+        return len(range(*batch.indices(len(self)))) if isinstance(batch, slice) else len(batch)

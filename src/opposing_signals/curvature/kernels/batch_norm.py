@@ -1,0 +1,172 @@
+"""Batch norm in training mode: two reductions and two linear combinations for its second derivative."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from opposing_signals.curvature.any_order import per_channel
+
+aten = torch.ops.aten
+
+
+class _BatchNorm(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        values: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        output, mean, inverse_deviation, reserve, kernel = torch._batch_norm_impl_index(
+            values, weight, bias, running_mean, running_var, True, momentum, eps, torch.backends.cudnn.enabled
+        )
+        ctx.save_for_backward(values, weight, mean, inverse_deviation, reserve)
+        ctx.eps, ctx.kernel = eps, kernel
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        mask = list(ctx.needs_input_grad[:3])
+        return *_BatchNormBackward.apply(slope, *ctx.saved_tensors, ctx.eps, ctx.kernel, mask), None, None, None, None
+
+
+class _BatchNormBackward(Function):
+    """(g, x, γ) ↦ (∂x, ∂γ, ∂β) of y = γ x̂ + β with x̂ = s (x − μ), s = 1/√(var + ε).
+
+    Per channel with n values: ∂x = γ P g, ∂γ = x̂·g, ∂β = 1·g, where P g = s (g − 1·g/n − x̂ (x̂·g)/n) is the
+    (symmetric) Jacobian of x̂. Contracted with duals (u, a, b) it gives φ = γ s K + a x̂·g + b 1·g with
+    K = u·g − (1·u)(1·g)/n − (x̂·u)(x̂·g)/n, and
+
+        ∂φ/∂g = γ P u + a x̂ + b
+        ∂φ/∂x = −γ s/n (s K x̂ + (x̂·g) P u + (x̂·u) P g) + a P g
+        ∂φ/∂γ = s K
+
+    so that beside four reductions, two of them known from the first backward, both are linear combinations of u, g
+    and x with one coefficient a channel.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        slope: Tensor,
+        values: Tensor,
+        weight: Tensor | None,
+        mean: Tensor,
+        inverse_deviation: Tensor,
+        reserve: Tensor,
+        eps: float,
+        kernel: int,
+        mask: list[bool],
+    ) -> Any:
+        ctx.set_materialize_grads(False)
+        in_values, in_weight, in_bias = aten._batch_norm_impl_index_backward(
+            kernel, values, slope, weight, None, None, mean, inverse_deviation, True, eps, mask, reserve
+        )
+        if in_weight is None or in_bias is None:
+            in_weight, in_bias = channel_moments(slope, values, mean, inverse_deviation)
+        ctx.save_for_backward(slope, values, weight, mean, inverse_deviation, in_weight, in_bias)
+        if in_values is not None:  # a sum with other slopes is another tensor, and has no origin
+            gamma = torch.ones_like(mean) if weight is None else weight.detach()
+            sums = in_weight.detach(), in_bias.detach()
+            in_values.origin = slope.detach(), values.detach(), gamma, mean, inverse_deviation, *sums
+        return in_values, in_weight if mask[1] else None, in_bias if mask[2] else None
+
+    @staticmethod
+    def backward(
+        ctx: Any, values_dual: Tensor | None, weight_dual: Tensor | None, bias_dual: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        slope, values, weight, mean, inverse, slope_dot, slope_sum = ctx.saved_tensors
+        count = values.numel() // values.shape[1]
+        zero = torch.zeros_like(mean)
+        gamma = torch.ones_like(mean) if weight is None else weight
+        a = zero if weight_dual is None else weight_dual
+        b = zero if bias_dual is None else bias_dual
+        if values_dual is None:
+            curve = dual_dot = dual_sum = zero
+        else:
+            dual_dot, dual_sum = channel_moments(values_dual, values, mean, inverse)
+            product = channel_moments(values_dual, slope, zero, torch.ones_like(mean))[0]
+            curve = product - (dual_sum * slope_sum + dual_dot * slope_dot) / count
+
+        def dual_term(coefficient: Tensor) -> list[tuple[Tensor, Tensor]]:
+            return [] if values_dual is None else [(coefficient, values_dual)]
+
+        in_slope = in_values = None
+        if ctx.needs_input_grad[0]:
+            on_dual = gamma * inverse
+            on_values = (a - on_dual * dual_dot / count) * inverse
+            constant = b - on_dual * dual_sum / count - on_values * mean
+            in_slope = channel_combination(constant, *dual_term(on_dual), (on_values, values))
+        if ctx.needs_input_grad[1]:
+            on_dual = -gamma * inverse.square() * slope_dot / count
+            on_slope = -gamma * inverse.square() * dual_dot / count + a * inverse
+            on_values = (
+                -(gamma * inverse.square() * curve + on_dual * dual_dot + on_slope * slope_dot) * inverse / count
+            )
+            constant = -(on_dual * dual_sum + on_slope * slope_sum) / count - on_values * mean
+            in_values = channel_combination(constant, *dual_term(on_dual), (on_slope, slope), (on_values, values))
+        in_weight = inverse * curve if weight is not None else None
+        return in_slope, in_values, in_weight, None, None, None, None, None, None
+
+
+def slope_through_batch_norm(
+    slope: Tensor, values: Tensor, gamma: Tensor, mean: Tensor, inverse: Tensor, slope_dot: Tensor, slope_sum: Tensor
+) -> Tensor:
+    """γ P g, see `_BatchNormBackward`, from ``[C]`` x̂·g and 1·g."""
+    count = values.numel() // values.shape[1]
+    on_slope = gamma * inverse
+    on_values = -on_slope * inverse * slope_dot / count
+    constant = -on_slope * slope_sum / count - on_values * mean
+    return channel_combination(constant, (on_slope, slope), (on_values, values))
+
+
+def channel_moments(values: Tensor, by: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """``[C]`` values·(scale (by − mean)) and 1·values, of ``[n, C, ...]`` values and by, ``[C]`` mean and scale.
+
+    They are the two reductions of batch norm's own backward.
+    """
+    # On a GPU the kernel leaves both reductions out where there is no weight; they do not depend on it.
+    _, dot, total = aten.native_batch_norm_backward(
+        values, by, scale, None, None, mean, scale, True, 0.0, [False, True, True]
+    )
+    return dot, total
+
+
+def channel_combination(constant: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
+    """``[n, C, ...]``: constant + Σ coefficient x tensor, with a ``[C]`` constant and ``[C]`` coefficients."""
+    (coefficient, tensor), *others = terms
+    if tensor.is_contiguous():  # there addcmul is not vectorized when two operands broadcast
+        result = torch.mul(tensor, per_channel(coefficient, tensor)).add_(per_channel(constant, tensor))
+    else:  # without ``out`` addcmul takes several times as long in channels_last
+        result = torch.empty_like(tensor)
+        torch.addcmul(per_channel(constant, tensor), tensor, per_channel(coefficient, tensor), out=result)
+    for coefficient, tensor in others:
+        result.addcmul_(tensor, per_channel(coefficient, tensor))
+    return result
+
+
+def batch_norm(
+    input: Tensor,  # noqa: A002  # the name that callers of F.batch_norm use
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`F.batch_norm`."""
+    if not training:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    if input.numel() == input.shape[1]:
+        raise ValueError(f"batch norm in training mode needs more than one value a channel, got {list(input.shape)}")
+    return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps)

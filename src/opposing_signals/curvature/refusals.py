@@ -1,0 +1,136 @@
+"""What is refused: models, losses and gradients of which a measurement would be wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.utils.checkpoint import CheckpointError
+
+from opposing_signals.errors import InputError
+
+
+def check_layers(model: nn.Module) -> None:
+    """Refuse a model whose second derivatives would be wrong or random.
+
+    Raises:
+        InputError: A dropout layer is active, spectral norm moves its vectors, the model was compiled, or a weight is
+            complex.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_complex():
+            raise InputError(
+                f"the parameter {name!r} is complex: expected real ones; hold both parts in a real parameter and join "
+                "them by torch.view_as_complex"
+            )
+    for name, module in model.named_modules():
+        if isinstance(module, _DropoutNd) and module.training and module.p > 0:
+            raise InputError(
+                f"layer {name!r} is {type(module).__name__}(p={module.p}) in training mode: its loss is random and has "
+                "no curvature of its own; set p=0, or put the layer in evaluation mode"
+            )
+        of_hooks = (hook for hook in module._forward_pre_hooks.values() if isinstance(hook, SpectralNorm))
+        if module.training and (isinstance(module, _SpectralNorm) or any(of_hooks)):
+            raise InputError(
+                f"layer {name!r} has spectral norm in training mode, which moves its vectors in every forward pass: "
+                "the loss is no function of the weights alone; put the layer in evaluation mode"
+            )
+        # By torch.compile, whose class lives in a slow import, or in place.
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None):
+            raise InputError(
+                "a compiled model has no second derivatives: pass the model itself, and compile training only"
+            )
+
+
+def check_graph(gradient: Sequence[Tensor]) -> None:
+    """Refuse a gradient through a function marked `once_differentiable`: PyTorch would drop its terms in silence.
+
+    Raises:
+        InputError: There is such a function in the graph of ``gradient``.
+    """
+    seen: set[Any] = set()
+    waiting = [piece.grad_fn for piece in gradient]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting.extend(following for following, _ in node.next_functions)
+            if node.name() == "torch::autograd::Error":
+                raise InputError(
+                    "the model has a layer whose backward is marked once_differentiable, so its second derivatives "
+                    "are missing: replace the layer, or leave out the instruments that measure curvature"
+                )
+
+
+@contextmanager
+def refusing_missing_derivatives() -> Iterator[None]:
+    """Name the function that PyTorch differentiates only once.
+
+    Raises:
+        InputError: Its second derivative was asked for.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        name = re.search(r"derivative for '?(?:aten::)?(\w+)'? is not implemented", str(error))
+        if name is None:
+            raise
+        raise InputError(
+            f"the model or its loss has no second derivative, of which PyTorch lacks that of {name[1]}: replace the "
+            "function, or leave out the instruments that measure curvature"
+        ) from error
+
+
+@contextmanager
+def refusing_checkpoints() -> Iterator[None]:
+    """Name what is wrong where a forward pass that a layer repeats in the backward pass is not as the first was.
+
+    Raises:
+        InputError: The model uses `torch.utils.checkpoint`, and the measurement cannot go with it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_of_checkpoints(error):
+            raise
+        raise InputError(
+            "the model computes activations twice (torch.utils.checkpoint), and the second time outside of what "
+            "measures it: switch that off, or leave out the instruments that measure curvature and gradient norms"
+        ) from error
+
+
+def is_of_checkpoints(error: Exception) -> bool:
+    """Whether `torch.utils.checkpoint` raised it."""
+    return isinstance(error, CheckpointError) or "use_reentrant" in str(error)
+
+
+def check_losses(losses: Any, inputs: Tensor, are_single: bool = True) -> None:
+    """Refuse losses ``[n, 1]`` and the like, which would broadcast against the weights of the n examples.
+
+    Args:
+        losses: What the loss gave.
+        inputs: ``[n, ...]``.
+        are_single: Whether an example has one number; several, as a sequence's tokens, have no mean loss here.
+
+    Raises:
+        InputError: They are not ``[n]``, or a gradient is wanted and they have none.
+    """
+    shape = list(losses.shape) if isinstance(losses, Tensor) else None
+    if not shape or shape[0] != len(inputs) or (are_single and len(shape) > 1):
+        given = f"shape {shape}" if shape is not None else f"type {type(losses).__name__}"
+        raise InputError(
+            f"a loss of {given} for {len(inputs)} examples: expected [{len(inputs)}], one number an example; a loss of "
+            "torch.nn needs reduction='none', and .flatten(1).mean(1) where it has several numbers"
+        )
+    if torch.is_grad_enabled() and not losses.requires_grad:
+        raise InputError(
+            "the loss does not depend on the parameters: expected some with requires_grad, and no detach or no_grad "
+            "between them and the loss"
+        )

@@ -1,0 +1,5 @@
+"""What runs leave behind: records, and the quantities in them."""
+
+from opposing_signals.record.record import Record, Series, WrittenElsewhere
+
+__all__ = ["Record", "Series", "WrittenElsewhere"]

@@ -1,0 +1,45 @@
+"""An experiment's grid as a W&B sweep, whose jobs agents on several machines take one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from opposing_signals.choices import written
+from opposing_signals.errors import InputError
+
+
+def grid(experiment: str, folders: Sequence[Path] | None = None) -> dict[str, list[Any]]:
+    """Field ↦ values that ``experiment`` sweeps over; empty if it trains one run."""
+    described = OmegaConf.create(written("experiment", experiment, folders))
+    params = OmegaConf.select(described, "hydra.sweeper.params") or {}
+    return {
+        str(field): [OmegaConf.create(f"- {value}")[0] for value in str(values).split(",")]
+        for field, values in params.items()
+    }
+
+
+def wandb_sweep(experiment: str, scale: str = "paper") -> str:
+    """The file that ``wandb sweep`` takes. Its jobs only train; the figure is drawn from their runs by a later command.
+
+    Raises:
+        InputError: The experiment trains one run.
+    """
+    fields = grid(experiment)
+    if not fields:
+        raise InputError(
+            f"sweep {experiment}: it trains one run; expected an experiment with a grid, as fig39_sgd_grid"
+        )
+    fixed = [f"experiment={experiment}", f"scale={scale}", "hydra.mode=RUN", "conclude=false", "logger.mode=online"]
+    sweep = {
+        "program": "opposing-signals",
+        "project": "opposing-signals",
+        "name": experiment,
+        "method": "grid",
+        "parameters": {field: {"values": values} for field, values in fields.items()},
+        "command": ["opposing-signals", *fixed, "${args_no_hyphens}"],
+    }
+    return OmegaConf.to_yaml(OmegaConf.create(sweep))

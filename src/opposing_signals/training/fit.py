@@ -1,0 +1,73 @@
+"""Whether the chosen model, data, loss and augmentation fit together, found out before anything is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from opposing_signals.data import Dataset
+from opposing_signals.errors import InputError
+
+OF_CLASSES = ("torch.nn.CrossEntropyLoss", "opposing_signals.losses.logistic_loss")
+"""Losses that take numbers for targets as well, and then mean something else."""
+
+
+def fitting(config: DictConfig, dataset: Dataset) -> tuple[nn.Module, Any]:
+    """Model and loss of ``config``, tried on two examples; that leaves no trace.
+
+    Raises:
+        InputError: They do not fit to the data, or to each other.
+    """
+    if not dataset.is_classification and config.loss.get("_target_") in OF_CLASSES:
+        raise InputError(
+            f"{_chosen(config)}: {dataset.name} has numbers as targets, not classes; {_what_fits(dataset)}"
+        )
+    try:
+        model = instantiate(config.model, input_shape=tuple(dataset.inputs.shape[1:]), outputs=dataset.output_width)
+        loss = instantiate(config.loss)
+        losses = _tried(model, loss, dataset, config)
+    except InputError:
+        raise
+    except Exception as error:
+        if isinstance(error.__cause__, InputError):  # Hydra reports what a model refuses as its own failure
+            raise error.__cause__ from None
+        raise InputError(f"{_chosen(config)}: {_first_line(error)}; {_what_fits(dataset)}") from error
+    if losses.shape != dataset.inputs[:2].shape[:1]:
+        raise InputError(
+            f"{_chosen(config)}: the loss of 2 examples has the shape {list(losses.shape)}; {_what_fits(dataset)}"
+        )
+    return model, loss
+
+
+def _tried(model: nn.Module, loss: Any, dataset: Dataset, config: DictConfig) -> torch.Tensor:
+    inputs = dataset.inputs[:2]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        if config.get("augmentation"):
+            inputs = instantiate(config.augmentation, seed=config.seed)(inputs, 0)
+        losses = loss(model.eval()(inputs), dataset.targets[:2])
+        model.train()
+    return losses
+
+
+def _chosen(config: DictConfig) -> str:
+    """The choices, by the last part of their names."""
+    model, data, loss = (str(config[field].get("_target_")).rpartition(".")[2] for field in ("model", "data", "loss"))
+    return f"model {model}, data {data} and loss {loss} do not fit"
+
+
+def _what_fits(dataset: Dataset) -> str:
+    if not dataset.inputs.is_floating_point():
+        return "to tokens fit model=gpt and loss=sequence"
+    losses = "cross_entropy, label_smoothing, logistic or square" if dataset.is_classification else "square"
+    models = "any model but gpt" if dataset.inputs.ndim == 4 else "model=mlp"
+    return f"to {'images' if dataset.inputs.ndim == 4 else 'numbers'} fit {models} and loss={losses}"
+
+
+def _first_line(error: Exception) -> str:
+    """What went wrong, without Hydra's words around it."""
+    cause = error.__cause__ or error
+    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[0] if str(cause).strip() else 'no message'}"
