@@ -1,26 +1,43 @@
-"""What the callback OpposingSignals costs: its own account, and the time of the same training with and without it.
+"""What following a training costs in each framework: its own account, and the time with and without it.
 
     python benchmarks/callback_overhead.py
+    python benchmarks/callback_overhead.py --only large
 
-A perceptron on 5,000 drawn examples of 3,072 numbers in minibatches of 128, every default of the callback. The two
-trainings take turns, the one and the other first, so that a machine that slows down slows both.
+A perceptron on 5,000 drawn examples of 3,072 numbers in minibatches of 128, every default of the follower; for
+transformers, if it is there, a small GPT-2. The trainings with and without take turns, so that a machine that slows
+down slows both. ``large`` is a plain loop of 4,000 steps on a data set of 1,000,000 examples.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from opposing_signals import OpposingSignals
+from opposing_signals import Follower, OpposingSignals
 from opposing_signals.record import Record
+
+from lightning.fabric import Fabric  # isort: skip  (last: see docs/own_model.md, "Imports")
+from lightning.pytorch import LightningModule, Trainer  # isort: skip
+
+
+def network(width: int = 400) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3072, width), nn.ReLU(), nn.Linear(width, 10))
+
+
+def per_sample_loss(model: Any, batch: Any) -> torch.Tensor:
+    return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
 
 
 class Perceptron(LightningModule):
@@ -28,59 +45,161 @@ class Perceptron(LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = torch.nn.Sequential(torch.nn.Linear(3072, 400), torch.nn.ReLU(), torch.nn.Linear(400, 10))
+        self.layers = network()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
 
     def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
-        return F.cross_entropy(self.layers(batch[0]), batch[1])
+        return F.cross_entropy(self(batch[0]), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-def per_sample_loss(module: Perceptron, batch: list[torch.Tensor]) -> torch.Tensor:
-    return F.cross_entropy(module.layers(batch[0]), batch[1], reduction="none")
-
-
-def seconds(data: TensorDataset, steps: int, callbacks: list) -> float:
-    torch.manual_seed(0)
+def in_lightning(data: Dataset, steps: int, folder: Path | None) -> Any:
+    signals = OpposingSignals(data, per_sample_loss, folder=folder) if folder else None
     trainer = Trainer(
         max_steps=steps,
         max_epochs=-1,
-        callbacks=callbacks,
+        callbacks=[signals] if signals else [],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    began = time.perf_counter()
     trainer.fit(Perceptron(), DataLoader(data, batch_size=128, shuffle=True))
-    return time.perf_counter() - began
+    return signals and signals.follower
+
+
+def in_a_plain_loop(data: Dataset, steps: int, folder: Path | None, fabric: Fabric | None = None) -> Any:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    backward: Callable[[torch.Tensor], Any] = torch.Tensor.backward
+    if fabric is not None:
+        model, optimizer = fabric.setup(model, optimizer)
+        backward = fabric.backward
+    follower = Follower(data, per_sample_loss, folder=folder, steps=steps) if folder else None
+    loader = DataLoader(data, batch_size=128, shuffle=True)
+    done = 0
+    while done < steps:
+        for x, y in loader if follower is None else follower.batches(loader):
+            if follower is None:
+                optimizer.zero_grad()
+                backward(F.cross_entropy(model(x), y))
+                optimizer.step()
+            else:
+                with follower.step(model, optimizer, batch=(x, y)):
+                    optimizer.zero_grad()
+                    backward(F.cross_entropy(model(x), y))
+                    optimizer.step()
+            done += 1
+            if done == steps:
+                break
+    if follower is not None:
+        follower.close()
+    return follower
+
+
+def in_fabric(data: Dataset, steps: int, folder: Path | None) -> Any:
+    return in_a_plain_loop(data, steps, folder, Fabric(accelerator="cpu", devices=1))
+
+
+def in_transformers(_: Dataset, steps: int, folder: Path | None) -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
+    from transformers import Trainer as HuggingFaceTrainer
+
+    from opposing_signals.follow.transformers import OpposingSignals as Signals
+
+    rows = torch.randint(64, (5000, 32), generator=torch.Generator().manual_seed(0))
+    sequences = [{"input_ids": row, "labels": row} for row in rows]
+
+    def losses(model: Any, batch: Any) -> torch.Tensor:
+        logits = model(**batch).logits[:, :-1]
+        return F.cross_entropy(logits.transpose(1, 2), batch["labels"][:, 1:], reduction="none").mean(1)
+
+    signals = Signals(sequences, losses, folder=folder) if folder else None
+    torch.manual_seed(0)
+    configuration = GPT2Config(
+        vocab_size=64, n_positions=32, n_embd=64, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            scratch, max_steps=steps, per_device_train_batch_size=16, report_to=[], save_strategy="no", use_cpu=True,
+            disable_tqdm=True, logging_strategy="no",
+        )  # fmt: skip
+        trainer = HuggingFaceTrainer(
+            GPT2LMHeadModel(configuration), arguments, train_dataset=sequences, callbacks=[signals] if signals else []
+        )
+        trainer.train()
+    return signals and signals.follower
+
+
+class Many(Dataset):
+    """1,000,000 examples, each made from its number when it is asked for."""
+
+    def __init__(self) -> None:
+        self.shared = torch.randn(3072)
+
+    def __len__(self) -> int:
+        return 1_000_000
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.shared.roll(index), index % 10
+
+
+def in_a_large_run(_: Dataset, steps: int, folder: Path | None) -> Any:
+    return in_a_plain_loop(Many(), steps, folder)
+
+
+KINDS = {
+    "plain": in_a_plain_loop,
+    "lightning": in_lightning,
+    "fabric": in_fabric,
+    "transformers": in_transformers,
+    "large": in_a_large_run,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--only", choices=KINDS, action="append", help="(default: all but large)")
     arguments = parser.parse_args()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     data = TensorDataset(torch.randn(5000, 3072), torch.randint(10, (5000,)))
-    seconds(data, arguments.steps // 4, [])  # what the first training of a process does once
+    for kind in arguments.only or [kind for kind in KINDS if kind != "large"]:
+        compare(kind, data, 4000 if kind == "large" else arguments.steps, arguments.rounds)
+
+
+def compare(kind: str, data: Dataset, steps: int, rounds: int) -> None:
+    try:
+        KINDS[kind](data, max(8, steps // 20), None)  # what the first training of a process does once
+    except ImportError as error:
+        print(f"{kind}: not measured: {error}")
+        return
     ratios = []
     with tempfile.TemporaryDirectory() as scratch:
-        for number in range(arguments.rounds):
-            signals = OpposingSignals(data, per_sample_loss, folder=Path(scratch) / str(number))
+        for number in range(rounds):
             took: dict[bool, float] = {}
+            folder = Path(scratch) / str(number)
             for is_watched in (True, False) if number % 2 else (False, True):
-                took[is_watched] = seconds(data, arguments.steps, [signals] if is_watched else [])
-            watched, alone = took[True], took[False]
-            measured = Record(signals.folder)["sample_loss"].steps
-            ratios.append(watched / alone)
+                began = time.perf_counter()
+                result = KINDS[kind](data, steps, folder if is_watched else None)
+                took[is_watched] = time.perf_counter() - began
+                follower = result or locals().get("follower")
+            ratios.append(took[True] / took[False])
+            record = Record(folder)
+            size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
             print(
-                f"with {watched:.1f} s, without {alone:.1f} s, ratio {ratios[-1]:.3f}; own account "
-                f"{signals.budget.overhead:.3f} (budget {signals.budget.share}), {len(measured)} of {arguments.steps} "
-                f"steps measured, the last windows {np.diff(measured[::2])[-3:].tolist()} steps apart"
+                f"{kind}: with {took[True]:.1f} s, without {took[False]:.1f} s, ratio {ratios[-1]:.3f}; own account "
+                f"{follower.budget.overhead:.3f}; {len(record['sample_loss'])} of {steps} steps measured, "
+                f"{len(follower.examples)} examples; record {size:.1f} MB",
+                flush=True,
             )
     low, middle, high = np.percentile(ratios, [25, 50, 75])
-    print(f"ratio {middle:.3f} [{low:.3f}, {high:.3f}]")
+    print(f"{kind}: ratio {middle:.3f} [{low:.3f}, {high:.3f}]", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import opposing_signals  # noqa: F401  # lets a test file alone import lightning beside a CPU build of torch
+
 # The same examples in every run, so that what fails is what has changed.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")

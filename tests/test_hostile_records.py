@@ -192,5 +192,6 @@ def test_a_malformed_note_is_refused(tmp_path, text):
 
 
 def test_a_record_that_is_explained_is_only_read_as_text(folder):
-    told = explain(folder, spikes=1)
-    assert "mine: planted" in told
+    told = str(explain(folder, spikes=1))
+    assert told.startswith("mine: measured ")
+    assert "; planted" in told

@@ -10,7 +10,7 @@ from opposing_signals._torchvision import make_importable
 if TYPE_CHECKING:
     from opposing_signals.curvature import EigenTracker, EmpiricalRisk, Hessian
     from opposing_signals.errors import InputError
-    from opposing_signals.follow import OpposingSignals, explain
+    from opposing_signals.follow import Follower, OpposingSignals, explain
     from opposing_signals.optim import SAM, ClippedSGD, GradientFlow, OneSAM, SignSGD, SplitSGD
     from opposing_signals.record import Record, Series
     from opposing_signals.signals import OpposingPair, Trajectory, find_pairs
@@ -19,6 +19,7 @@ _ROOMS = {
     "ClippedSGD": "optim",
     "EigenTracker": "curvature",
     "EmpiricalRisk": "curvature",
+    "Follower": "follow",
     "GradientFlow": "optim",
     "Hessian": "curvature",
     "InputError": "errors",
@@ -39,6 +40,7 @@ __all__ = [  # noqa: RUF022  # as _ROOMS
     "ClippedSGD",
     "EigenTracker",
     "EmpiricalRisk",
+    "Follower",
     "GradientFlow",
     "Hessian",
     "InputError",

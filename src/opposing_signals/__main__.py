@@ -186,15 +186,24 @@ def _gallery(arguments: list[str]) -> int:
 
 
 def _explain(arguments: list[str]) -> int:
-    """Which examples carried a run's loss spikes."""
-    parser = _Parser("explain", "Name the examples that carried a run's largest loss spikes, and draw its figure 1.")
+    """What a run's record says."""
+    parser = _Parser(
+        "explain", "Say which examples oppose each other in a run, who carried its loss spikes, and where it diverged."
+    )
     parser.add_argument("folders", nargs="+", metavar="FOLDER", help="of a run's record")
+    parser.add_argument("--json", action="store_true", help="print it as JSON, one object a folder")
     _add_named_data(parser)
     options = parser.parse_args(arguments)
+    import json
+
     from opposing_signals.follow.explanation import explain
 
     for folder in options.folders:
-        for line in explain(folder, named_data=options.named_data).split("\n"):
+        explanation = explain(folder, named_data=options.named_data)
+        if options.json:
+            print(json.dumps(explanation.as_json()))
+            continue
+        for line in explanation.lines:
             print(printable(line))
     return 0
 

@@ -79,11 +79,11 @@ def _digits(folder: Path, epochs: int, out: Console) -> tuple[Spike | None, Traj
         torch.set_num_threads(1)  # the networks of the demo are so small that a second thread only waits
         example = runpy.run_path(str(shipped_folder("examples") / "digits.py"), run_name="opposing_signals.examples")
         example["train"](str(folder), epochs)
-    explanation = explain(folder).splitlines()
+    explanation = list(explain(folder).lines)
     trajectory = Trajectory(Record(folder))
     spike = _most_opposed(find_spikes(trajectory))
     if spike is not None:
-        first = next(i for i, line in enumerate(explanation) if line.startswith(f"step {spike.step}:"))
+        first = next((i for i, line in enumerate(explanation) if line.startswith(f"step {spike.step}:")), 0)
         explanation = explanation[first : first + 4]
     out.print("\n".join(explanation), f"all of it: opposing-signals explain {folder}", sep="\n", soft_wrap=True)
     return spike, trajectory

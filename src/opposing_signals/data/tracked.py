@@ -23,6 +23,7 @@ def write_tracked(
     shown: Sequence[Any] | None,
     labels: Sequence[Any] | None,
     class_names: Sequence[str] | None,
+    groups: Sequence[str | None] | None = None,
 ) -> None:
     """Keep in a record's folder what `tracked` reads.
 
@@ -32,6 +33,7 @@ def write_tracked(
         shown: For each example a picture ``[H, W]`` or ``[H, W, 3]`` uint8, or a text; None for neither.
         labels: Class of each example; None if there are no classes.
         class_names: Names of classes that are whole numbers from 0 on; None names a class by itself.
+        groups: Name of each example's group, of those that the user follows; None: it is in none.
 
     Raises:
         InputError: What is shown is neither picture nor text, or the pictures differ in size; a class has no name.
@@ -47,6 +49,10 @@ def write_tracked(
         classes = sorted(set(labels))
         arrays["label"] = np.array([classes.index(label) for label in labels], np.int64)
         arrays["class_names"] = np.array([str(name) for name in classes])
+    if groups is not None:
+        names = sorted({name for name in groups if name is not None})
+        arrays["group"] = np.array([-1 if name is None else names.index(name) for name in groups], np.int64)
+        arrays["group_names"] = np.array(names, dtype=np.str_)
     if shown is not None and all(isinstance(one, str) for one in shown):
         arrays["text"] = np.array(shown)
     elif shown is not None:
@@ -118,7 +124,33 @@ def positions(folder: Path, examples: int) -> np.ndarray:
     return index
 
 
-_KINDS = {"index": ("i", 1), "label": ("i", 1), "class_names": ("U", 1), "text": ("U", 1), "image": ("u", 4)}
+def user_groups(folder: str | Path) -> dict[str, np.ndarray]:
+    """Columns of the losses in each group that the user follows, by name; empty where there are none.
+
+    Args:
+        folder: Of the record.
+
+    Raises:
+        DamagedError: What the record keeps of its examples is damaged.
+    """
+    path = Path(folder) / FILE
+    if not path.exists():
+        return {}
+    arrays = _read(path, ("index", "group", "group_names"))
+    if "group" not in arrays:
+        return {}
+    return {str(name): np.flatnonzero(arrays["group"] == i) for i, name in enumerate(arrays["group_names"])}
+
+
+_KINDS = {
+    "index": ("i", 1),
+    "label": ("i", 1),
+    "class_names": ("U", 1),
+    "group": ("i", 1),
+    "group_names": ("U", 1),
+    "text": ("U", 1),
+    "image": ("u", 4),
+}
 """What a run writes: name of the array ↦ kind of its type, number of its axes."""
 
 
@@ -140,7 +172,7 @@ def _read(path: Path, wanted: Sequence[str] = tuple(_KINDS)) -> dict[str, np.nda
             raise DamagedError(
                 f"{path}: the examples cannot be read: {name} is {array.dtype} {array.shape}; {expected}"
             )
-    rows = {len(array) for name, array in arrays.items() if name != "class_names"}
+    rows = {len(array) for name, array in arrays.items() if name not in ("class_names", "group_names")}
     if "index" not in arrays or len(rows) != 1 or rows == {0} or (arrays["index"] < 0).any():
         raise DamagedError(f"{path}: the examples cannot be read: its arrays do not fit to each other; {expected}")
     if "image" in arrays and (arrays["image"].dtype != np.uint8 or arrays["image"].shape[-1] != 3):
@@ -149,6 +181,10 @@ def _read(path: Path, wanted: Sequence[str] = tuple(_KINDS)) -> dict[str, np.nda
         labels = arrays["label"]
         if "class_names" not in arrays or labels.min() < 0 or labels.max() >= len(arrays["class_names"]):
             raise DamagedError(f"{path}: the examples cannot be read: a class has no name; {expected}")
+    if "group" in arrays and (
+        "group_names" not in arrays or arrays["group"].min() < -1 or arrays["group"].max() >= len(arrays["group_names"])
+    ):
+        raise DamagedError(f"{path}: the examples cannot be read: a group has no name; {expected}")
     return arrays
 
 

@@ -3,30 +3,63 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+
+CHANGES = 50
+"""One-step changes that a run should have at least."""
+
+FEWEST = 128
+"""Examples that are followed at the least, if there are as many."""
+
+GRACE = 1.0
+"""Seconds that `FEWEST` examples and `CHANGES` changes may take beyond the share, in a run too short for them."""
+
+SHORT = 4.0
+"""Seconds below which a training is such a run."""
+
+LEAST = 16
+"""Examples that are followed even then, if there are as many."""
+
+ROOM = 2.0
+"""By how much a measurement may cost more than was estimated, in such a run."""
+
+RESERVE = 0.2
+"""Part of the budget that is kept for steps at which something jumps."""
 
 
 class Budget:
     """Keeps the seconds that measuring has taken at most at a share of those that the rest of training took.
 
+    Where the number of steps is known, what the whole training allows is spread over it; otherwise no more is spent
+    than what has passed allows.
+
     Args:
         share: 0.05 is at most 5%; None is no limit.
+        steps: Of the training; None: unknown.
     """
 
-    def __init__(self, share: float | None) -> None:
+    def __init__(self, share: float | None, steps: int | None = None) -> None:
         self.share = share
+        self.steps = steps
         self.spent = 0.0
+        self.grace = 0.0
         self.costs: dict[str, float] = {}
         self._before = 0.0
         self._began: float | None = None
+        self._taken: deque[float] = deque(maxlen=20)  # seconds of the last steps without measuring
+        self._mark: tuple[float, float] | None = None
 
     def begin(self) -> None:
         """Training begins, or goes on."""
-        self._began = time.perf_counter()
+        if self._began is None:
+            self._began = time.perf_counter()
+            self._mark = None
 
     def end(self) -> None:
         """Training ends; `seconds` stays as it is."""
@@ -43,15 +76,86 @@ class Budget:
         rest = self.seconds - self.spent
         return self.spent / rest if rest > 0 else 0.0
 
-    def allows(self, measurements: dict[str, int]) -> bool:
+    def count_step(self) -> None:
+        """A step begins."""
+        rest = self.seconds - self.spent
+        if self._mark is not None:
+            self._taken.append(rest - self._mark[0])
+        self._mark = rest, self.spent
+
+    @property
+    def step_seconds(self) -> float:
+        """Time of a step, measuring left out: the lower quartile of the last ones, because the first are slow."""
+        return sorted(self._taken)[len(self._taken) // 4] if self._taken else 0.0
+
+    def allowance(self, step: int) -> float:
+        """Seconds that may be spent by the end of the training, or, where that is unknown, by now."""
+        if self.share is None:
+            return float("inf")
+        rest = self.seconds - self.spent
+        if self.steps is not None:
+            rest += max(0, self.steps - step) * self.step_seconds
+        return self.share * rest + self.grace
+
+    def allows(self, measurements: dict[str, int], step: int, is_urgent: bool = False) -> bool:
         """Whether so many of each kind of measurement, at the last cost of each, still fit.
 
         A kind without a known cost fits: it has to be measured once to know.
+
+        Args:
+            measurements: How many of each kind.
+            step: The present one.
+            is_urgent: Whether they may use the `RESERVE`.
         """
         if self.share is None:
             return True
         costs = [count * self.costs[kind] for kind, count in measurements.items() if kind in self.costs]
-        return len(costs) < len(measurements) or self.spent + sum(costs) <= self.share * (self.seconds - self.spent)
+        if len(costs) < len(measurements):
+            return True
+        part = 1.0 if is_urgent or self.steps is None else 1 - RESERVE
+        return self.spent + sum(costs) <= part * self.allowance(step)
+
+    def stride(self, cost: float, changes: int, step: int) -> int:
+        """Steps from one window to the next that spread what is left over the steps that are left.
+
+        Args:
+            cost: Seconds of a window.
+            changes: That a window measures.
+            step: The present one.
+        """
+        if self.share is None or self.steps is None or not cost > 0:
+            return 1
+        left = (1 - RESERVE) * self.allowance(step) - self.spent
+        windows = max(left / cost, 1e-9)
+        return max(1, int((self.steps - step) / windows))
+
+    def examples(self, reading: float, fixed: float, each: float, available: int, window: int, step: int) -> int:
+        """How many examples can be followed so that the run has `CHANGES` changes.
+
+        Args:
+            reading: Seconds to read one.
+            fixed: Seconds of a measurement of none.
+            each: Seconds of a measurement for each of them.
+            available: The most.
+            window: Successive steps that are measured each time.
+            step: The present one.
+        """
+        if self.share is None:
+            return available
+        steps = self.steps if self.steps is not None else step + 1000
+        rest = self.seconds - self.spent + max(0, steps - step) * self.step_seconds
+        measurements = CHANGES * window / max(1, window - 1)
+        start = self.spent + measurements * fixed
+
+        def affordable(seconds: float) -> int:
+            return int(((1 - RESERVE) * seconds - start) / (reading + measurements * each))
+
+        count = max(min(LEAST, available), affordable(self.share * rest))
+        if count < min(FEWEST, available) and rest < SHORT:
+            count = min(FEWEST, available, max(LEAST, affordable(self.share * rest + GRACE)))
+            wanted = start + count * (reading + measurements * each)
+            self.grace = float(np.clip(ROOM * wanted / (1 - RESERVE) - self.share * rest, 0.0, GRACE))
+        return min(count, available)
 
     @contextmanager
     def measuring(self, kind: str, device: torch.device | None = None) -> Iterator[None]:
@@ -72,8 +176,9 @@ class Budget:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from."""
-        return {"seconds": self.seconds, "spent": self.spent, "costs": dict(self.costs)}
+        return {"seconds": self.seconds, "spent": self.spent, "grace": self.grace, "costs": dict(self.costs)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
         self._before, self.spent, self.costs = state["seconds"], state["spent"], dict(state["costs"])
+        self.grace = state.get("grace", 0.0)

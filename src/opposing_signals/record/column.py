@@ -58,6 +58,20 @@ class Column:
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from None
 
+    def extend(self, steps: np.ndarray, values: np.ndarray) -> None:
+        """Append several rows at once."""
+        rows = np.empty(len(steps), self.dtype)
+        rows["step"], rows["value"] = steps, values
+        if CHECKSUM in fields(self.dtype):
+            rows[CHECKSUM] = _checksums(rows)
+        try:
+            _write_all(self._file.fileno(), rows.view(np.uint8).data, self._offset + self.rows * self.dtype.itemsize)
+            self.rows += len(rows)
+            self.last_step = int(steps[-1])
+            _write_all(self._file.fileno(), self._header(), 0)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
+
     def cut(self, step: int, counted: int | None) -> None:
         """Forget the rows measured at ``step`` or later.
 

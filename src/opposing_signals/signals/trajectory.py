@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 
 from opposing_signals.configuration import without_root
 from opposing_signals.data import Dataset, recorded
-from opposing_signals.errors import InputError
+from opposing_signals.errors import DamagedError, InputError
 from opposing_signals.record import Record, Series
 from opposing_signals.signals.edge import NO_EDGE, edge_of_stability, reaches
 from opposing_signals.signals.gradient_pairs import find_pairs_by_gradients
@@ -81,8 +81,18 @@ class Trajectory:
 
     @property
     def step_size(self) -> float:
-        """η."""
-        return float(self.configuration["optimizer"]["lr"])
+        """η.
+
+        Raises:
+            DamagedError: The configuration names none.
+        """
+        optimizer = self.configuration.get("optimizer")
+        given = optimizer.get("lr") if isinstance(optimizer, dict) else None
+        if isinstance(given, bool) or not isinstance(given, int | float):
+            raise DamagedError(
+                f"{self.record.folder / 'configuration.json'} has no step size: optimizer.lr is {given!r}"
+            )
+        return float(given)
 
     @cached_property
     def losses(self) -> Series:

@@ -1,0 +1,289 @@
+"""The losses of the examples in a training batch, from the training's own forward pass.
+
+What the user's per-sample loss asks of the model, the training step has just computed. So the modules that the loss
+function calls are watched while the training step runs, and the loss function is evaluated with their outputs put in
+the place of a second forward pass.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from opposing_signals.follow.per_sample import PerSampleLoss
+from opposing_signals.follow.randomness import isolated
+
+PATIENCE = 3
+"""Batches in which the calls are looked for before that is given up."""
+
+_CALL = "_compiled_call_impl"
+"""What `nn.Module.__call__` calls if it is set: below the hooks, and in front of a module's compiled form."""
+
+_MANY = 64  # calls of a module in a step, at the most, among which the right one is looked for
+
+
+class BatchLosses:
+    """Losses of the examples of each batch, while the training step computes them.
+
+    Args:
+        module: In training.
+        per_sample_loss: (module, batch) ↦ ``[n]``.
+        calls: The modules that it calls, in order; see `outermost_calls`.
+        take: Called with ``[n]`` losses, once a batch.
+        context: In which a training step computes, such as the autocast of mixed precision.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        per_sample_loss: PerSampleLoss,
+        calls: list[nn.Module],
+        take: Callable[[Tensor], None],
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self._module = module
+        self._context = context
+        self._per_sample_loss = per_sample_loss
+        self._calls = calls
+        self._take = take
+        self._made: dict[nn.Module, list[tuple[Any, Any, Any]]] = {}
+        self._chosen: list[int] | None = None  # which call of its module each of `calls` is, in a training step
+        self._batch: Any = None
+        self._missed = 0
+        self._draws: bool | None = None
+        self._is_taken = False
+        self.failure = ""
+
+    @contextmanager
+    def watching(self, batch: Any) -> Iterator[None]:
+        """Inside, the training step runs on ``batch``; None takes the arguments of the model's own call."""
+        self.open(batch)
+        try:
+            yield
+        finally:
+            self.close()
+
+    def open(self, batch: Any) -> None:
+        """The training step begins; see `watching`."""
+        self._batch, self._is_taken = batch, False
+        self._made = {module: [] for module in self._calls}
+        if not self.failure:
+            for module in self._made:
+                _watched(module).add(self, self._seen)
+
+    def close(self) -> None:
+        """The training step is over."""
+        for module in self._made:
+            _watched(module).remove(self)
+        if not self.failure and not self._is_taken:
+            self._look()
+        self._made = {}
+
+    def _seen(self, module: nn.Module, arguments: Any, named: Any, outputs: Any) -> None:
+        made = self._made.get(module)
+        if made is None or self._is_taken or not torch.is_grad_enabled() or len(made) >= _MANY:
+            return
+        made.append((arguments, named, outputs))
+        if self._chosen is not None:
+            self._replay_if_complete(self._chosen)
+
+    def _replay_if_complete(self, chosen: list[int]) -> None:
+        """As soon as the outputs are there, so that nothing is kept longer than without it."""
+        if any(len(self._made[module]) <= place for module, place in zip(self._calls, chosen, strict=True)):
+            return
+        outputs = [self._made[module][place] for module, place in zip(self._calls, chosen, strict=True)]
+        self._is_taken = True  # what comes now is another pass over the batch
+        self._replay(outputs)
+
+    def _look(self) -> None:
+        """Find out, in a first batch, which of the module's calls are on the batch itself."""
+        if not any(self._made.values()):
+            self._miss("the training step did not call the modules that per_sample_loss calls, or in a compiled whole")
+            return
+        chosen: list[int] = []
+        for number, module in enumerate(self._calls):
+            taken = [place for other, place in zip(self._calls[:number], chosen, strict=True) if other is module]
+            places = [place for place in range(len(self._made[module])) if place not in taken]
+            fits = [place for place in places if self._fits([*chosen, place])]
+            if not fits:
+                self._miss("the training step gives the model other inputs than per_sample_loss does")
+                return
+            chosen.append(fits[0])
+        outputs = [self._made[module][place] for module, place in zip(self._calls, chosen, strict=True)]
+        if self._replay(outputs):
+            self._chosen, self._missed = chosen, 0
+
+    def _fits(self, chosen: list[int]) -> bool:
+        """Whether per_sample_loss asks for what these calls, the first few of all, were made with."""
+        calls = [self._made[module][place] for module, place in zip(self._calls, chosen, strict=False)]
+        asked: list[bool] = []
+        try:
+            self._evaluated(calls, lambda call, *inputs: asked.append(_same(call[:2], inputs)))
+        except _OutOfCallsError:
+            pass
+        except Exception:
+            return False
+        return len(asked) >= len(calls) and all(asked[: len(calls)])
+
+    def _replay(self, calls: list[tuple[Any, Any, Any]]) -> bool:
+        try:
+            losses = self._evaluated(calls)
+        except Exception as error:  # whatever the user's function raises must not reach training
+            self._miss(f"per_sample_loss failed on the training batch: {_first_line(error)}")
+            return False
+        if not isinstance(losses, Tensor) or losses.ndim != 1:
+            self._miss("per_sample_loss gave no [n] losses for the training batch")
+            return False
+        self._take(losses.detach())
+        return True
+
+    def _evaluated(self, calls: list[tuple[Any, Any, Any]], see: Callable[..., Any] = lambda *_: None) -> Any:
+        remaining = list(zip(self._calls, calls, strict=False))
+
+        def stand_in(module: nn.Module) -> Callable[..., Any]:
+            def call(*arguments: Any, **named: Any) -> Any:
+                for place, (asked, made) in enumerate(remaining):
+                    if asked is module:
+                        del remaining[place]
+                        see(made, arguments, named)
+                        return made[2]
+                raise _OutOfCallsError
+
+            return call
+
+        before = {module: vars(module).get(_CALL) for module in self._made}
+        batch = self._batch
+        if batch is None:
+            arguments, named, _ = calls[0]
+            batch = named or (arguments if len(arguments) > 1 else arguments[0])
+        for module in before:
+            _set_call(module, stand_in(module))
+        try:
+            with torch.no_grad(), self._context():
+                if self._draws is False:
+                    return self._per_sample_loss(self._module, batch)
+                state = torch.get_rng_state()
+                with isolated():
+                    losses = self._per_sample_loss(self._module, batch)
+                    self._draws = not torch.equal(state, torch.get_rng_state())
+                return losses
+        finally:
+            for module, call in before.items():
+                _set_call(module, call)
+
+    def _miss(self, reason: str) -> None:
+        self._missed += 1
+        if self._missed >= PATIENCE:
+            self.failure = reason
+
+
+class _OutOfCallsError(Exception):
+    """per_sample_loss calls a module more often than calls were recorded."""
+
+
+class _Watched:
+    """A module whose calls are seen by some, also in its compiled form; what it is and does stays as it is."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = weakref.ref(module)
+        self._seen_by: dict[Any, Callable[..., None]] = {}
+        self._original: Callable[..., Any] | None = None
+
+    def add(self, who: Any, see: Callable[..., None]) -> None:
+        """Let ``who`` see each call: module, arguments, named arguments and outputs."""
+        module = self._module()
+        if not self._seen_by and module is not None:
+            self._original = vars(module).get(_CALL)
+            _set_call(module, self)
+        self._seen_by[who] = see
+
+    def remove(self, who: Any) -> None:
+        """The last one puts the module back as it was."""
+        module = self._module()
+        if self._seen_by.pop(who, None) is not None and not self._seen_by and module is not None:
+            _set_call(module, self._original)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        module = self._module()
+        assert module is not None  # it is being called
+        outputs = (self._original or module._call_impl)(*arguments, **named)
+        if not torch.compiler.is_compiling():
+            for see in list(self._seen_by.values()):
+                see(module, arguments, named, outputs)
+        return outputs
+
+
+_all_watched: weakref.WeakKeyDictionary[nn.Module, _Watched] = weakref.WeakKeyDictionary()
+
+
+def _watched(module: nn.Module) -> _Watched:
+    if module not in _all_watched:
+        _all_watched[module] = _Watched(module)
+    return _all_watched[module]
+
+
+def outermost_calls(module: nn.Module, work: Callable[[], Any]) -> list[nn.Module]:
+    """Which of the modules in ``module`` ``work`` calls, in order, those that are called within others left out."""
+    calls: list[nn.Module] = []
+    depth = 0
+
+    def noting(entered: nn.Module) -> Callable[..., Any]:
+        original = vars(entered).get(_CALL) or entered._call_impl
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            nonlocal depth
+            if depth == 0:
+                calls.append(entered)
+            depth += 1
+            try:
+                return original(*arguments, **named)
+            finally:
+                depth -= 1
+
+        return call
+
+    before = {entered: vars(entered).get(_CALL) for entered in _eager_modules(module)}
+    for entered in before:
+        _set_call(entered, noting(entered))
+    try:
+        work()
+    finally:
+        for entered, call in before.items():
+            _set_call(entered, call)
+    return calls
+
+
+def _eager_modules(module: nn.Module) -> list[nn.Module]:
+    """``module`` and those in it that are not part of a compiled one."""
+    if "_orig_mod" in module._modules or vars(module).get(_CALL) is not None:  # by torch.compile, module.compile
+        return [module]
+    within = [one for child in module.children() for one in _eager_modules(child)]
+    return list(dict.fromkeys([module, *within]))
+
+
+def _set_call(module: nn.Module, call: Callable[..., Any] | None) -> None:
+    """Past `__setattr__`, which wrappers of modules pass on to what they wrap."""
+    vars(module).pop(_CALL, None)
+    if call is not None:
+        vars(module)[_CALL] = call
+
+
+def _same(call: tuple[Any, Any], inputs: tuple[Any, Any]) -> bool:
+    """Whether two calls have the same tensors."""
+    ones, others = ([leaf for leaf in tree_leaves(part) if isinstance(leaf, Tensor)] for part in (call, inputs))
+    if len(ones) < len(others) or not others:  # training may pass more, such as a count of items
+        return False
+    return all(
+        any(one is other or (one.shape == other.shape and bool((one == other).all())) for one in ones)
+        for other in others
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0] or type(error).__name__

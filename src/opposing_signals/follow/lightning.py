@@ -1,0 +1,151 @@
+"""Following a training under Lightning's Trainer."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.data import DataLoader
+
+from opposing_signals.errors import InputError
+from opposing_signals.follow.budget import Budget
+from opposing_signals.follow.follower import Follower
+from opposing_signals.follow.per_sample import PerSampleLoss
+from opposing_signals.record import Record
+
+
+class OpposingSignals(Callback):
+    """`Follower` as a callback: it follows any `LightningModule` as it is.
+
+    Automatic or manual optimization with any number of optimizers, minibatches, mixed precision, accumulated gradients.
+    A step is what passes until an optimizer has stepped, batch by batch.
+
+    Args:
+        train_dataset: With ``len`` and an index, without random transforms.
+        per_sample_loss: (module, batch) ↦ ``[n]``, one loss an example. The batch is what the training step gets.
+        folder: Where the record is written; the run that is resumed has left it.
+        settings: Further fields of `Follower`.
+
+    Raises:
+        InputError: A setting that cannot work (when it is made); data or a loss function that cannot (when training
+            begins).
+    """
+
+    def __init__(
+        self,
+        train_dataset: Any,
+        per_sample_loss: PerSampleLoss,
+        *,
+        folder: str | Path = "outputs/own_model",
+        **settings: Any,
+    ) -> None:
+        self.follower = Follower(train_dataset, per_sample_loss, folder=folder, **settings)
+        self._key = str(folder)
+        self._steps = settings.get("steps")
+
+    @property
+    def folder(self) -> Path:
+        """Of the record."""
+        return self.follower.folder
+
+    @property
+    def budget(self) -> Budget:
+        """What measuring has taken."""
+        return self.follower.budget
+
+    @property
+    def record(self) -> Record:
+        """What is written."""
+        return self.follower.record
+
+    @property
+    def state_key(self) -> str:
+        """One for each folder, so that several of these can watch one training."""
+        return self._generate_state_key(folder=self._key)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Follow what a given loader draws; one that the module makes is there when training starts."""
+        given = getattr(getattr(trainer.fit_loop, "_data_source", None), "instance", None)
+        if isinstance(given, DataLoader):
+            self.follower.drawn.watch(given)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the examples and begin the record, or cut it back to the checkpoint that training goes on from."""
+        if trainer.world_size != 1:
+            raise InputError(
+                f"OpposingSignals: {trainer.world_size} processes train: expected one (devices=1), or a plain loop "
+                "with DistributedDataParallel and a Follower"
+            )
+        loader, iterator = _loader(trainer)
+
+        def to_device(batch: Any) -> Any:
+            batch = trainer.precision_plugin.convert_input(batch)
+            batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+            return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+        steps = trainer.estimated_stepping_batches
+        self.follower.expect(int(steps) if self._steps is None and steps not in (-1, float("inf")) else self._steps)
+        self.follower.begin(
+            pl_module,
+            trainer.optimizers,
+            step=trainer.global_step if len(trainer.optimizers) == 1 and pl_module.automatic_optimization else None,
+            to_device=to_device,
+            context=trainer.precision_plugin.forward_context,
+            loader=loader,
+            iterator=iterator,
+            described={
+                "batch": getattr(trainer.train_dataloader, "batch_size", None),
+                "accumulate_grad_batches": trainer.accumulate_grad_batches,
+                "precision": str(trainer.precision),
+            },
+            hooks=False,
+        )
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See that an index still names the same example."""
+        if trainer.current_epoch:
+            self.follower.check_order()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """A batch begins."""
+        self.follower.open(batch)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """The gradient is there, and not yet clipped."""
+        self.follower.at_gradient(optimizer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the training step's own loss, without waiting for the device."""
+        self.follower.add_loss(outputs.get("loss") if isinstance(outputs, dict) else outputs)
+        self.follower.shut()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The record is complete."""
+        self.follower.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Keep what was measured."""
+        self.follower.close(None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Follower.state_dict`."""
+        return self.follower.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `Follower.load_state_dict`."""
+        self.follower.load_state_dict(state_dict)
+
+
+def _loader(trainer: Trainer) -> tuple[Any, Any]:
+    """The loader of the training, and its iterator, which Lightning makes before training begins."""
+    combined: Any = trainer.fit_loop._combined_loader
+    loaders = [] if combined is None else combined.flattened
+    if len(loaders) != 1:
+        return None, None
+    with suppress(AttributeError, IndexError, TypeError):  # of another version of Lightning
+        return loaders[0], combined._iterator.iterators[0]
+    return loaders[0], None

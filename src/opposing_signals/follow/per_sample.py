@@ -1,0 +1,160 @@
+"""Per-sample losses: their form, and whether a function that gives them does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from opposing_signals.errors import InputError
+
+PerSampleLoss = Callable[[Any, Any], Tensor]
+"""(module, batch) ↦ ``[n]``, one loss an example of the batch."""
+
+CHECKED = 8
+"""Examples whose losses alone are held against those in a batch."""
+
+_TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.02}
+"""Largest relative difference between an example's loss alone and in a batch; a thousandth in other precisions."""
+
+
+class Losses(nn.Module):
+    """Positions in the tracking set ↦ ``[n, 1]`` losses: the form that `EmpiricalRisk` takes a model in.
+
+    Args:
+        module: In training.
+        per_sample_loss: See `PerSampleLoss`.
+        batches: Of the tracking set, on the device.
+        batch_size: Examples in each but the last.
+        examples: Number of examples.
+    """
+
+    def __init__(
+        self, module: nn.Module, per_sample_loss: PerSampleLoss, batches: list[Any], batch_size: int, examples: int
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.per_sample_loss = per_sample_loss
+        self.batch = batches.__getitem__  # a list of them would count as state of the model
+        self.batch_size = batch_size
+        self.examples = examples
+        self.context: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """``[n, 1]`` losses of the examples at ``positions``."""
+        number = int(positions[0]) // self.batch_size
+        first = number * self.batch_size
+        with self.context():
+            losses = self.per_sample_loss(self.module, self._in_float64(self.batch(number)))
+        check_shape(losses, min(self.batch_size, self.examples - first))
+        return (losses if len(losses) == len(positions) else losses[positions - first])[:, None]
+
+    def _in_float64(self, batch: Any) -> Any:
+        """The batch in the precision of the parameters while these are checked in float64."""
+        parameter = next(self.module.parameters(), None)
+        if parameter is None or parameter.dtype is not torch.float64:
+            return batch
+
+        def exact(part: Any) -> Any:
+            return part.double() if isinstance(part, Tensor) and part.is_floating_point() else part
+
+        return tree_map(exact, batch)
+
+
+def check_shape(losses: Any, count: int) -> None:
+    """Refuse what is not one loss an example.
+
+    Args:
+        losses: What per_sample_loss gave.
+        count: Examples in the batch.
+
+    Raises:
+        InputError: They are not ``[count]``.
+    """
+    shape = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+    if shape == [count]:
+        return
+    hint = "pass reduction='none' to the loss function"
+    if shape == [count, count] and count > 1:
+        hint = f"outputs [{count}, 1] and targets [{count}] may have been broadcast: squeeze the outputs, outputs[:, 0]"
+    elif isinstance(shape, list) and count in shape[:1]:
+        hint = "take the mean over the other axes, for instance losses.flatten(1).mean(1)"
+    elif isinstance(shape, list) and len(shape) == 1 and shape[0] % count == 0 and shape[0]:
+        hint = f"take the mean over what an example holds, for instance losses.view({count}, -1).mean(1)"
+    raise InputError(
+        f"per_sample_loss returned {f'shape {shape}' if isinstance(shape, list) else f'a {shape}'} for a batch of "
+        f"{count} examples: expected [{count}], one loss an example; {hint}"
+    )
+
+
+def check_single(
+    module: nn.Module,
+    per_sample_loss: PerSampleLoss,
+    together: Any,
+    alone: list[Any],
+    context: Callable[[], AbstractContextManager[Any]],
+) -> None:
+    """Refuse losses that are not those of single examples: each alone has the loss that it has in a batch.
+
+    The module is in evaluation mode, and no gradient is taken.
+
+    Args:
+        module: In training.
+        per_sample_loss: See `PerSampleLoss`.
+        together: A batch of all of ``alone``.
+        alone: Batches of one example.
+        context: In which the losses are computed, such as the autocast of mixed precision.
+
+    Raises:
+        InputError: The loss of an example depends on the others, or on chance, or the function changes the mode.
+    """
+
+    def evaluated(batch: Any, count: int) -> Tensor:
+        with context():
+            losses = per_sample_loss(module, batch)
+        check_shape(losses, count)
+        return losses.detach()
+
+    first = evaluated(together, len(alone))
+    if any(part.training for part in module.modules()):
+        raise InputError(
+            "per_sample_loss puts the module into training mode (module.train()): expected it to leave the mode alone, "
+            "because dropout and batch norm would make an example's loss depend on chance and on the others"
+        )
+    tolerance = _TOLERANCE.get(first.dtype, 1e-3)
+    if any(parameter.dtype in _TOLERANCE for parameter in module.parameters()) or torch.is_autocast_enabled("cpu"):
+        tolerance = max(_TOLERANCE.values())
+    with context():
+        if torch.is_autocast_enabled(first.device.type):
+            tolerance = max(_TOLERANCE.values())
+    size = float(first.double().abs().nan_to_num(posinf=0.0).max())
+
+    def differs(one: Tensor, other: Tensor) -> bool:
+        return not torch.allclose(one.double(), other.double(), rtol=tolerance, atol=tolerance * size, equal_nan=True)
+
+    again = evaluated(together, len(alone))
+    if differs(first, again):
+        raise InputError(
+            f"per_sample_loss returned {float(first[0]):.4g} and then {float(again[0]):.4g} for the same example: "
+            "expected the same each time; draw nothing at random in it"
+        )
+    single = torch.cat([evaluated(batch, 1) for batch in alone])
+    if not differs(single, first):
+        return
+    worst = int((single.double() - first.double()).abs().nan_to_num(posinf=0.0).argmax())
+    if len(alone) > 1 and bool((first == first[0]).all()):
+        raise InputError(
+            f"per_sample_loss returned {float(first[0]):.4g} for each of {len(alone)} examples, but "
+            f"{float(single[0]):.4g} for the first of them alone: expected the loss of each example, not the batch's "
+            "mean; use reduction='none'"
+        )
+    raise InputError(
+        f"per_sample_loss returned {float(first[worst]):.4g} for an example in a batch of {len(alone)} and "
+        f"{float(single[worst]):.4g} for it alone: expected a loss that does not depend on the other examples; look "
+        "for outputs [n, 1] against targets [n] (squeeze them), a division by what the batch sums up to, or a loss "
+        "that compares examples"
+    )

@@ -1,0 +1,109 @@
+"""Which examples a batch holds: read off the loader's sampler, in whose order the batches come."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Subset
+
+
+class DrawnIndices:
+    """The indices of the batches that a `DataLoader` has drawn and training has not seen yet.
+
+    Workers and prefetching draw ahead, but keep the order.
+
+    Args:
+        dataset: The data set in whose terms an index is wanted. Where the loader reads a `Subset` of it, the subset's
+            places are translated; where it reads data of another length, its indices say nothing.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+        self._queue: deque[np.ndarray | None] = deque()
+        self._translation: np.ndarray | None = None
+        self._loader: DataLoader[Any] | None = None
+        self._epoch = 0
+
+    def watch(self, loader: Any, iterator: Any = None) -> None:
+        """Follow what ``loader`` draws from now on.
+
+        Args:
+            loader: What is no `DataLoader` with a sampler is left alone.
+            iterator: Of the loader, if it has begun to draw.
+        """
+        loader = getattr(loader, "base_dataloader", loader)  # within that of accelerate
+        if loader is self._loader or not self._is_indexed(loader):
+            return
+        self.forget()
+        self._loader = loader
+        tap = _Tap(loader.batch_sampler, self)
+        vars(loader)["batch_sampler"] = tap  # a DataLoader refuses the assignment, and reads it at each epoch's begin
+        if iterator is not None and hasattr(iterator, "_sampler_iter"):
+            sent, received = getattr(iterator, "_send_idx", 0), getattr(iterator, "_rcvd_idx", 0)
+            self._queue.extend([None] * (sent - received))  # workers have these already
+            iterator._index_sampler = tap
+            iterator._sampler_iter = self._noted(iterator._sampler_iter, self._epoch)
+
+    def forget(self) -> None:
+        """Leave the loader as it was."""
+        if self._loader is not None:
+            tap = vars(self._loader).get("batch_sampler")
+            if isinstance(tap, _Tap):
+                vars(self._loader)["batch_sampler"] = tap.sampler
+        self._loader = None
+        self._queue.clear()
+
+    def next(self) -> np.ndarray | None:
+        """``[n]`` indices of the next batch that training sees; None if they are not known."""
+        return self._queue.popleft() if self._queue else None
+
+    def _is_indexed(self, loader: Any) -> bool:
+        if not isinstance(loader, DataLoader) or not hasattr(loader.batch_sampler, "__iter__"):
+            return False
+        read = loader.dataset
+        self._translation = None
+        if isinstance(read, Subset) and read is not self._dataset and read.dataset is self._dataset:
+            self._translation = np.asarray(read.indices)
+            return True
+        with suppress(TypeError):
+            return len(read) == len(self._dataset)  # type: ignore[arg-type]
+        return False
+
+    def begin(self, sampler: Any) -> Iterator[Any]:
+        """An epoch begins; what an earlier one has drawn and nobody used is dropped."""
+        self._epoch += 1
+        self._queue.clear()
+        return self._noted(iter(sampler), self._epoch)
+
+    def _noted(self, batches: Iterator[Any], epoch: int) -> Iterator[Any]:
+        for batch in batches:
+            if epoch == self._epoch:
+                indices = None
+                with suppress(TypeError, ValueError):  # keys that are no numbers
+                    indices = np.asarray(batch, dtype=np.int64).reshape(-1)
+                    indices = indices if self._translation is None else self._translation[indices]
+                self._queue.append(indices)
+            yield batch
+
+
+class _Tap:
+    """A batch sampler that notes what it yields."""
+
+    def __init__(self, sampler: Any, drawn: DrawnIndices) -> None:
+        self.sampler = sampler
+        self._drawn = drawn
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._drawn.begin(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("sampler", "_drawn"):  # not there yet, while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.sampler, name)

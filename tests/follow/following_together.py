@@ -1,0 +1,51 @@
+"""One of two processes that train together, for test_several_processes: its arguments are folder, rank and port."""
+
+import os
+import sys
+
+import torch
+from torch import distributed, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import TensorDataset
+
+from opposing_signals import Follower
+
+EXAMPLES, STEPS = 40, 12
+
+
+def data():
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(EXAMPLES, 6, generator=generator), torch.arange(EXAMPLES) % 3
+
+
+def per_sample_loss(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
+def train(folder, rank, processes):
+    """Each process takes its part of every batch of 8."""
+    torch.manual_seed(1)
+    x, y = data()
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    trained = DistributedDataParallel(model) if processes > 1 else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    follower = Follower(
+        TensorDataset(x, y), per_sample_loss, folder=folder, budget=None, every=2, consecutive=2,
+        batch_size=10,
+    )  # fmt: skip
+    for step in range(STEPS):
+        rows = ((torch.arange(8) + 8 * step) % EXAMPLES)[rank * 8 // processes : (rank + 1) * 8 // processes]
+        with follower.step(trained, optimizer, batch=(x[rows], y[rows]), batch_indices=rows):
+            optimizer.zero_grad()
+            F.cross_entropy(trained(x[rows]), y[rows]).backward()
+            optimizer.step()
+    follower.close()
+
+
+if __name__ == "__main__":
+    folder, rank, port = sys.argv[1:]
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=rank, WORLD_SIZE="2")
+    distributed.init_process_group("gloo")
+    train(folder, int(rank), 2)
+    distributed.destroy_process_group()

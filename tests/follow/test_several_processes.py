@@ -1,0 +1,34 @@
+"""Two processes that train together with `DistributedDataParallel` leave the record that one would."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from opposing_signals.record import Record
+
+sys.path.insert(0, str(Path(__file__).parent))
+import following_together
+
+
+def test_two_processes_leave_the_record_of_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = Path(following_together.__file__)
+    started = [
+        subprocess.Popen([sys.executable, script, tmp_path / "two", str(rank), str(port)], stderr=subprocess.PIPE)
+        for rank in (0, 1)
+    ]
+    for process in started:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors.decode()
+    following_together.train(tmp_path / "one", 0, 1)
+    one, two = Record(tmp_path / "one"), Record(tmp_path / "two")
+    assert two.is_complete
+    assert set(one) == set(two)
+    for quantity in one:
+        np.testing.assert_array_equal(one[quantity].steps, two[quantity].steps, quantity)
+        np.testing.assert_allclose(one[quantity].values, two[quantity].values, rtol=1e-4, atol=1e-6, err_msg=quantity)
