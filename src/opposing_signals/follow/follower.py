@@ -882,7 +882,7 @@ def _writing(folder: Path, configuration: dict[str, Any]) -> Iterator[Record]:
         yield WrittenElsewhere(folder)
 
 
-def _gathered(rows: list[tuple[np.ndarray, np.ndarray]], loss: list[float]) -> tuple[list[tuple[np.ndarray, ...]], Any]:
+def _gathered(rows: list[tuple[np.ndarray, np.ndarray]], loss: list[float]) -> tuple[list[Any], Any]:
     """The batches of all processes together, and the mean of their losses."""
     shares: list[Any] = [None] * count()
     torch.distributed.all_gather_object(shares, (rows, loss))
