@@ -244,7 +244,7 @@ def test_a_budget_goes_on_where_it_was():
 
 @pytest.mark.parametrize(
     "settings", [{"dataset": "changing"}, {"show": lambda example: example[0].numpy()}, {"show": lambda _: 1 / 0},
-                 {"groups": lambda _: 1 / 0}], ids=str,
+                 {"groups": lambda _: 1 / 0}], ids=["order", "no picture", "show", "groups"],
 )  # fmt: skip
 def test_what_fails_behind_the_first_step_never_reaches_training(tmp_path, settings):
     settings = dict(settings)
