@@ -20,6 +20,7 @@ from opposing_signals.__main__ import experiments, main
 from opposing_signals.choices import written
 from opposing_signals.record import Record, column
 
+SEVERAL_SEEDS = ("discovery_planted",)
 CLAIM_FIELDS = [
     "id", "statement", "source", "statistic", "threshold", "value", "interval", "verdict", "scale", "data", "seed",
     "reason", "by_seed",
@@ -98,7 +99,9 @@ def test_every_experiment_runs_at_smoke_scale(shared_outputs, capfd, experiment)
         assert claim["verdict"] in ("PASS", "FAIL", "INCONCLUSIVE")
         assert claim["verdict"] == "INCONCLUSIVE" or claim["value"] is not None
         assert claim["verdict"] != "INCONCLUSIVE" or claim["reason"]
-        assert (claim["scale"], claim["seed"]) == ("smoke", composed(experiment).seed)
+        assert claim["scale"] == "smoke"
+        seeds = [[1, 2, 3]] if experiment in SEVERAL_SEEDS else []
+        assert claim["seed"] in [composed(experiment).seed, *seeds]
         assert claim["id"] in out
     assert (folder / "figure.png").stat().st_size > 10_000
     assert (folder / "figure.pdf").read_bytes().startswith(b"%PDF")
@@ -343,7 +346,7 @@ def test_a_full_disk_stops_the_run_and_leaves_the_record_readable(command, tmp_p
 
     def full_after_a_while(descriptor, data, offset):
         calls.append(len(data))
-        if len(calls) > 12:
+        if len(calls) > 24:
             raise OSError(28, "No space left on device")
         write_all(descriptor, data, offset)
 

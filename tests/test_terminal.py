@@ -108,7 +108,7 @@ def test_a_cache_that_cannot_be_written_is_told_in_a_line(tmp_path, monkeypatch,
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc")
     text = tmp_path / "text.txt"
     text.write_text("a text of one's own " * 300)
-    own = ["data=openwebtext", "~data.sentences", f"data.path={text}", "data.tokenizer=characters"]
+    own = ["data=openwebtext", "data.vocabulary=null", f"data.path={text}", "data.tokenizer=characters"]
     code = main(["experiment=fig07_text_quotes", "scale=smoke", "logger=none", *own, f"output_dir={tmp_path / 'o'}"])
     error = capfd.readouterr().err
     assert code == 2

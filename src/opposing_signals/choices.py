@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -36,7 +37,7 @@ def choices(group: str, folders: Sequence[Path] | None = None) -> list[str]:
 def written(group: str, name: str, folders: Sequence[Path] | None = None) -> dict[str, Any]:
     """A choice as it is written, before anything is composed or resolved."""
     if name in (rows := derived(folders).get(group, {})):
-        return rows[name]
+        return deepcopy(rows[name])
     path = next(path for folder in _searched(folders) if (path := folder / group / f"{name}.yaml").is_file())
     return _loaded(path)
 

@@ -124,7 +124,7 @@ def test_an_eigenvector_of_another_model_is_refused(tmp_path, direction):
 
 def test_a_reference_that_never_reached_the_edge_is_refused(tmp_path):
     config = with_direction(tmp_path, None, "mlp5k_sgd", "batch=6")
-    with pytest.raises(InputError, match=r"the reference, ended before λ exceeded 2/η.*set more steps"):
+    with pytest.raises(InputError, match=r"the reference, ended before λ reached 2/η.*set more steps"):
         recorded(config)
 
 
