@@ -39,7 +39,7 @@ def test_what_is_wrong_with_a_command_is_found_without_torch():
 
 
 def test_a_finished_run_is_reused_without_lightning(tmp_path):
-    settings = "scale=smoke", "steps=12", "threads=1", f"output_dir={tmp_path}"
+    settings = "scale=smoke", "steps=12", "threads=1", "logger=none", f"output_dir={tmp_path}"
     command = f"from opposing_signals.__main__ import main; assert main(['fig3', *{settings!r}]) == 0"
     assert "lightning" in loaded(command)
     assert not loaded(command) & {"lightning", "torchvision", "sklearn"}
