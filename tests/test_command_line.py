@@ -16,8 +16,9 @@ from composing import composed
 from matplotlib.figure import Figure
 from PIL import Image
 
-from opposing_signals.__main__ import experiments, main
+from opposing_signals.__main__ import main
 from opposing_signals.choices import written
+from opposing_signals.experiments import experiments
 from opposing_signals.record import Record, column
 
 SEVERAL_SEEDS = ("discovery_planted",)
