@@ -12,7 +12,7 @@ from rich.table import Table
 
 from opposing_signals.configuration import SCALES
 from opposing_signals.errors import READ_NAMED_DATA, InputError, printable
-from opposing_signals.experiments import ALL, experiments, markdown_page, named
+from opposing_signals.experiments import ALL, experiments, named
 from opposing_signals.terminal import console
 
 
@@ -20,9 +20,7 @@ def _list(arguments: list[str]) -> int:
     """Experiments with what they show and cost."""
     parser = _Parser("list", "List the experiments: what each shows, and its cost (smoke and cpu on two cores).")
     parser.add_argument("word", nargs="?", help="only those with this in their name or description, or by this name")
-    parser.add_argument("--markdown", action="store_true", help="as a page of documentation")
-    options = parser.parse_args(arguments)
-    word = options.word
+    word = parser.parse_args(arguments).word
     known = experiments()
     if word is None:
         chosen = list(known)
@@ -33,9 +31,6 @@ def _list(arguments: list[str]) -> int:
         except InputError:
             if not chosen:
                 raise InputError(f"list {word}: no experiment has this in its name or description; {ALL}") from None
-    if options.markdown:
-        print(markdown_page({name: known[name] for name in chosen}))
-        return 0
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     for name in chosen:

@@ -12,6 +12,10 @@ from opposing_signals.choices import written
 from opposing_signals.errors import InputError
 
 
+METRIC = "train_loss"
+"""By which W&B orders the runs of a sweep; the claims compare them."""
+
+
 def grid(experiment: str, folders: Sequence[Path] | None = None) -> dict[str, list[Any]]:
     """Field ↦ values that ``experiment`` sweeps over; empty if it trains one run."""
     described = OmegaConf.create(written("experiment", experiment, folders))
@@ -39,6 +43,7 @@ def wandb_sweep(experiment: str, scale: str = "paper") -> str:
         "project": "opposing-signals",
         "name": experiment,
         "method": "grid",
+        "metric": {"name": METRIC, "goal": "minimize"},
         "parameters": {field: {"values": values} for field, values in fields.items()},
         "command": ["opposing-signals", *fixed, "${args_no_hyphens}"],
     }

@@ -88,7 +88,7 @@ def selected(losses: np.ndarray, step: int) -> tuple[list[int], list[int]]:
 
 def test_the_page_of_all_results_leads_to_the_explorer(browser, report, losses) -> None:
     browser.open(report / "index.html")
-    browser.click("a[href='runs/pictures/index.html']")
+    browser.click("li a[href='runs/pictures/index.html']")
     browser.wait("location.pathname.endsWith('/runs/pictures/index.html') && document.readyState === 'complete'")
     pair = dominant(losses)
     assert shown(browser, pair.step) == selected(losses, pair.step)

@@ -102,7 +102,7 @@ def finish_sweep(config: DictConfig) -> int:
     elif config.conclude:
         from opposing_signals.report.sweep import conclude_sweep
 
-        conclude_sweep(experiment_folder(config), [note["job"] for note in notes])
+        conclude_sweep(experiment_folder(config), {note["job"]: note["folder"] for note in notes})
     for name, failure in failures.items():
         print(f"opposing-signals: {printable(f'{name} failed: {failure}')}", file=sys.stderr)
     return FAILED if failures else 0

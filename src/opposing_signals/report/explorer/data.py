@@ -117,13 +117,13 @@ def _over_steps(trajectory: Trajectory) -> dict[str, Any]:
     found: dict[str, Any] = {
         "loss": _curve(loss),
         "lossIs": "mean over all recorded training examples" if SAMPLE_LOSS in record else "of the step's batch",
-        "sharpness": None,
+        SHARPNESS: None,
         "threshold": None,
         "breakEven": None,
         "changes": None,
     }
     if SHARPNESS in record and len(trajectory.sharpness):
-        found["sharpness"] = _curve(trajectory.sharpness)
+        found[SHARPNESS] = _curve(trajectory.sharpness)
         if SHARPNESS_BOUND in record:
             found["bound"] = _curve(record[SHARPNESS_BOUND])
         found |= {"threshold": trajectory.edge, "breakEven": trajectory.break_even}

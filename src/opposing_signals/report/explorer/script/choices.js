@@ -41,6 +41,7 @@ function listRuns(listed) {
 }
 
 async function chooseCompared(page) {
+  if (!runs.length) return; // not yet
   const other = runs.find((listed) => listed.page === page);
   state.compare = other ? page : null;
   element("compare").value = state.compare ?? "";

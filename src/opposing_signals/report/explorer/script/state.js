@@ -76,9 +76,8 @@ function readAddress() {
   if (!(state.from < state.to)) [state.from, state.to] = [run.first, run.last];
   state.log = fields.get("log") === "1";
   state.class = run.classes.includes(fields.get("class")) ? fields.get("class") : null;
-  chooseAlso(run.other.some(({ name }) => name === fields.get("also")) ? fields.get("also") : null);
+  state.also = run.other.some(({ name }) => name === fields.get("also")) ? fields.get("also") : null;
   state.compare = fields.get("compare");
-  if (runs.length) chooseCompared(state.compare);
   state.step = null;
   if (hasChanges()) {
     const wanted = whole("step") ?? run.pairs[state.pair ?? 0]?.step ?? run.spikes[0] ?? run.changes.steps[0];
@@ -88,6 +87,8 @@ function readAddress() {
   update();
   const example = whole("example");
   if (example === null) element("example").close(); else lookUp(example);
+  if (state.also !== (also?.name ?? null)) chooseAlso(state.also);
+  if (state.compare !== (compared?.name ?? null)) chooseCompared(state.compare);
 }
 
 function writeAddress() {
