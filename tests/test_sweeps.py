@@ -203,6 +203,8 @@ def test_a_sweep_has_its_experiments_grid_and_renders_commands_that_compose(name
     assert {field: [str(value) for value in listed] for field, listed in values.items()} == {
         field: [value.strip() for value in str(listed).split(",")] for field, listed in described.items()
     }
+    metric = sweep.get("metric", {}).get("name")
+    assert (metric == "train_loss") == ("train_loss" in composed(name, "scale=paper").instruments)
     points = list(itertools.product(*values.values()))
     commands = [rendered(sweep, point) for point in points]
     assert not [part for command in commands for part in command if part.endswith(("=None", "=null", "="))]
