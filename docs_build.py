@@ -92,8 +92,7 @@ def experiments_page() -> str:
     """Every experiment with what it shows, and what it costs where that was measured."""
     rows = [EXPERIMENTS]
     for name, (title, cost) in experiments().items():
-        measured = ("" if "not timed" in time else time for time in (cost.get("cpu", ""), cost.get("paper", "")))
-        rows.append(f"| `{name}` | {title} | {' | '.join(measured)} |")
+        rows.append(f"| `{name}` | {title} | {cost.get('cpu', '')} | {cost.get('paper', '')} |")
     return "\n".join(rows)
 
 
@@ -101,13 +100,15 @@ def benchmarks() -> str:
     """Every benchmark with its docstring, which says what it measures and by which command."""
     lines = ["# Benchmarks", "", "What each measures, and the command that does. Tables of what they gave stand in the"]
     lines += ["pages on the topics, beside the same command.", ""]
-    for path in sorted((ROOT / "benchmarks").glob("*.py")):
+    folder = ROOT / "benchmarks"
+    for path in sorted([*folder.glob("*.py"), *folder.glob("*/__main__.py")]):
         described = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        if f"python benchmarks/{path.name}" not in described:
+        if "python benchmarks/" not in described:  # what several of them share
             continue
         first, _, rest = described.partition("\n\n")
         commands = re.sub(r"^(?: {4})?python benchmarks", "    python benchmarks", rest, flags=re.MULTILINE)
-        lines += [f"## {path.stem.replace('_', ' ').capitalize()}", "", " ".join(first.split()), "", commands, ""]
+        name = path.parent.name if path.stem == "__main__" else path.stem
+        lines += [f"## {name.replace('_', ' ').capitalize()}", "", " ".join(first.split()), "", commands, ""]
     return "\n".join(lines)
 
 

@@ -22,7 +22,7 @@ FIGURES = "the paper's figures"
 
 
 def experiments(folders: Sequence[Path] | None = None) -> dict[str, tuple[str, dict[str, str]]]:
-    """Name ↦ (one line, cost at each scale) of every experiment, in ``folders`` or those of the package."""
+    """Name ↦ (one line, measured cost by scale) of every experiment, in ``folders`` or those of the package."""
     found = {}
     for name in choices("experiment", folders):
         described = written("experiment", name, folders).get("experiment", {})
