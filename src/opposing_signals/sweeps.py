@@ -8,8 +8,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from opposing_signals.choices import written
+from opposing_signals.choices import composed, written
 from opposing_signals.errors import InputError
+from opposing_signals.record.quantities import TRAIN_LOSS
 
 
 def grid(experiment: str, folders: Sequence[Path] | None = None) -> dict[str, list[Any]]:
@@ -34,11 +35,13 @@ def wandb_sweep(experiment: str, scale: str = "paper") -> str:
             f"sweep {experiment}: it trains one run; expected an experiment with a grid, as fig39_sgd_grid"
         )
     fixed = [f"experiment={experiment}", f"scale={scale}", "hydra.mode=RUN", "conclude=false", "logger.mode=online"]
+    trained = composed(f"experiment={experiment}", f"scale={scale}", "logger=none")
     sweep = {
         "program": "opposing-signals",
         "project": "opposing-signals",
         "name": experiment,
         "method": "grid",
+        **({"metric": {"name": str(TRAIN_LOSS), "goal": "minimize"}} if TRAIN_LOSS in trained.instruments else {}),
         "parameters": {field: {"values": values} for field, values in fields.items()},
         "command": ["opposing-signals", *fixed, "${args_no_hyphens}"],
     }
