@@ -68,6 +68,7 @@ report: setup
 # The page that is made of the results; a test holds it to them.
 gallery: setup
 	$(BIN)/opposing-signals gallery results
+	$(BIN)/opposing-signals sweep --all sweeps
 
 # The documentation with the report of the committed results, outputs/site/index.html. A warning is an error.
 site: setup

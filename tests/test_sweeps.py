@@ -192,6 +192,14 @@ def rendered(sweep: dict, point: tuple) -> list[str]:
 
 
 GRIDS = [name for name in experiments() if grid(name)]
+SWEEPS = Path(__file__).parents[1] / "sweeps"
+
+
+def test_the_files_of_sweeps_are_the_grids(tmp_path):
+    assert main(["sweep", "--all", str(tmp_path)]) == 0
+    assert {path.stem for path in tmp_path.iterdir()} == set(GRIDS)
+    for path in SWEEPS.iterdir():
+        assert (tmp_path / path.name).read_text() == path.read_text(), "make gallery writes it anew"
 
 
 @pytest.mark.parametrize("name", GRIDS)

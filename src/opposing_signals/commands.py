@@ -44,12 +44,17 @@ def _list(arguments: list[str]) -> int:
 def _sweep(arguments: list[str]) -> int:
     """An experiment's grid as a W&B sweep."""
     parser = _Parser("sweep", "Print an experiment's grid as the file that `wandb sweep` takes.")
-    parser.add_argument("experiment", help="its name, or a beginning of it")
+    chosen = parser.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("experiment", nargs="?", help="its name, or a beginning of it")
+    chosen.add_argument("--all", type=Path, metavar="FOLDER", help="write every experiment's grid to FOLDER/NAME.yaml")
     parser.add_argument("--scale", choices=SCALES, default="paper", help="of the runs (%(default)s)")
     options = parser.parse_args(arguments)
-    from opposing_signals.sweeps import wandb_sweep
+    from opposing_signals.sweeps import wandb_sweep, write_sweeps
 
-    print(wandb_sweep(named(options.experiment), options.scale), end="")
+    if options.all:
+        write_sweeps(options.all, options.scale)
+    else:
+        print(wandb_sweep(named(options.experiment), options.scale), end="")
     return 0
 
 

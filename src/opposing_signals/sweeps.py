@@ -10,6 +10,8 @@ from omegaconf import OmegaConf
 
 from opposing_signals.choices import composed, written
 from opposing_signals.errors import InputError
+from opposing_signals.experiments import experiments
+from opposing_signals.files import write_text
 from opposing_signals.record.quantities import TRAIN_LOSS
 
 
@@ -46,3 +48,9 @@ def wandb_sweep(experiment: str, scale: str = "paper") -> str:
         "command": ["opposing-signals", *fixed, "${args_no_hyphens}"],
     }
     return OmegaConf.to_yaml(OmegaConf.create(sweep))
+
+
+def write_sweeps(folder: Path, scale: str = "paper") -> None:
+    """Write `wandb_sweep` of every experiment that has a grid to ``folder/NAME.yaml``."""
+    for name in filter(grid, experiments()):
+        write_text(folder / f"{name}.yaml", wandb_sweep(name, scale))
