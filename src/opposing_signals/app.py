@@ -6,7 +6,6 @@ What needs torch or matplotlib is imported where it is used, so that the first l
 from __future__ import annotations
 
 import errno
-import inspect
 import os
 import re
 import shlex
@@ -35,6 +34,7 @@ from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from opposing_signals import schema
 from opposing_signals.arguments import folders, hydra_parser, parsed, searched_folder
 from opposing_signals.choices import check_settings, register
 from opposing_signals.configuration import configuration_folder, decisive, experiment_folder, reference_of, run_folder
@@ -45,6 +45,7 @@ from opposing_signals.interruption import Interrupted, end_children, ended_by_si
 from opposing_signals.processes import agreed, count, is_first, together
 from opposing_signals.record import Record, WrittenElsewhere
 from opposing_signals.terminal import console
+from opposing_signals.values import written
 
 if TYPE_CHECKING:
     from opposing_signals.studies.claim import Claim
@@ -204,9 +205,7 @@ def _run_job(config: DictConfig) -> None:
     searched = [folder for source in sources if (folder := searched_folder(source)) and folder.is_dir()]
     if hydra_config.mode == RunMode.RUN:
         try:
-            check_settings(config.settings, searched)
-            _announce(config, config.experiment.name)
-            _check_conclusion(config)
+            _begin(config, searched, config.experiment.name)
             with _logger(config, config.run.name) as logger:
                 record = _recorded(config, logger)
                 if config.conclude and is_first():
@@ -221,9 +220,7 @@ def _run_job(config: DictConfig) -> None:
     note = {"name": name, "job": label, "folder": "", "failure": UNFINISHED}
     _write_note(path, note)
     try:
-        check_settings(config.settings, searched)
-        _announce(config, f"{config.experiment.name}, {name}")
-        _check_conclusion(config)
+        _begin(config, searched, f"{config.experiment.name}, {name}")
         with _logger(config, label) as logger:
             record = _recorded(config, logger, wait=True)
             note |= {"folder": str(record.folder.resolve()), "failure": ""}
@@ -240,8 +237,28 @@ def _run_job(config: DictConfig) -> None:
     _write_note(path, note)
 
 
+def _begin(config: DictConfig, searched: list[Path], what: str) -> None:
+    """Check a job's configuration before anything takes long, and say what is about to be done."""
+    schema.check(config)
+    check_settings(config.settings, searched)
+    experiment_folder(config)  # refuses a name that leads elsewhere
+    if not _is_reused(config):
+        schema.check_training(config)
+    _announce(config, what)
+    if config.conclude:
+        _check_conclusion(config)
+
+
+def _is_reused(config: DictConfig) -> bool:
+    folder = run_folder(config)
+    try:
+        return (folder / "configuration.json").is_file() and Record(folder).is_complete
+    except DamagedError:
+        return False
+
+
 def _announce(config: DictConfig, what: str) -> None:
-    """Say what is about to be done: the first line of a command, before anything takes long.
+    """Say what is about to be done: the first line of a command.
 
     Of a damaged run nothing is said here: `_recorded` does, with the remedy.
     """
@@ -257,20 +274,12 @@ def _announce(config: DictConfig, what: str) -> None:
 
 def _check_conclusion(config: DictConfig) -> None:
     """Refuse before the training what could not be drawn or checked after it."""
-    if not isinstance(config.conclude, bool):
-        raise InputError(f"conclude={config.conclude}: expected true or false")
-    if not config.conclude:
-        return
-    from opposing_signals.signals import find_pairs
     from opposing_signals.studies.probes.paths import check_probe
 
+    if not OmegaConf.is_dict(config.get("figure")) or "_target_" not in config.figure:
+        raise InputError(f"figure={written(config.get('figure'))}: expected a function, as its _target_")
     for claim in _claims(config):
         claim.bound(config.scale.name)
-    known = [
-        name for name, field in inspect.signature(find_pairs).parameters.items() if field.kind == field.KEYWORD_ONLY
-    ]
-    if unknown := [str(name) for name in config.signals if name not in known]:
-        raise InputError(f"signals.{unknown[0]}: no such field; there are {', '.join(known)}")
     probes = OmegaConf.select(config, "instruments.block_probe.probes")
     if OmegaConf.is_list(probes) and "probe" in config.experiment:  # anything else the instrument refuses
         check_probe(config.experiment.probe, probes, config.run.name)
@@ -460,9 +469,6 @@ def _claims(config: DictConfig) -> list[Claim]:
 
     found = []
     for identifier, claim in config.claims.items():
-        if unknown := sorted({*map(str, claim)} - {*CLAIM, "seeds"}):
-            near = did_you_mean(unknown[0], CLAIM)
-            raise InputError(f"claims.{identifier}.{unknown[0]}: no such field; {near}there are {', '.join(CLAIM)}")
         if missing := [field for field in CLAIM if field not in claim]:
             raise InputError(f"claims.{identifier}: no {missing[0]}; expected {', '.join(CLAIM)}")
         threshold = claim.threshold if isinstance(claim.threshold, str) else dict(claim.threshold)

@@ -23,6 +23,7 @@ from opposing_signals.curvature.second_order import TwiceDifferentiable
 from opposing_signals.curvature.untouched import ModelState
 from opposing_signals.errors import InputError
 from opposing_signals.processes import count, summed
+from opposing_signals.values import Count
 
 Precision = Literal["float32", "tf32", "float64", "bfloat16", "unchanged"]
 Result = TypeVar("Result")
@@ -68,7 +69,7 @@ class EmpiricalRisk(Chunks):
         inputs: Tensor,
         targets: Tensor,
         *,
-        chunk: int,
+        chunk: Count,
         precision: Precision = "float32",
         channels_last: bool = True,
         compile_training: bool = False,

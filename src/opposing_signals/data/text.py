@@ -20,6 +20,7 @@ from opposing_signals.data.dataset import Dataset
 from opposing_signals.data.tokenizers import Tokenizer, characters, find_file, gpt2, places
 from opposing_signals.errors import InputError
 from opposing_signals.files import cache_folder
+from opposing_signals.values import Count, Fraction, Seed
 
 _SAMPLE = "openwebtext_sample.txt"
 _PIECE = 1 << 22  # bytes that are decoded and tokenized at a time
@@ -27,9 +28,9 @@ _PIECE = 1 << 22  # bytes that are decoded and tokenized at a time
 
 def openwebtext(
     tokenizer: Literal["gpt2", "characters"] = "gpt2",
-    vocabulary: int | None = None,
-    block: int = 1024,
-    sequences: int | None = None,
+    vocabulary: Count | None = None,
+    block: Count = 1024,
+    sequences: Count | None = None,
     path: str | None = None,
     root: str | None = None,
 ) -> Dataset:
@@ -69,11 +70,11 @@ def openwebtext(
 
 
 def text_demo(
-    sentences: int = 4000,
-    block: int = 64,
-    period_inside: float = 0.7,
-    newline_after_colon: float = 0.5,
-    seed: int = 0,
+    sentences: Count = 4000,
+    block: Count = 64,
+    period_inside: Fraction = 0.7,
+    newline_after_colon: Fraction = 0.5,
+    seed: Seed = 0,
 ) -> Dataset:
     """Drawn English sentences with the paper's two pairs of opposing tokens, one token a character.
 

@@ -7,6 +7,7 @@ import math
 import torch
 
 from opposing_signals.errors import InputError
+from opposing_signals.values import Count, Fraction, Natural, Positive
 
 STEP_SIZES = ("lr", "sgd_lr")
 """The fields of torch's optimizers, and of SplitSGD, that are step sizes."""
@@ -27,7 +28,7 @@ class WarmUpAndDecay:
         InputError: The decay ends before the warm-up does, or the floor is no share.
     """
 
-    def __init__(self, warm_up: int, decay_until: int, floor: float) -> None:
+    def __init__(self, warm_up: Natural, decay_until: Count, floor: Fraction) -> None:
         if not 0 <= warm_up < decay_until:
             raise InputError(f"warm_up={warm_up}, decay_until={decay_until}: expected 0 <= warm_up < decay_until")
         if not 0 <= floor <= 1:
@@ -61,7 +62,7 @@ class GradientClipping:
         InputError: It is not positive.
     """
 
-    def __init__(self, norm: float) -> None:
+    def __init__(self, norm: Positive) -> None:
         if not norm > 0:
             raise InputError(f"norm={norm}: expected a length larger than 0")
         self.norm = norm
