@@ -15,7 +15,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from logging import getLogger
 from pathlib import Path
@@ -42,7 +42,7 @@ from opposing_signals.errors import DamagedError, InputError, NotWrittenError, T
 from opposing_signals.experiments import did_you_mean
 from opposing_signals.files import read_json, replacing, write_json
 from opposing_signals.interruption import Interrupted, end_children, ended_by_signals, leave_worker
-from opposing_signals.processes import agreed, count, is_first, together
+from opposing_signals.processes import agreed, count, is_first, is_one_of_several, joined, together
 from opposing_signals.record import Record, WrittenElsewhere
 from opposing_signals.terminal import console
 from opposing_signals.values import written
@@ -186,7 +186,11 @@ def _one_line(error: Exception) -> str:
 
 def _job(config: DictConfig) -> None:
     """One run, in this process or in one that a launcher has started."""
-    with ended_by_signals() if count() == 1 else nullcontext():  # torchrun ends its processes in its own way
+    with ExitStack() as held:
+        if is_one_of_several() and count() == 1:  # tasks of a job that a launcher has given to Slurm
+            held.enter_context(joined())
+        if count() == 1:  # torchrun ends its processes in its own way
+            held.enter_context(ended_by_signals())
         try:
             _run_job(config)
         except Interrupted as told:

@@ -108,7 +108,9 @@ def in_words(hint: Any) -> str:
         words = [in_words(part) for part in parts if fits_plainly(part)]
         return " or ".join(dict.fromkeys(words))
     if origin is Literal:
-        return " or ".join(map(written, parts))
+        return " or ".join(
+            [", ".join(map(written, parts[:-1])), written(parts[-1])] if parts[1:] else map(written, parts)
+        )
     if origin is tuple and parts[1:] != (Ellipsis,):
         return f"a list of {len(parts)}: {'; '.join(map(in_words, parts))}"
     if origin in _SEQUENCES or hint in _SEQUENCES:

@@ -17,7 +17,7 @@ from opposing_signals.curvature.examples import check_independence
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.optim.groups import called, check_not_negative, check_share, descend, with_gradient
-from opposing_signals.processes import summed
+from opposing_signals.processes import summed_together
 from opposing_signals.values import Decay, NotNegative, Positive
 
 _WEIGHTS = {"cpu": 4_000_000, "cuda": 200_000_000}  # copies of weights held at once, in entries
@@ -157,7 +157,7 @@ def ascended_gradient(risk: EmpiricalRisk, batch: Batch, rho: NotNegative) -> li
             losses = _losses(risk, ascent, inputs, targets)
             mean = (losses * shares.to(losses)).sum()
             torch._foreach_add_(total, torch.autograd.grad(mean, parameters, materialize_grads=True))
-    return [summed(gradient) for gradient in total]
+    return list(summed_together(total))
 
 
 def _pieces(risk: EmpiricalRisk, batch: Batch, examples: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
