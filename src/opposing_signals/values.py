@@ -106,7 +106,7 @@ def in_words(hint: Any) -> str:
         return ", ".join([in_words(parts[0]), *(str(part) for part in parts[1:] if isinstance(part, Range))])
     if origin in (Union, types.UnionType):
         words = [in_words(part) for part in parts if fits_plainly(part)]
-        return " or ".join(dict.fromkeys(words))
+        return ", or ".join(dict.fromkeys(words))
     if origin is Literal:
         return " or ".join(
             [", ".join(map(written, parts[:-1])), written(parts[-1])] if parts[1:] else map(written, parts)
