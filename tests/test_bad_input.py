@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from opposing_signals import app
+from opposing_signals.__main__ import main
 from opposing_signals.arguments import completed
 from opposing_signals.configuration import configuration_folder
 from opposing_signals.errors import InputError
@@ -248,6 +249,29 @@ COMMANDS = {
     "scale=smoke": "no experiment given",
 }
 """Command ↦ how it is refused."""
+OTHERS = {
+    "list nothing_has_this_name": "list nothing_has_this_name: ",
+    "list a b": "list: unrecognized arguments: b",
+    "sweep": "sweep: the following arguments are required",
+    "sweep nope": "experiment 'nope': unknown",
+    "sweep fig39 --scale huge": "sweep: argument --scale: invalid choice: 'huge'",
+    "report nowhere": "report: no folder nowhere",
+    "report --nope": "report: unrecognized arguments: --nope",
+    "gallery a b": "gallery: unrecognized arguments: b",
+    "explain": "explain: the following arguments are required",
+    "explain nowhere": "no record of a run in nowhere",
+    "explain nowhere --json=yes": "explain: argument --json: ignored explicit argument",
+    "reproduce --budget 0": "reproduce: argument --budget: invalid _seconds value: '0'",
+    "reproduce --budget nan": "reproduce: argument --budget: invalid _seconds value: 'nan'",
+    "reproduce --scale huge": "reproduce: argument --scale: invalid choice: 'huge'",
+    "reproduce --only nope": "experiment 'nope': unknown",
+    "reproduce --pack out --kb 0": "reproduce: argument --kb: invalid _kilobytes value: '0'",
+    "reproduce --pack out --kb 99999": "reproduce: argument --kb: invalid _kilobytes value: '99999'",
+    "demo seed=3": "demo: seed=3 is a setting",
+    "demo a b": "demo: unrecognized arguments: b",
+    "reprot": "reprot: unknown; did you mean report",
+}
+"""Other commands ↦ how they are refused."""
 
 
 @cache
@@ -297,6 +321,16 @@ def test_a_command_that_names_what_is_not_there_is_refused(command):
     with pytest.raises(InputError, match=f"^{COMMANDS[command]}") as error:
         completed(command.split(" "))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("command", OTHERS)
+def test_other_commands_refuse_what_they_cannot_do(command, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split(" ")) == 2
+    said = capfd.readouterr().err
+    assert said.startswith(f"opposing-signals: {OTHERS[command]}")
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("experiment", experiments())

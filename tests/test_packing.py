@@ -188,6 +188,7 @@ def read_all(path, folder):
     return Trajectory(Record(folder)).dataset
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_hostile_file_is_refused_in_one_line_and_leaves_nothing(record, dataset, tmp_path, monkeypatch, kind):
     monkeypatch.setattr(packing, "LARGEST_CONTENT", 2**24)

@@ -247,7 +247,7 @@ def _reproduce(arguments: list[str]) -> int:
     parser.add_argument("--only", nargs="+", default=[], metavar="EXPERIMENT", help="only these")
     parser.add_argument("--to", type=Path, default=Path("outputs"), metavar="FOLDER", help="for all (%(default)s)")
     parser.add_argument("--pack", type=Path, metavar="FOLDER", help="run nothing, but pack what is done, to be sent")
-    parser.add_argument("--kb", type=int, default=2**14, help="that a packed run takes at most (%(default)s)")
+    parser.add_argument("--kb", type=_kilobytes, default=2**14, help="that a packed run takes at most (%(default)s)")
     options = parser.parse_args(arguments)
     from opposing_signals.reproduce import chosen, pack, reproduce, show
 
@@ -266,6 +266,13 @@ def _seconds(given: str) -> float:
     if not seconds > 0:
         raise ValueError("no time")
     return seconds
+
+
+def _kilobytes(given: str) -> int:
+    kilobytes = int(given)
+    if not 1 <= kilobytes <= 2**14:
+        raise ValueError("no size of a file that travels")
+    return kilobytes
 
 
 def _run(arguments: list[str]) -> int:
