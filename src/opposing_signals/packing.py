@@ -91,7 +91,8 @@ def unpacked(place: Path) -> Path:
     """
     if not (place.name.endswith(SUFFIX) and place.is_file()):
         return place
-    checksum = hashlib.sha256(place.read_bytes()).hexdigest() if place.stat().st_size <= LARGEST_FILE else "too large"
+    with place.open("rb") as file:
+        checksum = hashlib.sha256(file.read(LARGEST_FILE + 1)).hexdigest()  # `unpack` refuses what is larger
     folder = cache_folder() / "packed" / checksum[:16] / place.name.removesuffix(SUFFIX)
     if not folder.is_dir():
         unpack(place, folder)

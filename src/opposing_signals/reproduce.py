@@ -192,25 +192,11 @@ class Plan:
         is_sound = found.scale == self.scale and not any(said.startswith("claims.json") for said in found.problems)
         return found if is_sound else None
 
-    def pack(self, name: str, to: Path, limit: int) -> None:
-        """Copy the figure and claims of ``name`` to ``to``, with packed records of its runs of ``limit`` bytes each.
-
-        Raises:
-            InputError: A record is missing or damaged, or does not fit.
-        """
-        from opposing_signals.packing import SUFFIX, pack
-        from opposing_signals.record import Record
-
+    def runs(self, name: str) -> list[str]:
+        """Names of the folders of the runs behind the result of ``name``, below ``<outputs>/runs``."""
         found = self.result(name)
-        (to / name).mkdir(parents=True, exist_ok=True)
-        for kept in ("figure.png", "claims.json", "experiment.json"):
-            if (self.outputs / name / kept).is_file():
-                shutil.copy(self.outputs / name / kept, to / name / kept)
-        for run in found.runs if found else ():
-            folder = self.outputs / "runs" / folder_name(run.folder, f"{self.outputs / name}/experiment.json: folder")
-            packed = to / "runs" / f"{folder.name}{SUFFIX}"
-            if not packed.exists():
-                pack(Record(folder), packed, _shown_data(Record(folder)), limit)
+        where = f"{self.outputs / name / 'experiment.json'}: folder"
+        return [folder_name(run.folder, where) for run in found.runs] if found else []
 
 
 def _shown_data(record: Record) -> Dataset | None:
@@ -218,7 +204,7 @@ def _shown_data(record: Record) -> Dataset | None:
     from opposing_signals.data import recorded
 
     try:
-        dataset = recorded(record.configuration.get("data"), record.folder, named_data=True)
+        dataset = recorded(record.configuration.get("data"), record.folder)
     except InputError:
         return None
     return dataset if dataset.inputs.is_floating_point() else None
@@ -250,7 +236,7 @@ def _duration(seconds: float) -> str:
 
 
 def pack(names: Sequence[str], scale: str, outputs: Path, to: Path, limit: int) -> int:
-    """Pack those of the experiments that are done; how many.
+    """Copy figure and claims of those experiments that are done, and pack their runs; how many there are.
 
     Args:
         names: Of the experiments.
@@ -260,12 +246,24 @@ def pack(names: Sequence[str], scale: str, outputs: Path, to: Path, limit: int) 
         limit: Bytes of a packed record.
 
     Raises:
-        InputError: See `Plan.pack`.
+        InputError: A record is missing or damaged, or does not fit.
     """
+    from opposing_signals import packing
+    from opposing_signals.record import Record
+
+    if to.resolve() == outputs.resolve():
+        raise InputError(f"reproduce: --pack {to} is the folder of the results; expected another one")
     plan = Plan(outputs, scale)
     done = [name for name in names if plan.result(name) is not None]
     for name in done:
-        plan.pack(name, to, limit)
+        (to / name).mkdir(parents=True, exist_ok=True)
+        for kept in ("figure.png", "claims.json", "experiment.json"):
+            if (outputs / name / kept).is_file():
+                shutil.copy(outputs / name / kept, to / name / kept)
+    for run in sorted({run for name in done for run in plan.runs(name)}):  # experiments share runs
+        record = Record(outputs / "runs" / run)
+        record.verify()
+        packing.pack(record, to / "runs" / f"{run}{packing.SUFFIX}", _shown_data(record), limit)
     return len(done)
 
 

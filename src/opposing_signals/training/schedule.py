@@ -25,14 +25,14 @@ class WarmUpAndDecay:
         floor: Smallest factor after the warm-up.
 
     Raises:
-        InputError: The decay ends before the warm-up does, or the floor is no share.
+        InputError: The decay ends before the warm-up does, or the floor is no fraction.
     """
 
     def __init__(self, warm_up: Natural, decay_until: Count, floor: Fraction) -> None:
         if not 0 <= warm_up < decay_until:
             raise InputError(f"warm_up={warm_up}, decay_until={decay_until}: expected 0 <= warm_up < decay_until")
         if not 0 <= floor <= 1:
-            raise InputError(f"floor={floor}: expected a share of the step size, 0 to 1")
+            raise InputError(f"floor={floor}: expected a fraction of the step size, 0 to 1")
         self.warm_up = warm_up
         self.decay_until = decay_until
         self.floor = floor
