@@ -268,28 +268,29 @@ def test_tasks_of_a_slurm_step_are_told_what_torchrun_tells():
         processes.of_slurm({name: value for name, value in step.items() if name != "SLURM_PROCID"})
 
 
-def test_two_tasks_of_a_slurm_step_train_one_run(tmp_path):
-    arguments = [
-        "experiment=fig03_chebyshev",
-        *TINY,
-        "steps=4",
-        "risk.chunk=10",
-        "conclude=false",
-        f"output_dir={tmp_path}",
-    ]
-    step = {
-        "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_NODEID": "0",
-        "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NODELIST": "localhost",
+def task(number: int, arguments: tuple[str, ...]) -> None:
+    """One of two tasks of a job step on this machine."""
+    os.environ |= {
+        "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": str(os.getppid()), "SLURM_STEP_ID": "0", "SLURM_NODEID": "0",
+        "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_PROCID": str(number),
+        "SLURM_LOCALID": str(number),
     }  # fmt: skip
+    raise SystemExit(main(list(arguments)))
+
+
+def test_two_tasks_of_a_slurm_step_train_one_run(tmp_path):
+    """They share the forkserver as parent, whose number stands for the job's."""
+    settings = ("steps=4", "risk.chunk=10", "conclude=false", f"output_dir={tmp_path}")
+    context = multiprocessing.get_context("forkserver")
     tasks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "opposing_signals", *arguments],
-            env={**os.environ, **step, "SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)},
-        )
-        for task in range(2)
+        context.Process(target=task, args=(number, ("experiment=fig03_chebyshev", *TINY, *settings)))
+        for number in range(2)
     ]
-    assert [task.wait(300) for task in tasks] == [0, 0]
+    for one in tasks:
+        one.start()
+    for one in tasks:
+        one.join()
+    assert [one.exitcode for one in tasks] == [0, 0]
     (run,) = (tmp_path / "runs").iterdir()
-    record = Record(run)
-    assert record.is_complete
-    assert record.provenance["machine"]["processes"] == 2
+    assert Record(run).is_complete
+    assert Record(run).provenance["machine"]["processes"] == 2

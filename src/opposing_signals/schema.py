@@ -179,7 +179,7 @@ def _accepted(target: Any, where: str) -> dict[str, Any]:
     Raises:
         InputError: It names nothing that can be called.
     """
-    called = named(target, f"{where}._target_")
+    called: Any = named(target, f"{where}._target_")
     function = called.__init__ if isinstance(called, type) else called
     namespace = getattr(inspect.unwrap(function), "__globals__", {})
     try:
@@ -211,7 +211,7 @@ def named(target: Any, where: str) -> Callable[..., Any]:
         ) from None
     if not callable(found):
         raise InputError(f"{where}={written(target)}: expected a function or class, as package.module.NAME")
-    return found  # type: ignore[no-any-return]  # Hydra says nothing about what it finds
+    return found
 
 
 def _hint(annotation: Any, namespace: dict[str, Any]) -> Any:
