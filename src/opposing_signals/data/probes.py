@@ -145,7 +145,7 @@ def grass_image(dataset: Dataset) -> int:
 
     A pixel counts as grass if it is green (hue 70 to 150 degrees, saturation at least 0.2, value at least 0.15) and
     textured (standard deviation of the brightness over its 3x3 neighbourhood at least 0.03). The image with the
-    largest share of such pixels is taken, the first of equals.
+    largest fraction of such pixels is taken, the first of equals.
     """
 
     def grass(part: np.ndarray) -> np.ndarray:
