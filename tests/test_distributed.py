@@ -30,6 +30,15 @@ def measured(layer: str) -> dict[str, torch.Tensor]:
     dropping = risk_of(layer, examples=11, chunk=2)
     dropping.model.append(torch.nn.Dropout(0.5))
     dropped = [dropping.backward(batch).losses for _ in range(2)]
+    sums = []
+    if torch.distributed.is_initialized():
+        all_reduce = torch.distributed.all_reduce
+        torch.distributed.all_reduce = lambda tensor: (sums.append(tensor.shape), all_reduce(tensor))
+        risk.backward()
+        torch.distributed.all_reduce = all_reduce
+        assert len(sums) <= 4, "which are used, gradients, buffers and losses: a message each, however many tensors"
+    else:
+        risk.backward()
     few = risk_of(layer, examples=11, chunk=6)  # two processes, one chunk in a batch of five
     of_few = few.backward(batch[:5])
     products_of_few = few.hessian_products(vectors, batch[:5])

@@ -249,3 +249,49 @@ def test_torchrun_with_a_launcher_of_side_by_side_jobs_is_refused():
     assert result.returncode == 1
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("opposing-signals: ")]
     assert line.startswith("opposing-signals: hydra/launcher=joblib under torchrun: expected basic")
+
+
+def test_tasks_of_a_slurm_step_are_told_what_torchrun_tells():
+    step = {
+        "SLURM_STEP_NUM_TASKS": "5", "SLURM_JOB_ID": "123456", "SLURM_STEP_ID": "0", "SLURM_PROCID": "3",
+        "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
+        "SLURM_STEP_NODELIST": "gpu[07-08,12]",
+    }  # fmt: skip
+    told = processes.of_slurm(step)
+    assert (told["RANK"], told["WORLD_SIZE"], told["LOCAL_RANK"], told["LOCAL_WORLD_SIZE"]) == ("3", "5", "1", "2")
+    assert told["MASTER_ADDR"] == "gpu07"
+    assert told["MASTER_PORT"] == processes.of_slurm({**step, "SLURM_PROCID": "4", "SLURM_NODEID": "2"})["MASTER_PORT"]
+    for names, first in (("a1,a2", "a1"), ("one", "one"), ("n[3,5-9]", "n3"), ("c-[1-2],d", "c-1")):
+        assert processes.of_slurm({**step, "SLURM_STEP_NODELIST": names})["MASTER_ADDR"] == first
+    assert not processes.of_slurm({**step, "SLURM_STEP_NUM_TASKS": "1"})
+    assert not processes.of_slurm({"SLURM_NTASKS": "5", "SLURM_PROCID": "0"}), "a batch script is one process"
+    with pytest.raises(InputError, match="5 tasks of a Slurm job step without 'SLURM_PROCID'"):
+        processes.of_slurm({name: value for name, value in step.items() if name != "SLURM_PROCID"})
+
+
+def task(number: int, arguments: tuple[str, ...]) -> None:
+    """One of two tasks of a job step on this machine."""
+    os.environ |= {
+        "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": str(os.getppid()), "SLURM_STEP_ID": "0", "SLURM_NODEID": "0",
+        "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_PROCID": str(number),
+        "SLURM_LOCALID": str(number),
+    }  # fmt: skip
+    raise SystemExit(main(list(arguments)))
+
+
+def test_two_tasks_of_a_slurm_step_train_one_run(tmp_path):
+    """They share the forkserver as parent, whose number stands for the job's."""
+    settings = ("steps=4", "risk.chunk=10", "conclude=false", f"output_dir={tmp_path}")
+    context = multiprocessing.get_context("forkserver")
+    tasks = [
+        context.Process(target=task, args=(number, ("experiment=fig03_chebyshev", *TINY, *settings)))
+        for number in range(2)
+    ]
+    for one in tasks:
+        one.start()
+    for one in tasks:
+        one.join()
+    assert [one.exitcode for one in tasks] == [0, 0]
+    (run,) = (tmp_path / "runs").iterdir()
+    assert Record(run).is_complete
+    assert Record(run).provenance["machine"]["processes"] == 2

@@ -20,7 +20,7 @@ def test_every_experiment_has_its_place_and_those_of_one_network_stand_together(
     assert {place[f"fig{n}"] - place["fig16"] for n in range(16, 22)} == set(range(6))
 
 
-def test_what_is_named_is_reproduced_and_passed_over_the_next_time(tmp_path, capfd):
+def test_what_is_named_is_reproduced_passed_over_the_next_time_and_packed(tmp_path, capfd, monkeypatch):
     command = ["reproduce", "--scale", "smoke", "--to", str(tmp_path), "--only", "fig38b", "fig3", "--", *SETTINGS]
     assert main(command) == 0
     told = capfd.readouterr().out
@@ -31,9 +31,19 @@ def test_what_is_named_is_reproduced_and_passed_over_the_next_time(tmp_path, cap
     assert main(command) == 0
     assert {path: path.stat().st_mtime_ns for path in first} == first
     claims = json.loads((tmp_path / "fig03_chebyshev" / "claims.json").read_text())
-    verdicts = Plan(tmp_path, "smoke").job("fig03_chebyshev").verdicts
-    assert sum(verdicts.values()) == len(claims) > 0
+    plan = Plan(tmp_path, "smoke")
+    assert len(plan.result("fig03_chebyshev").verdicts) == len(claims) > 0
     assert Plan(tmp_path, "cpu").job("fig03_chebyshev").state == "open"
+    sent = tmp_path / "sent"
+    assert main([*command[:-3], "--pack", str(sent)]) == 0
+    assert "2 experiments at scale=smoke packed" in capfd.readouterr().out
+    packed = sorted((sent / "runs").iterdir())
+    assert len(packed) == 2
+    assert all((sent / name / "figure.png").is_file() for name in ("fig03_chebyshev", "fig38b_linear_model"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert main(["explain", "--json", str(packed[0])]) == 0
+    (tmp_path / "fig03_chebyshev" / "claims.json").write_text("[{}")
+    assert plan.job("fig03_chebyshev").state == "begun", "what can no longer be read is done again"
 
 
 TRAINING = """#!/bin/sh

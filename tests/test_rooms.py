@@ -10,10 +10,10 @@ import opposing_signals
 PACKAGE = Path(opposing_signals.__file__).parent
 ALLOWED = {
     "record": {"crash", "errors", "files"},
-    "curvature": {"errors", "processes"},
-    "optim": {"curvature", "errors", "processes"},
-    "models": {"errors"},
-    "data": {"errors", "files"},
+    "curvature": {"errors", "processes", "values"},
+    "optim": {"curvature", "errors", "processes", "values"},
+    "models": {"errors", "values"},
+    "data": {"errors", "files", "values"},
 }
 """All that these rooms import of the package."""
 FORBIDDEN = {

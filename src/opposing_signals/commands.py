@@ -98,16 +98,17 @@ def _explain(arguments: list[str]) -> int:
     parser = _Parser(
         "explain", "Say which examples oppose each other in a run, who carried its loss spikes, and where it diverged."
     )
-    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="of a run's record")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", help="of a run's record, or a packed one")
     parser.add_argument("--json", action="store_true", help="print it as JSON, one object a folder")
     _add_named_data(parser)
     options = parser.parse_args(arguments)
     import json
 
     from opposing_signals.follow.explanation import explain
+    from opposing_signals.packing import unpacked
 
     for folder in options.folders:
-        explanation = explain(folder, named_data=options.named_data)
+        explanation = explain(unpacked(Path(folder)), named_data=options.named_data)
         if options.json:
             print(json.dumps(explanation.as_json()))
             continue
@@ -153,13 +154,19 @@ def _reproduce(arguments: list[str]) -> int:
     parser.add_argument("--next", dest="only_next", action="store_true", help="only the next one")
     parser.add_argument("--only", nargs="+", default=[], metavar="EXPERIMENT", help="only these")
     parser.add_argument("--to", type=Path, default=Path("outputs"), metavar="FOLDER", help="for all (%(default)s)")
+    parser.add_argument("--pack", type=Path, metavar="FOLDER", help="run nothing, but pack what is done, to be sent")
+    parser.add_argument("--kb", type=_kilobytes, default=2**14, help="that a packed run takes at most (%(default)s)")
     options = parser.parse_args(arguments)
-    from opposing_signals.reproduce import chosen, reproduce, show
+    from opposing_signals.reproduce import chosen, pack, reproduce, show
 
+    if options.pack is not None:
+        count = pack(chosen(options.only), options.scale, options.to, options.pack, 1024 * options.kb)
+        print(f"reproduce: {count} experiments at scale={options.scale} packed in {options.pack}")
+        return 0
     jobs = reproduce(
         chosen(options.only), options.scale, options.to, options.budget, options.only_next, options.settings
     )
-    return show(jobs, options.scale)
+    return show(jobs, options.scale, options.to)
 
 
 def _seconds(given: str) -> float:
@@ -167,6 +174,13 @@ def _seconds(given: str) -> float:
     if not seconds > 0:
         raise ValueError("no time")
     return seconds
+
+
+def _kilobytes(given: str) -> int:
+    kilobytes = int(given)
+    if not 1 <= kilobytes <= 2**14:
+        raise ValueError("no size of a file that travels")
+    return kilobytes
 
 
 class _Parser(ArgumentParser):

@@ -1,4 +1,4 @@
-"""Files that are written whole: a reader, and whoever comes after a crash, finds the old file or the new one."""
+"""Files that are written whole: a reader finds the old file or the new one, also after a crash."""
 
 from __future__ import annotations
 

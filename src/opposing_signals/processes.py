@@ -1,4 +1,4 @@
-"""The processes that share a run: those that torchrun has started, or this one alone.
+"""The processes that share a run: those that torchrun or Slurm has started, or this one alone.
 
 Each of them trains the same model and evaluates some chunks of every batch (`EmpiricalRisk.parts`). What they find is
 put together at once, so that weights and measurements are the same in all of them, to the bit. The first process alone
@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from datetime import timedelta
 from types import ModuleType
@@ -31,6 +32,8 @@ for: torchrun ends the others."""
 _PATIENCE = 10.0
 """Seconds that pass between a failure in one process and the same failure in another."""
 _END = "the first process has ended"
+_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+"""What torchrun tells each of its processes."""
 
 Result = TypeVar("Result")
 
@@ -40,8 +43,41 @@ _alone: list[None] = []
 
 
 def is_one_of_several() -> bool:
-    """Whether torchrun has started this process, be it `joined` already or not."""
-    return {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
+    """Whether torchrun has started this process, or Slurm one of several tasks, be it `joined` already or not."""
+    return {*_RANK} <= os.environ.keys() or bool(of_slurm(os.environ))
+
+
+def of_slurm(environment: Mapping[str, str]) -> dict[str, str]:
+    """What torchrun would have told this process, where it is one of several tasks of a job step (``srun -n 2``).
+
+    The job's number gives the port, and the first machine of the step the address.
+
+    Raises:
+        InputError: Slurm says nothing about where the tasks are.
+    """
+    if int(environment.get("SLURM_STEP_NUM_TASKS") or 1) < 2:
+        return {}
+    try:
+        machine = environment["SLURM_STEP_NODELIST"]
+        job, step = int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"])
+        tasks = [
+            int(number)
+            for number, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", environment["SLURM_STEP_TASKS_PER_NODE"])
+            for _ in range(int(times or 1))
+        ]
+        return {
+            "RANK": environment["SLURM_PROCID"],
+            "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
+            "LOCAL_RANK": environment["SLURM_LOCALID"],
+            "LOCAL_WORLD_SIZE": str(tasks[int(environment["SLURM_NODEID"])]),
+            "MASTER_ADDR": re.sub(r"^([^,\[]*)(?:\[([^,\-\]]*).*|,.*)?$", r"\1\2", machine),
+            "MASTER_PORT": str(15_000 + (job * 16 + step) % 45_000),
+        }
+    except (KeyError, IndexError, ValueError) as error:
+        raise InputError(
+            f"{environment['SLURM_STEP_NUM_TASKS']} tasks of a Slurm job step without {error}: expected srun to tell "
+            "each its place; start one task, or torchrun in it"
+        ) from None
 
 
 def count() -> int:
@@ -90,6 +126,20 @@ def summed(tensor: Tensor) -> Tensor:
         if dense is not tensor:
             tensor.copy_(dense)
     return tensor
+
+
+def summed_together(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """`summed` of each, by one message for all of a type: the time of many small ones is that of their number."""
+    if count() == 1 or not tensors:
+        return tensors
+    import torch
+
+    for kind in dict.fromkeys(tensor.dtype for tensor in tensors):
+        alike = [tensor for tensor in tensors if tensor.dtype == kind]
+        flat = summed(torch.cat([tensor.reshape(-1) for tensor in alike]))
+        for tensor, piece in zip(alike, flat.split([tensor.numel() for tensor in alike]), strict=True):
+            tensor.copy_(piece.view(tensor.shape))
+    return tensors
 
 
 def gathered(pieces: Sequence[Result]) -> list[Result]:
@@ -146,7 +196,7 @@ def after_first(make: Callable[[], Result]) -> Result:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Inside, this process is one of those that torchrun has started. On a machine with GPUs sums run over NCCL.
+    """Inside, this process is one of those that were started together. On a machine with GPUs sums run over NCCL.
 
     The others print nothing on stdout, and leave it to the first process to report an exception that it has too.
     """
@@ -154,6 +204,8 @@ def joined() -> Iterator[None]:
     import torch
     from torch import distributed
 
+    if not {*_RANK} <= os.environ.keys():
+        os.environ |= of_slurm(os.environ)
     store, own_rank, size = next(distributed.rendezvous("env://"))
     _store = distributed.PrefixStore("opposing_signals", store)
     signal.signal(signal.SIGTERM, _leave)  # Lightning's own handler calls it, and would go on without it

@@ -8,26 +8,32 @@ What each experiment has cost so far, and what it still needs, is kept beside th
 
 from __future__ import annotations
 
-import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from opposing_signals.configuration import folder_name
 from opposing_signals.errors import InputError
 from opposing_signals.experiments import experiments, named
 from opposing_signals.files import read_json, write_json
 from opposing_signals.interruption import Interrupted
 from opposing_signals.terminal import console
+
+if TYPE_CHECKING:
+    from opposing_signals.data import Dataset
+    from opposing_signals.record import Record
+    from opposing_signals.report.result import Result
 
 ORDER = (
     *("fig03*", "fig04*", "fig38*", "theorem*", "linear_*"),  # seconds
@@ -59,7 +65,6 @@ class Job:
         seconds: That it has taken so far.
         left: Seconds that it needs to its end, as its own training last estimated them; None if that is not known.
         said: The last line of a job that failed.
-        verdicts: PASS, FAIL and INCONCLUSIVE ↦ how many claims.
     """
 
     name: str
@@ -67,7 +72,6 @@ class Job:
     seconds: float = 0.0
     left: float | None = None
     said: str = ""
-    verdicts: dict[str, int] = field(default_factory=dict)
 
 
 def chosen(only: Sequence[str]) -> list[str]:
@@ -127,15 +131,16 @@ class Plan:
     def job(self, name: str) -> Job:
         """What is known of the experiment ``name``."""
         noted = read_json(self.path).get(name) if self.path.is_file() else None
+        if isinstance(noted, dict):
+            noted.pop("verdicts", None)  # of earlier versions
         try:
-            job = Job(**noted) if noted else Job(name)
+            job = Job(**{**noted, "name": name}) if noted else Job(name)
         except TypeError:
             raise InputError(
                 f"{self.path}: no notes of jobs; delete the file, and its times are measured anew"
             ) from None
-        verdicts = self._verdicts(name)
-        if verdicts is not None:
-            return replace(job, state="done", left=0.0, verdicts=verdicts)
+        if self.result(name) is not None:
+            return replace(job, state="done", left=0.0)
         return replace(job, state="begun" if job.state == "done" else job.state)
 
     def run(self, job: Job, budget: float | None, settings: Sequence[str]) -> Job:
@@ -158,9 +163,7 @@ class Plan:
                 process.wait()
                 self._note(job, time.monotonic() - began, "begun", log)
                 raise
-        state = (
-            "begun" if status == 128 + signal.SIGTERM else "done" if self._verdicts(job.name) is not None else "failed"
-        )
+        state = "begun" if status == 128 + signal.SIGTERM else "done" if self.result(job.name) else "failed"
         return self._note(job, time.monotonic() - began, state, log)
 
     def _note(self, job: Job, seconds: float, state: str, log: Path) -> Job:
@@ -173,25 +176,38 @@ class Plan:
             seconds=round(job.seconds + seconds, 1),
             left=0.0 if state == "done" else _time_left(lines),
             said=lines[-1].removeprefix("opposing-signals: ") if state == "failed" and lines else "",
-            verdicts=self._verdicts(job.name) or {},
         )
         notes = read_json(self.path) if self.path.is_file() else {}
         write_json(self.path, {**notes, job.name: asdict(job)})
         return job
 
-    def _verdicts(self, name: str) -> dict[str, int] | None:
-        """Of the claims that were checked at this scale; None if they were not."""
+    def result(self, name: str) -> Result | None:
+        """What the experiment ``name`` has shown at this scale; None if that is not there, or can no longer be read."""
+        from opposing_signals.report.result import Result
+
         folder = self.outputs / name
-        if not (folder / "claims.json").is_file() or not (folder / "experiment.json").is_file():
+        if not (folder / "claims.json").is_file():
             return None
-        if read_json(folder / "experiment.json").get("scale") != self.scale:
-            return None
-        return dict(Counter(str(claim["verdict"]) for claim in _claims(folder / "claims.json")))
+        found = Result.read(folder, name)
+        is_sound = found.scale == self.scale and not any(said.startswith("claims.json") for said in found.problems)
+        return found if is_sound else None
+
+    def runs(self, name: str) -> list[str]:
+        """Names of the folders of the runs behind the result of ``name``, below ``<outputs>/runs``."""
+        found = self.result(name)
+        where = f"{self.outputs / name / 'experiment.json'}: folder"
+        return [folder_name(run.folder, where) for run in found.runs] if found else []
 
 
-def _claims(path: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+def _shown_data(record: Record) -> Dataset | None:
+    """What a run was trained on; None if examples of it cannot be shown one by one."""
+    from opposing_signals.data import recorded
+
+    try:
+        dataset = recorded(record.configuration.get("data"), record.folder)
+    except InputError:
+        return None
+    return dataset if dataset.inputs.is_floating_point() else None
 
 
 def _time_left(lines: Sequence[str]) -> float | None:
@@ -219,14 +235,50 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def table(jobs: Sequence[Job], scale: str) -> Table:
+def pack(names: Sequence[str], scale: str, outputs: Path, to: Path, limit: int) -> int:
+    """Copy figure and claims of those experiments that are done, and pack their runs; how many there are.
+
+    Args:
+        names: Of the experiments.
+        scale: ``"smoke"``, ``"cpu"`` or ``"paper"``.
+        outputs: Folder of runs, figures and claims.
+        to: Folder for what is packed.
+        limit: Bytes of a packed record.
+
+    Raises:
+        InputError: A record is missing or damaged, or does not fit.
+    """
+    from opposing_signals import packing
+    from opposing_signals.record import Record
+
+    if to.resolve() == outputs.resolve():
+        raise InputError(f"reproduce: --pack {to} is the folder of the results; expected another one")
+    plan = Plan(outputs, scale)
+    done = [name for name in names if plan.result(name) is not None]
+    for name in done:
+        (to / name).mkdir(parents=True, exist_ok=True)
+        for kept in ("figure.png", "claims.json", "experiment.json"):
+            if (outputs / name / kept).is_file():
+                shutil.copy(outputs / name / kept, to / name / kept)
+    for run in sorted({run for name in done for run in plan.runs(name)}):  # experiments share runs
+        record = Record(outputs / "runs" / run)
+        record.verify()
+        packing.pack(record, to / "runs" / f"{run}{packing.SUFFIX}", _shown_data(record), limit)
+    return len(done)
+
+
+def table(jobs: Sequence[Job], plan: Plan) -> Table:
     """The state of each experiment, the time it took, what is left, and its verdicts."""
     counts = Counter(job.state for job in jobs)
-    shown = Table(title=f"scale={scale}: " + ", ".join(f"{count} {state}" for state, count in counts.items()), box=None)
+    shown = Table(
+        title=f"scale={plan.scale}: " + ", ".join(f"{count} {state}" for state, count in counts.items()), box=None
+    )
     for heading in ("experiment", "state", "time", "left", "verdicts"):
         shown.add_column(heading, no_wrap=heading == "experiment")
     for job in jobs:
-        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(job.verdicts.items(), reverse=True))
+        found = plan.result(job.name)
+        counted = Counter(claim["verdict"] for claim in found.verdicts) if found else Counter()
+        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counted.items(), reverse=True))
         shown.add_row(
             job.name,
             job.state,
@@ -237,7 +289,7 @@ def table(jobs: Sequence[Job], scale: str) -> Table:
     return shown
 
 
-def show(jobs: Sequence[Job], scale: str) -> int:
+def show(jobs: Sequence[Job], scale: str, outputs: Path) -> int:
     """Print the table; 1 if a job failed, else 0."""
-    console(markup=False).print(table(jobs, scale))
+    console(markup=False).print(table(jobs, Plan(outputs, scale)))
     return int(any(job.state == "failed" for job in jobs))

@@ -299,7 +299,7 @@ def test_text_is_drawn_the_same_on_every_machine():
     ("arguments", "message"),
     [
         ({"sentences": 0}, "data.sentences=0: expected at least 1"),
-        ({"period_inside": 1.1}, "data.period_inside=1.1: expected a share"),
+        ({"period_inside": 1.1}, "data.period_inside=1.1: expected a fraction"),
         ({"newline_after_colon": float("nan")}, "data.newline_after_colon=nan"),
         ({"sentences": 1, "block": 500}, "data.block=500: text_demo, seed 0 has .* tokens"),
     ],

@@ -99,7 +99,6 @@ def test_the_first_step_follows_the_changed_loss(branches, kind):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("intervention.kind=cut",), "intervention.kind=cut: expected one of control"),
         (("intervention.spike=9",), "intervention.spike=9: .* spikes with an opposing pair before them"),
         (("optimizer.momentum=0.9",), "momentum=0.9.*: expected full-batch gradient descent without momentum"),
     ],

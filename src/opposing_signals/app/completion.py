@@ -24,8 +24,17 @@ SHARED_JOB = "opposing_signals.training.job.train"
 """The job whose work several processes can share."""
 
 
+def is_reused(config: DictConfig) -> bool:
+    """Whether the run is complete already."""
+    folder = run_folder(config)
+    try:
+        return (folder / "configuration.json").is_file() and Record(folder).is_complete
+    except DamagedError:
+        return False
+
+
 def announce(config: DictConfig, what: str) -> None:
-    """Say what is about to be done: the first line of a command, before anything takes long.
+    """Say what is about to be done: the first line of a command.
 
     Of a damaged run nothing is said here: `recorded` does, with the remedy.
     """

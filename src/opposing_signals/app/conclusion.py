@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import shlex
 import sys
 from collections.abc import Mapping
@@ -15,10 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from opposing_signals.configuration import experiment_folder
 from opposing_signals.errors import InputError
-from opposing_signals.experiments import did_you_mean
 from opposing_signals.files import replacing, write_json
 from opposing_signals.record import Record
 from opposing_signals.terminal import console
+from opposing_signals.values import written
 
 if TYPE_CHECKING:
     from opposing_signals.app.dashboard import Dashboard
@@ -91,9 +90,6 @@ def _claims(config: DictConfig) -> list[Claim]:
 
     found = []
     for identifier, claim in config.claims.items():
-        if unknown := sorted({*map(str, claim)} - {*CLAIM, "seeds"}):
-            near = did_you_mean(unknown[0], CLAIM)
-            raise InputError(f"claims.{identifier}.{unknown[0]}: no such field; {near}there are {', '.join(CLAIM)}")
         if missing := [field for field in CLAIM if field not in claim]:
             raise InputError(f"claims.{identifier}: no {missing[0]}; expected {', '.join(CLAIM)}")
         threshold = claim.threshold if isinstance(claim.threshold, str) else dict(claim.threshold)
@@ -121,20 +117,12 @@ def _description(config: DictConfig, records: dict[str, Record]) -> dict[str, An
 
 def check_conclusion(config: DictConfig) -> None:
     """Refuse before the training what could not be drawn or checked after it."""
-    if not isinstance(config.conclude, bool):
-        raise InputError(f"conclude={config.conclude}: expected true or false")
-    if not config.conclude:
-        return
-    from opposing_signals.signals import find_pairs
     from opposing_signals.studies.probes.paths import check_probe
 
+    if not OmegaConf.is_dict(config.get("figure")) or "_target_" not in config.figure:
+        raise InputError(f"figure={written(config.get('figure'))}: expected a function, as its _target_")
     for claim in _claims(config):
         claim.bound(config.scale.name)
-    known = [
-        name for name, field in inspect.signature(find_pairs).parameters.items() if field.kind == field.KEYWORD_ONLY
-    ]
-    if unknown := [str(name) for name in config.signals if name not in known]:
-        raise InputError(f"signals.{unknown[0]}: no such field; there are {', '.join(known)}")
     probes = OmegaConf.select(config, "instruments.block_probe.probes")
     if OmegaConf.is_list(probes) and "probe" in config.experiment:  # anything else the instrument refuses
         check_probe(config.experiment.probe, probes, config.run.name)

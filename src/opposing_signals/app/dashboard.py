@@ -64,12 +64,15 @@ class Dashboard:
         choice = str(given._target_).rpartition(".")[2].removesuffix("Logger").lower()
         settings = {"config": self._settings} if choice == "wandb" else {}
         try:
-            return instantiate(given, _partial_=True)(name=self.name, **settings)
+            logger = instantiate(given, _partial_=True)(name=self.name, **settings)
         except ModuleNotFoundError as error:
             said = str(error).splitlines()[0]
             raise InputError(f"logger={choice}: {said}; pip install {choice}, or choose logger=csv") from None
         except (InstantiationException, TypeError) as error:
             raise InputError(f"logger={choice}: {one_line(error)}; --cfg job prints its settings") from None
+        if choice == "wandb":
+            logger._wandb_init.pop("anonymous")  # Lightning hands on what wandb has given up, and warns of
+        return logger
 
     @property
     def name(self) -> str:

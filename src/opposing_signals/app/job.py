@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from logging import getLogger
 from typing import Any
 
@@ -10,7 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from opposing_signals.app.completion import announce, recorded
+from opposing_signals import schema
+from opposing_signals.app.completion import announce, is_reused, recorded
 from opposing_signals.app.conclusion import check_conclusion, conclude
 from opposing_signals.app.dashboard import Dashboard, dashboard
 from opposing_signals.app.sweep import UNFINISHED, SweepNote, is_concluded_as_a_whole, write_note
@@ -19,7 +20,7 @@ from opposing_signals.choices import check_settings
 from opposing_signals.configuration import experiment_folder, run_folder
 from opposing_signals.errors import InputError, TrainingStoppedError, one_line, printable
 from opposing_signals.interruption import Interrupted, ended_by_signals, leave_worker
-from opposing_signals.processes import count, is_first
+from opposing_signals.processes import count, is_first, is_one_of_several, joined
 from opposing_signals.record import Record
 
 log = getLogger(__name__)
@@ -27,7 +28,11 @@ log = getLogger(__name__)
 
 def job(config: DictConfig) -> None:
     """One run, in this process or in one that a launcher has started."""
-    with ended_by_signals() if count() == 1 else nullcontext():  # torchrun ends its processes in its own way
+    with ExitStack() as held:
+        if is_one_of_several() and count() == 1:  # tasks of a job that a launcher has given to Slurm
+            held.enter_context(joined())
+        if count() == 1:  # torchrun ends its processes in its own way
+            held.enter_context(ended_by_signals())
         try:
             _run_job(config)
         except Interrupted as told:
@@ -75,12 +80,17 @@ def _run_job(config: DictConfig) -> None:
 
 
 def _check(config: DictConfig, what: str) -> None:
-    """Refuse what can be told from the configuration alone, and say what is about to be done."""
+    """Check the configuration before anything takes long, and say what is about to be done."""
     sources = [f"{source.schema}://{source.path}" for source in HydraConfig.get().runtime.config_sources]
     searched = [folder for source in sources if (folder := searched_folder(source)) and folder.is_dir()]
+    schema.check(config)
     check_settings(config.settings, searched)
+    experiment_folder(config)  # refuses a name that leads elsewhere
+    if not is_reused(config):
+        schema.check_training(config)
     announce(config, what)
-    check_conclusion(config)
+    if config.conclude:
+        check_conclusion(config)
 
 
 def _conclude_alone(config: DictConfig, record: Record, mirror: Dashboard | None, own: str = "") -> None:

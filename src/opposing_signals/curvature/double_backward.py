@@ -10,7 +10,7 @@ from torch import Tensor
 
 from opposing_signals.curvature.chunks import Batch
 from opposing_signals.curvature.refusals import check_graph, check_losses, refusing_missing_derivatives
-from opposing_signals.processes import summed
+from opposing_signals.processes import summed, summed_together
 
 if TYPE_CHECKING:
     from opposing_signals.curvature.risk import EmpiricalRisk
@@ -74,7 +74,8 @@ def curvature_pass(risk: EmpiricalRisk, vectors: Tensor, batch: Batch) -> tuple[
             del seen  # its gradient is as large as θ
     used = risk.used_by_any([piece is not None for piece in gradients])
     dense = [torch.zeros_like(p) if g is None else g for p, g in zip(risk.parameters, gradients, strict=True)]
-    gradients = [summed(piece) if is_used else None for piece, is_used in zip(dense, used, strict=True)]
+    summed_together([piece for piece, is_used in zip(dense, used, strict=True) if is_used])
+    gradients = [piece if is_used else None for piece, is_used in zip(dense, used, strict=True)]
     result = CurvaturePass(
         risk.assembled(losses, batch),
         risk.assembled(outputs, batch),

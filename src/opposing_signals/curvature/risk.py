@@ -22,7 +22,8 @@ from opposing_signals.curvature.refusals import check_layers, check_losses, refu
 from opposing_signals.curvature.second_order import TwiceDifferentiable
 from opposing_signals.curvature.untouched import ModelState
 from opposing_signals.errors import InputError
-from opposing_signals.processes import count, summed
+from opposing_signals.processes import count, summed, summed_together
+from opposing_signals.values import Count
 
 Precision = Literal["float32", "tf32", "float64", "bfloat16", "unchanged"]
 Result = TypeVar("Result")
@@ -68,7 +69,7 @@ class EmpiricalRisk(Chunks):
         inputs: Tensor,
         targets: Tensor,
         *,
-        chunk: int,
+        chunk: Count,
         precision: Precision = "float32",
         channels_last: bool = True,
         compile_training: bool = False,
@@ -155,8 +156,10 @@ class EmpiricalRisk(Chunks):
             losses.append(sample_losses.detach())
             outputs.append(self.kept(output))
         used = self.used_by_any([parameter.grad is not None for parameter in self.parameters])
-        for parameter in itertools.compress(self.parameters, used):
-            parameter.grad = summed(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+        together = list(itertools.compress(self.parameters, used))
+        for parameter in together:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        summed_together([parameter.grad for parameter in together if parameter.grad is not None])
         self._agree_on_buffers()
         return ForwardPass(self.assembled(losses, batch), self.assembled(outputs, batch))
 
@@ -169,9 +172,7 @@ class EmpiricalRisk(Chunks):
     def _agree_on_buffers(self) -> None:
         """Of several processes each has moved batch norm's running statistics by its own chunks: take the mean."""
         if count() > 1:
-            for buffer in self.model.buffers():
-                if buffer.is_floating_point():
-                    summed(buffer.div_(count()))
+            summed_together([buffer.div_(count()) for buffer in self.model.buffers() if buffer.is_floating_point()])
 
     def backward_with_products(self, vectors: Tensor, batch: Batch = WHOLE) -> CurvaturePass:
         """`backward`, and ∇²L v_j of the same batch from the same graph.

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from opposing_signals.errors import InputError
+from opposing_signals.values import Natural
 
 
 class CropFlip:
@@ -23,7 +24,7 @@ class CropFlip:
         InputError: The padding is negative.
     """
 
-    def __init__(self, padding: int = 4, seed: int = 0) -> None:
+    def __init__(self, padding: Natural = 4, seed: int = 0) -> None:
         if padding < 0:
             raise InputError(f"augmentation.padding={padding}: expected a number of pixels, at least 0")
         self.padding = padding

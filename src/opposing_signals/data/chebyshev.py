@@ -9,9 +9,10 @@ import torch
 
 from opposing_signals.data.dataset import Dataset
 from opposing_signals.errors import InputError
+from opposing_signals.values import Count
 
 
-def chebyshev(degree: int = 5, points: int = 20) -> Dataset:
+def chebyshev(degree: Count = 5, points: Count = 20) -> Dataset:
     """The values of the Chebyshev polynomial T_k at evenly spaced x in [-1, 1], both ends included.
 
     The paper takes the task from Cohen et al. (2021) and leaves degree and number of points open; the code of that

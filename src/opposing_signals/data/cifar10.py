@@ -25,6 +25,7 @@ from opposing_signals.data.dataset import Dataset
 from opposing_signals.data.images import Examples, image_dataset
 from opposing_signals.errors import InputError
 from opposing_signals.files import cache_folder
+from opposing_signals.values import Count
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 ENVIRONMENT_VARIABLE = "OPPOSING_SIGNALS_DATA"
@@ -40,7 +41,7 @@ _FOLDERS = ("cifar10", "cifar-10-batches-py")
 _log = logging.getLogger(__name__)
 
 
-def cifar10(images: int = _TRAIN_IMAGES, root: str | None = None) -> Dataset:
+def cifar10(images: Count = _TRAIN_IMAGES, root: str | None = None) -> Dataset:
     """CIFAR-10 (Krizhevsky, 2009), or the part of it with the first images of every class.
 
     The files are looked for in ``root``; without it in the folder that the environment variable

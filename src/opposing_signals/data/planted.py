@@ -15,6 +15,7 @@ import numpy as np
 from opposing_signals.data.dataset import Dataset
 from opposing_signals.data.images import Examples, image_dataset
 from opposing_signals.errors import InputError
+from opposing_signals.values import Count, Fraction, Seed
 
 CLASS_NAMES = ("plane", "bird", "car", "truck", "frog", "cat")
 FEATURES = ("sky", "wheels", "texture")
@@ -23,14 +24,14 @@ _SIDE = 32
 
 
 def planted(
-    images: int = 1000,
-    seed: int = 0,
-    sky_in_plane: float = 0.6,
-    sky_in_bird: float = 0.15,
-    wheels_in_car: float = 0.5,
-    wheels_in_truck: float = 0.4,
-    texture_in_frog: float = 0.6,
-    texture_in_cat: float = 0.15,
+    images: Count = 1000,
+    seed: Seed = 0,
+    sky_in_plane: Fraction = 0.6,
+    sky_in_bird: Fraction = 0.15,
+    wheels_in_car: Fraction = 0.5,
+    wheels_in_truck: Fraction = 0.4,
+    texture_in_frog: Fraction = 0.6,
+    texture_in_cat: Fraction = 0.15,
 ) -> Dataset:
     """Six classes of 32 x 32 colour images with three planted pairs of opposing groups.
 

@@ -6,10 +6,9 @@ plain values. Nothing in it is instantiated or resolved.
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from opposing_signals.data.chebyshev import chebyshev
 from opposing_signals.data.cifar10 import cifar10
@@ -19,6 +18,7 @@ from opposing_signals.data.text import openwebtext, text_demo
 from opposing_signals.data.text_stream import text_stream
 from opposing_signals.data.tracked import tracked
 from opposing_signals.errors import READ_NAMED_DATA, InputError
+from opposing_signals.values import fits, in_words, written
 
 PACKAGE = "opposing_signals.data"
 FUNCTIONS: Mapping[str, Callable[..., Dataset]] = {
@@ -57,12 +57,12 @@ def recorded(described: Any, folder: Path, root: str | None = None, named_data: 
         )
     function = FUNCTIONS[described["_target_"]]
     given = {name: value for name, value in described.items() if name not in ("_target_", "root", "folder")}
-    accepted = {name: hint for name, hint in get_type_hints(function).items() if name != "return"}
+    accepted = {name: hint for name, hint in get_type_hints(function, include_extras=True).items() if name != "return"}
     for name, value in given.items():
         if name not in accepted:
             raise InputError(f"{folder}: data.{name}: {function.__name__} has no such argument")
-        if not _is_plain(value, accepted[name]):
-            raise InputError(f"{folder}: data.{name}={value!r}: expected {_in_words(accepted[name])}")
+        if not fits(value, accepted[name]):
+            raise InputError(f"{folder}: data.{name}={written(value)}: expected {in_words(accepted[name])}")
     if not named_data and (function is text_stream or any(given.get(name) is not None for name in _NAMES_A_FILE)):
         named = ", ".join(f"data.{name}={given[name]}" for name in _NAMES_A_FILE if given.get(name) is not None)
         raise InputError(
@@ -74,22 +74,3 @@ def recorded(described: Any, folder: Path, root: str | None = None, named_data: 
     if "folder" in accepted:
         given["folder"] = folder
     return function(**given)
-
-
-def _is_plain(value: Any, hint: Any) -> bool:
-    """Whether ``value``, from JSON, is of the type that ``hint`` says."""
-    if get_origin(hint) in (Union, types.UnionType):
-        return any(_is_plain(value, part) for part in get_args(hint))
-    if get_origin(hint) is Literal:
-        return isinstance(value, str) and value in get_args(hint)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is hint
-
-
-def _in_words(hint: Any) -> str:
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(_in_words(part) for part in get_args(hint))
-    if get_origin(hint) is Literal:
-        return " or ".join(get_args(hint))
-    return {int: "a whole number", float: "a number", str: "a text", type(None): "null"}.get(hint, str(hint))

@@ -20,6 +20,7 @@ from opposing_signals.data.dataset import Dataset
 from opposing_signals.data.tokenizers import Tokenizer, characters, find_file, gpt2, places
 from opposing_signals.errors import InputError
 from opposing_signals.files import cache_folder
+from opposing_signals.values import Count, Fraction, Seed
 
 _SAMPLE = "openwebtext_sample.txt"
 _PIECE = 1 << 22  # bytes that are decoded and tokenized at a time
@@ -27,9 +28,9 @@ _PIECE = 1 << 22  # bytes that are decoded and tokenized at a time
 
 def openwebtext(
     tokenizer: Literal["gpt2", "characters"] = "gpt2",
-    vocabulary: int | None = None,
-    block: int = 1024,
-    sequences: int | None = None,
+    vocabulary: Count | None = None,
+    block: Count = 1024,
+    sequences: Count | None = None,
     path: str | None = None,
     root: str | None = None,
 ) -> Dataset:
@@ -41,9 +42,9 @@ def openwebtext(
 
     Args:
         tokenizer: ``"gpt2"`` (see `tokenizers.gpt2`) or ``"characters"``, which needs no file.
-        vocabulary: V of ``"gpt2"``: its first so many tokens; None for all 50,257.
+        vocabulary: V: only the first V tokens of ``"gpt2"``; None for all 50,257.
         block: T, tokens in a sequence.
-        sequences: N, the first so many; None for all.
+        sequences: N: only the first N sequences; None for all.
         path: A UTF-8 text file; None for ``openwebtext_sample.txt``, which is looked for in ``root``, in the folder
             that ``OPPOSING_SIGNALS_DATA`` names and in the user's cache, or in their sub-folders ``text``.
         root: Folder of the sample and of GPT-2's ``encoder.json``.
@@ -69,11 +70,11 @@ def openwebtext(
 
 
 def text_demo(
-    sentences: int = 4000,
-    block: int = 64,
-    period_inside: float = 0.7,
-    newline_after_colon: float = 0.5,
-    seed: int = 0,
+    sentences: Count = 4000,
+    block: Count = 64,
+    period_inside: Fraction = 0.7,
+    newline_after_colon: Fraction = 0.5,
+    seed: Seed = 0,
 ) -> Dataset:
     """Drawn English sentences with the paper's two pairs of opposing tokens, one token a character.
 
@@ -91,13 +92,13 @@ def text_demo(
         ``inputs`` and ``targets`` ``[N, T]`` int64, the second one character ahead; no test set.
 
     Raises:
-        InputError: No sentences, a share outside [0, 1], or a text shorter than one sequence.
+        InputError: No sentences, a fraction outside [0, 1], or a text shorter than one sequence.
     """
     if sentences < 1:
         raise InputError(f"data.sentences={sentences}: expected at least 1")
-    for field, share in (("period_inside", period_inside), ("newline_after_colon", newline_after_colon)):
-        if not 0 <= share <= 1:
-            raise InputError(f"data.{field}={share}: expected a share between 0 and 1")
+    for field, fraction in (("period_inside", period_inside), ("newline_after_colon", newline_after_colon)):
+        if not 0 <= fraction <= 1:
+            raise InputError(f"data.{field}={fraction}: expected a fraction between 0 and 1")
     text = _drawn_text(np.random.default_rng(seed), sentences, period_inside, newline_after_colon)
     tokenizer = characters([text])
     name = f"text_demo, seed {seed}"

@@ -14,16 +14,17 @@ from opposing_signals.data.text import openwebtext
 from opposing_signals.data.tokenizers import END_OF_TEXT
 from opposing_signals.errors import InputError
 from opposing_signals.files import cache_folder
+from opposing_signals.values import Count
 
 
 def text_stream(
     hub: str = "Skylion007/openwebtext",
-    documents: int = 100_000,
+    documents: Count = 100_000,
     column: str = "text",
     tokenizer: Literal["gpt2", "characters"] = "gpt2",
-    vocabulary: int | None = None,
-    block: int = 1024,
-    sequences: int | None = None,
+    vocabulary: Count | None = None,
+    block: Count = 1024,
+    sequences: Count | None = None,
     root: str | None = None,
 ) -> Dataset:
     """The first documents of a data set on the Hugging Face hub, streamed once into a text file in the user's cache.

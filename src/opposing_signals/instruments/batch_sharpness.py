@@ -12,6 +12,7 @@ from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.record import Record
 from opposing_signals.record.quantities import BATCH_SHARPNESS, BATCH_SHARPNESS_ERROR
 from opposing_signals.training.module import TrainingModule
+from opposing_signals.values import Count, Seed
 
 
 class BatchSharpness(Instrument):
@@ -37,10 +38,10 @@ class BatchSharpness(Instrument):
         self,
         risk: EmpiricalRisk,
         record: Record,
-        every: int = 10,
-        consecutive: int = 1,
-        batches: int = 16,
-        seed: int = 0,
+        every: Count = 10,
+        consecutive: Count = 1,
+        batches: Count = 16,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(risk, record, every, consecutive)
         if batches < 2:

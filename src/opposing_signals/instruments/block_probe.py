@@ -18,6 +18,7 @@ from opposing_signals.processes import is_first
 from opposing_signals.record import Record
 from opposing_signals.record.quantities import MEAN_FEATURE_NORM, PROBE_FEATURE_NORM, PROBE_IMAGE, PROBE_LOGITS
 from opposing_signals.training.module import TrainingModule
+from opposing_signals.values import Count
 
 
 class BlockProbe(Instrument):
@@ -56,8 +57,8 @@ class BlockProbe(Instrument):
         risk: EmpiricalRisk,
         record: Record,
         probes: Sequence[str] = ("sky", "red", "green", "white", "black", "grass"),
-        every: int = 1,
-        consecutive: int = 1,
+        every: Count = 1,
+        consecutive: Count = 1,
     ) -> None:
         super().__init__(risk, record, every, consecutive)
         if not probes or isinstance(probes, str) or not isinstance(probes, Sequence):

@@ -9,6 +9,7 @@ from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.record import Record
 from opposing_signals.record.quantities import GRADIENT_SKETCH
 from opposing_signals.training.module import TrainingModule
+from opposing_signals.values import Count
 
 
 class GradientSketch(Instrument):
@@ -29,7 +30,7 @@ class GradientSketch(Instrument):
     """
 
     def __init__(
-        self, risk: EmpiricalRisk, record: Record, every: int = 10, consecutive: int = 1, dimensions: int = 64
+        self, risk: EmpiricalRisk, record: Record, every: Count = 10, consecutive: Count = 1, dimensions: Count = 64
     ) -> None:
         super().__init__(risk, record, every, consecutive)
         if dimensions < 1:

@@ -14,6 +14,7 @@ from opposing_signals.data import Dataset
 from opposing_signals.errors import InputError
 from opposing_signals.record import Record
 from opposing_signals.training.module import TrainingModule
+from opposing_signals.values import Count
 
 Products = Callable[[torch.Tensor], torch.Tensor]
 Rule = TypeVar("Rule", bound=torch.optim.Optimizer)
@@ -42,7 +43,7 @@ class Instrument(Callback):
 
     reference: Record | None = None
 
-    def __init__(self, risk: EmpiricalRisk, record: Record, every: int = 1, consecutive: int = 1) -> None:
+    def __init__(self, risk: EmpiricalRisk, record: Record, every: Count = 1, consecutive: Count = 1) -> None:
         name = type(self).__name__
         if every < 1:
             raise InputError(f"{name}: every={every}: expected at least 1")

@@ -11,6 +11,7 @@ from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.record import Record
 from opposing_signals.record.quantities import JACOBIAN_NORM, JACOBIAN_NORM_MAX, LAYER_ALIGNMENT, LAYER_NORMS
 from opposing_signals.training.module import TrainingModule
+from opposing_signals.values import Count, Seed
 
 
 class Jacobian(Instrument):
@@ -36,10 +37,10 @@ class Jacobian(Instrument):
         self,
         risk: EmpiricalRisk,
         record: Record,
-        every: int = 10,
-        consecutive: int = 1,
-        points: int = 64,
-        seed: int = 0,
+        every: Count = 10,
+        consecutive: Count = 1,
+        points: Count = 64,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(risk, record, every, consecutive)
         if not 1 <= points <= len(risk):

@@ -16,6 +16,7 @@ from opposing_signals.record.quantities import (
     PRECONDITIONED_SHARPNESS_RESIDUAL,
 )
 from opposing_signals.training.module import TrainingModule
+from opposing_signals.values import Count, NotNegative
 
 
 class PreconditionedSharpness(Instrument):
@@ -39,10 +40,10 @@ class PreconditionedSharpness(Instrument):
         self,
         risk: EmpiricalRisk,
         record: Record,
-        every: int = 1,
-        consecutive: int = 1,
-        tolerance: float = 0.03,
-        max_products: int = 40,
+        every: Count = 1,
+        consecutive: Count = 1,
+        tolerance: NotNegative = 0.03,
+        max_products: Count = 40,
     ) -> None:
         super().__init__(risk, record, every, consecutive)
         self.tracker = EigenTracker(1, "largest", tolerance, max_products)

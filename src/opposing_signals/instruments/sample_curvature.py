@@ -21,6 +21,7 @@ from opposing_signals.record.quantities import (
     SAMPLE_SLOPE,
 )
 from opposing_signals.training.module import TrainingModule
+from opposing_signals.values import Count
 
 
 class SampleCurvature(Instrument):
@@ -43,7 +44,7 @@ class SampleCurvature(Instrument):
     """
 
     def __init__(
-        self, risk: EmpiricalRisk, record: Record, every: int = 1, consecutive: int = 1, expansion: bool = False
+        self, risk: EmpiricalRisk, record: Record, every: Count = 1, consecutive: Count = 1, expansion: bool = False
     ) -> None:
         super().__init__(risk, record, every, consecutive)
         self.expansion = expansion

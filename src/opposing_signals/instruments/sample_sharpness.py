@@ -15,6 +15,7 @@ from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.record import Record
 from opposing_signals.record.quantities import SAMPLE_SHARPNESS, SAMPLE_SHARPNESS_POINTS, SAMPLE_SHARPNESS_RESIDUAL
 from opposing_signals.training.module import TrainingModule
+from opposing_signals.values import Count, NotNegative, Seed
 
 
 class SampleSharpness(Instrument):
@@ -43,12 +44,12 @@ class SampleSharpness(Instrument):
         self,
         risk: EmpiricalRisk,
         record: Record,
-        every: int = 1,
-        consecutive: int = 1,
-        count: int = 20,
-        tolerance: float = 0.03,
-        max_products: int = 20,
-        seed: int = 0,
+        every: Count = 1,
+        consecutive: Count = 1,
+        count: Count = 20,
+        tolerance: NotNegative = 0.03,
+        max_products: Count = 20,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(risk, record, every, consecutive)
         if not 1 <= count <= len(risk):

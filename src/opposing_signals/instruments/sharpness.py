@@ -26,6 +26,7 @@ from opposing_signals.record.quantities import (
     SHARPNESS_RESIDUAL,
 )
 from opposing_signals.training.module import TrainingModule
+from opposing_signals.values import Count, NotNegative
 
 STEPS_BETWEEN_LOOKS = 24
 """After so many steps, or at the next measurement, the tracker looks for what it does not follow."""
@@ -92,13 +93,13 @@ class Sharpness(Instrument):
         self,
         risk: EmpiricalRisk,
         record: Record,
-        every: int = 1,
-        consecutive: int = 1,
-        tolerance: float = 0.05,
-        max_products: int = 40,
-        k: int = 1,
+        every: Count = 1,
+        consecutive: Count = 1,
+        tolerance: NotNegative = 0.05,
+        max_products: Count = 40,
+        k: Count = 1,
         which: Which = "largest",
-        examples: int | None = None,
+        examples: Count | None = None,
     ) -> None:
         super().__init__(risk, record, every, consecutive)
         if examples is not None and not 1 <= examples <= len(risk):

@@ -8,6 +8,7 @@ from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.record import Record
 from opposing_signals.record.quantities import DENSITY_NODES, DENSITY_WEIGHTS
 from opposing_signals.training.module import TrainingModule
+from opposing_signals.values import Count, Seed
 
 
 class SpectralDensity(Instrument):
@@ -30,11 +31,11 @@ class SpectralDensity(Instrument):
         self,
         risk: EmpiricalRisk,
         record: Record,
-        every: int = 100,
-        consecutive: int = 1,
-        probes: int = 1,
-        steps: int = 80,
-        seed: int = 0,
+        every: Count = 100,
+        consecutive: Count = 1,
+        probes: Count = 1,
+        steps: Count = 80,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(risk, record, every, consecutive)
         self.probes = probes

@@ -26,6 +26,7 @@ from opposing_signals.record.quantities import (
 )
 from opposing_signals.signals.streaming import LossChangeStream
 from opposing_signals.training.module import TrainingModule
+from opposing_signals.values import Count, Natural
 
 
 class TokenLosses(Instrument):
@@ -64,12 +65,12 @@ class TokenLosses(Instrument):
         self,
         risk: EmpiricalRisk,
         record: Record,
-        every: int = 1,
-        consecutive: int = 1,
-        sequences: int | None = 64,
-        with_pattern: int = 24,
-        keep: int | None = None,
-        sample: int = 10_000,
+        every: Count = 1,
+        consecutive: Count = 1,
+        sequences: Count | None = 64,
+        with_pattern: Natural = 24,
+        keep: Count | None = None,
+        sample: Natural = 10_000,
     ) -> None:
         super().__init__(risk, record, every, consecutive)
         for field, value in (("sequences", sequences), ("keep", keep)):

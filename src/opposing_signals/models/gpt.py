@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from opposing_signals.errors import InputError
+from opposing_signals.values import Count
 
 
 class Block(nn.Module):
@@ -15,7 +16,7 @@ class Block(nn.Module):
         heads: Of the causal attention; they share the width.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: Count, heads: Count) -> None:
         super().__init__()
         self.heads = heads
         self.norm1 = nn.LayerNorm(width, bias=False)
@@ -53,7 +54,7 @@ class GPT(nn.Module):
         InputError: The heads do not share the width evenly.
     """
 
-    def __init__(self, block: int, vocabulary: int, width: int, depth: int, heads: int) -> None:
+    def __init__(self, block: int, vocabulary: int, width: Count, depth: Count, heads: Count) -> None:
         super().__init__()
         if width % heads:
             raise InputError(f"model.heads={heads}: expected a divisor of model.width={width}")
@@ -82,10 +83,10 @@ class GPT(nn.Module):
 def gpt(
     input_shape: tuple[int, ...],
     outputs: int,
-    width: int = 384,
-    depth: int = 6,
-    heads: int = 6,
-    vocabulary: int | None = None,
+    width: Count = 384,
+    depth: Count = 6,
+    heads: Count = 6,
+    vocabulary: Count | None = None,
 ) -> GPT:
     """GPT-2 on contexts of ``input_shape = (T,)`` tokens (see `GPT`).
 

@@ -6,11 +6,13 @@ from typing import Literal
 
 from torch import nn
 
+from opposing_signals.values import Count
+
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
 
 
 def mlp(
-    input_shape: tuple[int, ...], outputs: int, hidden: tuple[int, ...], activation: Literal["relu", "tanh", "gelu"]
+    input_shape: tuple[int, ...], outputs: int, hidden: tuple[Count, ...], activation: Literal["relu", "tanh", "gelu"]
 ) -> nn.Sequential:
     """A fully connected network on flattened inputs ``[n, *input_shape]``, with torch's default initialization.
 

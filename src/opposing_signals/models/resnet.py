@@ -5,6 +5,7 @@ import torchvision
 from torch import Tensor, nn
 
 from opposing_signals.errors import InputError
+from opposing_signals.values import Count
 
 BasicBlock = torchvision.models.resnet.BasicBlock
 
@@ -27,7 +28,7 @@ class ResNet(nn.Module):
     """
 
     def __init__(
-        self, channels: int, outputs: int, width: int, blocks: tuple[int, ...] = (2, 2, 2, 2), projection: bool = True
+        self, channels: int, outputs: int, width: Count, blocks: tuple[int, ...] = (2, 2, 2, 2), projection: bool = True
     ) -> None:
         super().__init__()
         self.stem = nn.Sequential(
@@ -70,12 +71,12 @@ def _projection(inplanes: int, planes: int, stride: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(inplanes, planes, 1, stride, bias=False), nn.BatchNorm2d(planes))
 
 
-def resnet18(input_shape: tuple[int, ...], outputs: int, width: int = 64) -> ResNet:
+def resnet18(input_shape: tuple[int, ...], outputs: int, width: Count = 64) -> ResNet:
     """ResNet-18 (see `ResNet`)."""
     return ResNet(input_shape[0], outputs, width)
 
 
-def cifar_resnet(input_shape: tuple[int, ...], outputs: int, depth: int, width: int = 16) -> ResNet:
+def cifar_resnet(input_shape: tuple[int, ...], outputs: int, depth: Count, width: Count = 16) -> ResNet:
     """The networks of He et al. 2016, section 4.2: three stages, with the shortcuts of option A, as they have there.
 
     Raises:

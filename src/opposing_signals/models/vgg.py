@@ -3,10 +3,12 @@
 import torchvision
 from torch import nn
 
+from opposing_signals.values import Count
+
 STAGES = torchvision.models.vgg.cfgs["A"]  # 8 convolutions, 5 max-pools
 
 
-def vgg11(input_shape: tuple[int, ...], outputs: int, width: int = 64, batch_norm: bool = True) -> nn.Sequential:
+def vgg11(input_shape: tuple[int, ...], outputs: int, width: Count = 64, batch_norm: bool = True) -> nn.Sequential:
     """VGG-11 with three linear layers (Simonyan and Zisserman 2014, configuration A), without dropout.
 
     Five max-pools leave a 32x32 image one pixel, so the first linear layer sees 8 x width features. Dropout is

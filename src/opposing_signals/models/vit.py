@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from opposing_signals.errors import InputError
+from opposing_signals.values import Count
 
 
 class Block(nn.Module):
@@ -15,7 +16,7 @@ class Block(nn.Module):
         heads: Of the attention; they share the width.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: Count, heads: Count) -> None:
         super().__init__()
         self.heads = heads
         self.norm1 = nn.LayerNorm(width)
@@ -53,7 +54,7 @@ class VisionTransformer(nn.Module):
     """
 
     def __init__(
-        self, input_shape: tuple[int, ...], outputs: int, patch: int, width: int, depth: int, heads: int
+        self, input_shape: tuple[int, ...], outputs: int, patch: Count, width: Count, depth: Count, heads: int
     ) -> None:
         super().__init__()
         channels, rows, columns = input_shape
@@ -78,7 +79,7 @@ class VisionTransformer(nn.Module):
 
 
 def vit(
-    input_shape: tuple[int, ...], outputs: int, patch: int = 4, width: int = 192, depth: int = 8, heads: int = 3
+    input_shape: tuple[int, ...], outputs: int, patch: Count = 4, width: Count = 192, depth: Count = 8, heads: Count = 3
 ) -> VisionTransformer:
     """A small Vision Transformer (see `VisionTransformer`)."""
     return VisionTransformer(input_shape, outputs, patch, width, depth, heads)

@@ -10,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from opposing_signals.errors import InputError
 from opposing_signals.optim.groups import called, check_not_negative, check_share, descend, with_gradient
+from opposing_signals.values import Decay, Positive
 
 
 class ClippedSGD(torch.optim.Optimizer):
@@ -31,7 +32,7 @@ class ClippedSGD(torch.optim.Optimizer):
         RuntimeError: In `step`, a gradient is sparse.
     """
 
-    def __init__(self, params: ParamsT, lr: float = 0.1, bound: float = 0.001, momentum: float = 0.0) -> None:
+    def __init__(self, params: ParamsT, lr: Positive = 0.1, bound: Positive = 0.001, momentum: Decay = 0.0) -> None:
         super().__init__(params, {"lr": lr, "bound": bound, "momentum": momentum})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

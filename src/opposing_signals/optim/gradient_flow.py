@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from opposing_signals.errors import InputError
+from opposing_signals.values import Positive
 
 Slope = Callable[[Tensor], Tensor]
 """``[P]`` θ ↦ ``[P]`` −∇L(θ)."""
@@ -67,7 +68,7 @@ class GradientFlow(torch.optim.Optimizer):
         InputError: ``lr`` or ``tolerance`` is not positive; in `step`, no substep is short enough.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, tolerance: float = 0.001) -> None:
+    def __init__(self, params: Iterable[Tensor], lr: Positive, tolerance: Positive = 0.001) -> None:
         for name, value in (("lr", lr), ("tolerance", tolerance)):
             if not value > 0:
                 raise InputError(f"optimizer.{name}={value}: expected a number larger than 0")

@@ -17,7 +17,8 @@ from opposing_signals.curvature.examples import check_independence
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.optim.groups import called, check_not_negative, check_share, descend, with_gradient
-from opposing_signals.processes import summed
+from opposing_signals.processes import summed_together
+from opposing_signals.values import Decay, NotNegative, Positive
 
 _WEIGHTS = {"cpu": 4_000_000, "cuda": 200_000_000}  # copies of weights held at once, in entries
 
@@ -40,7 +41,7 @@ class SAM(torch.optim.Optimizer):
         RuntimeError: In `step`, a gradient is sparse.
     """
 
-    def __init__(self, params: ParamsT, lr: float = 0.1, rho: float = 0.05, momentum: float = 0.0) -> None:
+    def __init__(self, params: ParamsT, lr: Positive = 0.1, rho: NotNegative = 0.05, momentum: Decay = 0.0) -> None:
         super().__init__(params, {"lr": lr, "rho": rho, "momentum": momentum})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -88,7 +89,7 @@ class OneSAM(torch.optim.Optimizer):
         InputError: A number is negative, or the momentum not below 1; in `step`, see `ascended_gradient`.
     """
 
-    def __init__(self, params: ParamsT, lr: float = 0.1, rho: float = 0.05, momentum: float = 0.0) -> None:
+    def __init__(self, params: ParamsT, lr: Positive = 0.1, rho: NotNegative = 0.05, momentum: Decay = 0.0) -> None:
         super().__init__(params, {"lr": lr, "rho": rho, "momentum": momentum})
         self._gradient: Callable[[float], list[Tensor]] | None = None
 
@@ -124,7 +125,7 @@ class OneSAM(torch.optim.Optimizer):
         return loss
 
 
-def ascended_gradient(risk: EmpiricalRisk, batch: Batch, rho: float) -> list[Tensor]:
+def ascended_gradient(risk: EmpiricalRisk, batch: Batch, rho: NotNegative) -> list[Tensor]:
     """(1/n) Σ ∇ℓ_i(θ + ρ ∇ℓ_i/‖∇ℓ_i‖) over the n examples of a batch, in the shapes of ``risk.parameters``.
 
     Where the risk has weights, the mean is weighted, as L is.
@@ -156,7 +157,7 @@ def ascended_gradient(risk: EmpiricalRisk, batch: Batch, rho: float) -> list[Ten
             losses = _losses(risk, ascent, inputs, targets)
             mean = (losses * shares.to(losses)).sum()
             torch._foreach_add_(total, torch.autograd.grad(mean, parameters, materialize_grads=True))
-    return [summed(gradient) for gradient in total]
+    return list(summed_together(total))
 
 
 def _pieces(risk: EmpiricalRisk, batch: Batch, examples: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -9,6 +9,7 @@ import torch
 from torch.optim.optimizer import ParamsT
 
 from opposing_signals.optim.groups import called, check_not_negative, check_share, momentum_buffers, with_gradient
+from opposing_signals.values import Decay, Positive
 
 
 class SignSGD(torch.optim.Optimizer):
@@ -26,7 +27,7 @@ class SignSGD(torch.optim.Optimizer):
         RuntimeError: In `step`, a gradient is sparse.
     """
 
-    def __init__(self, params: ParamsT, lr: float = 0.001, momentum: float = 0.0) -> None:
+    def __init__(self, params: ParamsT, lr: Positive = 0.001, momentum: Decay = 0.0) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

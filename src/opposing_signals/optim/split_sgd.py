@@ -21,6 +21,7 @@ from opposing_signals.optim.groups import (
     with_gradient,
 )
 from opposing_signals.optim.quantile import magnitude_quantile
+from opposing_signals.values import Decay, Fraction, NotNegative, Positive
 
 _GRAIN = 32_768  # entries that torch gives to one thread; with all buffers of the rule they fit a core's cache
 
@@ -67,12 +68,12 @@ class SplitSGD(torch.optim.Optimizer):
         self,
         params: ParamsT,
         *,
-        lr: float,
-        sgd_lr: float,
-        momentum: float = 0.9,
-        dampening: float = 0.9,
-        threshold: float | None = None,
-        quantile: float = 0.1,
+        lr: Positive,
+        sgd_lr: NotNegative,
+        momentum: Decay = 0.9,
+        dampening: Decay = 0.9,
+        threshold: NotNegative | None = None,
+        quantile: Fraction = 0.1,
         foreach: bool = True,
         fused: bool = False,
     ) -> None:

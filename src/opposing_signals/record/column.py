@@ -119,7 +119,7 @@ def sound_rows(rows: np.ndarray) -> int:
 
 
 def what_is_wrong(path: Path, sound: int, rows: int, expected: int) -> str:
-    """The message about a column of which ``sound`` rows are as they were written, and ``expected`` should be."""
+    """The message about a damaged column: its first ``sound`` rows are as written, and it should hold ``expected``."""
     if sound < min(rows, expected):
         return f"{path} is damaged: the checksum of its row {sound} of {rows} is wrong"
     return f"{path} is damaged: it holds {rows} rows, expected {expected}"

@@ -1,7 +1,7 @@
 """Every quantity that a run of this package records: its name, shape, unit, and what writes it.
 
 A quantity is its own name, so it is what `Record` is asked for: ``record[SAMPLE_LOSS]``. N is the number of training
-examples, P that of parameters, C that of outputs, m, k and d are numbers that the instrument's settings give.
+examples, P the number of parameters, C the number of outputs; the instrument's settings give m, k and d.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ class Record:
     def _verify(self, quantity: str, noted: int | None) -> None:
         path = self._path(quantity)
         if quantity not in self:
-            raise DamagedError(f"{path} is missing, of which there were {noted} rows")
+            raise DamagedError(f"{path} is missing: it held {noted} rows")
         rows = mapped(path)
         sound = sound_rows(rows)
         if sound < len(rows):  # or its writer has cut it back in between, and written other rows there
@@ -305,7 +305,7 @@ class Record:
         if counted is not None and step:
             for quantity, rows in counted.items():
                 if rows and quantity not in self:
-                    raise DamagedError(f"{self._path(quantity)} is missing, of which the checkpoint counts {rows} rows")
+                    raise DamagedError(f"{self._path(quantity)} is missing: at the checkpoint it held {rows} rows")
 
     @property
     def rows(self) -> dict[str, int]:

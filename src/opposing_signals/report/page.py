@@ -8,14 +8,18 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 from opposing_signals.errors import InputError
 from opposing_signals.files import replacing, write_text
+from opposing_signals.packing import SUFFIX, unpacked
 from opposing_signals.report.result import VERDICTS, Explorer, Picture, Result
 from opposing_signals.report.sentences import FILE, Shown, paper, shown
 from opposing_signals.templates import templates
+
+log = getLogger(__name__)
 
 PAGE = Path("outputs", "report", "index.html")
 PICTURES = "pictures"
@@ -93,13 +97,24 @@ def find_results(folders: Iterable[Path]) -> list[Result]:
 
 
 def find_records(folders: Iterable[Path]) -> list[Path]:
-    """The folder of every run in ``folders``, by name; one of several copies of a run."""
+    """The folder of every run in ``folders``, by name; one of several copies of a run.
+
+    A packed record is unpacked into the user's cache; one that cannot be is told and left out.
+    """
+    folders = list(folders)
     found = {
         path.parent.resolve(): path.parent
         for given in folders
         for level in range(DEPTH + 1)
         for path in given.glob("*/" * level + "configuration.json")
     }
+    for path in [
+        path for given in folders for level in range(DEPTH + 1) for path in given.glob(f"{'*/' * level}*{SUFFIX}")
+    ]:
+        try:
+            found[path.resolve()] = unpacked(path)
+        except InputError as error:
+            log.warning("%s", error)
     ordered = sorted(found.values(), key=lambda folder: (_natural(folder.resolve().name), folder.as_posix()))
     return list({_identity(folder): folder for folder in reversed(ordered)}.values())[::-1]
 

@@ -31,6 +31,7 @@ import scipy
 
 from opposing_signals.record import Series
 from opposing_signals.signals.steps import between
+from opposing_signals.values import Count, Fraction
 
 SEEDS = 250
 """Points of a window that are compared with each other: so many by size, by size beside their usual one, and by how
@@ -123,7 +124,7 @@ class OpposingPair:
         return len(self.members)
 
 
-def find_pairs(changes: Series, *, level: float = 0.05, smallest_group: int = 4) -> list[OpposingPair]:
+def find_pairs(changes: Series, *, level: Fraction = 0.05, smallest_group: Count = 4) -> list[OpposingPair]:
     """The opposing pairs of a run with all their members, the one of largest amplitude first.
 
     Args:
@@ -235,7 +236,7 @@ class _Search:
     the others.
     """
 
-    def __init__(self, changes: np.ndarray, level: float, smallest: int) -> None:
+    def __init__(self, changes: np.ndarray, level: Fraction, smallest: int) -> None:
         typical = np.array([np.median(np.abs(row)) for row in changes], np.float64)
         scale = np.maximum(typical, 0.01 * typical.max())
         if not typical.any():  # more than half of all points never change

@@ -74,7 +74,7 @@ class Threshold:
             self._holds = lambda value: low <= value <= high
             self._inside = (low + high) / 2
         else:
-            raise InputError(f"threshold {text!r}: expected something like '< -0.8' or 'in [0.8, 2.0]'")
+            raise InputError(f"threshold={text}: expected something like '< -0.8' or 'in [0.8, 2.0]'")
 
     def holds(self, value: float) -> bool:
         """Whether ``value`` meets the threshold."""
@@ -151,11 +151,13 @@ class Claim:
         Raises:
             InputError: There is none, or its text is none.
         """
-        if isinstance(self.threshold, str):
-            return Threshold(self.threshold)
-        if scale not in self.threshold:
-            raise InputError(f"claim {self.id}: no threshold at scale={scale}; there are {', '.join(self.threshold)}")
-        return Threshold(self.threshold[scale])
+        by_scale = {scale: self.threshold} if isinstance(self.threshold, str) else self.threshold
+        if scale not in by_scale:
+            raise InputError(f"claims.{self.id}.threshold: none at scale={scale}; there are {', '.join(by_scale)}")
+        try:
+            return Threshold(by_scale[scale])
+        except InputError as error:
+            raise InputError(f"claims.{self.id}.{error}") from None
 
     def check(self, trajectories: Mapping[str, Trajectory], scale: str, seed: int) -> Verdict:
         """The verdict on these runs.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,15 +14,24 @@ from opposing_signals.signals import OpposingPair, Trajectory, find_pairs, find_
 from opposing_signals.signals.pairs import described_pair
 from opposing_signals.signals.steps import between
 from opposing_signals.training.module import TrainingModule
+from opposing_signals.values import Count, Natural, Seed
 
-KINDS = ("control", "remove_pair", "downweight_pair", "relabel_pair", "remove_random")
+Kind = Literal["control", "remove_pair", "downweight_pair", "relabel_pair", "remove_random"]
 DOWNWEIGHTED = 0.5
 """What a point of the pair counts under ``downweight_pair``."""
 
 _CANDIDATES = 50  # spikes that are looked at, the largest first
 
 
-def branch(module: TrainingModule, reference: Record, intervention: Mapping[str, Any]) -> dict[str, Any]:
+def branch(
+    module: TrainingModule,
+    reference: Record,
+    kind: Kind,
+    spike: Count,
+    lead: Natural,
+    window: Count,
+    draw: Seed = 0,
+) -> dict[str, Any]:
     """Put ``module`` where the reference was before its spike, and change what it trains on.
 
     The pair is that of the steps before the branch that swings most in the last ``window`` of them: the spike has no
@@ -32,24 +40,24 @@ def branch(module: TrainingModule, reference: Record, intervention: Mapping[str,
     Args:
         module: At its initialization.
         reference: A complete run with per-sample losses at every step and snapshots.
-        intervention: ``kind``, one of `KINDS`; ``spike``, 1 for the largest; ``lead``, steps between the branch and
-            the spike at the least; ``window``; and ``draw`` of the random points.
+        kind: What is done.
+        spike: Its rank; 1 is the largest.
+        lead: Steps between the branch and the spike at the least.
+        window: Steps in front of the branch.
+        draw: Seed of the random points.
 
     Returns:
         Where the branch comes from, for its record: ``kind``, ``spike`` (its rank), ``step`` of the reference at which
         it begins, ``spike_step`` at which the reference spikes, and the indices that are ``touched``.
 
     Raises:
-        InputError: The kind is unknown, or the reference has no such spike.
+        InputError: The reference has no such spike.
     """
-    kind = intervention["kind"]
-    if kind not in KINDS:
-        raise InputError(f"intervention.kind={kind}: expected one of {', '.join(KINDS)}")
-    start, spike_step, pair = _point(reference, intervention["spike"], intervention["lead"], intervention["window"])
+    start, spike_step, pair = _point(reference, spike, lead, window)
     touched = np.concatenate(pair.groups) if kind != "control" else np.empty(0, np.int64)
     if kind == "remove_random":
         others = np.setdiff1d(np.arange(len(module.risk)), touched)
-        touched = np.random.default_rng(intervention["draw"]).choice(others, len(touched), replace=False)
+        touched = np.random.default_rng(draw).choice(others, len(touched), replace=False)
     _place(module, np.array(reference[PARAMETERS].at(start)))
     points = torch.from_numpy(np.sort(touched))
     if kind == "relabel_pair":
@@ -60,7 +68,7 @@ def branch(module: TrainingModule, reference: Record, intervention: Mapping[str,
         module.risk.weights = weights
     return {
         "kind": kind,
-        "spike": intervention["spike"],
+        "spike": spike,
         "step": start,
         "spike_step": spike_step,
         "touched": points.tolist(),

@@ -15,7 +15,7 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from opposing_signals.configuration import reference_of, run_folder
 from opposing_signals.curvature.risk import EmpiricalRisk
@@ -34,9 +34,6 @@ from opposing_signals.training.module import StepHooks, TrainingModule
 from opposing_signals.training.progress import Progress
 
 log = getLogger(__name__)
-
-SIZES = ("width", "depth", "heads", "patch", "hidden", "vocabulary")
-"""Fields of our models that count something."""
 
 
 def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
@@ -67,7 +64,7 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
     reference = Record(run_folder(reference_of(config))) if "reference" in config else None
     if reference is not None and config.get("intervention") is not None:
         _check_stateless(config)
-        branched = {"branch": branch(module, reference, config.intervention)}
+        branched = {"branch": branch(module, reference, **config.intervention)}
     module.instruments = instruments = [
         instantiate(instrument, risk=module.risk, record=record) for instrument in config.instruments.values()
     ]
@@ -132,31 +129,11 @@ def training_module(config: DictConfig, dataset: Dataset) -> TrainingModule:
 
 
 def _check(config: DictConfig) -> None:
-    for name, least, bits, may_be_null in (
-        ("steps", 1, 63, False),
-        ("seed", 0, 32, False),  # PyTorch's generators on the CPU take the last 32 bits
-        ("batch", 1, 63, True),
-        ("threads", 1, 31, True),
-    ):
-        given = config[name]
-        if not (given is None and may_be_null) and not (isinstance(given, int) and least <= given < 2**bits):
-            expected = f"expected a whole number, at least {least} and below 2^{bits}"
-            raise InputError(f"{name}={given}: {expected}" + (", or null" if may_be_null else ""))
-    if not isinstance(config.checkpoint_seconds, int | float) or config.checkpoint_seconds < 0:
-        raise InputError(f"checkpoint_seconds={config.checkpoint_seconds}: expected a number of seconds, at least 0")
-    if str(config.model.get("_target_")).startswith("opposing_signals.models."):
-        for name, value in config.model.items():
-            sizes = value if isinstance(value, ListConfig) else [value]
-            if name in SIZES and any(size is not None and not (isinstance(size, int) and size >= 1) for size in sizes):
-                raise InputError(f"model.{name}={value}: expected whole numbers, at least 1")
     if config.get("augmentation") and config.batch is None:
         raise InputError(
             "augmentation with batch=null: expected a batch size; what is measured of full-batch training is the loss "
             "of the images as they are"
         )
-    lr = config.optimizer.get("lr", 1.0)  # a rule of one's own may have none
-    if not isinstance(lr, int | float) or not lr > 0:
-        raise InputError(f"optimizer.lr={lr}: expected a step size larger than 0")
 
 
 def _devices(config: DictConfig) -> dict[str, Any]:

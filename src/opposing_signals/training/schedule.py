@@ -7,6 +7,7 @@ import math
 import torch
 
 from opposing_signals.errors import InputError
+from opposing_signals.values import Count, Fraction, Natural, Positive
 
 STEP_SIZES = ("lr", "sgd_lr")
 """The fields of torch's optimizers, and of SplitSGD, that are step sizes."""
@@ -24,14 +25,14 @@ class WarmUpAndDecay:
         floor: Smallest factor after the warm-up.
 
     Raises:
-        InputError: The decay ends before the warm-up does, or the floor is no share.
+        InputError: The decay ends before the warm-up does, or the floor is no fraction.
     """
 
-    def __init__(self, warm_up: int, decay_until: int, floor: float) -> None:
+    def __init__(self, warm_up: Natural, decay_until: Count, floor: Fraction) -> None:
         if not 0 <= warm_up < decay_until:
             raise InputError(f"warm_up={warm_up}, decay_until={decay_until}: expected 0 <= warm_up < decay_until")
         if not 0 <= floor <= 1:
-            raise InputError(f"floor={floor}: expected a share of the step size, 0 to 1")
+            raise InputError(f"floor={floor}: expected a fraction of the step size, 0 to 1")
         self.warm_up = warm_up
         self.decay_until = decay_until
         self.floor = floor
@@ -61,7 +62,7 @@ class GradientClipping:
         InputError: It is not positive.
     """
 
-    def __init__(self, norm: float) -> None:
+    def __init__(self, norm: Positive) -> None:
         if not norm > 0:
             raise InputError(f"norm={norm}: expected a length larger than 0")
         self.norm = norm

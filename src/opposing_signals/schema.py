@@ -1,0 +1,225 @@
+"""A job's configuration against what its fields are given to: signatures say which fields there are, and of which type.
+
+A choice of any group names a function or class by ``_target_``. The names of its arguments are its fields, their
+annotations what is expected (`opposing_signals.values`). So a constructor of one's own is checked like the package's.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Annotated, Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from opposing_signals.configuration import SCALES, UNDECISIVE
+from opposing_signals.errors import InputError
+from opposing_signals.experiments import did_you_mean
+from opposing_signals.values import Count, Decay, Fraction, NotNegative, Positive, Range, Seed, fits, in_words, written
+
+JOB: Mapping[str, Any] = {
+    "batch": Count | None,
+    "checkpoint_seconds": NotNegative,
+    "conclude": bool,
+    "retrain_damaged": bool,
+    "seed": Seed,
+    "steps": Count,
+    "threads": Annotated[int, Range(1, 1024)] | None,
+}
+"""Fields of a job that are given to no function."""
+NAMES: Mapping[str, Any] = {"name": str}
+GROUPS: Mapping[str, str | Mapping[str, Any]] = {
+    "intervention": "opposing_signals.training.intervention.branch",
+    "risk": "opposing_signals.curvature.risk.EmpiricalRisk",
+    "run": NAMES,
+    "scale": {"name": Literal[SCALES]},
+    "signals": "opposing_signals.signals.find_pairs",
+    "trainer": {
+        "accelerator": Literal["auto", "cpu", "gpu", "cuda"],
+        "devices": Count | None,
+        "num_nodes": Count | None,
+    },
+}
+"""Groups whose choices have no ``_target_`` ↦ what they are given to, or their fields."""
+SEVERAL = ("before_update", "claims", "experiment", "instruments", "run", "scale", "settings", "signals", "trainer")
+"""Fields that hold any number of others, and are never null."""
+OURS: Mapping[str, Collection[str]] = {
+    "augmentation": ("seed",),
+    "instruments": ("risk", "record"),
+    "intervention": ("module", "reference"),
+    "logger": ("name",),
+    "model": ("input_shape", "outputs"),
+    "optimizer": ("params",),
+    "risk": ("model", "loss", "inputs", "targets"),
+    "claims": ("id",),
+    "signals": ("changes",),
+}
+"""Group ↦ arguments that the run itself gives."""
+OF_TORCH: Mapping[str, Mapping[str, Any]] = {
+    "torch.optim.": {
+        "lr": Positive,
+        "betas": tuple[Decay, Decay],
+        "eps": NotNegative,
+        "momentum": Decay,
+        "weight_decay": NotNegative,
+    },
+    "torch.nn.CrossEntropyLoss": {"label_smoothing": Fraction, "reduction": Literal["none"]},
+}
+"""Where torch's annotations say less than a run needs: beginning of a name ↦ argument ↦ what is expected."""
+
+
+def check(config: DictConfig) -> None:
+    """Refuse a field that is not there, or whose value is none that it can have, of those that are no run's.
+
+    Raises:
+        InputError: The message names the field, its value, and what is expected.
+    """
+    for name, value in _fields(config).items():
+        _check_shape(name, value, name)
+        if name in UNDECISIVE:
+            _check_content(name, value, name)
+
+
+def check_training(config: DictConfig) -> None:
+    """The same for the fields that decide a run's numbers, which takes the imports that training takes.
+
+    Raises:
+        InputError: See `check`.
+    """
+    fields = _fields(config)
+    named(fields["job"], "job")
+    reference = fields.pop("reference", None) or {}
+    for name, value in fields.items():
+        if name not in UNDECISIVE:
+            _check_content(name, value, name)
+    if not isinstance(reference, dict):
+        raise InputError(f"reference={written(reference)}: expected fields of the run")
+    for name, value in reference.items():
+        _check_shape(name, value, f"reference.{name}")
+        _check_content(name, value, f"reference.{name}")
+
+
+def _fields(config: DictConfig) -> dict[str, Any]:
+    try:
+        fields = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        said = re.sub(r"^\w+ raised while resolving interpolation: |\s*full_key: .*", "", str(error), flags=re.S)
+        raise InputError(" ".join(said.split())) from None
+    assert isinstance(fields, dict)
+    return {str(name): value for name, value in fields.items()}
+
+
+def _check_shape(name: str, value: Any, where: str) -> None:
+    """Whether ``value`` is of the type that code relies on which reads it."""
+    if name in JOB:
+        _check_value(value, JOB[name], where)
+    if name in SEVERAL and not isinstance(value, dict):
+        raise InputError(f"{where}={written(value)}: expected fields, as in {where}.NAME=VALUE")
+    for member, described in value.items() if name == "instruments" else ():
+        if not isinstance(described, dict) or "_target_" not in described:
+            raise InputError(
+                f"{where}.{member}={written(described)}: expected an instrument, as +instruments@instruments=sharpness "
+                f"adds one; ~{where}.{member} leaves one out"
+            )
+
+
+def _check_content(name: str, value: Any, where: str) -> None:
+    """What the parts of ``value`` are given to, down to the last."""
+    ours = OURS.get(name, ())
+    if name == "claims":
+        for member, claim in value.items():
+            if not isinstance(claim, dict):
+                raise InputError(f"{where}.{member}={written(claim)}: expected the fields of a claim")
+            _check_arguments(claim, _accepted("opposing_signals.studies.claim.Claim", where), f"{where}.{member}", ours)
+        ours = ()
+    if isinstance(value, dict) and value and name in GROUPS:
+        group = GROUPS[name]
+        _check_arguments(value, _accepted(group, where) if isinstance(group, str) else group, where, ours)
+    _check_tree(value, where, ours)
+
+
+def _check_tree(value: Any, where: str, ours: Collection[str] = ()) -> None:
+    """Each ``_target_`` below, and that each number is finite."""
+    if isinstance(value, dict):
+        if "_target_" in value:
+            given = {name: part for name, part in value.items() if not name.startswith("_")}
+            _check_arguments(given, _accepted(value["_target_"], where), where, ours)
+        for name, part in value.items():
+            _check_tree(part, f"{where}.{name}", ours)
+    elif isinstance(value, list):
+        for part in value:
+            _check_tree(part, where, ours)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{where}={value}: expected a finite number")
+
+
+def _check_arguments(
+    given: Mapping[str, Any], accepted: Mapping[str, Any], where: str, ours: Collection[str] = ()
+) -> None:
+    known = [name for name in accepted if name not in ours and name != "**"]
+    for name, value in given.items():
+        if name in ours or (name not in accepted and "**" not in accepted):
+            there_are = f"there are {', '.join(known)}" if known else "there are none"
+            raise InputError(f"{where}.{name}: no such field; {did_you_mean(str(name), known)}{there_are}")
+        if not (isinstance(value, dict) and "_target_" in value):
+            _check_value(value, accepted.get(name, Any), f"{where}.{name}")
+
+
+def _check_value(value: Any, hint: Any, where: str) -> None:
+    if not fits(value, hint):
+        raise InputError(f"{where}={written(value)}: expected {in_words(hint)}")
+
+
+def _accepted(target: Any, where: str) -> dict[str, Any]:
+    """Argument ↦ annotation of what ``target`` names; ``**`` where it takes any.
+
+    Raises:
+        InputError: It names nothing that can be called.
+    """
+    called: Any = named(target, f"{where}._target_")
+    function = called.__init__ if isinstance(called, type) else called
+    namespace = getattr(inspect.unwrap(function), "__globals__", {})
+    try:
+        parameters = inspect.signature(called).parameters.values()
+    except (TypeError, ValueError):  # what is written in C may have none
+        return {"**": Any}
+    accepted = {
+        "**" if parameter.kind is parameter.VAR_KEYWORD else parameter.name: _hint(parameter.annotation, namespace)
+        for parameter in parameters
+    }
+    known = [hints for beginning, hints in OF_TORCH.items() if str(target).startswith(beginning)]
+    return accepted | {name: hint for hints in known for name, hint in hints.items() if name in accepted}
+
+
+def named(target: Any, where: str) -> Callable[..., Any]:
+    """What can be called by the name ``target``, which the field ``where`` gives.
+
+    Raises:
+        InputError: There is none.
+    """
+    from hydra._internal.utils import _locate  # hydra.utils logs what it cannot find
+
+    try:
+        found = _locate(target) if isinstance(target, str) else None
+    except Exception as error:  # of any kind: a module of the user's is run
+        raise InputError(
+            f"{where}={written(target)}: expected a function or class, as package.module.NAME "
+            f"({' '.join(str(error.__cause__ or error).split())})"
+        ) from None
+    if not callable(found):
+        raise InputError(f"{where}={written(target)}: expected a function or class, as package.module.NAME")
+    return found
+
+
+def _hint(annotation: Any, namespace: dict[str, Any]) -> Any:
+    if annotation is inspect.Parameter.empty:
+        return Any
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, namespace)  # the text is that of the function's own source
+    except (NameError, TypeError):  # a name that is there for type checkers alone
+        return Any
