@@ -180,7 +180,7 @@ def _accepted(target: Any, where: str) -> dict[str, Any]:
         InputError: It names nothing that can be called.
     """
     called: Any = named(target, f"{where}._target_")
-    function = called.__init__ if isinstance(called, type) else called
+    function = called.__init__ if isinstance(called, type) else called  # type: ignore[misc]  # it is only read
     namespace = getattr(inspect.unwrap(function), "__globals__", {})
     try:
         parameters = inspect.signature(called).parameters.values()
