@@ -36,7 +36,7 @@ def measured(layer: str) -> dict[str, torch.Tensor]:
         torch.distributed.all_reduce = lambda tensor: (sums.append(tensor.shape), all_reduce(tensor))
         risk.backward()
         torch.distributed.all_reduce = all_reduce
-        assert len(sums) <= 4, "which are used, gradients, buffers and losses: a message each, however many tensors"
+        assert len(sums) <= 5, "which are used, gradients, buffers, losses and outputs: a message each"
     else:
         risk.backward()
     few = risk_of(layer, examples=11, chunk=6)  # two processes, one chunk in a batch of five
