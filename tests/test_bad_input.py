@@ -252,7 +252,7 @@ COMMANDS = {
 OTHERS = {
     "list nothing_has_this_name": "list nothing_has_this_name: ",
     "list a b": "list: unrecognized arguments: b",
-    "sweep": "sweep: the following arguments are required",
+    "sweep": "sweep: one of the arguments experiment --all is required",
     "sweep nope": "experiment 'nope': unknown",
     "sweep fig39 --scale huge": "sweep: argument --scale: invalid choice: 'huge'",
     "report nowhere": "report: no folder nowhere",
