@@ -297,7 +297,7 @@ KINDS = {
 }
 
 
-def table(counts: dict[str, list[int]], rounds: int, seconds: float) -> str:
+def table(counts: dict[str, list[int]], command: str, seconds: float) -> str:
     """Of the rounds, as Markdown."""
     lines = ["| trouble | rounds | held | met the run at work |", "|---|---:|---:|---:|"]
     rows = {**counts, "all": [sum(column) for column in zip(*counts.values(), strict=True)]}
@@ -306,7 +306,7 @@ def table(counts: dict[str, list[int]], rounds: int, seconds: float) -> str:
         [
             "# What happens to a run that is disturbed",
             "",
-            f"`python benchmarks/soak.py --rounds {rounds}`, at commit {commit()}, {seconds / 60:.0f} minutes. A round",
+            f"`{command}`, at commit {commit()}, {seconds / 60:.0f} minutes. A round",
             "holds if every process ends as it should, without a traceback, and the run that is started again has the",
             "bytes of the undisturbed one; of a hostile record, if nothing that it names is run or written. The last",
             "column counts the rounds in which the trouble came while the run was at work, or the damage was told.",
@@ -317,8 +317,8 @@ def table(counts: dict[str, list[int]], rounds: int, seconds: float) -> str:
     )
 
 
-def soak(rounds: int, seed: int, out: Path | None) -> int:
-    """Run them; the number of rounds that did not hold."""
+def soak(rounds: int, minutes: float, seed: int, out: Path | None) -> int:
+    """Run as many ``rounds`` as begin within ``minutes``; the number of those that did not hold."""
     draw, started = random.Random(seed), time.monotonic()
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     with tempfile.TemporaryDirectory() as scratch:
@@ -328,6 +328,8 @@ def soak(rounds: int, seed: int, out: Path | None) -> int:
         while len(order) < rounds:
             order += draw.sample(list(KINDS), len(KINDS))
         for number, kind in enumerate(order[:rounds], 1):
+            if time.monotonic() - started > 60 * minutes:
+                break
             place = Path(scratch) / f"{number}"
             counts[kind][0] += 1
             try:
@@ -339,7 +341,8 @@ def soak(rounds: int, seed: int, out: Path | None) -> int:
             shutil.rmtree(place, ignore_errors=True)
             if number % 10 == 0 or number == rounds:
                 print(f"{number} of {rounds} rounds, {time.monotonic() - started:.0f} s", flush=True)
-    text = table({kind: counts[kind] for kind in KINDS if kind in counts}, rounds, time.monotonic() - started)
+    command = f"python benchmarks/soak.py --rounds {rounds} --minutes {minutes:g} --seed {seed}"
+    text = table({kind: counts[kind] for kind in KINDS if kind in counts}, command, time.monotonic() - started)
     print(text)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -350,8 +353,9 @@ def soak(rounds: int, seed: int, out: Path | None) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--minutes", type=float, default=60.0, help="in which rounds begin (%(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="folder for the table")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    sys.exit(min(soak(given.rounds, given.seed, given.out), 1))
+    sys.exit(min(soak(given.rounds, given.minutes, given.seed, given.out), 1))

@@ -9,8 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from opposing_signals import app
 from opposing_signals.__main__ import main
+from opposing_signals.app.job import begin
 from opposing_signals.arguments import completed
 from opposing_signals.configuration import configuration_folder
 from opposing_signals.errors import InputError
@@ -252,7 +252,7 @@ COMMANDS = {
 OTHERS = {
     "list nothing_has_this_name": "list nothing_has_this_name: ",
     "list a b": "list: unrecognized arguments: b",
-    "sweep": "sweep: the following arguments are required",
+    "sweep": "sweep: one of the arguments experiment --all is required",
     "sweep nope": "experiment 'nope': unknown",
     "sweep fig39 --scale huge": "sweep: argument --scale: invalid choice: 'huge'",
     "report nowhere": "report: no folder nowhere",
@@ -295,7 +295,7 @@ def set_in(base: str, text: str) -> DictConfig:
 
 def refused(config: DictConfig) -> str:
     with pytest.raises(InputError) as error:
-        app._begin(config, [configuration_folder()], "a run")
+        begin(config, [configuration_folder()], "a run")
     message = str(error.value)
     assert "\n" not in message
     assert len(message) < 600

@@ -30,15 +30,6 @@ def measured(layer: str) -> dict[str, torch.Tensor]:
     dropping = risk_of(layer, examples=11, chunk=2)
     dropping.model.append(torch.nn.Dropout(0.5))
     dropped = [dropping.backward(batch).losses for _ in range(2)]
-    sums = []
-    if torch.distributed.is_initialized():
-        all_reduce = torch.distributed.all_reduce
-        torch.distributed.all_reduce = lambda tensor: (sums.append(tensor.shape), all_reduce(tensor))
-        risk.backward()
-        torch.distributed.all_reduce = all_reduce
-        assert len(sums) <= 4, "which are used, gradients, buffers and losses: a message each, however many tensors"
-    else:
-        risk.backward()
     few = risk_of(layer, examples=11, chunk=6)  # two processes, one chunk in a batch of five
     of_few = few.backward(batch[:5])
     products_of_few = few.hessian_products(vectors, batch[:5])
@@ -79,6 +70,12 @@ def worker(rank: int, port: int, layers: tuple[str, ...], folder: str) -> None:
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     try:
         torch.save({layer: measured(layer) for layer in layers}, f"{folder}/{rank}.pt")
+        messages = []
+        with pytest.MonkeyPatch.context() as patched:
+            all_reduce = torch.distributed.all_reduce
+            patched.setattr(torch.distributed, "all_reduce", lambda sent: (messages.append(sent), all_reduce(sent)))
+            risk_of("batch_norm", chunk=2).backward()
+        assert len(messages) == 5, "which are used, gradients, buffers, losses and outputs: one message each"
         with pytest.raises(InputError, match="1 chunks, fewer than the 2 processes; expected at most 5"):
             risk_of("linear", chunk=11).parts()
     finally:

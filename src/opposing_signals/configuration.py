@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from opposing_signals.errors import InputError
+from opposing_signals.values import written
 
 UNDECISIVE = frozenset(
     {
@@ -117,7 +118,7 @@ def folder(given: Any, field: str) -> str:
     """
     if isinstance(given, str | int) and str(given).strip() and str(given).isprintable():
         return str(given)
-    raise InputError(f"{field}={given}: expected the path of a folder, of printable characters")
+    raise InputError(f"{field}={written(given)}: expected the path of a folder, of printable characters")
 
 
 def folder_name(given: Any, field: str) -> str:
@@ -129,7 +130,9 @@ def folder_name(given: Any, field: str) -> str:
     name = str(given)
     if given is not None and name.strip() and name.isprintable() and name[0] != "." and not {"/", "\\"} & {*name}:
         return name
-    raise InputError(f"{field}={given}: expected a name for a folder, without / and \\ and no dot at its beginning")
+    raise InputError(
+        f"{field}={written(given)}: expected a name for a folder, without / and \\ and no dot at its beginning"
+    )
 
 
 def by_scale(*values: Any, _root_: DictConfig) -> Any:

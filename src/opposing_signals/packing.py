@@ -132,8 +132,10 @@ def unpack(path: Path, folder: Path) -> None:
                 record.write_state(str(described["state"]["state"]))
             if parts["example"]:
                 kept = parts["example"]
-                names = kept["class_names"].tolist() if "class_names" in kept else None
-                write_tracked(unfinished, kept["index"], kept.get("image"), kept.get("label"), names)
+                shown, labels, names = (
+                    list(kept[name]) if name in kept else None for name in ("image", "label", "class_names")
+                )
+                write_tracked(unfinished, kept["index"], shown, labels, names)
             (unfinished / "lock").unlink(missing_ok=True)
             unfinished.rename(folder)
     except Exception as error:  # of many kinds: the file may be anything

@@ -70,6 +70,11 @@ OF_TORCH: Mapping[str, Mapping[str, Any]] = {
 }
 """Where torch's annotations say less than a run needs: beginning of a name ↦ argument ↦ what is expected."""
 
+FORWARDED: Mapping[str, str] = {"lightning.pytorch.loggers.WandbLogger": "wandb.init"}
+"""What takes any argument ↦ what it gives them to."""
+_FEW = 12
+"""So many fields a message names."""
+
 
 def check(config: DictConfig) -> None:
     """Refuse a field that is not there, or whose value is none that it can have, of those that are no run's.
@@ -162,7 +167,8 @@ def _check_arguments(
     known = [name for name in accepted if name not in ours and name != "**"]
     for name, value in given.items():
         if name in ours or (name not in accepted and "**" not in accepted):
-            there_are = f"there are {', '.join(known)}" if known else "there are none"
+            listed = ", ".join([*known[:_FEW], *["..."] * (len(known) > _FEW)])
+            there_are = f"there are {listed}" if known else "there are none"
             raise InputError(f"{where}.{name}: no such field; {did_you_mean(str(name), known)}{there_are}")
         if not (isinstance(value, dict) and "_target_" in value):
             _check_value(value, accepted.get(name, Any), f"{where}.{name}")
@@ -180,7 +186,7 @@ def _accepted(target: Any, where: str) -> dict[str, Any]:
         InputError: It names nothing that can be called.
     """
     called: Any = named(target, f"{where}._target_")
-    function = called.__init__ if isinstance(called, type) else called
+    function = called.__init__ if isinstance(called, type) else called  # type: ignore[misc]  # it is only read
     namespace = getattr(inspect.unwrap(function), "__globals__", {})
     try:
         parameters = inspect.signature(called).parameters.values()
@@ -190,6 +196,9 @@ def _accepted(target: Any, where: str) -> dict[str, Any]:
         "**" if parameter.kind is parameter.VAR_KEYWORD else parameter.name: _hint(parameter.annotation, namespace)
         for parameter in parameters
     }
+    if target in FORWARDED:
+        del accepted["**"]
+        accepted = {**_accepted(FORWARDED[target], where), **accepted}
     known = [hints for beginning, hints in OF_TORCH.items() if str(target).startswith(beginning)]
     return accepted | {name: hint for hints in known for name, hint in hints.items() if name in accepted}
 

@@ -109,7 +109,7 @@ def _run(arguments: list[str]) -> int:
 
 def _refusal(error: Exception) -> str:
     """What Hydra says, in one line, without its proposal to add a field that nothing reads."""
-    text = one_line(error)
+    text = re.sub(r"^\w+ raised while resolving interpolation: ", "", one_line(error))
     if several := re.match(r"Ambiguous value for argument '([^']*)'", text):
         field, _, values = several[1].partition("=")
         return f"{several[1]}: several values; add -m to run each of them, or write a list as {field}=[{values}]"

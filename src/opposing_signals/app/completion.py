@@ -25,7 +25,7 @@ SHARED_JOB = "opposing_signals.training.job.train"
 
 
 def is_reused(config: DictConfig) -> bool:
-    """Whether the run is complete already."""
+    """Whether the run of ``config`` is complete."""
     folder = run_folder(config)
     try:
         return (folder / "configuration.json").is_file() and Record(folder).is_complete

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from logging import getLogger
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -49,7 +50,7 @@ def _run_job(config: DictConfig) -> None:
     hydra_config: Any = HydraConfig.get()
     if hydra_config.mode == RunMode.RUN:
         try:
-            _check(config, config.experiment.name)
+            begin(config, _searched(), config.experiment.name)
             with dashboard(config) as mirror:
                 record = recorded(config, mirror)
                 _conclude_alone(config, record, mirror)
@@ -63,7 +64,7 @@ def _run_job(config: DictConfig) -> None:
     note = {"name": name, "job": label, "folder": "", "failure": UNFINISHED}
     write_note(path, note)
     try:
-        _check(config, f"{config.experiment.name}, {name}")
+        begin(config, _searched(), f"{config.experiment.name}, {name}")
         with dashboard(config, own) as mirror:
             record = recorded(config, mirror, wait=True)
             note |= {"folder": str(record.folder.resolve()), "failure": ""}
@@ -79,10 +80,23 @@ def _run_job(config: DictConfig) -> None:
     write_note(path, note)
 
 
-def _check(config: DictConfig, what: str) -> None:
-    """Check the configuration before anything takes long, and say what is about to be done."""
+def _searched() -> list[Path]:
+    """Where the job's choices are."""
     sources = [f"{source.schema}://{source.path}" for source in HydraConfig.get().runtime.config_sources]
-    searched = [folder for source in sources if (folder := searched_folder(source)) and folder.is_dir()]
+    return [folder for source in sources if (folder := searched_folder(source)) and folder.is_dir()]
+
+
+def begin(config: DictConfig, searched: list[Path], what: str) -> None:
+    """Refuse what can be told from the configuration alone, and say what is about to be done.
+
+    Args:
+        config: Of the job.
+        searched: Where its choices are.
+        what: The job's name, for the line that says so.
+
+    Raises:
+        InputError: A field cannot be, or cannot have its value.
+    """
     schema.check(config)
     check_settings(config.settings, searched)
     experiment_folder(config)  # refuses a name that leads elsewhere
