@@ -60,11 +60,20 @@ def register(folders: Sequence[Path] | None = None) -> None:
         return
     from hydra.core.config_store import ConfigStore
 
+    store = ConfigStore.instance()
+    vars(store)["__deepcopy__"] = _store_itself
     for group, members in derived(folders).items():
         package = None if group == INSTRUMENTS else "_global_"
         for name, node in members.items():
-            ConfigStore.instance().store(name, node, group, package, provider="opposing-signals")
+            store.store(name, node, group, package, provider="opposing-signals")
     _registered = searched
+
+
+def _store_itself(_: Any) -> Any:
+    """Instead of a copy: Hydra makes one whenever it composes, of all that is in it, and changes none."""
+    from hydra.core.config_store import ConfigStore
+
+    return ConfigStore.instance()
 
 
 def composed(*overrides: str, with_hydra: bool = False) -> DictConfig:
