@@ -13,7 +13,7 @@ settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
 # The processes that tests start are forked from one that has imported this, once.
-multiprocessing.set_forkserver_preload(["opposing_signals.app", "opposing_signals.training.job"])
+multiprocessing.set_forkserver_preload(["opposing_signals.app.command", "opposing_signals.training.job"])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
