@@ -26,15 +26,16 @@ demo: setup
 	$(BIN)/opposing-signals demo
 
 # Two processes, each of one thread, are faster than one of two; the tests of a module share what they train. A process
-# that dies ends the tests: xdist's `loadfile` can wait for ever behind one that takes its place.
+# that dies ends the tests: xdist's `loadfile` can wait for ever behind one that takes its place. The order is conftest's.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0
+	$(PYTEST)
 
 # What tells most in half a minute: the risk and its derivatives, records, finding, claims, optimizers and models.
 QUICK := tests/signals tests/studies tests/optim tests/models tests/curvature/test_eigen.py tests/training/test_progress.py \
 	tests/record/test_record.py tests/record/test_quantities.py tests/test_rooms.py tests/curvature/test_risk.py tests/curvature/test_second_order.py tests/test_experiments.py
 quick: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0 -m "not slow" $(QUICK)
+	$(PYTEST) -m "not slow" $(QUICK)
 
 # Known vulnerabilities in what is installed.
 audit:

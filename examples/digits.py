@@ -6,6 +6,7 @@ opposing-signals explain outputs/digits
 
 import argparse
 
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
@@ -39,6 +40,12 @@ def per_sample_loss(module: Classifier, batch: list[torch.Tensor]) -> torch.Tens
     return F.cross_entropy(module.layers(x), y, reduction="none")
 
 
+def picture(pixels: torch.Tensor) -> np.ndarray:
+    """``[32, 32]`` of ink on white paper, smooth: the eye reads no digit in 8 x 8 squares."""
+    enlarged = F.interpolate(pixels.view(1, 1, 8, 8), scale_factor=4, mode="bicubic")[0, 0]
+    return (255 * (1 - enlarged.clamp(0, 1))).byte().numpy()
+
+
 def train(folder: str, epochs: int) -> None:
     """Train, and record into ``folder``."""
     torch.manual_seed(0)
@@ -52,7 +59,7 @@ def train(folder: str, epochs: int) -> None:
         consecutive=1,
         budget=None,  # a step of so small a model costs less than looking at it: take every step
         sharpness_every=10,
-        show=lambda example: (255 * example[0].view(8, 8)).byte().numpy(),
+        show=lambda example: picture(example[0]),
         class_names=[f"digit {digit}" for digit in range(10)],
     )
     trainer = Trainer(

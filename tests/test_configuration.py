@@ -1,11 +1,12 @@
 import inspect
 import json
 import re
+from functools import cache
 
 import pytest
 from composing import composed
 from hydra.utils import get_class
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
 from opposing_signals.choices import check_settings, choices, written
@@ -16,12 +17,25 @@ from opposing_signals.studies.claim import Threshold
 from opposing_signals.sweeps import grid
 
 ADAM = "run=resnet56_adam"
+USED_BY = {
+    run: experiment
+    for experiment in experiments()
+    for entry in written("experiment", experiment)["defaults"]
+    for run in ([entry["override /run"]] if isinstance(entry, dict) and "override /run" in entry else [])
+}
+"""Run ↦ an experiment that has chosen it."""
+
+
+@cache
+def at_scale(scale: str, experiment: str, *overrides: str) -> DictConfig:
+    """Composed once, to be read alone."""
+    return composed(experiment, f"scale={scale}", *overrides)
 
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("experiment", sorted(experiments()))
 def test_every_experiment_composes_at_every_scale(experiment, scale):
-    config = composed(experiment, f"scale={scale}")
+    config = at_scale(scale, experiment)
     assert config.experiment.name == experiment
     assert config.scale.name == scale
     assert json.loads(json.dumps(decisive(config))) == decisive(config)
@@ -35,7 +49,8 @@ def test_every_experiment_composes_at_every_scale(experiment, scale):
 @pytest.mark.parametrize("run", choices("run"))
 def test_what_a_run_sets_for_its_choices_is_what_they_have(run, scale):
     """Each setting is asked for, by the choice that it names; `settings.images` is for every data set of images."""
-    config = composed("fig01_group_losses", f"run={run}", f"scale={scale}")
+    chosen = (USED_BY[run],) if run in USED_BY else ("fig01_group_losses", f"run={run}")
+    config = at_scale(scale, *chosen)
     check_settings(config.settings, [configuration_folder()])
     described = written("run", run).get("settings", {})
     for name, fields in described.items():

@@ -6,7 +6,7 @@ import socket
 import pytest
 import torch
 from layers import risk_of
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from opposing_signals.curvature import EigenTracker, curvature_split, gradient_norms, sample_curvature, sample_sharpness
 from opposing_signals.errors import InputError
@@ -87,7 +87,7 @@ def test_two_processes_measure_what_one_measures(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    spawn(worker, (port, layers, str(tmp_path)), nprocs=2)
+    start_processes(worker, (port, layers, str(tmp_path)), nprocs=2, start_method="forkserver")
     for layer in layers:
         alone = measured(layer)
         for rank in range(2):

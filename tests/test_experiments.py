@@ -45,6 +45,7 @@ def test_every_name_and_every_figure_number_is_found():
         ("fig99", ["unknown", "opposing-signals list"]),
         ("group_losses", ["did you mean", "fig01_group_losses"]),
         ("theorm31", ["did you mean theorem31"]),
+        ("fgi1", ["did you mean fig1"]),
     ],
 )
 def test_what_is_ambiguous_or_unknown_is_refused_in_one_line(given, parts):

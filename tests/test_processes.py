@@ -3,7 +3,6 @@
 torchrun's own launcher runs functions here instead of the module, in processes that need not import everything again.
 """
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -97,11 +96,6 @@ def let_the_disk_of_the_second_be_read_only() -> None:
 
 
 # -- how it is started ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _prepared():
-    multiprocessing.set_forkserver_preload(["opposing_signals.app.command", "opposing_signals.training.job"])
 
 
 def started(folder: Path, *arguments: str, change: Callable[[], None] | None = None) -> bool:

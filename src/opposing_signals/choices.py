@@ -24,6 +24,8 @@ from opposing_signals.errors import InputError
 
 INSTRUMENTS = "instruments"
 TABLES = "tables"
+_registered: tuple[Path, ...] = ()
+"""The folders whose choices Hydra knows last."""
 
 
 def choices(group: str, folders: Sequence[Path] | None = None) -> list[str]:
@@ -52,13 +54,26 @@ def derived(folders: Sequence[Path] | None = None) -> dict[str, dict[str, dict[s
 
 
 def register(folders: Sequence[Path] | None = None) -> None:
-    """Let Hydra find what has no file of its own."""
+    """Let Hydra find what has no file of its own; a process that composes again has told it already."""
+    global _registered
+    if _registered == (searched := tuple(_searched(folders))):
+        return
     from hydra.core.config_store import ConfigStore
 
+    store = ConfigStore.instance()
+    vars(store)["__deepcopy__"] = _store_itself
     for group, members in derived(folders).items():
         package = None if group == INSTRUMENTS else "_global_"
         for name, node in members.items():
-            ConfigStore.instance().store(name, node, group, package, provider="opposing-signals")
+            store.store(name, node, group, package, provider="opposing-signals")
+    _registered = searched
+
+
+def _store_itself(_: Any) -> Any:
+    """Instead of a copy: Hydra makes one whenever it composes, of all that is in it, and changes none."""
+    from hydra.core.config_store import ConfigStore
+
+    return ConfigStore.instance()
 
 
 def composed(*overrides: str, with_hydra: bool = False) -> DictConfig:

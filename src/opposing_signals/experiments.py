@@ -57,7 +57,9 @@ def named(given: str, folders: Sequence[Path] | None = None) -> str:
         return meant[0]
     if meant and beginning:
         raise InputError(f"experiment {given!r}: it could be {_any_of(meant)}; say which")
-    raise InputError(f"experiment {given!r}: unknown; {did_you_mean(given, known)}{ALL}")
+    figures = [number[0] for name in known if (number := re.match(r"fig\d+[a-z]?", _without_zeros(name)))]
+    near = did_you_mean(given, known) or did_you_mean(given, figures)
+    raise InputError(f"experiment {given!r}: unknown; {near}{ALL}")
 
 
 def did_you_mean(given: str, known: Collection[str]) -> str:

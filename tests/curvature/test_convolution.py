@@ -12,6 +12,7 @@ import pytest
 CHILD = Path(__file__).parents[1] / "convolving.py"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("instructions", ["AVX2", "all"])
 def test_every_measure_of_every_small_convolution_is_right_to_rounding(instructions):
     cap = {"ONEDNN_MAX_CPU_ISA": instructions} if instructions != "all" else {}

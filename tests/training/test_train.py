@@ -1,10 +1,8 @@
 """Training is bit-identical with and without instruments, and a killed run ends as an uninterrupted one."""
 
 import json
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from opposing_signals.errors import InputError, TrainingStoppedError
 from opposing_signals.record import Record
 from opposing_signals.training.job import train
 
-SMALL = ("data=planted", "data.images=24", "risk.chunk=10", "model.width=4", "steps=6", "threads=1")
+SMALL = ("data=planted", "data.images=24", "risk.chunk=14", "model.width=4", "steps=6", "threads=1")
 FULL_BATCH_ONLY = "~instruments.sample_sharpness"
 MINIBATCH = ("batch=7", "instruments.sample_losses.every=2", "optimizer.momentum=0.9", FULL_BATCH_ONLY)
 
@@ -58,56 +56,57 @@ def test_training_is_bit_identical_with_and_without_instruments(tmp_path, overri
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in weights(watched).items())
 
 
-def test_recorded_losses_are_those_before_the_step(tmp_path):
-    record = trained(tmp_path)
-    losses = np.asarray(record["sample_loss"].values)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Record:
+    """A run that nothing interrupts."""
+    return trained(tmp_path_factory.mktemp("whole"))
+
+
+def test_recorded_losses_are_those_before_the_step(whole):
+    losses = np.asarray(whole["sample_loss"].values)
     assert losses.shape == (6, 24)
-    np.testing.assert_allclose(losses.mean(1), record["train_loss"].values, rtol=1e-6)
+    np.testing.assert_allclose(losses.mean(1), whole["train_loss"].values, rtol=1e-6)
     assert losses[0].mean() > losses[-1].mean()
-    assert record["sample_loss"].steps.tolist() == [0, 1, 2, 3, 4, 5]
-    assert record.is_complete
-    assert record.provenance["data"]["examples"] == 24
+    assert whole["sample_loss"].steps.tolist() == [0, 1, 2, 3, 4, 5]
+    assert whole.is_complete
+    assert whole.provenance["data"]["examples"] == 24
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [(), MINIBATCH], ids=["full batch", "minibatch"])
 def test_a_run_killed_at_any_moment_ends_with_the_same_bits(tmp_path, overrides):
-    uninterrupted = trained(tmp_path / "whole", *overrides, "steps=40")
+    overrides = (*overrides, "steps=12")
+    uninterrupted = trained(tmp_path / "whole", *overrides)
     folder = tmp_path / "killed"
-    script = (
-        "import sys; from pathlib import Path; from test_train import trained\n"
-        "trained(Path(sys.argv[1]), *sys.argv[2:])"
-    )
-    command = [sys.executable, "-c", script, str(folder), *overrides, "steps=40", "checkpoint_seconds=0.0"]
-    tests = Path(__file__).parents[1]
-    paths = [str(tests), str(tests / "training"), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
     seconds = []
-    for wanted in (3, 9):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
+    for wanted in (3, 7):
+        process = multiprocessing.get_context("forkserver").Process(
+            target=trained, args=(folder, *overrides, "checkpoint_seconds=0.0")
+        )
+        process.start()
+        deadline = time.monotonic() + 300
+        while process.is_alive() and time.monotonic() < deadline:
             if (folder / "train_loss.npy").is_file() and len(Record(folder)["train_loss"]) >= wanted:
                 break
             time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "the run ended before it could be killed"
         assert not Record(folder).is_complete
         seconds.append(Record(folder).provenance["training_seconds"])
-    resumed = trained(folder, *overrides, "steps=40")
+    resumed = trained(folder, *overrides)
     assert resumed.is_complete
     assert_same(resumed, uninterrupted)
     seconds.append(resumed.provenance["training_seconds"])
     assert 0 < seconds[0] < seconds[1] < seconds[2], "the time of a killed process is lost"
 
 
-def test_a_run_killed_between_two_checkpoints_cuts_its_record_back(tmp_path, monkeypatch):
-    uninterrupted = trained(tmp_path / "whole")
+def test_a_run_killed_between_two_checkpoints_cuts_its_record_back(tmp_path, whole, monkeypatch):
     folder = tmp_path / "cut"
     stopped_at = 4
     stopped(folder, composed("fig01_group_losses", *SMALL), stopped_at, monkeypatch)
     assert len(Record(folder)["sample_loss"]) == stopped_at + 1  # written in the step that was cut short
-    assert_same(trained(folder), uninterrupted)
+    assert_same(trained(folder), whole)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_record(tmp_path):
