@@ -33,3 +33,8 @@ class TrainingStoppedError(Exception):
 def printable(text: str) -> str:
     """``text`` as a terminal may show it: control characters and half characters are written out, such as ``\\x1b``."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def first_line(error: BaseException) -> str:
+    """What ``error`` says, in one line."""
+    return (str(error).strip().splitlines() or [""])[0] or type(error).__name__

@@ -348,7 +348,7 @@ class Two(Module):
 def test_a_batch_is_a_step_however_many_optimizers_step_in_it(tmp_path):
     fitted(watching(tmp_path / "run"), module=Two, steps=12)
     record = Record(tmp_path / "run")
-    assert record["sample_loss"].steps.tolist() == record["gradient_norm"].steps.tolist() == [0, 1, 2, 3]
+    assert record["sample_loss"].steps.tolist() == record["batch_gradient_norm"].steps.tolist() == [0, 1, 2, 3]
     assert record["batch_size"].values.tolist() == [7, 7, 6, 7]
     assert record.is_complete
 

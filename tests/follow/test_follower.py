@@ -104,7 +104,7 @@ def test_each_batchs_rows_have_the_training_forwards_losses_and_their_indices(tm
 def test_the_gradients_norm_is_that_before_clipping(tmp_path):
     for clip in (None, 1e-3):
         trained(watching(tmp_path / str(clip)), clip=clip, epochs=1)
-    free, clipped = (Record(tmp_path / str(clip))["gradient_norm"].values for clip in (None, 1e-3))
+    free, clipped = (Record(tmp_path / str(clip))["batch_gradient_norm"].values for clip in (None, 1e-3))
     assert clipped[0] == pytest.approx(free[0], rel=1e-5)
     assert (clipped > 0.05).all()
 
@@ -185,7 +185,7 @@ def test_a_training_step_with_other_inputs_has_no_rows_and_says_so(tmp_path):
     follower.close()
     record = Record(tmp_path / "run")
     assert "batch_loss" not in record
-    assert len(record["gradient_norm"]) == 30
+    assert len(record["batch_gradient_norm"]) == 30
     assert "other inputs" in record.provenance["batch_rows"]
     assert "batch rows: not recorded" in str(explain(tmp_path / "run"))
 
@@ -219,7 +219,7 @@ def test_two_followers_watch_one_loop_and_leave_the_model_as_it_was(tmp_path):
         follower.close()
     one, other = (Record(follower.folder) for follower in followers)
     assert one["batch_loss"].values.tobytes() == other["batch_loss"].values.tobytes()
-    assert len(one["gradient_norm"]) == len(other["gradient_norm"]) == 4
+    assert len(one["batch_gradient_norm"]) == len(other["batch_gradient_norm"]) == 4
     assert set(vars(model)) == before
 
 

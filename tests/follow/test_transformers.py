@@ -55,4 +55,4 @@ def test_the_trainers_batches_are_recorded_and_its_training_is_the_same(tmp_path
     # θ_0 without dropout's noise: the batch's rows at the first step are near those of the tracking set
     np.testing.assert_allclose(record["batch_loss"].values[0], record["sample_loss"].values[0][first], rtol=0.3)
     np.testing.assert_allclose(record["train_loss"].values, record["batch_loss"].values.mean(1), rtol=1e-4)
-    assert (record["gradient_norm"].values > 1e-2).all()  # before it is clipped to a thousandth
+    assert (record["batch_gradient_norm"].values > 1e-2).all()  # before it is clipped to a thousandth

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from opposing_signals.errors import first_line
 from opposing_signals.follow.per_sample import PerSampleLoss
 from opposing_signals.follow.randomness import isolated
 
@@ -135,7 +136,7 @@ class BatchLosses:
         try:
             losses = self._evaluated(calls)
         except Exception as error:  # whatever the user's function raises must not reach training
-            self._miss(f"per_sample_loss failed on the training batch: {_first_line(error)}")
+            self._miss(f"per_sample_loss failed on the training batch: {first_line(error)}")
             return False
         if not isinstance(losses, Tensor) or losses.ndim != 1:
             self._miss("per_sample_loss gave no [n] losses for the training batch")
@@ -283,7 +284,3 @@ def _same(call: tuple[Any, Any], inputs: tuple[Any, Any]) -> bool:
         any(one is other or (one.shape == other.shape and bool((one == other).all())) for one in ones)
         for other in others
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0] or type(error).__name__

@@ -47,13 +47,17 @@ class Budget:
     def __init__(self, share: float | None, steps: int | None = None) -> None:
         self.share = share
         self.steps = steps
+        self.forget()
+
+    def forget(self) -> None:
+        """Another training begins."""
         self.spent = 0.0
         self.grace = 0.0
         self.costs: dict[str, float] = {}
         self._before = 0.0
         self._began: float | None = None
         self._taken: deque[float] = deque(maxlen=20)  # seconds of the last steps without measuring
-        self._mark: tuple[float, float] | None = None
+        self._mark: float | None = None
 
     def begin(self) -> None:
         """Training begins, or goes on."""
@@ -80,8 +84,8 @@ class Budget:
         """A step begins."""
         rest = self.seconds - self.spent
         if self._mark is not None:
-            self._taken.append(rest - self._mark[0])
-        self._mark = rest, self.spent
+            self._taken.append(rest - self._mark)
+        self._mark = rest
 
     @property
     def step_seconds(self) -> float:
