@@ -506,6 +506,13 @@ def test_the_rows_of_lightnings_batches_are_those_that_the_module_sees(tmp_path,
         np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
+def test_a_loader_that_lightning_makes_anew_is_followed(tmp_path):
+    trainer_of(watching(tmp_path / "run"), max_epochs=3, overfit_batches=2).fit(Module(), loader())
+    index = Record(tmp_path / "run")["batch_index"].values
+    assert sorted(index[:2].ravel()) == sorted(index[2:4].ravel()) == sorted(index[4:].ravel())
+    assert (index >= 0).all()
+
+
 def test_a_loader_of_whole_batches_is_followed(tmp_path):
     x, y = data()[:]
     whole = DataLoader(TensorDataset(x.view(4, 5, 6), y.view(4, 5)), batch_size=None)

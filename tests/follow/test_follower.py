@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -204,6 +205,34 @@ def test_compiled_models_train_on_and_their_rows_are_known(tmp_path, how):
     for one, other in zip(alone.parameters(), watched.parameters(), strict=True):
         assert torch.equal(one, other)
     assert len(Record(tmp_path / "run")["batch_loss"]) == 16
+
+
+def test_a_step_within_autocast_keeps_its_gradients(tmp_path):
+    def run(follower):
+        model, (x, y) = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), data()[:]
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(4):
+            with (
+                torch.autocast("cpu", torch.bfloat16),
+                follower.step(model, optimizer, batch=(x, y)) if follower else nullcontext(),
+            ):
+                optimizer.zero_grad()
+                loss = per_sample_loss(model, (x, y)).mean() + 0.01 * (model[2].weight @ model[0].weight).sum()
+                loss.backward()
+                optimizer.step()
+        return list(model.parameters())
+
+    torch.manual_seed(0)
+    alone = run(None)
+    follower = watching(
+        tmp_path / "run", sharpness_every=2,
+        loss=lambda m, b: per_sample_loss(m, b) + 0 * (m[2].weight @ m[0].weight).sum(),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    watched = run(follower)
+    follower.close()
+    assert all(torch.equal(one, other) for one, other in zip(alone, watched, strict=True))
+    assert len(Record(tmp_path / "run")["sharpness"]) == 2
 
 
 def test_two_followers_watch_one_loop_and_leave_the_model_as_it_was(tmp_path):

@@ -3,14 +3,11 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch.nn import functional as F
 
-transformers = pytest.importorskip(
-    "transformers", reason="needs transformers: pip install opposing-signals[transformers]"
-)
-
-from opposing_signals.follow.transformers import OpposingSignals  # noqa: E402
-from opposing_signals.record import Record  # noqa: E402
+from opposing_signals.follow.transformers import OpposingSignals
+from opposing_signals.record import Record
 
 SEQUENCES = [
     {"input_ids": row, "labels": row} for row in torch.randint(11, (40, 8), generator=torch.Generator().manual_seed(0))

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+MODEST = 0.02
+"""The share that is used where it suffices for `CHANGES` changes of `FEWEST` examples."""
+
 CHANGES = 50
 """One-step changes that a run should have at least."""
 
@@ -45,13 +48,16 @@ class Budget:
     """
 
     def __init__(self, share: float | None, steps: int | None = None) -> None:
-        self.share = share
+        self._allowed = share
         self.steps = steps
         self.forget()
 
     def forget(self) -> None:
         """Another training begins."""
+        self.share = self._allowed
         self.spent = 0.0
+        self.watched = 0.0  # what of it passed while training steps ran
+        self.steps_seen = 0
         self.grace = 0.0
         self.costs: dict[str, float] = {}
         self._before = 0.0
@@ -83,6 +89,7 @@ class Budget:
     def count_step(self) -> None:
         """A step begins."""
         rest = self.seconds - self.spent
+        self.steps_seen += 1
         if self._mark is not None:
             self._taken.append(rest - self._mark)
         self._mark = rest
@@ -96,10 +103,17 @@ class Budget:
         """Seconds that may be spent by the end of the training, or, where that is unknown, by now."""
         if self.share is None:
             return float("inf")
-        rest = self.seconds - self.spent
-        if self.steps is not None:
-            rest += max(0, self.steps - step) * self.step_seconds
-        return self.share * rest + self.grace
+        if self.steps is None:
+            return self.share * (self.seconds - self.spent) + self.grace
+        return self.share * self._rest(step, self.steps) + self.grace - self._watching(step, self.steps)
+
+    def _rest(self, step: int, steps: int) -> float:
+        """Seconds that the whole training takes, without measuring."""
+        return self.seconds - self.spent + max(0, steps - step) * self.step_seconds
+
+    def _watching(self, step: int, steps: int) -> float:
+        """Seconds that watching the steps to come will take."""
+        return self.watched / max(1, self.steps_seen) * max(0, steps - step)
 
     def allows(self, measurements: dict[str, int], step: int, is_urgent: bool = False) -> bool:
         """Whether so many of each kind of measurement, at the last cost of each, still fit.
@@ -147,19 +161,27 @@ class Budget:
         if self.share is None:
             return available
         steps = self.steps if self.steps is not None else step + 1000
-        rest = self.seconds - self.spent + max(0, steps - step) * self.step_seconds
+        rest = self._rest(step, steps)
         measurements = CHANGES * window / max(1, window - 1)
-        start = self.spent + measurements * fixed
+        start = self.spent + self._watching(step, steps) + measurements * fixed
+        cost = reading + measurements * each
 
         def affordable(seconds: float) -> int:
-            return int(((1 - RESERVE) * seconds - start) / (reading + measurements * each))
+            return int(((1 - RESERVE) * seconds - start) / cost)
 
-        count = max(min(LEAST, available), affordable(self.share * rest))
-        if count < min(FEWEST, available) and rest < SHORT:
-            count = min(FEWEST, available, max(LEAST, affordable(self.share * rest + GRACE)))
-            wanted = start + count * (reading + measurements * each)
+        modest, few = min(MODEST, self.share), min(FEWEST, available)
+        count = affordable(modest * rest)
+        if count >= few:
+            self.share = modest
+            return min(count, available)
+        count = min(few, max(min(LEAST, available), affordable(self.share * rest)))
+        if count < few and rest < SHORT:
+            count = min(few, max(LEAST, affordable(self.share * rest + GRACE)))
+            wanted = start + count * cost
             self.grace = float(np.clip(ROOM * wanted / (1 - RESERVE) - self.share * rest, 0.0, GRACE))
-        return min(count, available)
+        else:
+            self.share = min(self.share, max(modest, (start + count * cost) / (1 - RESERVE) / rest))
+        return count
 
     @contextmanager
     def measuring(self, kind: str, device: torch.device | None = None) -> Iterator[None]:
@@ -178,11 +200,31 @@ class Budget:
             self.costs[kind] = time.perf_counter() - began
             self.spent += self.costs[kind]
 
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Count what is done inside, while a training step runs; what is measured inside counts once."""
+        began, spent = time.perf_counter(), self.spent
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - began - (self.spent - spent)
+            self.spent += seconds
+            self.watched += seconds
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from."""
-        return {"seconds": self.seconds, "spent": self.spent, "grace": self.grace, "costs": dict(self.costs)}
+        return {
+            "seconds": self.seconds,
+            "spent": self.spent,
+            "watched": self.watched,
+            "steps_seen": self.steps_seen,
+            "share": self.share,
+            "grace": self.grace,
+            "costs": dict(self.costs),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
-        self._before, self.spent, self.costs = state["seconds"], state["spent"], dict(state["costs"])
-        self.grace = state.get("grace", 0.0)
+        self._before, self.costs = state["seconds"], dict(state["costs"])
+        self.spent, self.watched, self.steps_seen = state["spent"], state["watched"], state["steps_seen"]
+        self.share, self.grace = state["share"], state["grace"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from logging import getLogger
@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader
 from opposing_signals.errors import InputError, first_line
 from opposing_signals.follow.batch_losses import BatchLosses, outermost_calls
 from opposing_signals.follow.budget import Budget
+from opposing_signals.follow.isolation import isolated, uncached_casts
 from opposing_signals.follow.measurement import Measurement
 from opposing_signals.follow.optimizers import OptimizerSteps, innermost
-from opposing_signals.follow.per_sample import PerSampleLoss
-from opposing_signals.follow.randomness import isolated
+from opposing_signals.follow.per_sample import PerSampleLoss, sharded_parts
 from opposing_signals.follow.run_folder import configuration_of, free_folder, writing
 from opposing_signals.follow.sampling import DrawnIndices
 from opposing_signals.follow.schedule import CURVATURE, LOSSES, Schedule
@@ -76,7 +76,8 @@ class Follower:
             tensors ``[1 or 3, H, W]``.
         label: Example ↦ its class; None takes y of a pair (x, y) if that is a whole number.
         class_names: Names of classes that are whole numbers.
-        groups: Name ↦ indices, or example ↦ name: groups that are followed beside those that are found.
+        groups: Name ↦ indices, or example ↦ name: groups that are followed beside those that are found. Of indices
+            half of the examples that are drawn consist, as far as they reach.
         ids: Example ↦ its number, of an iterable data set.
         seed: Of the drawing of examples.
 
@@ -110,7 +111,8 @@ class Follower:
         self.folder = self._wanted_folder = Path(folder)
         self.budget = Budget(budget, steps)
         self.schedule = Schedule(every, consecutive, sharpness_every, self.budget)
-        self._anew = partial(TrackingSet, dataset, per_sample_loss, track, batch_size, seed, ids)
+        wanted = [int(index) for members in groups.values() for index in members] if isinstance(groups, Mapping) else []
+        self._anew = partial(TrackingSet, dataset, per_sample_loss, track, batch_size, seed, ids, wanted)
         self.examples = self._anew()
         self.drawn = DrawnIndices(dataset)
         self.record: Record
@@ -243,7 +245,9 @@ class Follower:
                 self._number = self._first if goes_on is None else goes_on
                 self.record.cut(self._number, self._restored("rows"))
                 self.record.write_state("running")
-                self._rows = BatchLosses(model, self._per_sample_loss, calls, self._take_rows, context)
+                self._rows = BatchLosses(
+                    model, self._per_sample_loss, calls, self._take_rows, context, self.budget.watching
+                )
                 self._optimizers.begin(optimizers, hooks)
                 if loader is not None:
                     self.drawn.watch(loader, iterator)
@@ -265,15 +269,10 @@ class Follower:
     def _check_training(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
         if not optimizers:
             raise InputError("no optimizer: expected at least one, whose steps are counted")
-        if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+        if self.schedule.sharpness_every is not None and sharded_parts(model):
             raise InputError(
-                "the model's parameters are sharded over processes (FSDP): expected whole ones, as "
-                "DistributedDataParallel keeps them"
-            )
-        if count() > 1 and self.schedule.sharpness_every is not None:
-            raise InputError(
-                f"sharpness_every={self.schedule.sharpness_every}: {count()} processes train: expected None, because "
-                "measuring the sharpness would change what DistributedDataParallel trains"
+                f"sharpness_every={self.schedule.sharpness_every}: the model's parameters are sharded over processes "
+                "(fully_shard): expected None, because torch has no second derivative through their gathering"
             )
 
     def _goes_on(self, step: int | None) -> int | None:
@@ -310,7 +309,7 @@ class Follower:
         batch = self.examples.first_batch()
 
         def evaluate() -> None:
-            with evaluation(model), self._context():
+            with evaluation(model), self._context(), uncached_casts():
                 self._per_sample_loss(model, batch)
 
         with isolated():
@@ -332,7 +331,7 @@ class Follower:
 
     def _settle(self, indices: np.ndarray) -> None:
         """Read the examples that are followed, and note which they are."""
-        checksum = self.examples.settle(self._model, indices, count())
+        checksum = self.examples.settle(indices, count())
         theirs = self.record.provenance.get("data", {}).get("sha256") or checksum
         if theirs != checksum:
             raise InputError(
@@ -404,7 +403,8 @@ class Follower:
     def _safely(self, what: str, work: Callable[[], Any]) -> Any:
         """What ``work`` gives; if it fails, the record ends with the reason and training goes on."""
         try:
-            return work()
+            with self.budget.watching():
+                return work()
         except Exception as error:
             self._give_up(f"stopped: {what} failed at step {self._number}: {first_line(error)}")
             return None

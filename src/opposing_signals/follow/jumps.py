@@ -19,6 +19,8 @@ REMEMBERED = 32
 FEWEST = 8
 """Values that there must be before a jump can be told."""
 
+_SERVES = 8  # values for which a bound serves
+
 UNUSUAL = 6.0
 """A jump lies above the median by more than this many standard deviations, as the median absolute deviation gives
 them."""
@@ -46,37 +48,40 @@ class Jumps:
 
     def __init__(self) -> None:
         self._seen: dict[str, deque[float]] = {}
-        self._pending: deque[tuple[Tensor, Any]] = deque()
+        self._bounds: dict[str, tuple[float, int]] = {}  # with the number of values for which it still serves
+        self._pending: deque[tuple[Iterable[str], Any, Any]] = deque()
 
     def look(self, step: Step) -> bool:
         """Whether train loss, gradient or the largest loss of a row has jumped; told as soon as it is known.
 
         On a GPU that may be some steps later: nothing is waited for.
         """
-        largest = [losses.max() for losses in step.losses if len(losses)]
-        values = [step.loss, step.gradient_norm, torch.stack(largest).max() if largest else None]
-        device = next((value.device for value in values if isinstance(value, Tensor)), None)
-        there = torch.stack(
-            [torch.as_tensor(math.nan if v is None else v, device=device).detach().float() for v in values]
-        )
+        given = {"loss": step.loss, "gradient": step.gradient_norm}
+        given |= {f"row {batch}": losses.max() for batch, losses in enumerate(step.losses) if len(losses)}
+        seen = {name: value for name, value in given.items() if value is not None}
+        device = next((value.device for value in seen.values() if isinstance(value, Tensor) and value.is_cuda), None)
+        values: Any = seen.values()
         event = None
-        if there.is_cuda:
-            there = there.to("cpu", non_blocking=True)
-            event = torch.cuda.Event()
+        if device is not None:
+            packed = torch.stack([torch.as_tensor(value, device=device).detach().float() for value in values])
+            values, event = packed.to("cpu", non_blocking=True), torch.cuda.Event()
             event.record()
-        self._pending.append((there, event))
+        self._pending.append((seen.keys(), values, event))
         has_jumped = False
-        while self._pending and (self._pending[0][1] is None or self._pending[0][1].query()):
-            seen, _ = self._pending.popleft()
-            for name, value in zip(("loss", "gradient", "row"), seen.tolist(), strict=True):
-                has_jumped |= not math.isnan(value) and self.add(name, value)
+        while self._pending and (self._pending[0][-1] is None or self._pending[0][-1].query()):
+            names, values, _ = self._pending.popleft()
+            for name, value in zip(names, values, strict=True):
+                has_jumped |= self.add(name.split()[0], float(value))
         return has_jumped
 
     def add(self, name: str, value: float) -> bool:
         """Take the next ``value`` of ``name``; True if it jumps, or is not finite."""
-        seen = self._seen.setdefault(name, deque(maxlen=REMEMBERED))
         if not math.isfinite(value):
             return True
-        jumped = len(seen) >= FEWEST and value > bound(seen)
+        seen = self._seen.setdefault(name, deque(maxlen=REMEMBERED))
+        limit, left = self._bounds.get(name, (math.inf, 0))
+        if not left and len(seen) >= FEWEST:
+            limit, left = bound(seen), _SERVES
+        self._bounds[name] = limit, max(0, left - 1)
         seen.append(value)
-        return jumped
+        return value > limit

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from logging import getLogger
 from typing import Any
 
@@ -12,11 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from opposing_signals.curvature import EigenTracker
+from opposing_signals.curvature import Eigenpairs, EigenTracker
 from opposing_signals.curvature.risk import EmpiricalRisk, flatten
 from opposing_signals.errors import first_line
-from opposing_signals.follow.randomness import isolated
+from opposing_signals.follow.isolation import isolated
 from opposing_signals.follow.tracking_set import TrackingSet
+from opposing_signals.processes import count
 from opposing_signals.record import Record, quantities
 
 log = getLogger(__name__)
@@ -27,9 +29,10 @@ class Measurement:
 
     def __init__(self) -> None:
         self._tracker = EigenTracker(tolerance=0.05)
-        self._parameters = 0
         self._examples: TrackingSet
         self._risk: EmpiricalRisk
+        self._mean: EmpiricalRisk | None = None  # whose curvature is measured
+        self._parameters = 0
 
     def begin(
         self,
@@ -46,13 +49,11 @@ class Measurement:
             device: Of the model.
             context: In which a training step computes, such as the autocast of mixed precision.
         """
-        self._model, self._examples, self._context = model, examples, context
-        self._risk = examples.risk(device)
-        self._parameters = sum(p.numel() for p in self._risk.parameters)
+        self._model, self._examples, self._device, self._mean = model, examples, device, None
+        self._risk = examples.risk(model, device, context)
 
     def losses(self, record: Record, step: int) -> str:
         """Write the losses; what to say if they are not finite, and so the last."""
-        self._examples.computing_in(self._context)
         with isolated(), self._risk.probe():
             self._model.eval()
             losses = self._risk.sample_losses().losses.float().cpu().numpy()
@@ -64,15 +65,8 @@ class Measurement:
 
     def sharpness(self, record: Record, step: int) -> str:
         """Write λ; what to say if it cannot be measured."""
-        self._examples.computing_in(nullcontext)
-        parameters = flatten([parameter.detach() for parameter in self._risk.parameters])
-        if len(parameters) != self._parameters:  # layers were frozen or freed: another space
-            self._tracker = EigenTracker(tolerance=self._tracker.tolerance)
-            self._parameters = len(parameters)
         try:
-            with isolated(), self._risk.probe():
-                self._model.eval()
-                pairs = self._tracker(lambda vectors: self._risk.hessian_products(vectors).products, parameters)
+            pairs = self._eigenpairs()
         except Exception as error:
             log.warning("the sharpness is not measured any more: %s", first_line(error))
             return f"ended at step {step}: {first_line(error)}"
@@ -86,6 +80,26 @@ class Measurement:
             ):
                 record.append(quantity, step, value)
         return ""
+
+    def _eigenpairs(self) -> Eigenpairs:
+        """Of several processes each measures a copy of the model: DistributedDataParallel's hooks on the parameters do
+        not outlive the change of precision with which the products are checked."""
+        if self._mean is None:
+            self._parameters = 0
+            self._measured = copy.deepcopy(self._model) if count() > 1 else self._model
+            self._mean = self._examples.risk(
+                self._measured, self._device, lambda: torch.autocast(self._device.type, enabled=False)
+            )
+        if self._measured is not self._model:
+            self._measured.load_state_dict(self._model.state_dict())
+        parameters = flatten([parameter.detach() for parameter in self._mean.parameters])
+        if len(parameters) != self._parameters > 0:  # layers were frozen or freed: another space
+            self._tracker = EigenTracker(tolerance=self._tracker.tolerance)
+        self._parameters = len(parameters)
+        mean = self._mean
+        with isolated(), mean.probe():
+            self._measured.eval()
+            return self._tracker(lambda vectors: mean.hessian_products(vectors).products, parameters)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from."""

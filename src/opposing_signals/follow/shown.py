@@ -13,7 +13,7 @@ from torch import Tensor
 
 from opposing_signals.data.tracked import write_tracked
 from opposing_signals.errors import first_line
-from opposing_signals.follow.randomness import isolated
+from opposing_signals.follow.isolation import isolated
 
 log = getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from logging import getLogger
 from typing import Any
@@ -20,8 +20,8 @@ from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.curvature.untouched import ModelState
 from opposing_signals.errors import InputError
 from opposing_signals.follow.fingerprint import fingerprint
-from opposing_signals.follow.per_sample import CHECKED, Losses, PerSampleLoss, check_single
-from opposing_signals.follow.randomness import isolated
+from opposing_signals.follow.isolation import isolated
+from opposing_signals.follow.per_sample import CHECKED, Losses, PerSampleLoss, check_single, sharded_parts
 from opposing_signals.processes import alone
 
 log = getLogger(__name__)
@@ -49,6 +49,7 @@ class TrackingSet:
         batch_size: Examples a forward pass.
         seed: Of the drawing.
         ids: Example ↦ its number, of an iterable data set.
+        wanted: Indices of which half of what is drawn consists, as far as they reach.
 
     Raises:
         InputError: A setting that cannot work, a data set without index, or more examples than it has.
@@ -62,6 +63,7 @@ class TrackingSet:
         batch_size: int,
         seed: int,
         ids: Callable[[Any], int] | None,
+        wanted: Iterable[int] = (),
     ) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: expected at least 1")
@@ -82,8 +84,8 @@ class TrackingSet:
         self.examples: list[Any] = []
         self._prints: list[str] = []
         self._opaque: set[str] = set()
-        self._losses: Losses
-        self.indices = _chosen(track, len(dataset), seed) if self.has_index else np.empty(0, np.int64)
+        self._batches: list[Any] = []
+        self.indices = _chosen(track, len(dataset), seed, wanted) if self.has_index else np.empty(0, np.int64)
         self.batch_size = batch_size
 
     def __len__(self) -> int:
@@ -144,27 +146,25 @@ class TrackingSet:
         seconds = []
         with isolated(), alone():
             batch = self._batched(self.examples[:count])
-            risk = _risk(Losses(module, self.per_sample_loss, [batch], count, count), device)
+            risk = _risk(Losses(module, self.per_sample_loss, [batch], count, count, self._context), device)
             for _ in range(4):
                 began = time.perf_counter()
-                with isolated(), risk.probe(), self._context():
+                with isolated(), risk.probe():
                     module.eval()
                     risk.sample_losses().losses.float().cpu()
                 seconds.append(time.perf_counter() - began)
         return sorted(seconds)[1]  # the first is slow
 
-    def settle(self, module: nn.Module, indices: np.ndarray | None, multiple: int = 1) -> str:
+    def settle(self, kept: np.ndarray, multiple: int = 1) -> str:
         """Read the examples that are followed, and bring them to the device.
 
         Args:
-            module: In training.
-            indices: Which; None for all that were chosen.
+            kept: Their indices.
             multiple: Every batch has so many companions of the same size: as many processes share the work.
 
         Returns:
             sha256 of the examples.
         """
-        kept = self.indices if indices is None else indices
         batches_each = -(-len(kept) // (self._batch_size * multiple))
         self.batch_size = max(1, len(kept) // (batches_each * multiple)) if multiple > 1 else self._batch_size
         if multiple > 1:
@@ -177,28 +177,31 @@ class TrackingSet:
             self.indices = kept[order]
             self.examples = [read[place] for place in order]
             self._prints = [self._fingerprint(example) for example in self.examples[:_REREAD]]
-            batches = [
+            self._batches = [
                 self._batched(self.examples[first : first + self.batch_size])
                 for first in range(0, len(self), self.batch_size)
             ]
-        self._losses = Losses(module, self.per_sample_loss, batches, self.batch_size, len(self))
         if self._opaque:
             log.warning(
                 "fingerprints do not see inside %s: changes of such examples are not noticed", ", ".join(self._opaque)
             )
-        return hashlib.sha256("".join(map(self._fingerprint, batches)).encode()).hexdigest()
+        return hashlib.sha256("".join(map(self._fingerprint, self._batches)).encode()).hexdigest()
 
-    def risk(self, device: torch.device) -> EmpiricalRisk:
-        """The mean loss of the examples as a function of the module's parameters, in the module's own precision."""
-        return _risk(self._losses, device)
+    def risk(
+        self, module: nn.Module, device: torch.device, context: Callable[[], AbstractContextManager[Any]]
+    ) -> EmpiricalRisk:
+        """The mean loss of the examples as a function of the parameters of ``module``, in its own precision.
+
+        Args:
+            module: In training, or a copy of it.
+            device: Of the module.
+            context: In which every forward pass runs, such as the autocast of mixed precision.
+        """
+        return _risk(Losses(module, self.per_sample_loss, self._batches, self.batch_size, len(self), context), device)
 
     def first_batch(self) -> Any:
         """The batch of the first examples that were read."""
         return self._batched(self.examples[:CHECKED])
-
-    def computing_in(self, context: Callable[[], AbstractContextManager[Any]]) -> None:
-        """Let every further forward pass run in ``context()``, such as the autocast of mixed precision."""
-        self._losses.context = context
 
     def check_order(self) -> None:
         """See that indices still name the same examples.
@@ -261,7 +264,11 @@ def evaluation(module: nn.Module) -> Iterator[None]:
     """Inside, ``module`` is in evaluation mode and takes no gradients; modes and buffers are put back."""
     with ModelState().kept(module), torch.no_grad():
         module.eval()
-        yield
+        try:
+            yield
+        finally:
+            for part in sharded_parts(module):
+                part.reshard()
 
 
 def on_device(device: torch.device) -> Callable[[Any], Any]:
@@ -280,16 +287,16 @@ def on_device(device: torch.device) -> Callable[[Any], Any]:
     return moved
 
 
-def _chosen(track: int | Sequence[int] | None, available: int, seed: int) -> np.ndarray:
+def _chosen(track: int | Sequence[int] | None, available: int, seed: int, wanted: Iterable[int] = ()) -> np.ndarray:
     """Indices to follow; where the cost decides how many, in random order."""
     if available < 1:
         raise InputError("train_dataset is empty: expected at least one example")
     if track is None:
-        return np.random.default_rng(seed).choice(available, min(available, AUTOMATIC), replace=False)
+        return _drawn(min(available, AUTOMATIC), available, seed, wanted)
     if isinstance(track, int):
         if not 1 <= track <= available:
             raise InputError(f"track={track}: expected 1 to {available}, the number of training examples")
-        return np.sort(np.random.default_rng(seed).permutation(available)[:track])
+        return np.sort(_drawn(track, available, seed, wanted))
     indices = np.asarray(track, dtype=np.int64)
     if indices.ndim != 1 or not len(indices) or len(np.unique(indices)) < len(indices):
         raise InputError(f"track of shape {list(indices.shape)}: expected a list of different indices, at least one")
@@ -297,3 +304,14 @@ def _chosen(track: int | Sequence[int] | None, available: int, seed: int) -> np.
         wrong = indices[(indices < 0) | (indices >= available)][0]
         raise InputError(f"track holds the index {wrong}: expected 0 to {available - 1}, the data set's indices")
     return indices
+
+
+def _drawn(count: int, available: int, seed: int, wanted: Iterable[int]) -> np.ndarray:
+    """``[count]`` indices in random order, every other one of ``wanted`` until these are used up."""
+    generator = np.random.default_rng(seed)
+    drawn = generator.choice(available, count, replace=False)
+    first = generator.permutation(np.unique([index for index in wanted if 0 <= index < available]).astype(np.int64))
+    if not len(first):
+        return drawn
+    turns = [turn for pair in itertools.zip_longest(first[:count], drawn) for turn in pair if turn is not None]
+    return np.fromiter(dict.fromkeys(map(int, turns)), np.int64)[:count]
