@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,13 +57,13 @@ class Budget:
         self.share = self._allowed
         self.spent = 0.0
         self.watched = 0.0  # what of it passed while training steps ran
-        self.steps_seen = 0
         self.grace = 0.0
         self.costs: dict[str, float] = {}
         self._before = 0.0
         self._began: float | None = None
         self._taken: deque[float] = deque(maxlen=20)  # seconds of the last steps without measuring
-        self._mark: float | None = None
+        self._watched: deque[float] = deque(maxlen=20)  # seconds of watching in the same steps
+        self._mark: tuple[float, float] | None = None
 
     def begin(self) -> None:
         """Training begins, or goes on."""
@@ -89,15 +89,15 @@ class Budget:
     def count_step(self) -> None:
         """A step begins."""
         rest = self.seconds - self.spent
-        self.steps_seen += 1
         if self._mark is not None:
-            self._taken.append(rest - self._mark)
-        self._mark = rest
+            self._taken.append(rest - self._mark[0])
+            self._watched.append(self.watched - self._mark[1])
+        self._mark = rest, self.watched
 
     @property
     def step_seconds(self) -> float:
         """Time of a step, measuring left out: the lower quartile of the last ones, because the first are slow."""
-        return sorted(self._taken)[len(self._taken) // 4] if self._taken else 0.0
+        return _lower_quartile(self._taken)
 
     def allowance(self, step: int) -> float:
         """Seconds that may be spent by the end of the training, or, where that is unknown, by now."""
@@ -113,7 +113,7 @@ class Budget:
 
     def _watching(self, step: int, steps: int) -> float:
         """Seconds that watching the steps to come will take."""
-        return self.watched / max(1, self.steps_seen) * max(0, steps - step)
+        return _lower_quartile(self._watched) * max(0, steps - step)
 
     def allows(self, measurements: dict[str, int], step: int, is_urgent: bool = False) -> bool:
         """Whether so many of each kind of measurement, at the last cost of each, still fit.
@@ -217,7 +217,6 @@ class Budget:
             "seconds": self.seconds,
             "spent": self.spent,
             "watched": self.watched,
-            "steps_seen": self.steps_seen,
             "share": self.share,
             "grace": self.grace,
             "costs": dict(self.costs),
@@ -226,5 +225,11 @@ class Budget:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
         self._before, self.costs = state["seconds"], dict(state["costs"])
-        self.spent, self.watched, self.steps_seen = state["spent"], state["watched"], state["steps_seen"]
+        self.spent, self.watched = state["spent"], state["watched"]
         self.share, self.grace = state["share"], state["grace"]
+
+
+def _lower_quartile(values: Iterable[float]) -> float:
+    """0 if there are none. Of the times of steps the first are slow, and others are disturbed."""
+    ordered = sorted(values)
+    return ordered[len(ordered) // 4] if ordered else 0.0

@@ -37,6 +37,8 @@ from opposing_signals.record import Record, quantities
 
 log = getLogger(__name__)
 
+_CLOSED = "closed"
+_MOST_BATCHES = 1024  # whose gradients are accumulated in a step
 _TIMED = 6  # steps that are timed before it is decided how many examples are followed
 
 
@@ -171,7 +173,7 @@ class Follower:
             InputError: At the first step: data, a loss function or a setting that cannot work.
         """
         model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-        if not self._origin and not self._ended:
+        if not self._origin and self._ended in ("", _CLOSED):
             optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
             self.begin(model, optimizers)
         step = self.open(batch, batch_indices)
@@ -381,7 +383,7 @@ class Follower:
 
     def _let_go(self) -> None:
         self.budget.end()
-        self._ended = self._ended or "closed"
+        self._ended = self._ended or _CLOSED
         self._origin, self._current = {}, None
         self._buffer.clear()
         self._optimizers.end()
@@ -433,6 +435,8 @@ class Follower:
 
     def _watch(self, batch: Any, batch_indices: Any) -> None:
         assert self._current is not None
+        if len(self._current.losses) >= _MOST_BATCHES:
+            raise InputError(f"no optimizer stepped in {_MOST_BATCHES} batches: expected the one that steps")
         self._current.learning_rate = self._optimizers.learning_rate
         self._batch_indices = self.drawn.next if batch_indices is None else lambda: as_numbers(batch_indices)
         self._is_watching, self._seen_rows = True, False

@@ -48,7 +48,10 @@ class Step:
             losses: ``[n]``, with or without a graph.
             indices: ``[n]``, where they stand in the data set; None: not known.
         """
-        self.is_given = True
+        if not self.is_given:
+            self.is_given = True
+            self.losses.clear()
+            self.indices.clear()
         self.add(losses.detach().reshape(-1), indices)
 
     def add(self, losses: Tensor, indices: Any) -> None:

@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset, default_collate
 
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.curvature.untouched import ModelState
-from opposing_signals.errors import InputError
+from opposing_signals.errors import InputError, first_line
 from opposing_signals.follow.fingerprint import fingerprint
 from opposing_signals.follow.isolation import isolated
 from opposing_signals.follow.per_sample import CHECKED, Losses, PerSampleLoss, check_single, sharded_parts
@@ -126,7 +126,7 @@ class TrackingSet:
             while len(self.examples) < first and (
                 len(self.examples) < CHECKED or time.perf_counter() - began < _PATIENCE
             ):
-                self.examples.append(self._read(len(self.examples)))
+                self.examples.append(self._read(int(self.indices[len(self.examples)])))
             seconds = (time.perf_counter() - began) / max(1, len(self.examples))
             if self.has_index:
                 self._check_rereading()
@@ -172,7 +172,7 @@ class TrackingSet:
         self.batch_size = min(self.batch_size, len(kept))
         with isolated():
             places = {int(index): place for place, index in enumerate(self.indices[: len(self.examples)])}
-            read = [self.examples[places[int(i)]] if int(i) in places else self.dataset[int(i)] for i in kept]
+            read = [self.examples[places[int(i)]] if int(i) in places else self._read(int(i)) for i in kept]
             order = np.argsort(kept) if self.is_sized_by_cost else np.arange(len(kept))
             self.indices = kept[order]
             self.examples = [read[place] for place in order]
@@ -220,8 +220,14 @@ class TrackingSet:
                 "stays; shuffle in the DataLoader (shuffle=True), not in the data set"
             )
 
-    def _read(self, place: int) -> Any:
-        return self.dataset[int(self.indices[place])]
+    def _read(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except (KeyError, IndexError, TypeError) as error:
+            raise InputError(
+                f"train_dataset[{index}] fails ({type(error).__name__}: {first_line(error)}): expected an example at "
+                f"each index from 0 to {len(self.dataset) - 1}"
+            ) from None
 
     def _read_stream(self) -> None:
         assert self._ids is not None
@@ -233,7 +239,10 @@ class TrackingSet:
 
     def _check_rereading(self) -> None:
         count = min(_REREAD, len(self.examples))
-        if any(self._fingerprint(self._read(i)) != self._fingerprint(self.examples[i]) for i in range(count)):
+        if any(
+            self._fingerprint(self._read(int(self.indices[i]))) != self._fingerprint(self.examples[i])
+            for i in range(count)
+        ):
             raise InputError(
                 "train_dataset[i] gave another example when it was read again: expected the same each time; give "
                 "the data set without random transforms (training may go on using them)"
@@ -310,8 +319,11 @@ def _drawn(count: int, available: int, seed: int, wanted: Iterable[int]) -> np.n
     """``[count]`` indices in random order, every other one of ``wanted`` until these are used up."""
     generator = np.random.default_rng(seed)
     drawn = generator.choice(available, count, replace=False)
-    first = generator.permutation(np.unique([index for index in wanted if 0 <= index < available]).astype(np.int64))
+    first = generator.permutation(np.unique(np.fromiter(wanted, np.int64)))
     if not len(first):
         return drawn
+    if first.min() < 0 or first.max() >= available:
+        wrong = first[(first < 0) | (first >= available)][0]
+        raise InputError(f"groups holds the index {wrong}: expected 0 to {available - 1}, the data set's indices")
     turns = [turn for pair in itertools.zip_longest(first[:count], drawn) for turn in pair if turn is not None]
     return np.fromiter(dict.fromkeys(map(int, turns)), np.int64)[:count]
