@@ -86,7 +86,7 @@ def test_the_source_distribution_makes_the_same_wheel(wheel, tmp_path) -> None:
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
         archive.extractall(tmp_path, filter="data")
-    assert {"README.md", "CHANGELOG.md", "constraints.txt", "tests/conftest.py", "benchmarks/regime.py"} <= names
+    assert {"README.md", "CHANGELOG.md", "constraints.txt", "tests/conftest.py", "benchmarks/regime/grid.py"} <= names
     assert not [name for name in names if name.startswith("results")]
     (unpacked,) = (folder for folder in tmp_path.iterdir() if folder.is_dir())
     build = "from hatchling.build import build_wheel; build_wheel({out!r})"

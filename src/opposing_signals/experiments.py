@@ -33,7 +33,7 @@ What the experiments show stands in [the gallery](../results/README.md).
 
 
 def experiments(folders: Sequence[Path] | None = None) -> dict[str, tuple[str, dict[str, str]]]:
-    """Name ↦ (one line, cost at each scale) of every experiment, in ``folders`` or those of the package."""
+    """Name ↦ (one line, measured cost by scale) of every experiment, in ``folders`` or those of the package."""
     found = {}
     for name in choices("experiment", folders):
         described = written("experiment", name, folders).get("experiment", {})
@@ -79,8 +79,7 @@ def markdown_page(described: Mapping[str, tuple[str, Mapping[str, str]]]) -> str
     """
     rows = [PAGE]
     for name, (title, cost) in described.items():
-        measured = ("" if "not timed" in time else time for time in (cost.get("cpu", ""), cost.get("paper", "")))
-        rows.append(f"| `{name}` | {title} | {' | '.join(measured)} |")
+        rows.append(f"| `{name}` | {title} | {cost.get('cpu', '')} | {cost.get('paper', '')} |")
     return "\n".join(rows)
 
 
