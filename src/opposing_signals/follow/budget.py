@@ -39,6 +39,8 @@ RESERVE = 0.2
 class Budget:
     """Keeps the seconds that measuring has taken at most at a share of those that the rest of training took.
 
+    Watching the training steps counts, too.
+
     Where the number of steps is known, what the whole training allows is spread over it; otherwise no more is spent
     than what has passed allows.
 
@@ -103,17 +105,21 @@ class Budget:
         """Seconds that may be spent by the end of the training, or, where that is unknown, by now."""
         if self.share is None:
             return float("inf")
-        if self.steps is None:
-            return self.share * (self.seconds - self.spent) + self.grace
-        return self.share * self._rest(step, self.steps) + self.grace - self._watching(step, self.steps)
+        return self._room(self.share, step, step if self.steps is None else self.steps) + self.grace
 
     def _rest(self, step: int, steps: int) -> float:
         """Seconds that the whole training takes, without measuring."""
         return self.seconds - self.spent + max(0, steps - step) * self.step_seconds
 
-    def _watching(self, step: int, steps: int) -> float:
-        """Seconds that watching the steps to come will take."""
-        return _lower_quartile(self._watched) * max(0, steps - step)
+    def _room(self, share: float, step: int, steps: int) -> float:
+        """Seconds that ``share`` allows by now, what watching the steps to come will take left out.
+
+        Watching takes no more than half of it away: where steps are so short that it costs more, there is still
+        something measured.
+        """
+        allowed = share * self._rest(step, steps)
+        to_come = _lower_quartile(self._watched) * max(0, steps - step)
+        return allowed - to_come + max(0.0, self.watched + to_come - allowed / 2)
 
     def allows(self, measurements: dict[str, int], step: int, is_urgent: bool = False) -> bool:
         """Whether so many of each kind of measurement, at the last cost of each, still fit.
@@ -163,25 +169,24 @@ class Budget:
         steps = self.steps if self.steps is not None else step + 1000
         rest = self._rest(step, steps)
         measurements = CHANGES * window / max(1, window - 1)
-        start = self.spent + self._watching(step, steps) + measurements * fixed
+        start = self.spent + measurements * fixed
         cost = reading + measurements * each
 
-        def affordable(seconds: float) -> int:
-            return int(((1 - RESERVE) * seconds - start) / cost)
+        def affordable(share: float, more: float = 0.0) -> int:
+            return int(((1 - RESERVE) * (self._room(share, step, steps) + more) - start) / cost)
 
-        modest, few = min(MODEST, self.share), min(FEWEST, available)
-        count = affordable(modest * rest)
-        if count >= few:
-            self.share = modest
-            return min(count, available)
-        count = min(few, max(min(LEAST, available), affordable(self.share * rest)))
-        if count < few and rest < SHORT:
-            count = min(few, max(LEAST, affordable(self.share * rest + GRACE)))
-            wanted = start + count * cost
-            self.grace = float(np.clip(ROOM * wanted / (1 - RESERVE) - self.share * rest, 0.0, GRACE))
-        else:
-            self.share = min(self.share, max(modest, (start + count * cost) / (1 - RESERVE) / rest))
-        return count
+        few, least = min(FEWEST, available), min(LEAST, available)
+        if affordable(self.share) < few and rest < SHORT:
+            count = min(few, max(least, affordable(self.share, GRACE)))
+            wanted = ROOM * (start + count * cost) / (1 - RESERVE)
+            self.grace = float(np.clip(wanted - self._room(self.share, step, steps), 0.0, GRACE))
+            return count
+        for share in np.linspace(min(MODEST, self.share), self.share, 16).tolist():
+            count = affordable(share)
+            if count >= few:
+                self.share = share
+                return min(count, available)
+        return max(least, count)
 
     @contextmanager
     def measuring(self, kind: str, device: torch.device | None = None) -> Iterator[None]:
