@@ -80,15 +80,17 @@ class Schedule:
         return self.sharpness_every is not None and window % self.sharpness_every == 0
 
     def _may_begin(self, step: int) -> bool:
+        is_free = self._window is None or self._has_jumped
+        since = step - (self._window or 0)
+        if not is_free and since < self.every:
+            return False
         wanted = {LOSSES: self.consecutive}
         if self._wants_sharpness(self._windows):
             wanted[CURVATURE] = self.consecutive
         if not self.budget.allows(wanted, step, is_urgent=self._has_jumped):
             return False
-        if self._window is None or self._has_jumped:
-            return True
         cost = sum(number * self.budget.costs.get(kind, 0.0) for kind, number in wanted.items())
-        return step - self._window >= max(self.every, self.budget.stride(cost, self.consecutive - 1, step))
+        return is_free or since >= self.budget.stride(cost, self.consecutive - 1, step)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from."""
