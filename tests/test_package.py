@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from opposing_signals.experiments import experiments, markdown_page
-
 ROOT = Path(__file__).parents[1]
 
 
@@ -53,10 +51,6 @@ def test_an_installed_wheel_runs_experiment_and_demo_from_any_folder(wheel, tmp_
     assert ran.returncode == 0, ran.stderr
     assert (elsewhere / "outputs" / "fig03_chebyshev" / "claims.json").is_file()
     assert (elsewhere / "demo" / "report" / "index.html").is_file()
-
-
-def test_the_page_of_experiments_is_the_configurations() -> None:
-    assert (ROOT / "docs" / "experiments.md").read_text() == markdown_page(experiments()) + "\n"
 
 
 def test_the_readme_leads_to_what_is_there() -> None:
