@@ -4,14 +4,16 @@
     python benchmarks/callback_overhead.py --only large
 
 A perceptron on 5,000 drawn examples of 3,072 numbers in minibatches of 128, every default of the follower; for
-transformers, if it is there, a small GPT-2. The trainings with and without take turns, so that a machine that slows
-down slows both. ``large`` is a plain loop of 4,000 steps on a data set of 1,000,000 examples.
+transformers a small GPT-2. The trainings with and without take turns, so that a machine that slows down slows both.
+Ratios are of the processor's time, which other work on the machine disturbs less; set OMP_NUM_THREADS=1 for it.
+``large`` is a plain loop of 4,000 steps on a data set of 1,000,000 examples; there memory is compared, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -182,20 +184,24 @@ def compare(kind: str, data: Dataset, steps: int, rounds: int) -> None:
     ratios = []
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(rounds):
-            took: dict[bool, float] = {}
+            took: dict[bool, tuple[float, float]] = {}
+            memory: dict[bool, int] = {}
             folder = Path(scratch) / str(number)
             for is_watched in (True, False) if number % 2 else (False, True):
-                began = time.perf_counter()
+                began = time.process_time(), time.perf_counter()
                 result = KINDS[kind](data, steps, folder if is_watched else None)
-                took[is_watched] = time.perf_counter() - began
+                took[is_watched] = time.process_time() - began[0], time.perf_counter() - began[1]
+                memory[is_watched] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
                 follower = result or locals().get("follower")
-            ratios.append(took[True] / took[False])
-            record = Record(folder)
+            ratios.append(took[True][0] / took[False][0])
             size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
             print(
-                f"{kind}: with {took[True]:.1f} s, without {took[False]:.1f} s, ratio {ratios[-1]:.3f}; own account "
-                f"{follower.budget.overhead:.3f}; {len(record['sample_loss'])} of {steps} steps measured, "
-                f"{len(follower.examples)} examples; record {size:.1f} MB",
+                f"{kind}: with {took[True][0]:.1f} s, without {took[False][0]:.1f} s, ratio {ratios[-1]:.3f} (elapsed: "
+                f"{took[True][1]:.1f} s, {took[False][1]:.1f} s); own account {follower.budget.overhead:.3f}, watching "
+                f"{follower.budget.watched / (follower.budget.seconds - follower.budget.spent):.3f}; "
+                f"{len(Record(folder)['sample_loss'])} of {steps} steps measured, {len(follower.examples)} examples; "
+                f"record {size:.1f} MB"
+                + (f"; memory +{(memory[True] - memory[False]) / 1024:.0f} MB" if number == 0 else ""),
                 flush=True,
             )
     low, middle, high = np.percentile(ratios, [25, 50, 75])

@@ -35,6 +35,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def first_line(error: BaseException) -> str:
+    """What ``error`` says, in one line."""
+    return (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+
+
 def one_line(error: Exception) -> str:
     """What ``error`` says, or the refusal that caused it, without line breaks."""
     cause = error.__cause__ if isinstance(error.__cause__, InputError) else error

@@ -1,10 +1,12 @@
-"""One of two processes that train together, for test_several_processes: its arguments are folder, rank and port."""
+"""One of two processes that train together, for test_several_processes; arguments: how, folder, rank, port."""
 
 import os
 import sys
+from contextlib import nullcontext
 
 import torch
 from torch import distributed, nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import TensorDataset
@@ -23,29 +25,36 @@ def per_sample_loss(model, batch):
     return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
 
 
-def train(folder, rank, processes):
-    """Each process takes its part of every batch of 8."""
+def train(how, folder, rank, processes, follow=True):
+    """Each process takes its part of every batch of 8; returns the weights."""
     torch.manual_seed(1)
     x, y = data()
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
-    trained = DistributedDataParallel(model) if processes > 1 else model
+    if how == "fsdp" and processes > 1:
+        for layer in (model[0], model[2], model):
+            fully_shard(layer)
+    trained = DistributedDataParallel(model) if how == "ddp" and processes > 1 else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
     follower = Follower(
-        TensorDataset(x, y), per_sample_loss, folder=folder, budget=None, every=2, consecutive=2,
-        batch_size=10,
+        TensorDataset(x, y), per_sample_loss, folder=folder, budget=None, every=2, consecutive=2, batch_size=10,
+        sharpness_every=2 if how == "ddp" else None,
     )  # fmt: skip
     for step in range(STEPS):
         rows = ((torch.arange(8) + 8 * step) % EXAMPLES)[rank * 8 // processes : (rank + 1) * 8 // processes]
-        with follower.step(trained, optimizer, batch=(x[rows], y[rows]), batch_indices=rows):
+        batch = x[rows], y[rows]
+        with follower.step(trained, optimizer, batch=batch, batch_indices=rows) if follow else nullcontext():
             optimizer.zero_grad()
             F.cross_entropy(trained(x[rows]), y[rows]).backward()
             optimizer.step()
     follower.close()
+    return [getattr(p, "full_tensor", lambda p=p: p)().detach() for p in model.parameters()]
 
 
 if __name__ == "__main__":
-    folder, rank, port = sys.argv[1:]
+    how, folder, rank, port = sys.argv[1:]
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=rank, WORLD_SIZE="2")
     distributed.init_process_group("gloo")
-    train(folder, int(rank), 2)
+    watched = train(how, folder, int(rank), 2)
+    alone = train(how, folder, int(rank), 2, follow=False)
+    assert all(torch.equal(one, other) for one, other in zip(watched, alone, strict=True))
     distributed.destroy_process_group()

@@ -163,7 +163,9 @@ def batches(folder, steps=60, **unusual):
             record.append("batch_index", step, index)
             record.append("batch_size", step, size)
             record.append("train_loss", step, mean)
-            record.append("gradient_norm", step, unusual.get("gradient_norm", {}).get(step, 1 + 0.01 * (step % 3)))
+            record.append(
+                "batch_gradient_norm", step, unusual.get("batch_gradient_norm", {}).get(step, 1 + 0.01 * (step % 3))
+            )
             record.append("learning_rate", step, unusual.get("learning_rate", {}).get(step, 0.1))
         record.write_provenance({"data": {"name": "Batches", "sha256": "0", "examples": 0}})
 
@@ -185,7 +187,7 @@ def test_the_row_that_made_a_spike_is_named(tmp_path):
         ({"batch_size": {40: 5}, "train_loss": {40: 3.0}}, "its batch holds 5 examples, others 16"),
         ({"learning_rate": dict.fromkeys(range(39, 60), 1.0), "train_loss": {40: 3.0}},
          "the learning rate went from 0.1 to 1 at step 39"),
-        ({"gradient_norm": {39: 50.0}, "train_loss": {40: 3.0}}, "a gradient of norm 50"),
+        ({"batch_gradient_norm": {39: 50.0}, "train_loss": {40: 3.0}}, "a gradient of norm 50"),
     ],
 )  # fmt: skip
 def test_a_spike_is_told_with_what_was_unusual(tmp_path, unusual, reason):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def test_each_batchs_rows_have_the_training_forwards_losses_and_their_indices(tm
 def test_the_gradients_norm_is_that_before_clipping(tmp_path):
     for clip in (None, 1e-3):
         trained(watching(tmp_path / str(clip)), clip=clip, epochs=1)
-    free, clipped = (Record(tmp_path / str(clip))["gradient_norm"].values for clip in (None, 1e-3))
+    free, clipped = (Record(tmp_path / str(clip))["batch_gradient_norm"].values for clip in (None, 1e-3))
     assert clipped[0] == pytest.approx(free[0], rel=1e-5)
     assert (clipped > 0.05).all()
 
@@ -149,17 +150,57 @@ def test_losses_that_the_loop_has_are_taken_as_they_are(tmp_path):
     model, (x, y) = network(), data()[:]
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     follower = watching(tmp_path / "run")
-    with follower.step(model, optimizer) as step:
-        losses = F.cross_entropy(model(x[:6]) / 2, y[:6], reduction="none")
-        step.record(losses, range(6))
-        step.loss = 7.0
-        losses.sum().backward()
+    expected = []
+    for _ in range(4):
+        with follower.step(model, optimizer, batch=(x[:6], y[:6])) as step:
+            losses = F.cross_entropy(model(x[:6]) / 2, y[:6], reduction="none")
+            step.record(losses, range(6))
+            step.loss = 7.0
+            losses.sum().backward()
+            optimizer.step()
+        expected.append(losses.detach())
+    follower.close()
+    record = Record(tmp_path / "run")
+    np.testing.assert_array_equal(record["batch_loss"].values, torch.stack(expected))
+    assert record["batch_index"].values.tolist() == [list(range(6))] * 4
+    assert record["train_loss"].values.tolist() == [7.0] * 4
+
+
+def test_a_follower_that_was_closed_follows_another_training(tmp_path):
+    follower = watching(tmp_path / "run")
+    for _ in range(2):
+        trained(follower, epochs=1)
+    one, other = Record(tmp_path / "run"), Record(tmp_path / "run-2")
+    assert one.is_complete
+    assert other.is_complete
+    np.testing.assert_array_equal(one["sample_loss"].values, other["sample_loss"].values)
+
+
+def test_an_optimizer_may_step_behind_the_block(tmp_path):
+    model, (x, y) = network(), data()[:]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    follower = watching(tmp_path / "run")
+    for step in range(4):
+        with follower.step(model, optimizer, batch=(x, y), batch_indices=range(step, step + EXAMPLES)):
+            per_sample_loss(model, (x, y)).mean().backward()
         optimizer.step()
     follower.close()
     record = Record(tmp_path / "run")
-    np.testing.assert_array_equal(record["batch_loss"].values[0], losses.detach())
-    assert record["batch_index"].values[0].tolist() == list(range(6))
-    assert record["train_loss"].values.tolist() == [7.0]
+    assert record["batch_index"].values[:, 0].tolist() == [0, 1, 2, 3]
+    assert len(record["batch_gradient_norm"]) == len(record["sample_loss"]) == 4
+
+
+def test_an_optimizer_that_never_steps_ends_the_record(tmp_path, monkeypatch):
+    monkeypatch.setattr("opposing_signals.follow.follower._MOST_BATCHES", 5)
+    model, (x, y) = network(), data()[:]
+    other = torch.optim.SGD(model.parameters(), lr=0.1)
+    follower = watching(tmp_path / "run")
+    for _ in range(8):
+        with follower.step(model, torch.optim.SGD(model.parameters(), lr=0.1), batch=(x, y)):
+            per_sample_loss(model, (x, y)).mean().backward()
+            other.step()
+    follower.close()
+    assert "no optimizer stepped in 5 batches" in Record(tmp_path / "run").state
 
 
 def test_a_subsets_places_are_translated(tmp_path):
@@ -185,7 +226,7 @@ def test_a_training_step_with_other_inputs_has_no_rows_and_says_so(tmp_path):
     follower.close()
     record = Record(tmp_path / "run")
     assert "batch_loss" not in record
-    assert len(record["gradient_norm"]) == 30
+    assert len(record["batch_gradient_norm"]) == 30
     assert "other inputs" in record.provenance["batch_rows"]
     assert "batch rows: not recorded" in str(explain(tmp_path / "run"))
 
@@ -206,6 +247,34 @@ def test_compiled_models_train_on_and_their_rows_are_known(tmp_path, how):
     assert len(Record(tmp_path / "run")["batch_loss"]) == 16
 
 
+def test_a_step_within_autocast_keeps_its_gradients(tmp_path):
+    def run(follower):
+        model, (x, y) = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), data()[:]
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(4):
+            with (
+                torch.autocast("cpu", torch.bfloat16),
+                follower.step(model, optimizer, batch=(x, y)) if follower else nullcontext(),
+            ):
+                optimizer.zero_grad()
+                loss = per_sample_loss(model, (x, y)).mean() + 0.01 * (model[2].weight @ model[0].weight).sum()
+                loss.backward()
+                optimizer.step()
+        return list(model.parameters())
+
+    torch.manual_seed(0)
+    alone = run(None)
+    follower = watching(
+        tmp_path / "run", sharpness_every=2,
+        loss=lambda m, b: per_sample_loss(m, b) + 0 * (m[2].weight @ m[0].weight).sum(),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    watched = run(follower)
+    follower.close()
+    assert all(torch.equal(one, other) for one, other in zip(alone, watched, strict=True))
+    assert len(Record(tmp_path / "run")["sharpness"]) == 2
+
+
 def test_two_followers_watch_one_loop_and_leave_the_model_as_it_was(tmp_path):
     model, (x, y) = network(), data()[:]
     before = set(vars(model))
@@ -219,7 +288,7 @@ def test_two_followers_watch_one_loop_and_leave_the_model_as_it_was(tmp_path):
         follower.close()
     one, other = (Record(follower.folder) for follower in followers)
     assert one["batch_loss"].values.tobytes() == other["batch_loss"].values.tobytes()
-    assert len(one["gradient_norm"]) == len(other["gradient_norm"]) == 4
+    assert len(one["batch_gradient_norm"]) == len(other["batch_gradient_norm"]) == 4
     assert set(vars(model)) == before
 
 
@@ -434,6 +503,49 @@ def test_a_short_training_has_fifty_changes(tmp_path, monkeypatch):
     told = explain(tmp_path / "run")
     assert told.findings["changes"] >= 50
     assert str(told).startswith(f"run: measured {told.findings['measured']} of 140 steps")
+
+
+def test_half_of_what_is_drawn_are_members_of_the_users_groups(tmp_path):
+    settings = {"groups": {"a": [3, 5], "b": range(40, 60)}, "track": 20}
+    drawn = [watching(tmp_path, **settings, seed=seed).examples.indices.tolist() for seed in (0, 1)]
+    assert drawn[0] != drawn[1]
+    for indices in drawn:
+        assert len(set(indices)) == 20
+        assert len({3, 5, *range(40, 60)} & set(indices)) >= 10
+
+
+def test_what_is_done_within_steps_counts_once(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(budget_module.time, "perf_counter", lambda: clock[0])
+
+    def pass_(seconds):
+        clock[0] += seconds
+
+    budget = Budget(0.05, 100)
+    budget.begin()
+    for _ in range(10):
+        budget.count_step()
+        with budget.watching():
+            pass_(0.01)
+            with budget.measuring("writing"):
+                pass_(0.02)
+            with budget.watching():
+                pass_(0.03)
+        pass_(1.0)
+    assert (budget.spent, budget.watched) == pytest.approx((0.6, 0.4))
+    assert budget.step_seconds == pytest.approx(1.0)
+    # Watching would take 4 of the 5 s that are allowed: half of them are kept for measuring.
+    assert budget.allowance(10) == pytest.approx(0.05 * 100 / 2 + 10 * 0.04)
+
+
+@pytest.mark.parametrize(
+    ("each", "shares", "counts"),
+    [(1e-5, (0.02, 0.02), (129, 2000)), (1.5e-4, (0.03, 0.036), (128, 140)), (1e-3, (0.05, 0.05), (16, 127))],
+)
+def test_a_modest_share_is_taken_where_it_suffices(each, shares, counts):
+    count, _, budget = planned(1000, 0.05, each)
+    assert shares[0] <= budget.share <= shares[1]
+    assert counts[0] <= count <= counts[1]
 
 
 def test_a_jump_is_told_from_noise():

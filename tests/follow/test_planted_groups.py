@@ -36,17 +36,18 @@ NAMED = 20
 
 
 @pytest.mark.parametrize("plant", [striped, mislabelled])
-def test_planted_groups_are_named_on_both_sides(tmp_path, plant):
+@pytest.mark.parametrize(("learning_rate", "steps"), [(0.5, 140), (0.1, 300)])
+def test_planted_groups_are_named_on_both_sides(tmp_path, plant, learning_rate, steps):
     images, labels, groups = plant()
     x, y = torch.tensor(images.reshape(len(images), -1), dtype=torch.float32), torch.tensor(labels)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
     follower = Follower(
         TensorDataset(x, y), lambda m, b: F.cross_entropy(m(b[0]), b[1], reduction="none"), folder=tmp_path / "run",
         budget=None, groups={"planted": groups[0]}, track=len(x),
     )  # fmt: skip
-    for _ in range(140):
+    for _ in range(steps):
         rows = torch.randint(len(x), (128,))
         with follower.step(model, optimizer, batch=(x[rows], y[rows]), batch_indices=rows):
             optimizer.zero_grad()

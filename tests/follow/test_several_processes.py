@@ -1,4 +1,4 @@
-"""Two processes that train together with `DistributedDataParallel` leave the record that one would."""
+"""Two processes that train together leave the record that one would, and train as they would without it."""
 
 import socket
 import subprocess
@@ -6,29 +6,33 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from opposing_signals.record import Record
+from opposing_signals.record.quantities import SHARPNESS
 
 sys.path.insert(0, str(Path(__file__).parent))
 import following_together
 
 
-def test_two_processes_leave_the_record_of_one(tmp_path):
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_two_processes_leave_the_record_of_one(tmp_path, how):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     script = Path(following_together.__file__)
     started = [
-        subprocess.Popen([sys.executable, script, tmp_path / "two", str(rank), str(port)], stderr=subprocess.PIPE)
+        subprocess.Popen([sys.executable, script, how, tmp_path / "two", str(rank), str(port)], stderr=subprocess.PIPE)
         for rank in (0, 1)
     ]
     for process in started:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors.decode()
-    following_together.train(tmp_path / "one", 0, 1)
+    following_together.train(how, tmp_path / "one", 0, 1)
     one, two = Record(tmp_path / "one"), Record(tmp_path / "two")
     assert two.is_complete
     assert set(one) == set(two)
+    assert (SHARPNESS in one) == (how == "ddp")
     for quantity in one:
         np.testing.assert_array_equal(one[quantity].steps, two[quantity].steps, quantity)
         np.testing.assert_allclose(one[quantity].values, two[quantity].values, rtol=1e-4, atol=1e-6, err_msg=quantity)

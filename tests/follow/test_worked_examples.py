@@ -26,8 +26,6 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
     ],
 )
 def test_an_example_runs_and_is_explained(tmp_path, monkeypatch, example, arguments, told):
-    if example.startswith("transformers"):
-        pytest.importorskip("transformers", reason="needs transformers: pip install opposing-signals[transformers]")
     monkeypatch.setattr(sys, "argv", [example, "--folder", str(tmp_path / example), *arguments])
     runpy.run_path(str(EXAMPLES / f"{example}.py"), run_name="__main__")
     record = Record(tmp_path / example)

@@ -10,7 +10,7 @@ from opposing_signals.record import quantities
 from opposing_signals.record.quantities import QUANTITIES, SAMPLE_LOSS, Quantity
 
 PACKAGE = Path(opposing_signals.__file__).parent
-PENDING = {"follow", "signals", "studies"}
+PENDING = {"signals", "studies"}
 """Rooms that still read records by plain strings."""
 MODULES = [
     path
@@ -19,7 +19,7 @@ MODULES = [
     if path.name != "quantities.py" and path.relative_to(PACKAGE).parts[0] not in {"curvature", *PENDING}
 ]
 ORDINARY = {"w", "path", "outputs", "minimum", "grid", "magnitude", "bound", "holds", "measured", "conditions"} | {
-    "parameters", "projection", "prediction", "colour", "neighbour",
+    "parameters", "projection", "prediction", "colour", "neighbour", "batch_size",
 }  # fmt: skip
 """Words that are names of other things as well: they are looked for only where a record is asked or written."""
 NAMING = {"required_optimizer", "check_outputs"}

@@ -8,16 +8,17 @@ the place of a second forward pass.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from opposing_signals.errors import first_line
+from opposing_signals.follow.isolation import isolated, uncached_casts
 from opposing_signals.follow.per_sample import PerSampleLoss
-from opposing_signals.follow.randomness import isolated
 
 PATIENCE = 3
 """Batches in which the calls are looked for before that is given up."""
@@ -37,6 +38,7 @@ class BatchLosses:
         calls: The modules that it calls, in order; see `outermost_calls`.
         take: Called with ``[n]`` losses, once a batch.
         context: In which a training step computes, such as the autocast of mixed precision.
+        timed: Around what is done while the training step runs.
     """
 
     def __init__(
@@ -45,9 +47,11 @@ class BatchLosses:
         per_sample_loss: PerSampleLoss,
         calls: list[nn.Module],
         take: Callable[[Tensor], None],
-        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        context: Callable[[], AbstractContextManager[Any]],
+        timed: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         self._module = module
+        self._timed = timed
         self._context = context
         self._per_sample_loss = per_sample_loss
         self._calls = calls
@@ -60,17 +64,8 @@ class BatchLosses:
         self._is_taken = False
         self.failure = ""
 
-    @contextmanager
-    def watching(self, batch: Any) -> Iterator[None]:
-        """Inside, the training step runs on ``batch``; None takes the arguments of the model's own call."""
-        self.open(batch)
-        try:
-            yield
-        finally:
-            self.close()
-
     def open(self, batch: Any) -> None:
-        """The training step begins; see `watching`."""
+        """The training step begins on ``batch``; None takes the arguments of the model's own call."""
         self._batch, self._is_taken = batch, False
         self._made = {module: [] for module in self._calls}
         if not self.failure:
@@ -91,15 +86,11 @@ class BatchLosses:
             return
         made.append((arguments, named, outputs))
         if self._chosen is not None:
-            self._replay_if_complete(self._chosen)
-
-    def _replay_if_complete(self, chosen: list[int]) -> None:
-        """As soon as the outputs are there, so that nothing is kept longer than without it."""
-        if any(len(self._made[module]) <= place for module, place in zip(self._calls, chosen, strict=True)):
-            return
-        outputs = [self._made[module][place] for module, place in zip(self._calls, chosen, strict=True)]
-        self._is_taken = True  # what comes now is another pass over the batch
-        self._replay(outputs)
+            calls = list(zip(self._calls, self._chosen, strict=True))
+            if all(len(self._made[module]) > place for module, place in calls):
+                self._is_taken = True  # what comes now is another pass over the batch
+                with self._timed():  # at once, so that nothing is kept longer than without it
+                    self._replay([self._made[module][place] for module, place in calls])
 
     def _look(self) -> None:
         """Find out, in a first batch, which of the module's calls are on the batch itself."""
@@ -135,7 +126,7 @@ class BatchLosses:
         try:
             losses = self._evaluated(calls)
         except Exception as error:  # whatever the user's function raises must not reach training
-            self._miss(f"per_sample_loss failed on the training batch: {_first_line(error)}")
+            self._miss(f"per_sample_loss failed on the training batch: {first_line(error)}")
             return False
         if not isinstance(losses, Tensor) or losses.ndim != 1:
             self._miss("per_sample_loss gave no [n] losses for the training batch")
@@ -165,7 +156,7 @@ class BatchLosses:
         for module in before:
             _set_call(module, stand_in(module))
         try:
-            with torch.no_grad(), self._context():
+            with torch.no_grad(), self._context(), uncached_casts():
                 if self._draws is False:
                     return self._per_sample_loss(self._module, batch)
                 state = torch.get_rng_state()
@@ -283,7 +274,3 @@ def _same(call: tuple[Any, Any], inputs: tuple[Any, Any]) -> bool:
         any(one is other or (one.shape == other.shape and bool((one == other).all())) for one in ones)
         for other in others
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0] or type(error).__name__

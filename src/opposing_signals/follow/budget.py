@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+
+MODEST = 0.02
+"""The share that is used where it suffices for `CHANGES` changes of `FEWEST` examples."""
 
 CHANGES = 50
 """One-step changes that a run should have at least."""
@@ -36,6 +39,8 @@ RESERVE = 0.2
 class Budget:
     """Keeps the seconds that measuring has taken at most at a share of those that the rest of training took.
 
+    Watching the training steps counts, too.
+
     Where the number of steps is known, what the whole training allows is spread over it; otherwise no more is spent
     than what has passed allows.
 
@@ -45,14 +50,21 @@ class Budget:
     """
 
     def __init__(self, share: float | None, steps: int | None = None) -> None:
-        self.share = share
+        self._allowed = share
         self.steps = steps
+        self.forget()
+
+    def forget(self) -> None:
+        """Another training begins."""
+        self.share = self._allowed
         self.spent = 0.0
+        self.watched = 0.0  # what of it passed while training steps ran
         self.grace = 0.0
         self.costs: dict[str, float] = {}
         self._before = 0.0
         self._began: float | None = None
         self._taken: deque[float] = deque(maxlen=20)  # seconds of the last steps without measuring
+        self._watched: deque[float] = deque(maxlen=20)  # seconds of watching in the same steps
         self._mark: tuple[float, float] | None = None
 
     def begin(self) -> None:
@@ -81,21 +93,33 @@ class Budget:
         rest = self.seconds - self.spent
         if self._mark is not None:
             self._taken.append(rest - self._mark[0])
-        self._mark = rest, self.spent
+            self._watched.append(self.watched - self._mark[1])
+        self._mark = rest, self.watched
 
     @property
     def step_seconds(self) -> float:
         """Time of a step, measuring left out: the lower quartile of the last ones, because the first are slow."""
-        return sorted(self._taken)[len(self._taken) // 4] if self._taken else 0.0
+        return _lower_quartile(self._taken)
 
     def allowance(self, step: int) -> float:
         """Seconds that may be spent by the end of the training, or, where that is unknown, by now."""
         if self.share is None:
             return float("inf")
-        rest = self.seconds - self.spent
-        if self.steps is not None:
-            rest += max(0, self.steps - step) * self.step_seconds
-        return self.share * rest + self.grace
+        return self._room(self.share, step, step if self.steps is None else self.steps) + self.grace
+
+    def _rest(self, step: int, steps: int) -> float:
+        """Seconds that the whole training takes, without measuring."""
+        return self.seconds - self.spent + max(0, steps - step) * self.step_seconds
+
+    def _room(self, share: float, step: int, steps: int) -> float:
+        """Seconds that ``share`` allows by now, what watching the steps to come will take left out.
+
+        Watching takes no more than half of it away: where steps are so short that it costs more, there is still
+        something measured.
+        """
+        allowed = share * self._rest(step, steps)
+        to_come = _lower_quartile(self._watched) * max(0, steps - step)
+        return allowed - to_come + max(0.0, self.watched + to_come - allowed / 2)
 
     def allows(self, measurements: dict[str, int], step: int, is_urgent: bool = False) -> bool:
         """Whether so many of each kind of measurement, at the last cost of each, still fit.
@@ -143,19 +167,26 @@ class Budget:
         if self.share is None:
             return available
         steps = self.steps if self.steps is not None else step + 1000
-        rest = self.seconds - self.spent + max(0, steps - step) * self.step_seconds
+        rest = self._rest(step, steps)
         measurements = CHANGES * window / max(1, window - 1)
         start = self.spent + measurements * fixed
+        cost = reading + measurements * each
 
-        def affordable(seconds: float) -> int:
-            return int(((1 - RESERVE) * seconds - start) / (reading + measurements * each))
+        def affordable(share: float, more: float = 0.0) -> int:
+            return int(((1 - RESERVE) * (self._room(share, step, steps) + more) - start) / cost)
 
-        count = max(min(LEAST, available), affordable(self.share * rest))
-        if count < min(FEWEST, available) and rest < SHORT:
-            count = min(FEWEST, available, max(LEAST, affordable(self.share * rest + GRACE)))
-            wanted = start + count * (reading + measurements * each)
-            self.grace = float(np.clip(ROOM * wanted / (1 - RESERVE) - self.share * rest, 0.0, GRACE))
-        return min(count, available)
+        few, least = min(FEWEST, available), min(LEAST, available)
+        if affordable(self.share) < few and rest < SHORT:
+            count = min(few, max(least, affordable(self.share, GRACE)))
+            wanted = ROOM * (start + count * cost) / (1 - RESERVE)
+            self.grace = float(np.clip(wanted - self._room(self.share, step, steps), 0.0, GRACE))
+            return count
+        for share in np.linspace(min(MODEST, self.share), self.share, 16).tolist():
+            count = affordable(share)
+            if count >= few:
+                self.share = share
+                return min(count, available)
+        return max(least, count)
 
     @contextmanager
     def measuring(self, kind: str, device: torch.device | None = None) -> Iterator[None]:
@@ -174,11 +205,36 @@ class Budget:
             self.costs[kind] = time.perf_counter() - began
             self.spent += self.costs[kind]
 
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Count what is done inside, while a training step runs; what is measured inside counts once."""
+        began, spent = time.perf_counter(), self.spent
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - began - (self.spent - spent)
+            self.spent += seconds
+            self.watched += seconds
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from."""
-        return {"seconds": self.seconds, "spent": self.spent, "grace": self.grace, "costs": dict(self.costs)}
+        return {
+            "seconds": self.seconds,
+            "spent": self.spent,
+            "watched": self.watched,
+            "share": self.share,
+            "grace": self.grace,
+            "costs": dict(self.costs),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
-        self._before, self.spent, self.costs = state["seconds"], state["spent"], dict(state["costs"])
-        self.grace = state.get("grace", 0.0)
+        self._before, self.costs = state["seconds"], dict(state["costs"])
+        self.spent, self.watched = state["spent"], state["watched"]
+        self.share, self.grace = state["share"], state["grace"]
+
+
+def _lower_quartile(values: Iterable[float]) -> float:
+    """0 if there are none. Of the times of steps the first are slow, and others are disturbed."""
+    ordered = sorted(values)
+    return ordered[len(ordered) // 4] if ordered else 0.0

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from opposing_signals.follow import quantities
 from opposing_signals.follow.jumps import FEWEST, REMEMBERED, bound
-from opposing_signals.record import Record
+from opposing_signals.record import Record, quantities
 
 SMALL = 0.5
 """A batch is small if it has fewer examples than this times the usual number."""
@@ -196,7 +195,7 @@ class Batches:
 
     def _before(self, step: int) -> dict[str, list[float]]:
         told: dict[str, list[float]] = {}
-        for quantity in (quantities.TRAIN_LOSS, quantities.GRADIENT_NORM, quantities.LEARNING_RATE):
+        for quantity in (quantities.TRAIN_LOSS, quantities.BATCH_GRADIENT_NORM, quantities.LEARNING_RATE):
             steps, values = self._series(quantity)
             chosen = (steps < step) & (steps >= step - BEFORE)
             told[quantity] = [float(value) for value in values[chosen]]
@@ -217,7 +216,7 @@ class Batches:
         return ""
 
     def _gradient_before(self, step: int) -> str:
-        steps, norms = self._series(quantities.GRADIENT_NORM)
+        steps, norms = self._series(quantities.BATCH_GRADIENT_NORM)
         place = int(np.searchsorted(steps, step - 1))
         seen = norms[max(0, place - REMEMBERED) : place]
         seen = seen[np.isfinite(seen)]

@@ -5,12 +5,21 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from opposing_signals.follow.step import Step
 
 REMEMBERED = 32
 """Values that a new one is compared with."""
 
 FEWEST = 8
 """Values that there must be before a jump can be told."""
+
+_SERVES = 8  # values for which a bound serves
 
 UNUSUAL = 6.0
 """A jump lies above the median by more than this many standard deviations, as the median absolute deviation gives
@@ -39,14 +48,40 @@ class Jumps:
 
     def __init__(self) -> None:
         self._seen: dict[str, deque[float]] = {}
+        self._bounds: dict[str, tuple[float, int]] = {}  # with the number of values for which it still serves
+        self._pending: deque[tuple[Iterable[str], Any, Any]] = deque()
+
+    def look(self, step: Step) -> bool:
+        """Whether train loss, gradient or the largest loss of a row has jumped; told as soon as it is known.
+
+        On a GPU that may be some steps later: nothing is waited for.
+        """
+        given = {"loss": step.loss, "gradient": step.gradient_norm}
+        given |= {f"row {batch}": losses.max() for batch, losses in enumerate(step.losses) if len(losses)}
+        seen = {name: value for name, value in given.items() if value is not None}
+        device = next((value.device for value in seen.values() if isinstance(value, Tensor) and value.is_cuda), None)
+        values: Any = seen.values()
+        event = None
+        if device is not None:
+            packed = torch.stack([torch.as_tensor(value, device=device).detach().float() for value in values])
+            values, event = packed.to("cpu", non_blocking=True), torch.cuda.Event()
+            event.record()
+        self._pending.append((seen.keys(), values, event))
+        has_jumped = False
+        while self._pending and (self._pending[0][-1] is None or self._pending[0][-1].query()):
+            names, values, _ = self._pending.popleft()
+            for name, value in zip(names, values, strict=True):
+                has_jumped |= self.add(name.split()[0], float(value))
+        return has_jumped
 
     def add(self, name: str, value: float) -> bool:
         """Take the next ``value`` of ``name``; True if it jumps, or is not finite."""
-        seen = self._seen.setdefault(name, deque(maxlen=REMEMBERED))
         if not math.isfinite(value):
             return True
-        jumped = False
-        if len(seen) >= FEWEST:
-            jumped = value > bound(seen)
+        seen = self._seen.setdefault(name, deque(maxlen=REMEMBERED))
+        limit, left = self._bounds.get(name, (math.inf, 0))
+        if not left and len(seen) >= FEWEST:
+            limit, left = bound(seen), _SERVES
+        self._bounds[name] = limit, max(0, left - 1)
         seen.append(value)
-        return jumped
+        return value > limit

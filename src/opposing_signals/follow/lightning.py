@@ -3,67 +3,26 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from opposing_signals.errors import InputError
-from opposing_signals.follow.budget import Budget
-from opposing_signals.follow.follower import Follower
-from opposing_signals.follow.per_sample import PerSampleLoss
-from opposing_signals.record import Record
+from opposing_signals.follow.adapter import Adapter
 
 
-class OpposingSignals(Callback):
-    """`Follower` as a callback: it follows any `LightningModule` as it is.
+class OpposingSignals(Adapter, Callback):
+    """`Follower` as a callback of Lightning: it follows any `LightningModule` as it is. Its arguments: see `Adapter`.
 
     Automatic or manual optimization with any number of optimizers, minibatches, mixed precision, accumulated gradients.
     A step is what passes until an optimizer has stepped, batch by batch.
-
-    Args:
-        train_dataset: With ``len`` and an index, without random transforms.
-        per_sample_loss: (module, batch) ↦ ``[n]``, one loss an example. The batch is what the training step gets.
-        folder: Where the record is written; the run that is resumed has left it.
-        settings: Further fields of `Follower`.
-
-    Raises:
-        InputError: A setting that cannot work (when it is made); data or a loss function that cannot (when training
-            begins).
     """
-
-    def __init__(
-        self,
-        train_dataset: Any,
-        per_sample_loss: PerSampleLoss,
-        *,
-        folder: str | Path = "outputs/own_model",
-        **settings: Any,
-    ) -> None:
-        self.follower = Follower(train_dataset, per_sample_loss, folder=folder, **settings)
-        self._key = str(folder)
-        self._steps = settings.get("steps")
-
-    @property
-    def folder(self) -> Path:
-        """Of the record."""
-        return self.follower.folder
-
-    @property
-    def budget(self) -> Budget:
-        """What measuring has taken."""
-        return self.follower.budget
-
-    @property
-    def record(self) -> Record:
-        """What is written."""
-        return self.follower.record
 
     @property
     def state_key(self) -> str:
         """One for each folder, so that several of these can watch one training."""
-        return self._generate_state_key(folder=self._key)
+        return self._generate_state_key(folder=self.wanted_folder)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Follow what a given loader draws; one that the module makes is there when training starts."""
@@ -86,7 +45,7 @@ class OpposingSignals(Callback):
             return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
         steps = trainer.estimated_stepping_batches
-        self.follower.expect(int(steps) if self._steps is None and steps not in (-1, float("inf")) else self._steps)
+        self.follower.expect(int(steps) if steps not in (-1, float("inf")) else None)
         self.follower.begin(
             pl_module,
             trainer.optimizers,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from opposing_signals.errors import InputError
+from opposing_signals.follow.isolation import uncached_casts
 
 PerSampleLoss = Callable[[Any, Any], Tensor]
 """(module, batch) ↦ ``[n]``, one loss an example of the batch."""
@@ -31,10 +32,17 @@ class Losses(nn.Module):
         batches: Of the tracking set, on the device.
         batch_size: Examples in each but the last.
         examples: Number of examples.
+        context: In which every forward pass runs, such as the autocast of mixed precision.
     """
 
     def __init__(
-        self, module: nn.Module, per_sample_loss: PerSampleLoss, batches: list[Any], batch_size: int, examples: int
+        self,
+        module: nn.Module,
+        per_sample_loss: PerSampleLoss,
+        batches: list[Any],
+        batch_size: int,
+        examples: int,
+        context: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         super().__init__()
         self.module = module
@@ -42,14 +50,17 @@ class Losses(nn.Module):
         self.batch = batches.__getitem__  # a list of them would count as state of the model
         self.batch_size = batch_size
         self.examples = examples
-        self.context: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self.context = context
+        self._sharded = sharded_parts(module)
 
     def forward(self, positions: Tensor) -> Tensor:
         """``[n, 1]`` losses of the examples at ``positions``."""
         number = int(positions[0]) // self.batch_size
         first = number * self.batch_size
-        with self.context():
+        with self.context(), uncached_casts():
             losses = self.per_sample_loss(self.module, self._in_float64(self.batch(number)))
+        for part in self._sharded:
+            part.reshard()
         check_shape(losses, min(self.batch_size, self.examples - first))
         return (losses if len(losses) == len(positions) else losses[positions - first])[:, None]
 
@@ -63,6 +74,14 @@ class Losses(nn.Module):
             return part.double() if isinstance(part, Tensor) and part.is_floating_point() else part
 
         return tree_map(exact, batch)
+
+
+def sharded_parts(module: nn.Module) -> list[Any]:
+    """The parts of ``module`` whose parameters are sharded over processes, and gathered in a forward pass.
+
+    Behind one without a backward pass their ``reshard()`` makes the module's parameters those of the optimizer again.
+    """
+    return [part for part in module.modules() if callable(getattr(part, "reshard", None))]
 
 
 def check_shape(losses: Any, count: int) -> None:
@@ -114,7 +133,7 @@ def check_single(
     """
 
     def evaluated(batch: Any, count: int) -> Tensor:
-        with context():
+        with context(), uncached_casts():
             losses = per_sample_loss(module, batch)
         check_shape(losses, count)
         return losses.detach()

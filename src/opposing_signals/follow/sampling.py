@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
@@ -40,20 +41,18 @@ class DrawnIndices:
             return
         self.forget()
         self._loader = loader
-        tap = _Tap(loader.batch_sampler, self)
-        vars(loader)["batch_sampler"] = tap  # a DataLoader refuses the assignment, and reads it at each epoch's begin
+        _let_loaders_be_watched()
+        _watching.setdefault(loader, []).append(self)
         if iterator is not None and hasattr(iterator, "_sampler_iter"):
             sent, received = getattr(iterator, "_send_idx", 0), getattr(iterator, "_rcvd_idx", 0)
             self._queue.extend([None] * (sent - received))  # workers have these already
-            iterator._index_sampler = tap
+            iterator._index_sampler = loader._index_sampler
             iterator._sampler_iter = self._noted(iterator._sampler_iter, self._epoch)
 
     def forget(self) -> None:
-        """Leave the loader as it was."""
+        """Leave the loader alone."""
         if self._loader is not None:
-            tap = vars(self._loader).get("batch_sampler")
-            if isinstance(tap, _Tap):
-                vars(self._loader)["batch_sampler"] = tap.sampler
+            _watching[self._loader].remove(self)
         self._loader = None
         self._queue.clear()
 
@@ -91,19 +90,33 @@ class DrawnIndices:
 
 
 class _Tap:
-    """A batch sampler that notes what it yields."""
+    """Batches of indices as a sampler draws them, which are noted on their way."""
 
     def __init__(self, sampler: Any, drawn: DrawnIndices) -> None:
-        self.sampler = sampler
+        self._sampler = sampler
         self._drawn = drawn
 
     def __iter__(self) -> Iterator[Any]:
-        return self._drawn.begin(self.sampler)
+        return self._drawn.begin(self._sampler)
 
     def __len__(self) -> int:
-        return len(self.sampler)
+        return len(self._sampler)
 
-    def __getattr__(self, name: str) -> Any:
-        if name in ("sampler", "_drawn"):  # not there yet, while it is unpickled
-            raise AttributeError(name)
-        return getattr(self.sampler, name)
+
+_watching: weakref.WeakKeyDictionary[DataLoader[Any], list[DrawnIndices]] = weakref.WeakKeyDictionary()
+"""Who wants to know what a loader draws."""
+
+
+def _let_loaders_be_watched() -> None:
+    """Let loaders tell what they draw, and stay as they are: frameworks make others from their samplers."""
+    original: Any = DataLoader._index_sampler  # a property
+    if not hasattr(original.fget, "is_watched"):
+
+        def index_sampler(loader: DataLoader[Any]) -> Any:
+            sampler = original.fget(loader)
+            for drawn in _watching.get(loader, ()):
+                sampler = _Tap(sampler, drawn)
+            return sampler
+
+        index_sampler.is_watched = True  # type: ignore[attr-defined]
+        DataLoader._index_sampler = property(index_sampler)  # type: ignore[method-assign, assignment]

@@ -2,46 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from opposing_signals.follow.follower import Follower
-from opposing_signals.follow.per_sample import PerSampleLoss
+from opposing_signals.follow.adapter import Adapter
 
 
-class OpposingSignals(TrainerCallback):
-    """`Follower` as a callback of transformers' `Trainer`.
+class OpposingSignals(Adapter, TrainerCallback):
+    """`Follower` as a callback of transformers' `Trainer`. Its arguments: see `Adapter`.
 
-    ``per_sample_loss`` gets the model and the batch as a dictionary, such as the data collator makes it. The batch's
-    own losses come from the model's call in the training step.
-
-    Args:
-        train_dataset: That the trainer gets, without random transforms.
-        per_sample_loss: (model, batch) ↦ ``[n]``, one loss an example.
-        folder: Where the record is written.
-        settings: Further fields of `Follower`; ``collate`` must be the trainer's ``data_collator`` if it has one that
-            is not the default.
-
-    Raises:
-        InputError: A setting that cannot work.
+    ``per_sample_loss`` gets the model and the batch as a dictionary, such as the data collator makes it; ``collate``
+    must be the trainer's ``data_collator`` if it has one that is not the default. The batch's own losses come from the
+    model's call in the training step.
     """
-
-    def __init__(
-        self,
-        train_dataset: Any,
-        per_sample_loss: PerSampleLoss,
-        *,
-        folder: str | Path = "outputs/own_model",
-        **settings: Any,
-    ) -> None:
-        self.follower = Follower(train_dataset, per_sample_loss, folder=folder, **settings)
-        self._steps = settings.get("steps")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         """Read the examples and begin the record."""
-        self.follower.expect(state.max_steps if self._steps is None and state.max_steps > 0 else self._steps)
+        self.follower.expect(state.max_steps if state.max_steps > 0 else None)
         self.follower.begin(
             named["model"],
             [named["optimizer"]],

@@ -40,7 +40,20 @@ TRAIN_ACCURACY = Quantity("train_accuracy", "", "1", "TrainLoss", "fraction of t
 TEST_ACCURACY = Quantity("test_accuracy", "", "1", "TestAccuracy", "fraction of the test set classified correctly")
 PREDICTION = Quantity("prediction", "[N]", "class", "Predictions", "class of the largest output of every example")
 OUTPUTS = Quantity("outputs", "[n, C]", "output", "Outputs", "f(x_i; θ_t) of the step's batch")
-LEARNING_RATE = Quantity("learning_rate", "", "1", "OpposingSignals", "η of the optimizer's first parameter group")
+
+# -- the batch of a training that is followed --------------------------------------------------------------------------
+
+BATCH_LOSS = Quantity(
+    "batch_loss",
+    "[W]",
+    "loss",
+    "Follower",
+    "of each example of the step's batch, in training mode; NaN behind",
+)
+BATCH_INDEX = Quantity("batch_index", "[W]", "index", "Follower", "where each stands in the data set; −1: not known")
+BATCH_SIZE = Quantity("batch_size", "", "1", "Follower", "examples of the step's batch; −1: not known")
+BATCH_GRADIENT_NORM = Quantity("batch_gradient_norm", "", "loss", "Follower", "of the step's gradient, before clipping")
+LEARNING_RATE = Quantity("learning_rate", "", "1", "Follower", "η of the optimizer's first parameter group")
 
 # -- curvature ------------------------------------------------------------------------------------------------------
 

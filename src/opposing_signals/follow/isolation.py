@@ -1,4 +1,4 @@
-"""Random states that a measurement leaves as they were."""
+"""What a measurement leaves as it was, beside the model: random states, and the casts that autocast remembers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,22 @@ def isolated() -> Iterator[None]:
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002  (data sets still draw from it)
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices), uncached_casts():
             yield
     finally:
         random.setstate(python)
         np.random.set_state(legacy)  # noqa: NPY002
+
+
+@contextmanager
+def uncached_casts() -> Iterator[None]:
+    """Inside, autocast remembers no parameter that it casts.
+
+    One that is cast without a graph would be remembered for the training step, which would get no gradient of it.
+    """
+    was = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(was)

@@ -1,0 +1,148 @@
+"""When the optimizers of a training step, and the norm of the gradient that they step with."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class OptimizerSteps:
+    """Sees the optimizers step, and puts together the Euclidean norm of the step's gradient, before it is clipped.
+
+    Args:
+        safely: Runs what must not fail in training: (what it does, work) ↦ what the work gives, None if it failed.
+    """
+
+    def __init__(self, safely: Callable[[str, Callable[[], Any]], Any]) -> None:
+        self.has_stepped = False
+        self._safely = safely
+        self._is_open = False  # a step has begun and is not complete
+        self._norm: Tensor | None = None
+        self._clipped: list[Tensor] = []
+        self._optimizers: list[Optimizer] = []
+        self._hooks: list[Any] = []
+
+    def begin(self, optimizers: Sequence[Any], hooks: bool) -> None:
+        """Training begins.
+
+        Args:
+            optimizers: Those of torch, or what a framework wraps around them.
+            hooks: Whether they tell by themselves when they step; otherwise `at_gradient` does.
+        """
+        self._optimizers = [innermost(optimizer) for optimizer in optimizers]
+        if hooks:
+            me = weakref.ref(self)
+            for optimizer in self._optimizers:
+                self._hooks += [
+                    optimizer.register_step_pre_hook(lambda *given: _before(me(), *given)),
+                    optimizer.register_step_post_hook(lambda *_: _after(me())),
+                ]
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the first parameter group."""
+        return float(self._optimizers[0].param_groups[0]["lr"])
+
+    def open(self) -> None:
+        """A batch begins."""
+        self._is_open = True
+        _note_norms_of_clipping()
+        _clip_norms[id(self)] = self._clipped
+
+    def shut(self) -> None:
+        """The batch is over."""
+        _clip_norms.pop(id(self), None)
+
+    def at_gradient(self, optimizer: Optimizer) -> None:
+        """``optimizer`` has its gradient and steps now."""
+        if self._is_open:
+            self._add(optimizer)
+            self.has_stepped = True
+
+    def take(self) -> Tensor | None:
+        """The step is complete: the norm of its gradient; None if it is not known."""
+        norm = self._norm
+        if self._clipped and self._hooks:  # otherwise the framework has told it
+            norm = torch.stack([norm.detach().float() for norm in self._clipped]).norm()
+        self._clipped.clear()
+        self._norm, self._is_open, self.has_stepped = None, False, False
+        return norm
+
+    def end(self) -> None:
+        """Training ends."""
+        self.shut()
+        self.take()
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks.clear()
+
+    def _add(self, optimizer: Optimizer) -> None:
+        """Add the gradient of the parameters of one optimizer."""
+        norm = self._safely("taking the gradient's norm", lambda: norm_of(optimizer))
+        if norm is not None:
+            self._norm = norm.detach() if self._norm is None else torch.hypot(self._norm.to(norm), norm.detach())
+
+
+def norm_of(optimizer: Optimizer) -> Tensor | None:
+    """Euclidean norm of the gradient that ``optimizer`` has; None if it has none, or a sparse one."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not gradients or any(gradient.layout is not torch.strided for gradient in gradients):
+        return None
+    return whole(torch.nn.utils.get_total_norm(gradients))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """``tensor``, put together if several processes hold parts of it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def innermost(optimizer: Any) -> Optimizer:
+    """The optimizer within what frameworks wrap around it."""
+    while not type(optimizer).__module__.startswith("torch.optim") and isinstance(
+        getattr(optimizer, "optimizer", None), Optimizer
+    ):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def _before(steps: OptimizerSteps | None, optimizer: Optimizer, arguments: Any, named: Any) -> None:
+    has_gradient = len(arguments) <= 1 and not named  # a closure computes it later
+    if steps is not None and steps._is_open and not steps._clipped and has_gradient:
+        steps._add(optimizer)
+
+
+def _after(steps: OptimizerSteps | None) -> None:
+    if steps is not None and steps._is_open:
+        steps.has_stepped = True
+
+
+_clip_norms: dict[int, list[Tensor]] = {}
+"""Where the norms go that are computed for clipping, while a step is watched."""
+
+
+def _note_norms_of_clipping() -> None:
+    """Let `torch.nn.utils.clip_grad_norm_` tell the norm that it computes: the one before clipping, for nothing.
+
+    Plain loops and transformers clip between backward and the optimizer's step, where nothing else can be seen of it.
+    """
+    if hasattr(torch.nn.utils.clip_grad_norm_, "noted"):
+        return
+    original = torch.nn.utils.clip_grad_norm_
+
+    @wraps(original)
+    def clip_grad_norm_(parameters: Any, max_norm: float, norm_type: float = 2.0, *more: Any, **named: Any) -> Tensor:
+        norm = original(parameters, max_norm, norm_type, *more, **named)
+        if _clip_norms and float(norm_type) == 2.0:
+            for norms in _clip_norms.values():
+                norms.append(whole(norm))
+        return norm
+
+    clip_grad_norm_.noted = True  # type: ignore[attr-defined]
+    for place in (torch.nn.utils, torch.nn.utils.clip_grad):
+        setattr(place, "clip_grad_norm_", clip_grad_norm_)  # noqa: B010  # of a module

@@ -1,0 +1,101 @@
+"""At which steps the tracking set is measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opposing_signals.errors import InputError
+from opposing_signals.follow.budget import Budget
+from opposing_signals.follow.jumps import Jumps
+from opposing_signals.follow.step import Step
+from opposing_signals.processes import agreed, count
+
+LOSSES, CURVATURE = "losses", "curvature"
+"""Kinds of measurements, whose cost the budget knows."""
+
+CONSECUTIVE = 4
+"""Successive steps of a window: three changes for four measurements."""
+
+_SHARED_LOOK = 8  # steps between decisions that several processes take together
+
+
+class Schedule:
+    """Windows of successive steps, spread over the run as the budget allows, and sooner where something jumps.
+
+    Args:
+        every: A window begins at the first of each so many steps, as long as the budget allows.
+        consecutive: Steps of a window; None: 4, or ``every`` if that is less.
+        sharpness_every: λ is measured in each so many-th window; None for never.
+        budget: What measuring may take.
+
+    Raises:
+        InputError: A setting that cannot work.
+    """
+
+    def __init__(self, every: int | None, consecutive: int | None, sharpness_every: int | None, budget: Budget) -> None:
+        if consecutive is None:
+            consecutive = CONSECUTIVE if every is None else min(CONSECUTIVE, every)
+        every = consecutive if every is None else every
+        if not 1 <= consecutive <= every:
+            raise InputError(f"consecutive={consecutive}: expected 1 to every={every}")
+        if sharpness_every is not None and sharpness_every < 1:
+            raise InputError(f"sharpness_every={sharpness_every}: expected at least 1, or None")
+        self.every, self.consecutive, self.sharpness_every = every, consecutive, sharpness_every
+        self.budget = budget
+        self._jumps = Jumps()
+        self.forget()
+
+    def forget(self) -> None:
+        """Another training begins."""
+        self._window: int | None = None  # the step at which the last window began
+        self._windows = 0
+        self._has_jumped = False
+
+    def look(self, step: Step) -> None:
+        """See whether a step has jumped: then the next ones are measured."""
+        if self.budget.share is not None and self._jumps.look(step):
+            self._has_jumped = True
+
+    def due(self, step: int) -> tuple[bool, bool]:
+        """Whether the losses are measured at ``step``, and whether λ is, too."""
+        is_inside = self._window is not None and step - self._window < self.consecutive
+        if not is_inside and not self._begins(step):
+            return False, False
+        return True, self._wants_sharpness(self._windows - 1)
+
+    def _begins(self, step: int) -> bool:
+        """Whether a window begins at ``step``; of several processes the first decides."""
+        if count() == 1 or self.budget.share is None:
+            begins = self._may_begin(step)
+        elif step % _SHARED_LOOK:
+            return False
+        else:
+            begins = agreed(lambda: self._may_begin(step))
+        if begins:
+            self._window, self._has_jumped = step, False
+            self._windows += 1
+        return begins
+
+    def _wants_sharpness(self, window: int) -> bool:
+        return self.sharpness_every is not None and window % self.sharpness_every == 0
+
+    def _may_begin(self, step: int) -> bool:
+        is_free = self._window is None or self._has_jumped
+        since = step - (self._window or 0)
+        if not is_free and since < self.every:
+            return False
+        wanted = {LOSSES: self.consecutive}
+        if self._wants_sharpness(self._windows):
+            wanted[CURVATURE] = self.consecutive
+        if not self.budget.allows(wanted, step, is_urgent=self._has_jumped):
+            return False
+        cost = sum(number * self.budget.costs.get(kind, 0.0) for kind, number in wanted.items())
+        return is_free or since >= self.budget.stride(cost, self.consecutive - 1, step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on from."""
+        return {"window": self._window, "windows": self._windows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self._window, self._windows = state["window"], state["windows"]

@@ -1,0 +1,167 @@
+"""A step of a training that is followed, and the steps that wait to be written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opposing_signals.processes import count
+from opposing_signals.record import Record, quantities
+
+WIDEST = 1024
+"""Rows of a batch whose losses are kept, at the most: those of the largest loss."""
+
+_BUFFERED = 200  # steps that are kept on the device before they are written
+
+
+@dataclass
+class Step:
+    """One step of training, while it runs.
+
+    Attributes:
+        loss: The training step's own loss; a plain loop may set it. None: the mean over the batch's rows.
+        gradient_norm: Of its gradient, before it is clipped.
+        number: t.
+        learning_rate: η.
+        losses: ``[n]`` of each batch that the step trains on.
+        indices: Of the same examples, ``[n]``; None where they are not known.
+        is_given: Whether the loop has given the losses by itself.
+    """
+
+    loss: Tensor | float | None = None
+    gradient_norm: Tensor | float | None = None
+    number: int = -1
+    learning_rate: float = math.nan
+    losses: list[Tensor] = field(default_factory=list)
+    indices: list[np.ndarray | None] = field(default_factory=list)
+    is_given: bool = False
+
+    def record(self, losses: Tensor, indices: Any = None) -> None:
+        """Note the losses of examples that the step trains on, in place of what is found out by itself.
+
+        Args:
+            losses: ``[n]``, with or without a graph.
+            indices: ``[n]``, where they stand in the data set; None: not known.
+        """
+        if not self.is_given:
+            self.is_given = True
+            self.losses.clear()
+            self.indices.clear()
+        self.add(losses.detach().reshape(-1), indices)
+
+    def add(self, losses: Tensor, indices: Any) -> None:
+        """Note the ``[n]`` losses of a batch, and the indices if there are as many."""
+        numbers = as_numbers(indices)
+        self.losses.append(losses)
+        self.indices.append(numbers if numbers is not None and len(numbers) == len(losses) else None)
+
+    @property
+    def size(self) -> int:
+        """Examples whose losses are known."""
+        return sum(map(len, self.losses))
+
+
+class StepBuffer:
+    """Steps on their way into the record: one wait for the device and one write for many of them."""
+
+    def __init__(self) -> None:
+        self._steps: list[Step] = []
+        self._width: int | None = None
+
+    def add(self, step: Step) -> bool:
+        """Take a complete step; True if it is time to write."""
+        if step.loss is None and step.losses:
+            step.loss = torch.cat([losses.float() for losses in step.losses]).mean()
+        self._steps.append(step)
+        return len(self._steps) >= _BUFFERED
+
+    def clear(self) -> None:
+        """Forget what is not written."""
+        self._steps.clear()
+
+    def write(self, record: Record) -> None:
+        """Append what the steps showed to ``record``; of several processes that of all of them."""
+        steps, self._steps = self._steps, []
+        if not steps:
+            return
+        rows = list(zip(_losses_of(steps), map(_indices_of, steps), strict=True))
+        loss, norm = _to_floats([step.loss for step in steps]), _to_floats([step.gradient_norm for step in steps])
+        if count() > 1:
+            rows, loss = _gathered(rows, loss)
+        numbers = np.array([step.number for step in steps], np.int64)
+        sizes = np.array([len(losses) or -1 for losses, _ in rows], np.int64)
+        record.extend(quantities.LEARNING_RATE, numbers, np.array([step.learning_rate for step in steps]))
+        record.extend(quantities.BATCH_SIZE, numbers, sizes)
+        for quantity, values, known in (
+            (quantities.TRAIN_LOSS, loss, [step.loss is not None for step in steps]),
+            (quantities.BATCH_GRADIENT_NORM, norm, [step.gradient_norm is not None for step in steps]),
+        ):
+            record.extend(quantity, numbers[known], np.array(values)[known])
+        self._write_rows(record, numbers[sizes > 0], [row for row in rows if len(row[0])])
+
+    def _write_rows(self, record: Record, numbers: np.ndarray, rows: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        if not rows:
+            return
+        if self._width is None:
+            self._width = min(WIDEST, max(len(losses) for losses, _ in rows))
+            if quantities.BATCH_LOSS in record:
+                self._width = record[quantities.BATCH_LOSS].values.shape[1]
+        shape = len(rows), self._width
+        losses, indices = np.full(shape, np.nan, np.float32), np.full(shape, -1, np.int64)
+        for place, (row, index) in enumerate(rows):
+            kept = _largest(row, self._width)
+            losses[place, : len(row[kept])], indices[place, : len(row[kept])] = row[kept], index[kept]
+        record.extend(quantities.BATCH_LOSS, numbers, losses)
+        record.extend(quantities.BATCH_INDEX, numbers, indices)
+
+
+def as_numbers(indices: Any) -> np.ndarray | None:
+    """``[n]`` int64 of any array, tensor or list of indices; None stays None."""
+    if indices is None:
+        return None
+    array = indices.detach().cpu().numpy() if isinstance(indices, Tensor) else np.asarray(indices)
+    return array.astype(np.int64).reshape(-1)
+
+
+def _gathered(rows: list[tuple[np.ndarray, np.ndarray]], loss: list[float]) -> tuple[list[Any], Any]:
+    """The batches of all processes together, and the mean of their losses."""
+    shares: list[Any] = [None] * count()
+    torch.distributed.all_gather_object(shares, (rows, loss))
+    together = [
+        tuple(np.concatenate([share[0][place][part] for share in shares]) for part in (0, 1))
+        for place in range(len(rows))
+    ]
+    return together, np.mean([share[1] for share in shares], axis=0).tolist()
+
+
+def _largest(losses: np.ndarray, width: int) -> np.ndarray | slice:
+    """Places of the ``width`` largest losses, or of all; what is not finite counts as the largest."""
+    if len(losses) <= width:
+        return slice(None)
+    return np.sort(np.argpartition(-np.where(np.isnan(losses), np.inf, losses), width - 1)[:width])
+
+
+def _losses_of(steps: list[Step]) -> list[np.ndarray]:
+    """``[n]`` losses of the rows of each step; one transfer from the device for all."""
+    parts = [losses.float() for step in steps for losses in step.losses]
+    flat = torch.cat(parts).cpu().numpy() if parts else np.empty(0, np.float32)
+    return np.split(flat, np.cumsum([step.size for step in steps])[:-1])
+
+
+def _indices_of(step: Step) -> np.ndarray:
+    parts = [
+        np.full(len(losses), -1, np.int64) if indices is None else indices
+        for losses, indices in zip(step.losses, step.indices, strict=True)
+    ]
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def _to_floats(values: list[Tensor | float | None]) -> list[float]:
+    tensors = [torch.as_tensor(math.nan if value is None else value).detach().reshape(()).float() for value in values]
+    devices = {tensor.device for tensor in tensors}
+    return torch.stack([tensor.to(max(devices, key=str)) for tensor in tensors]).tolist()
