@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from opposing_signals.curvature.refusals import check_layers, is_of_checkpoints, refusing_checkpoints
+from opposing_signals.curvature.refusals import check_layers, is_of_checkpoints, naming_causes
 from opposing_signals.errors import InputError
 from opposing_signals.processes import alone
 
@@ -75,7 +75,7 @@ def check(risk: EmpiricalRisk, measure: str, claims: Claims) -> None:
     if risk.checked is None or measure in risk.checked:
         return
     check_layers(risk.model)
-    with refusing_checkpoints():
+    with naming_causes():
         _ = risk.takes_gradients  # of which the few examples need not find out
         _hold(risk, measure, claims)
     risk.checked.add(measure)
