@@ -49,12 +49,14 @@ class Claim(NamedTuple):
         measured: Of any shape.
         truth: With or without a graph in θ ↦ what ``measured`` should be, or have as its antiderivative along v.
         is_derivative: Which of both.
+        against: What ``truth`` is, for the error message; see `_refuse` for what is not said.
     """
 
     name: str
     measured: Tensor
     truth: Callable[[bool], Tensor]
     is_derivative: bool = True
+    against: str = ""
 
 
 Claims = Callable[["EmpiricalRisk", Tensor], Generator[Claim]]
@@ -226,6 +228,7 @@ def _off(difference: Tensor, truth: Tensor) -> float:
 
 def _refuse(few: EmpiricalRisk, claim: Claim, truth: Tensor) -> bool:
     other = "finite differences of training's own gradients" if claim.is_derivative else "that of plain autograd"
+    other = claim.against or other
     raise InputError(
         f"the {claim.name} of this model is {_off(claim.measured - truth, truth):.1g} of its size away from {other}, "
         f"on {len(few)} examples: {_culprit(few)} has other derivatives than its values (detach, torch.no_grad, a "

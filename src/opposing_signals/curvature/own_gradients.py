@@ -25,7 +25,7 @@ from opposing_signals.curvature.layer_rules import (
     NoRuleError,
     Reading,
 )
-from opposing_signals.curvature.normalization import by_statistics, with_constant_statistics
+from opposing_signals.curvature.normalization import BatchNorm, by_statistics, with_constant_statistics
 from opposing_signals.curvature.refusals import check_losses, naming_causes
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
@@ -174,7 +174,7 @@ class _Uses(TorchFunctionMode):
         if func in DERIVATIVES:  # would pass the hooks that read gradients off
             raise NoRuleError
         if func is F.batch_norm:
-            func, args, kwargs = by_statistics, with_constant_statistics(*args, **kwargs), {}
+            func, args, kwargs = by_statistics, with_constant_statistics(BatchNorm(*args, **kwargs)), {}
         if func is F.multi_head_attention_forward:
             return self._attend(*args, **kwargs)
         return self._use(func, args, kwargs) if func in self._rules else func(*args, **kwargs)
