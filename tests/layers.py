@@ -102,7 +102,32 @@ def head(width: int) -> list[nn.Module]:
     return [nn.Flatten(), nn.Linear(width, 3)]
 
 
+class Twice(nn.Module):
+    """One module under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.again = self.first
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.again(self.first(values).tanh())
+
+
+class OneByOne(nn.Module):
+    """Images without the axis of examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(2, 3, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([F.max_pool2d(self.convolution(image), 2) for image in images])
+
+
 NETWORKS = {
+    "shared_module": lambda: [nn.Flatten(), nn.Linear(32, 6), Twice(), nn.Linear(6, 3)],
+    "one_by_one": lambda: [OneByOne(), *head(3)],
     "linear": lambda: [nn.Flatten(), nn.Linear(32, 5), nn.ReLU(), nn.Linear(5, 3)],
     "relu": lambda: [nn.Flatten(), nn.Linear(32, 6), ReLUs(), nn.Linear(6, 3)],
     "tanh": lambda: [nn.Flatten(), nn.Linear(32, 5), nn.Tanh(), nn.Linear(5, 3)],

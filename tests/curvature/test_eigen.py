@@ -303,6 +303,7 @@ def test_products_that_are_not_finite_are_reported_and_forgotten():
         ({"k": 0}, "k=0: expected at least one"),
         ({"k": 3, "max_products": 2}, "max_products=2: expected at least k=3"),
         ({"which": "widest"}, "which=widest: expected largest, smallest or magnitude"),
+        ({"which": "smallest", "above": 1.0}, "above=1.0: expected which=largest or magnitude"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):
@@ -355,8 +356,8 @@ def test_a_sudden_change_of_the_eigenvalue_calls_for_a_look():
     before, after = matrix_with(SPECTRUM_OF_A_NETWORK), 1.5 * matrix_with(SPECTRUM_OF_A_NETWORK)
     tracker = EigenTracker(look=100)
     spent = [tracker(lambda v: v @ before, before[0]).products for _ in range(6)]
-    assert max(spent[1:]) < LOOK_PRODUCTS < tracker(lambda v: v @ after, before[0]).products
-    assert tracker(lambda v: v @ after, before[0]).products < LOOK_PRODUCTS
+    assert max(spent[1:]) + 3 <= tracker(lambda v: v @ after, before[0]).products
+    assert tracker(lambda v: v @ after, before[0]).products <= max(spent[1:])
 
 
 SPECTRUM_OF_A_NETWORK = [10.0 * 0.8**i for i in range(20)] + [0.02 * (i - 60) / 60 for i in range(180)]
@@ -408,10 +409,10 @@ def test_a_bound_needs_no_more_than_the_whole_space():
     assert [tracker(lambda v: v @ matrix, matrix[0]).bound for _ in range(4)] == pytest.approx([5.0] * 4, rel=1e-6)
 
 
-@pytest.mark.parametrize("which", ["largest", "smallest", "magnitude"])
+@pytest.mark.parametrize("which", ["largest", "magnitude"])
 def test_all_eigenvalues_beyond_a_threshold_are_followed(which):
     """Six of them cross it, up and down again."""
-    sign, bulk = -1 if which == "smallest" else 1, torch.linspace(-1, 1.5, 120, dtype=torch.float64)
+    sign, bulk = 1 if which == "largest" else -1, torch.linspace(-1, 1.5, 120, dtype=torch.float64)
     basis = torch.linalg.qr(torch.randn(126, 126, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
     tracker, restored = (EigenTracker(8, which, tolerance=0.02, above=sign * 5.0) for _ in range(2))
     counts = []
@@ -430,4 +431,4 @@ def test_all_eigenvalues_beyond_a_threshold_are_followed(which):
             assert (pairs.residuals <= 0.02 * pairs.quotients.abs()).all()
         counts.append(len(pairs.values))
     assert max(counts) == 6
-    assert counts[-1] < 4
+    assert counts[-1] == 4

@@ -26,7 +26,7 @@ def of_complement(diagonal: Tensor, beside: Tensor, dimension: int, which: Which
 
 
 def of_operator(quotients: Tensor, residuals: Tensor, rest: float, which: Which) -> float:
-    """Of the whole operator, from its Ritz pairs, their residuals and the bound ``rest`` of what they leave.
+    """Of a space, from its Ritz pairs, their residuals and the bound ``rest`` of what they leave; see `wanted`.
 
     For a vector with components x_j along the Ritz vectors and y beyond, xᵀHx <= Σ q_j x_j² + 2 Σ r_j |x_j||y| +
     rest y²: the largest eigenvalue of the matrix of this form bounds that of H.
@@ -36,8 +36,7 @@ def of_operator(quotients: Tensor, residuals: Tensor, rest: float, which: Which)
     sizes = wanted(quotients, which)
     matrix = torch.diag(torch.cat([sizes, sizes.new_tensor([rest])]))
     matrix[-1, :-1] = matrix[:-1, -1] = residuals
-    bound = float(torch.linalg.eigvalsh(matrix)[-1])
-    return -bound if which == "smallest" else bound
+    return float(torch.linalg.eigvalsh(matrix)[-1])
 
 
 def _exceeded_by_chance(diagonal: Tensor, beside: Tensor, dimension: int) -> float:

@@ -73,7 +73,7 @@ class EigenTracker:
         seed: Of the random vectors.
         look: After how many calls the tracker looks again for what it does not follow.
         above: Follow all eigenvalues beyond this one, such as 1.5/η, and at least the first: their number grows and
-            shrinks with the operator. With "smallest" those below it, with "magnitude" those larger in absolute value.
+            shrinks with the operator. With "magnitude" those larger in absolute value.
 
     Raises:
         InputError: A setting that cannot work.
@@ -98,6 +98,8 @@ class EigenTracker:
             raise InputError(f"tolerance={tolerance}: expected a number, at least 0")
         if max_products < k:
             raise InputError(f"max_products={max_products}: expected at least k={k}")
+        if above is not None and which == "smallest":
+            raise InputError(f"above={above}: expected which=largest or magnitude; for the smallest, give k")
         if look < 1:
             raise InputError(f"look={look}: expected at least 1")
         self.k, self._most, self.which = k if above is None else 1, k, which
@@ -158,7 +160,8 @@ class EigenTracker:
     def _width(self) -> int:
         if self.max_products <= 2 * self.k:
             return self.max_products
-        return self.k if self._calm >= 2 and self._calm % _REFRESHED else 2 * self.k
+        is_narrow = self._calm >= 2 and self._calm % _REFRESHED
+        return self.k + (self._above is not None) if is_narrow else 2 * self.k
 
     def _in_order(self) -> list[Tensor]:
         """The start of the phase that is coming, then the other; where that is not known, the best of each first."""
@@ -226,6 +229,7 @@ class EigenTracker:
         self._calls += 1
         found = vectors[order.to(vectors.device)]
         bound = bounds.of_operator(quotients[:k], residuals, self._rest * self._peak, self.which)
+        bound = -bound if self.which == "smallest" else bound
         return Eigenpairs(values[order], quotients[order], found, residuals[order], spent, bound)
 
     def _allowed(self, quotients: Tensor) -> Tensor:
