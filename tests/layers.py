@@ -169,6 +169,10 @@ NETWORKS = {
 }
 
 
+IN_ONE_PASS = sorted(set(NETWORKS) - {"prelu", "shared_module", "one_by_one"})
+"""Those of whose parameters' gradients one backward pass shows each example's; the others are taken one by one."""
+
+
 def network(layer: str) -> nn.Sequential:
     """The same weights at every call."""
     torch.manual_seed(0)

@@ -48,10 +48,10 @@ class EigenTracker:
     residual, reaches the wanted, the basis is widened by its residual as well. And every ``look`` calls, and when λ is
     more than 30% off both of its last two values, the tracker looks from a fresh random vector: up to 8 Lanczos steps
     in the space orthogonal to the 2k Ritz vectors, until these bound what is there well below λ_1. What they find joins
-    the basis. What they do not find is bounded: if p is the Lanczos polynomial and z the random vector, an eigenvector u of that space, eigenvalue x, has
-    abs(p(x) u·z) <= ‖p(H) z‖, and u·z is a normal number, which is small with a small probability only (van Dorsselaer,
-    Hochstenbach and van der Vorst 2000). The bound of the whole operator follows from this, the quotients and the
-    residuals.
+    the basis. What they do not find is bounded: if p is the Lanczos polynomial and z the random vector, an eigenvector
+    u of that space, eigenvalue x, has abs(p(x) u·z) <= ‖p(H) z‖, and u·z is a normal number, which is small with a
+    small probability only (van Dorsselaer, Hochstenbach and van der Vorst 2000). The bound of the whole operator
+    follows from this, the quotients and the residuals.
 
     Between calls there are two starts of 2k vectors in half of the precision, 2k P numbers of the operator's. Rounding
     turns a start by some 1e-4 in float32, and changes a quotient by the square of it.
@@ -239,7 +239,7 @@ class EigenTracker:
         return tolerance * sizes.clamp(min=float(sizes.max()) / 10)
 
     def _unsure(self, quotients: Tensor, residuals: Tensor) -> Tensor:
-        """By whose residuals the basis is widened: also by that of the pair behind the wanted ones, if it comes near."""
+        """By whose residuals the basis is widened; that of the pair behind the wanted ones counts if it comes near."""
         k, sizes = self.k, wanted(quotients, self.which)
         unsure = torch.zeros(len(quotients), dtype=torch.bool)
         unsure[:k] = residuals[:k] > self._allowed(quotients[:k])

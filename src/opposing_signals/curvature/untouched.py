@@ -22,8 +22,9 @@ _OF_TORCH = set(vars(nn.Module()))
 def random_states(device: torch.device) -> tuple[Any, ...]:
     """Of the generators that every model can reach: PyTorch's on the CPU and on ``device``, Python's and NumPy's."""
     of_device = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
-    name, words, *rest = np.random.get_state()  # noqa: NPY002  # of the generator that models share
-    return torch.get_rng_state().numpy().tobytes(), of_device, random.getstate(), (name, words.tobytes(), *rest)  # type: ignore[union-attr]
+    of_numpy = np.random.get_state(legacy=False)  # noqa: NPY002  # of the generator that models share
+    words = of_numpy["state"]["key"].tobytes(), of_numpy["state"]["pos"], of_numpy["gauss"]
+    return torch.get_rng_state().numpy().tobytes(), of_device, random.getstate(), words
 
 
 @contextmanager
@@ -97,7 +98,7 @@ class _Module:
         self._buffers = dict(module._buffers)
         self._copies = {name: buffer.clone() for name, buffer in self._buffers.items() if buffer is not None}
         self._containers: list[tuple[Any, Any]] = []
-        self._others: list[Callable[[], None]] = []  # put back what they hold
+        self._others: list[Callable[[], Any]] = []  # put back what they hold
         self.tensors: dict[str, Tensor] = {
             name: parameter for name, parameter in module._parameters.items() if parameter is not None
         }
