@@ -102,7 +102,32 @@ def head(width: int) -> list[nn.Module]:
     return [nn.Flatten(), nn.Linear(width, 3)]
 
 
+class Twice(nn.Module):
+    """One module under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.again = self.first
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.again(self.first(values).tanh())
+
+
+class OneByOne(nn.Module):
+    """Images without the axis of examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(2, 3, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([F.max_pool2d(self.convolution(image), 2) for image in images])
+
+
 NETWORKS = {
+    "shared_module": lambda: [nn.Flatten(), nn.Linear(32, 6), Twice(), nn.Linear(6, 3)],
+    "one_by_one": lambda: [OneByOne(), *head(3)],
     "linear": lambda: [nn.Flatten(), nn.Linear(32, 5), nn.ReLU(), nn.Linear(5, 3)],
     "relu": lambda: [nn.Flatten(), nn.Linear(32, 6), ReLUs(), nn.Linear(6, 3)],
     "tanh": lambda: [nn.Flatten(), nn.Linear(32, 5), nn.Tanh(), nn.Linear(5, 3)],
@@ -142,6 +167,10 @@ NETWORKS = {
     "multi_head_attention": lambda: [nn.Flatten(2), nn.Linear(16, 4), MultiHeadAttention(4), *head(8)],
     "embedding": lambda: [nn.Embedding(7, 4), nn.LayerNorm(4), Attention(4), *head(128)],
 }
+
+
+IN_ONE_PASS = sorted(set(NETWORKS) - {"prelu", "shared_module", "one_by_one"})
+"""Those of whose parameters' gradients one backward pass shows each example's; the others are taken one by one."""
 
 
 def network(layer: str) -> nn.Sequential:

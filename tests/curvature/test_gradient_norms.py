@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from constant_statistics import own_losses
-from layers import CROSS_ENTROPY, NETWORKS, network, plain_gradient, risk_of
+from layers import CROSS_ENTROPY, IN_ONE_PASS, NETWORKS, network, plain_gradient, risk_of
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -39,7 +39,7 @@ def one_by_one(monkeypatch):
     monkeypatch.setattr(MODULE, "shapes_behind_examples", no_rule)
 
 
-@pytest.mark.parametrize("layer", sorted(set(NETWORKS) - {"prelu"}))  # for whose slopes there is no rule
+@pytest.mark.parametrize("layer", IN_ONE_PASS)
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_norms_from_one_pass_agree_with_single_gradients(layer, channels_last, in_one_pass):
     risk = risk_of(layer, channels_last=channels_last)

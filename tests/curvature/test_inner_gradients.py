@@ -216,3 +216,17 @@ def test_a_force_under_batch_norm_has_no_loss_of_a_single_example(model):
     """Its part by way of the statistics is in no example's own."""
     with pytest.raises(InputError, match="the model itself, Force, makes the loss of an example depend on the others"):
         sample_sharpness(risk_of(model), torch.tensor([1]))
+
+
+def test_an_activation_that_can_be_differentiated_once_alone_is_named():
+    """Nothing can be trained through it, either."""
+    model = vectors(nn.Hardsigmoid())
+    risk = EmpiricalRisk(model, square, torch.randn(7, 6), torch.randn(7, 6), chunk=4, precision="float64")
+    vector = torch.ones(sum(p.numel() for p in risk.parameters), dtype=torch.float64)
+    for measure in (
+        lambda: risk.hessian_products(vector[None]),
+        lambda: gradient_norms(risk),
+        lambda: sample_sharpness(risk, torch.tensor([0])),
+    ):
+        with pytest.raises(InputError, match="PyTorch lacks that of hardsigmoid_backward"):
+            measure()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from constant_statistics import with_constant_statistics
-from layers import NETWORKS, risk_of
+from layers import NETWORKS, ByFunction, risk_of
 from torch import nn
 
 from opposing_signals.curvature import jacobian_norms, layer_spectra
@@ -29,6 +29,14 @@ def test_inputs_are_left_as_they_are():
     jacobian_norms(risk, POINTS)
     assert torch.equal(risk.inputs, before)
     assert not risk.inputs.requires_grad
+
+
+def test_a_derivative_that_is_not_that_of_the_values_is_refused():
+    """A straight-through estimator."""
+    risk = risk_of("tanh")
+    risk.model.append(ByFunction(lambda values: values + (values.round() - values).detach()))
+    with pytest.raises(InputError, match=r"change of outputs with inputs .* finite differences of the outputs"):
+        jacobian_norms(risk, POINTS)
 
 
 def test_tokens_have_no_jacobian():

@@ -426,6 +426,23 @@ def test_a_function_without_second_derivative_is_named():
     )
 
 
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.recurrent = nn.GRU(2, 4, batch_first=True)
+
+    def forward(self, values):
+        steps = values.view(len(values), -1, 2)
+        sequences = nn.utils.rnn.pack_padded_sequence(steps, [steps.shape[1]] * len(steps), batch_first=True)
+        return self.recurrent(sequences)[1][-1]
+
+
+def test_a_function_that_stops_at_a_jet_is_refused_in_one_line():
+    risk = risk_through(nn.Flatten(), Packed())
+    with pytest.raises(InputError, match=r"the model stops at RuntimeError .*, and Taylor arithmetic cannot"):
+        sample_curvature(risk, direction(risk))
+
+
 class Rounded(torch.autograd.Function):
     """A straight-through estimator: its derivative is not that of what it computes."""
 

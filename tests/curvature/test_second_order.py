@@ -212,6 +212,16 @@ def attention_with_dropout(values):
     return F.scaled_dot_product_attention(values, values, values, dropout_p=0.5)
 
 
+def test_sparse_gradients_are_refused_by_name():
+    model = nn.Sequential(nn.Embedding(7, 4, sparse=True), nn.Flatten(), nn.Linear(8, 3))
+    inputs, targets = torch.randint(7, (4, 2)), torch.zeros(4, dtype=torch.long)
+    risk = EmpiricalRisk(model, CROSS_ENTROPY, inputs, targets, chunk=4)
+    vector = torch.ones(1, 28 + 27)
+    for measure in (lambda: risk.hessian_products(vector), lambda: sample_sharpness(risk, torch.tensor([0]))):
+        with pytest.raises(InputError, match=r"the gradient in '0\.weight' is sparse: expected a dense one"):
+            measure()
+
+
 class Checkpointed(nn.Linear):
     """By the older of both ways."""
 

@@ -1,8 +1,10 @@
 """Measurements change nothing in a model, whatever its forward pass does beside computing outputs."""
 
 import copy
+import random
 from collections import Counter, deque
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -46,6 +48,51 @@ class Busy(nn.Module):
         if not hasattr(self, "late"):
             self.register_buffer("late", torch.ones(1))
         return outputs
+
+
+class Drawing(nn.Module):
+    """Draws from every generator that is not PyTorch's own, and uses none of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+        self.own, self.of_numpy = torch.Generator().manual_seed(0), np.random.default_rng(0)
+        self.of_python, self.counts = random.Random(0), np.zeros(3)
+
+    def forward(self, values):
+        self.counts += 1
+        torch.rand(1, generator=self.own), self.of_numpy.random(), self.of_python.random()
+        return self.layer(values)
+
+    def drawn(self):
+        return torch.rand(1, generator=self.own).item(), self.of_numpy.random(), self.of_python.random(), self.counts[0]
+
+
+def test_generators_and_arrays_among_the_attributes_stand_still():
+    torch.manual_seed(0)
+    plain, measured = Drawing(), Drawing()
+    for measure in MEASURES.values():
+        measure(risk_of(measured))
+    assert measured.drawn() == plain.drawn()
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand])
+def test_random_numbers_of_python_and_numpy_are_seen_and_put_back(draw):
+    class Random(nn.Linear):
+        def forward(self, values):
+            return super().forward(values) * (1 + draw())
+
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    risk = risk_of(Random(6, 3))
+    risk.sample_losses()
+    risk.checked = None
+    with pytest.raises(InputError, match="the model draws random numbers"):
+        MEASURES["products"](risk)
+    after = draw()
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    assert after == draw()
 
 
 class Renormalized(nn.Module):
@@ -126,6 +173,15 @@ def test_a_measurement_that_is_made_or_refused_leaves_no_trace(model, measure):
         assert same(state(network), before)
         assert [parameter.data_ptr() for parameter in risk.parameters] == addresses
     assert held is None or network.seen is held
+
+
+def test_a_module_under_two_names_keeps_its_parameters():
+    layer = nn.Linear(6, 6)
+    network = nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(6, 3))
+    parameters = list(network.parameters())
+    for measure in MEASURES.values():
+        measure(risk_of(network))
+        assert all(a is b for a, b in zip(network.parameters(), parameters, strict=True))
 
 
 @pytest.mark.parametrize("model", MODELS)

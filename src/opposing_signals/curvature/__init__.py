@@ -2,7 +2,7 @@
 
 from opposing_signals.curvature.batch_sharpness import batch_sharpness
 from opposing_signals.curvature.density import SpectralQuadrature, spectral_density
-from opposing_signals.curvature.eigen import Eigenpairs, EigenTracker, power_iteration
+from opposing_signals.curvature.eigen import Eigenpairs, power_iteration
 from opposing_signals.curvature.gauss_newton import CurvatureSplit, curvature_split
 from opposing_signals.curvature.gradient_norms import gradient_norms
 from opposing_signals.curvature.gradient_sketch import gradient_sketch
@@ -12,6 +12,7 @@ from opposing_signals.curvature.preconditioned import adam_preconditioner, preco
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.curvature.sample_curvature import AlongLine, StepExpansion, sample_curvature, step_expansion
 from opposing_signals.curvature.sample_sharpness import sample_sharpness
+from opposing_signals.curvature.tracking import EigenTracker
 
 __all__ = [
     "AlongLine",

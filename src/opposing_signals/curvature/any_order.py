@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from opposing_signals.curvature.normalization import BatchNorm, in_training
+
 
 class AnyOrder(TorchFunctionMode):
     """Within this mode calls of normalizations can be differentiated any number of times.
@@ -122,19 +124,10 @@ def _normalized_channels(
     return _affine(_standardized(values, axes, eps), weight, bias)
 
 
-def _batch_norm(
-    input: Tensor,  # noqa: A002
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    if not training:
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    return _normalized_channels(input, [axis for axis in range(input.ndim) if axis != 1], weight, bias, eps)
+@in_training
+def _batch_norm(call: BatchNorm) -> Tensor:
+    axes = [axis for axis in range(call.input.ndim) if axis != 1]
+    return _normalized_channels(call.input, axes, call.weight, call.bias, call.eps)
 
 
 def _instance_norm(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from opposing_signals.curvature.chunks import Batch
-from opposing_signals.curvature.refusals import check_graph, check_losses, refusing_missing_derivatives
+from opposing_signals.curvature.refusals import check_graph, check_losses
 from opposing_signals.processes import summed, summed_together
 
 if TYPE_CHECKING:
@@ -107,21 +107,19 @@ def _curvature_of_chunk(
         check_losses(losses, inputs)
         weights = weights.to(losses).detach().clone().requires_grad_()
         mean = (losses * weights).sum()
-    is_curved = len(directions) > 0
-    gradient = torch.autograd.grad(mean, parameters, create_graph=is_curved, allow_unused=True)
+    gradient = torch.autograd.grad(mean, parameters, create_graph=len(directions) > 0, allow_unused=True)
+    if is_first:
+        check_graph(gradient, risk.model)
     used = [piece for piece in gradient if piece is not None]
-    if is_curved and is_first:
-        check_graph(used)
 
     def add_product(j: int) -> Tensor:
-        with refusing_missing_derivatives():
-            *rows, slope = torch.autograd.grad(
-                used,
-                [*parameters, weights],
-                [part for part, piece in zip(directions[j], gradient, strict=True) if piece is not None],
-                retain_graph=j + 1 < len(directions),
-                materialize_grads=True,
-            )
+        *rows, slope = torch.autograd.grad(
+            used,
+            [*parameters, weights],
+            [part for part, piece in zip(directions[j], gradient, strict=True) if piece is not None],
+            retain_graph=j + 1 < len(directions),
+            materialize_grads=True,
+        )
         torch._foreach_add_(products[j], rows)
         return slope
 

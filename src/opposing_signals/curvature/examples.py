@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from opposing_signals.curvature.finite_differences import Claim, check
 from opposing_signals.curvature.normalization import Statistics, captured, frozen
+from opposing_signals.curvature.refusals import naming_causes
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 
@@ -39,7 +40,7 @@ def independent_examples(risk: EmpiricalRisk, chunk: slice) -> Iterator[None]:
             statistics = _statistics(risk, slice(chunk.start, min(chunk.start + 2, chunk.stop)))
             if statistics:
                 statistics = _statistics(risk, chunk)
-        with frozen(risk.model, statistics):
+        with frozen(risk.model, statistics), naming_causes():
             yield
 
 
@@ -98,7 +99,7 @@ def _coupling(together: list[_Call], alone: list[_Call], example: int) -> str:
         is_given_the_same = all(_agree(a[example], b[0]) for a, b in zip(given, own, strict=False))
         if is_given_the_same and not _agree(output[example], own_output[0]):
             return f"{f'layer {name!r}' if name else 'the model itself'}, {type(module).__name__},"
-    return "the loss function"
+    return "the loss function, or what the model keeps from call to call,"
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:

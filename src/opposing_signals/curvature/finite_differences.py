@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from opposing_signals.curvature.refusals import check_layers, is_of_checkpoints, refusing_checkpoints
+from opposing_signals.curvature.refusals import check_layers, is_of_checkpoints, naming_causes
 from opposing_signals.errors import InputError
 from opposing_signals.processes import alone
 
@@ -49,12 +49,14 @@ class Claim(NamedTuple):
         measured: Of any shape.
         truth: With or without a graph in θ ↦ what ``measured`` should be, or have as its antiderivative along v.
         is_derivative: Which of both.
+        against: What ``truth`` is, for the error message; see `_refuse` for what is not said.
     """
 
     name: str
     measured: Tensor
     truth: Callable[[bool], Tensor]
     is_derivative: bool = True
+    against: str = ""
 
 
 Claims = Callable[["EmpiricalRisk", Tensor], Generator[Claim]]
@@ -75,7 +77,7 @@ def check(risk: EmpiricalRisk, measure: str, claims: Claims) -> None:
     if risk.checked is None or measure in risk.checked:
         return
     check_layers(risk.model)
-    with refusing_checkpoints():
+    with naming_causes():
         _ = risk.takes_gradients  # of which the few examples need not find out
         _hold(risk, measure, claims)
     risk.checked.add(measure)
@@ -226,6 +228,7 @@ def _off(difference: Tensor, truth: Tensor) -> float:
 
 def _refuse(few: EmpiricalRisk, claim: Claim, truth: Tensor) -> bool:
     other = "finite differences of training's own gradients" if claim.is_derivative else "that of plain autograd"
+    other = claim.against or other
     raise InputError(
         f"the {claim.name} of this model is {_off(claim.measured - truth, truth):.1g} of its size away from {other}, "
         f"on {len(few)} examples: {_culprit(few)} has other derivatives than its values (detach, torch.no_grad, a "

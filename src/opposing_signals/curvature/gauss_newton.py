@@ -10,7 +10,7 @@ from torch import Tensor
 
 from opposing_signals.curvature.chunks import WHOLE, Batch
 from opposing_signals.curvature.finite_differences import Claim, all_shares, check, flat_gradient, gradient
-from opposing_signals.curvature.refusals import check_graph, check_losses, refusing_missing_derivatives
+from opposing_signals.curvature.refusals import check_graph, check_losses
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.processes import summed
 
@@ -74,7 +74,7 @@ def _claims(few: EmpiricalRisk, v: Tensor) -> Generator[Claim]:
 def _curvature_split(risk: EmpiricalRisk, vector: Tensor, batch: Batch) -> CurvatureSplit:
     parameters, direction = risk.parameters, risk.unflatten(vector)
     gauss_newton = functional = 0.0
-    with risk.probe(), risk.deterministic(), refusing_missing_derivatives():
+    with risk.probe(), risk.deterministic():
         for (inputs, targets), shares in zip(risk.chunks(batch, may_idle=True), risk.shares(batch), strict=True):
             with risk.differentiable():
                 outputs = risk.model(inputs)
@@ -85,7 +85,7 @@ def _curvature_split(risk: EmpiricalRisk, vector: Tensor, batch: Batch) -> Curva
             (slope,) = torch.autograd.grad(loss, detached, create_graph=True)
             weights = slope.detach().requires_grad_()
             slopes = torch.autograd.grad(outputs, parameters, weights, create_graph=True, materialize_grads=True)
-            check_graph(slopes)
+            check_graph(slopes, risk.model)
             *rows, tangent = torch.autograd.grad(slopes, [*parameters, weights], direction, materialize_grads=True)
             functional += sum(_dot(row, piece) for row, piece in zip(rows, direction, strict=True))
             if slope.requires_grad:  # the loss is not linear in the outputs

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from opposing_signals.curvature.eigen import Eigenpairs, EigenTracker, Which
+from opposing_signals.curvature.eigen import Eigenpairs, Which
 from opposing_signals.curvature.gradient_norms import gradient_norms
 from opposing_signals.curvature.risk import EmpiricalRisk, flatten
 from opposing_signals.curvature.sample_curvature import AlongLine, sample_curvature
+from opposing_signals.curvature.tracking import EigenTracker
 from opposing_signals.errors import InputError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -101,20 +102,26 @@ class Hessian:
         return self.risk.hessian_products(vectors).products
 
     def eigenpairs(
-        self, k: int = 1, which: Which = "largest", tolerance: float = 0.01, max_products: int = 200
+        self,
+        k: int = 1,
+        which: Which = "largest",
+        tolerance: float = 0.01,
+        max_products: int = 200,
+        above: float | None = None,
     ) -> Eigenpairs:
         """The k extreme eigenvalues and their eigenvectors, with residuals.
 
         Args:
-            k: How many.
+            k: How many; with ``above``, at most.
             which: The algebraically largest, the smallest, or the largest in absolute value.
             tolerance: Stop when every residual is at most so much of the first eigenvalue.
             max_products: Stop after this many products in any case, at least k.
+            above: All beyond this one, and at least the first; see `EigenTracker`.
 
         Raises:
             InputError: A setting that cannot work; or see the class.
         """
-        tracker = EigenTracker(k, which, tolerance, max_products, cold_products=max_products)
+        tracker = EigenTracker(k, which, tolerance, max_products, cold_products=max_products, above=above)
         return tracker(self._products, flatten([parameter.detach() for parameter in self.risk.parameters]))
 
     def along(self, vector: Tensor) -> AlongLine:

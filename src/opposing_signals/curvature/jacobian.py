@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from opposing_signals.curvature.examples import by_chunk, independent_examples
+from opposing_signals.curvature.examples import by_chunk, check_independence, independent_examples
+from opposing_signals.curvature.finite_differences import Claim, check
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 
@@ -33,25 +35,50 @@ def jacobian_norms(risk: EmpiricalRisk, indices: Tensor) -> Tensor:
         ``[m]`` float64, in the units of outputs over those of (normalized) inputs.
 
     Raises:
-        InputError: An index that is none, a random layer, or outputs that have no derivative in the inputs.
+        InputError: An index that is none, a random layer or one that couples examples, outputs that have no derivative
+            in the inputs, or the first measurement disagrees with differences of the outputs.
     """
     indices = indices.cpu()
     norms = torch.zeros(len(indices), dtype=torch.float64)
+    check_independence(risk)
+    check(risk, "jacobian_norms", _claims)
     for chunk, positions in by_chunk(risk, indices):
-        with independent_examples(risk, chunk), torch.enable_grad():
-            inputs = risk.inputs[indices[positions]]
-            if not inputs.is_floating_point():
-                raise InputError(_NO_DERIVATIVE)
-            columns = risk.model(inputs.requires_grad_()).unbind(1)
-            rows = [
-                torch.autograd.grad(column.sum(), inputs, retain_graph=True, allow_unused=True)[0] for column in columns
-            ]
-        if any(row is None for row in rows):
-            raise InputError(_NO_DERIVATIVE)
-        jacobians = torch.stack(rows, 1).flatten(2).double()
+        with independent_examples(risk, chunk):
+            jacobians = _jacobians(risk, risk.inputs[indices[positions]]).double()
         gram = torch.bmm(jacobians, jacobians.transpose(1, 2))
         norms[positions] = torch.linalg.eigvalsh(gram)[:, -1].clamp(min=0).sqrt().cpu()
     return norms
+
+
+def _jacobians(risk: EmpiricalRisk, inputs: Tensor) -> Tensor:
+    """``[n, C, D]``"""
+    if not inputs.is_floating_point():
+        raise InputError(_NO_DERIVATIVE)
+    with torch.enable_grad():
+        columns = risk.model(inputs.requires_grad_()).unbind(1)
+        rows = [
+            torch.autograd.grad(column.sum(), inputs, retain_graph=True, allow_unused=True)[0] for column in columns
+        ]
+    if any(row is None for row in rows):
+        raise InputError(_NO_DERIVATIVE)
+    return torch.stack(rows, 1).flatten(2)
+
+
+def _claims(few: EmpiricalRisk, _: Tensor) -> Generator[Claim]:
+    """Differences of the outputs along one direction of each input."""
+    inputs = few.inputs[: few.chunk]
+    step = 1e-7 if inputs.dtype is torch.float64 else 1e-3
+    with independent_examples(few, slice(0, few.chunk)):
+        jacobians = _jacobians(few, inputs.clone())
+        direction = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(0)).to(inputs)
+        change = torch.bmm(jacobians, direction.flatten(1)[..., None])[..., 0]
+
+        def difference(_: bool) -> Tensor:
+            ends = (few.model(inputs + shift * direction).detach() for shift in (step, -step))
+            return (next(ends) - next(ends)) / (2 * step)
+
+        against = "finite differences of the outputs"
+        yield Claim("change of outputs with inputs", change, difference, is_derivative=False, against=against)
 
 
 @dataclass(frozen=True)

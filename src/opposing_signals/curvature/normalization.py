@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -26,6 +26,29 @@ Statistics = list[tuple[Tensor, Tensor]]
 """Mean and (biased) variance per channel of each use of batch norm in a forward pass, in the order of the uses."""
 
 batch_norm = F.batch_norm
+
+
+class BatchNorm(NamedTuple):
+    """A call of `F.batch_norm`, whose arguments these are."""
+
+    input: Tensor
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    training: bool = False
+    momentum: float = 0.1
+    eps: float = 1e-5
+
+
+def in_training(rule: Callable[[BatchNorm], Tensor]) -> Callable[..., Tensor]:
+    """`F.batch_norm`, in training mode by another ``rule``."""
+
+    def either(*args: Any, **named: Any) -> Tensor:
+        call = BatchNorm(*args, **named)
+        return rule(call) if call.training else F.batch_norm(*call)
+
+    return either
 
 
 @contextmanager
@@ -91,24 +114,16 @@ def _uses(model: nn.Module, look: Callable[[Tensor, int], tuple[Tensor, Tensor] 
         passes[0] += 1
         used[0] = 0
 
-    def normalize(
-        input: Tensor,  # noqa: A002  # the name that callers of F.batch_norm use
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        if training and not depth[0]:
-            statistics = look(input, used[0])
+    def normalize(*args: Any, **named: Any) -> Tensor:
+        call = BatchNorm(*args, **named)
+        if call.training and not depth[0]:
+            statistics = look(call.input, used[0])
             used[0] += 1
             if statistics is not None:
-                training, (running_mean, running_var) = False, statistics
+                call = call._replace(training=False, running_mean=statistics[0], running_var=statistics[1])
         depth[0] += 1  # a function mode may call this again on its way
         try:
-            return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+            return _batch_norm(*call)
         finally:
             depth[0] -= 1
 
@@ -136,21 +151,13 @@ def by_statistics(values: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor 
     return torch.addcmul(shift.view(channels), values, scale.view(channels))
 
 
-def with_constant_statistics(
-    values: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> tuple[Tensor | None, ...]:
-    """Arguments of `F.batch_norm` as those of `by_statistics`."""
-    if training:
-        _, mean, inverse = torch.native_batch_norm(values.detach(), None, None, None, None, True, momentum, eps)
+def with_constant_statistics(call: BatchNorm) -> tuple[Tensor | None, ...]:
+    """Its arguments as those of `by_statistics`."""
+    if call.training:
+        values = call.input.detach()
+        _, mean, inverse = torch.native_batch_norm(values, None, None, None, None, True, call.momentum, call.eps)
     else:
-        assert running_mean is not None
-        assert running_var is not None
-        mean, inverse = running_mean, torch.rsqrt(running_var + eps)
-    return values, mean, inverse, weight, bias
+        assert call.running_mean is not None
+        assert call.running_var is not None
+        mean, inverse = call.running_mean, torch.rsqrt(call.running_var + call.eps)
+    return call.input, mean, inverse, call.weight, call.bias

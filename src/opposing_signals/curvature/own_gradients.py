@@ -11,7 +11,7 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
@@ -25,8 +25,8 @@ from opposing_signals.curvature.layer_rules import (
     NoRuleError,
     Reading,
 )
-from opposing_signals.curvature.normalization import by_statistics, with_constant_statistics
-from opposing_signals.curvature.refusals import check_losses, refusing_checkpoints
+from opposing_signals.curvature.normalization import BatchNorm, by_statistics, with_constant_statistics
+from opposing_signals.curvature.refusals import check_losses, naming_causes
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 
@@ -71,7 +71,7 @@ def summed_over_uses(
     uses, losses = _watched(risk, chunk, reading)
     if uses.shapes != [torch.Size([len(losses), *shape]) for shape in shapes]:
         raise NoRuleError
-    with refusing_checkpoints():
+    with naming_causes():
         torch.autograd.grad(losses.sum(), uses.first, allow_unused=True)
     return uses.total
 
@@ -96,10 +96,10 @@ def gradients_one_by_one(risk: EmpiricalRisk, chunk: slice) -> Iterator[list[Ten
 
 def _together(risk: EmpiricalRisk, inputs: Tensor, targets: Tensor) -> list[Tensor]:
     """By ∇ℓ_i = J_iᵀ ∂ℓ_i/∂f, so that `vmap`, which not every loss can take, sees the network alone."""
-    theta = {name: p.detach() for name, p in risk.model.named_parameters() if p.requires_grad}
 
-    def pulled_back(theta: dict[str, Tensor], inputs: Tensor, slope: Tensor) -> Tensor:
-        return (functional_call(risk.model, theta, (inputs[None],))[0] * slope).sum()
+    def pulled_back(theta: list[Tensor], inputs: Tensor, slope: Tensor) -> Tensor:
+        with risk.at(theta):
+            return (risk.model(inputs[None])[0] * slope).sum()
 
     with sdpa_kernel(SDPBackend.MATH):  # the others have no rule for vmap
         with torch.no_grad():
@@ -108,7 +108,8 @@ def _together(risk: EmpiricalRisk, inputs: Tensor, targets: Tensor) -> list[Tens
             losses = risk.loss(outputs.requires_grad_(), targets)
         check_losses(losses, inputs)
         (slopes,) = torch.autograd.grad(losses.sum(), outputs)
-        return list(vmap(grad(pulled_back), in_dims=(None, 0, 0))(theta, inputs, slopes).values())
+        theta = [p.detach() for p in risk.parameters]
+        return vmap(grad(pulled_back), in_dims=(None, 0, 0))(theta, inputs, slopes)
 
 
 def _one_after_another(risk: EmpiricalRisk, inputs: Tensor, targets: Tensor) -> list[Tensor]:
@@ -173,7 +174,7 @@ class _Uses(TorchFunctionMode):
         if func in DERIVATIVES:  # would pass the hooks that read gradients off
             raise NoRuleError
         if func is F.batch_norm:
-            func, args, kwargs = by_statistics, with_constant_statistics(*args, **kwargs), {}
+            func, args, kwargs = by_statistics, with_constant_statistics(BatchNorm(*args, **kwargs)), {}
         if func is F.multi_head_attention_forward:
             return self._attend(*args, **kwargs)
         return self._use(func, args, kwargs) if func in self._rules else func(*args, **kwargs)

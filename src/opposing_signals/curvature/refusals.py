@@ -49,14 +49,25 @@ def check_layers(model: nn.Module) -> None:
             )
 
 
-def check_graph(gradient: Sequence[Tensor]) -> None:
-    """Refuse a gradient through a function marked `once_differentiable`: PyTorch would drop its terms in silence.
+def check_graph(gradient: Sequence[Tensor | None], model: nn.Module) -> None:
+    """Refuse a gradient that cannot be differentiated as it is.
+
+    Args:
+        gradient: One for each of the model's parameters with ``requires_grad``; None where there is none.
+        model: Named in the error.
 
     Raises:
-        InputError: There is such a function in the graph of ``gradient``.
+        InputError: It is sparse, or its graph has a function marked `once_differentiable`, whose terms PyTorch would
+            drop in silence.
     """
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    for name, piece in zip(names, gradient, strict=True):
+        if piece is not None and piece.layout is not torch.strided:
+            raise InputError(
+                f"the gradient in {name!r} is sparse: expected a dense one; set sparse=False in its embedding"
+            )
     seen: set[Any] = set()
-    waiting = [piece.grad_fn for piece in gradient]
+    waiting = [piece.grad_fn for piece in gradient if piece is not None]
     while waiting:
         node = waiting.pop()
         if node is not None and node not in seen:
@@ -70,40 +81,28 @@ def check_graph(gradient: Sequence[Tensor]) -> None:
 
 
 @contextmanager
-def refusing_missing_derivatives() -> Iterator[None]:
-    """Name the function that PyTorch differentiates only once.
+def naming_causes() -> Iterator[None]:
+    """Say in one line what stands behind an error of PyTorch's.
 
     Raises:
-        InputError: Its second derivative was asked for.
+        InputError: PyTorch differentiates a function only once; or the model uses `torch.utils.checkpoint`, and what
+            that computes the second time is not what is measured.
     """
     try:
         yield
     except RuntimeError as error:
         name = re.search(r"derivative for '?(?:aten::)?(\w+)'? is not implemented", str(error))
-        if name is None:
-            raise
-        raise InputError(
-            f"the model or its loss has no second derivative, of which PyTorch lacks that of {name[1]}: replace the "
-            "function, or leave out the instruments that measure curvature"
-        ) from error
-
-
-@contextmanager
-def refusing_checkpoints() -> Iterator[None]:
-    """Name what is wrong where a forward pass that a layer repeats in the backward pass is not as the first was.
-
-    Raises:
-        InputError: The model uses `torch.utils.checkpoint`, and the measurement cannot go with it.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_of_checkpoints(error):
-            raise
-        raise InputError(
-            "the model computes activations twice (torch.utils.checkpoint), and the second time outside of what "
-            "measures it: switch that off, or leave out the instruments that measure curvature and gradient norms"
-        ) from error
+        if name is not None:
+            raise InputError(
+                f"the model or its loss has no second derivative, of which PyTorch lacks that of {name[1]}: replace "
+                "the function, or leave out the instruments that measure curvature"
+            ) from error
+        if is_of_checkpoints(error):
+            raise InputError(
+                "the model computes activations twice (torch.utils.checkpoint), and the second time outside of what "
+                "measures it: switch that off, or leave out the instruments that measure curvature and gradient norms"
+            ) from error
+        raise
 
 
 def is_of_checkpoints(error: Exception) -> bool:

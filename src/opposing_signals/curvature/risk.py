@@ -11,16 +11,15 @@ from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 import opposing_signals.curvature.convolution  # noqa: F401  # mends a gradient that torch gets wrong on some CPUs
 from opposing_signals.curvature.any_order import AnyOrder, GradientWatch
 from opposing_signals.curvature.chunks import WHOLE, Batch, Chunks
 from opposing_signals.curvature.double_backward import CurvaturePass, ForwardPass, curvature_pass
 from opposing_signals.curvature.finite_differences import check, of_products
-from opposing_signals.curvature.refusals import check_layers, check_losses, refusing_checkpoints
+from opposing_signals.curvature.refusals import check_layers, check_losses, naming_causes
 from opposing_signals.curvature.second_order import TwiceDifferentiable
-from opposing_signals.curvature.untouched import ModelState
+from opposing_signals.curvature.untouched import ModelState, random_states, random_states_kept
 from opposing_signals.errors import InputError
 from opposing_signals.processes import count, summed, summed_together
 from opposing_signals.values import Count
@@ -114,10 +113,31 @@ class EmpiricalRisk(Chunks):
 
         They may be of any kind that the model can compute with. Call it within `probe`.
         """
-        names = [name for name, p in self.model.named_parameters() if p.requires_grad]
-        state = dict(zip(names, parameters, strict=True))
         for inputs, targets in self.chunks(batch, may_idle):
-            yield self.loss(functional_call(self.model, state, (inputs,)), targets)
+            with self.at(parameters):
+                losses = self.loss(self.model(inputs), targets)
+            yield losses
+
+    @contextmanager
+    def at(self, parameters: Sequence[Tensor]) -> Iterator[None]:
+        """Let the model compute with others than θ inside, one tensor for each of `parameters`.
+
+        `torch.func.functional_call` does not put back the parameters of a module that the model holds under two names.
+        """
+        others = dict(zip(map(id, self.parameters), parameters, strict=True))
+        places = [
+            (module._parameters, name, parameter)
+            for module in self.model.modules()
+            for name, parameter in module._parameters.items()
+            if id(parameter) in others
+        ]
+        try:
+            for table, name, parameter in places:
+                table[name] = others[id(parameter)]  # type: ignore[assignment]  # functions of torch take any tensor
+            yield
+        finally:
+            for table, name, parameter in places:
+                table[name] = parameter
 
     def evaluate(self, inputs: Tensor, targets: Tensor, autocast: bool = True) -> tuple[Tensor, Tensor]:
         """Per-sample losses ``[n]`` and outputs ``[n, C]`` at θ; only the former carry a graph.
@@ -312,17 +332,14 @@ class EmpiricalRisk(Chunks):
             InputError: There is such a layer, or the model has drawn.
         """
         check_layers(self.model)
-        before = self._random_state()
-        with refusing_checkpoints():
+        before = random_states(self.inputs.device)
+        with naming_causes():
             yield
-        if not torch.equal(before, self._random_state()):
+        if random_states(self.inputs.device) != before:
             raise InputError(
                 "the model draws random numbers, as dropout does: its loss is random and has no derivatives of its "
                 "own; set the probability to 0, or put the model in evaluation mode"
             )
-
-    def _random_state(self) -> Tensor:
-        return torch.cuda.get_rng_state(self.inputs.device) if self.inputs.is_cuda else torch.get_rng_state()
 
     @contextmanager
     def probe(self) -> Iterator[None]:
@@ -332,9 +349,8 @@ class EmpiricalRisk(Chunks):
         training sees.
         """
         gradients = [p.grad for p in self.parameters]
-        devices = [self.inputs.device] if self.inputs.is_cuda else []
         try:
-            with self._state.kept(self.model), torch.random.fork_rng(devices):
+            with self._state.kept(self.model), random_states_kept(self.inputs.device):
                 yield
         finally:
             for parameter, gradient in zip(self.parameters, gradients, strict=True):

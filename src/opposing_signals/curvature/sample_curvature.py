@@ -12,7 +12,7 @@ from torch import Tensor
 from opposing_signals.curvature.finite_differences import Claim, all_shares, check, gradient, losses
 from opposing_signals.curvature.refusals import check_losses
 from opposing_signals.curvature.risk import EmpiricalRisk
-from opposing_signals.curvature.taylor import Jet, orders, refusing_torchscript
+from opposing_signals.curvature.taylor import Jet, orders, refusing_what_stops
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def sample_curvature(risk: EmpiricalRisk, vector: Tensor) -> AlongLine:
     """
     risk.check_vectors(vector[None])
     check(risk, "sample_curvature", _claims)
-    return _along_line(risk, vector)
+    with refusing_what_stops():
+        return _along_line(risk, vector)
 
 
 def _claims(few: EmpiricalRisk, v: Tensor) -> Generator[Claim]:
@@ -60,7 +61,7 @@ def _claims(few: EmpiricalRisk, v: Tensor) -> Generator[Claim]:
 def _along_line(risk: EmpiricalRisk, vector: Tensor) -> AlongLine:
     line = [Jet(p.detach(), v) for p, v in zip(risk.parameters, risk.unflatten(vector), strict=True)]
     chunks = []
-    with risk.probe(), risk.deterministic(), torch.no_grad(), refusing_torchscript():
+    with risk.probe(), risk.deterministic(), torch.no_grad():
         for part, jet in zip(risk.parts(), risk.losses_at(line), strict=True):
             check_losses(jet, risk.inputs[part])
             chunks.append(orders(jet))

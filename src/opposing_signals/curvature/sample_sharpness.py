@@ -11,7 +11,7 @@ from opposing_signals.curvature.eigen import Products
 from opposing_signals.curvature.examples import by_chunk, check_independence, independent_examples
 from opposing_signals.curvature.finite_differences import Claim, check, flat_gradient
 from opposing_signals.curvature.lanczos import lanczos, tridiagonal
-from opposing_signals.curvature.refusals import check_graph, check_losses, refusing_missing_derivatives
+from opposing_signals.curvature.refusals import check_graph, check_losses
 from opposing_signals.curvature.risk import EmpiricalRisk, flatten
 
 
@@ -79,21 +79,20 @@ def _own_products(risk: EmpiricalRisk, index: int) -> Products:
         losses, _ = risk.evaluate(risk.inputs[index : index + 1], risk.targets[index : index + 1], autocast=False)
         check_losses(losses, risk.inputs[index : index + 1])
     slopes = torch.autograd.grad(losses.sum(), parameters, create_graph=True, materialize_grads=True)
-    check_graph(slopes)
+    check_graph(slopes, risk.model)
     curved = [position for position, slope in enumerate(slopes) if slope.requires_grad]
 
     def products(vectors: Tensor) -> Tensor:
         if not curved:
             return torch.zeros_like(vectors)
         direction = risk.unflatten(vectors[0])
-        with refusing_missing_derivatives():
-            rows = torch.autograd.grad(
-                [slopes[position] for position in curved],
-                parameters,
-                [direction[position] for position in curved],
-                retain_graph=True,
-                materialize_grads=True,
-            )
+        rows = torch.autograd.grad(
+            [slopes[position] for position in curved],
+            parameters,
+            [direction[position] for position in curved],
+            retain_graph=True,
+            materialize_grads=True,
+        )
         return flatten(rows)[None]
 
     return products

@@ -1,12 +1,15 @@
-"""What a forward pass may change in a model beside its outputs, put back after a measurement."""
+"""What a forward pass may change beside its outputs, put back after a measurement."""
 
 from __future__ import annotations
 
+import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,11 +19,31 @@ _OF_TORCH = set(vars(nn.Module()))
 """Attributes that every module has: its hooks, and the tables of its parameters, buffers and modules."""
 
 
+def random_states(device: torch.device) -> tuple[Any, ...]:
+    """Of the generators that every model can reach: PyTorch's on the CPU and on ``device``, Python's and NumPy's."""
+    of_device = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
+    of_numpy = np.random.get_state(legacy=False)  # noqa: NPY002  # of the generator that models share
+    words = of_numpy["state"]["key"].tobytes(), of_numpy["state"]["pos"], of_numpy["gauss"]
+    return torch.get_rng_state().numpy().tobytes(), of_device, random.getstate(), words
+
+
+@contextmanager
+def random_states_kept(device: torch.device) -> Iterator[None]:
+    """Let them afterwards be what they were before."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
+
+
 class ModelState:
     """Mode, parameters, buffers and plain attributes of a model's modules.
 
-    Attributes may be tensors and lists, dictionaries, sets and deques of anything; what an object of another kind
-    holds is its own affair.
+    Attributes may be tensors, NumPy arrays, random generators, and lists, dictionaries, sets and deques of anything;
+    what an object of another kind holds is its own affair.
 
     Parameters and tensors that are plain attributes can be as large as all the rest, and few models move them:
     `nn.Embedding` with ``max_norm`` does. So they are copied at the first time and compared; and again only if they
@@ -75,6 +98,7 @@ class _Module:
         self._buffers = dict(module._buffers)
         self._copies = {name: buffer.clone() for name, buffer in self._buffers.items() if buffer is not None}
         self._containers: list[tuple[Any, Any]] = []
+        self._others: list[Callable[[], Any]] = []  # put back what they hold
         self.tensors: dict[str, Tensor] = {
             name: parameter for name, parameter in module._parameters.items() if parameter is not None
         }
@@ -85,6 +109,14 @@ class _Module:
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
             if value.layout is torch.strided:
                 self.tensors[name] = value
+        elif isinstance(value, np.ndarray):
+            self._others.append(partial(np.copyto, value, value.copy()))
+        elif isinstance(value, torch.Generator):
+            self._others.append(partial(value.set_state, value.get_state()))
+        elif isinstance(value, np.random.Generator):
+            self._others.append(partial(setattr, value.bit_generator, "state", value.bit_generator.state))
+        elif isinstance(value, random.Random):
+            self._others.append(partial(value.setstate, value.getstate()))
         elif isinstance(value, list | tuple | dict | set | deque):
             if not isinstance(value, tuple):
                 if any(value is container for container, _ in self._containers):
@@ -103,6 +135,8 @@ class _Module:
         for container, content in self._containers:
             container.clear()
             container.extend(content) if isinstance(container, list | deque) else container.update(content)
+        for put_back in self._others:
+            put_back()
         if isinstance(self._module._buffers, dict):  # of torch.jit it is another kind
             self._module._buffers.clear()
             self._module._buffers.update(self._buffers)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import ParamsT
@@ -167,11 +167,11 @@ def _pieces(risk: EmpiricalRisk, batch: Batch, examples: int) -> Iterator[tuple[
 
 def _losses(risk: EmpiricalRisk, offsets: list[Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
     """``[n]`` ℓ_i(θ + offset_i). The loss stays outside of `vmap`, which not every loss can take."""
-    names = [name for name, p in risk.model.named_parameters() if p.requires_grad]
-    weights = {name: p + offset for name, p, offset in zip(names, risk.parameters, offsets, strict=True)}
+    weights = [p + offset for p, offset in zip(risk.parameters, offsets, strict=True)]
 
-    def output(weights: dict[str, Tensor], example: Tensor) -> Tensor:
-        return functional_call(risk.model, weights, (example[None],))[0]
+    def output(weights: list[Tensor], example: Tensor) -> Tensor:
+        with risk.at(weights):
+            return risk.model(example[None])[0]
 
     try:
         outputs = vmap(output)(weights, inputs)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
 from opposing_signals.curvature.any_order import per_channel
+from opposing_signals.curvature.normalization import BatchNorm, in_training
 
 aten = torch.ops.aten
 
@@ -154,19 +154,11 @@ def channel_combination(constant: Tensor, *terms: tuple[Tensor, Tensor]) -> Tens
     return result
 
 
-def batch_norm(
-    input: Tensor,  # noqa: A002  # the name that callers of F.batch_norm use
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
+@in_training
+def batch_norm(call: BatchNorm) -> Tensor:
     """`F.batch_norm`."""
-    if not training:
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    if input.numel() == input.shape[1]:
-        raise ValueError(f"batch norm in training mode needs more than one value a channel, got {list(input.shape)}")
-    return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps)
+    shape = list(call.input.shape)
+    if call.input.numel() == shape[1]:
+        raise ValueError(f"batch norm in training mode needs more than one value a channel, got {shape}")
+    statistics = call.running_mean, call.running_var, call.momentum, call.eps
+    return _BatchNorm.apply(call.input, call.weight, call.bias, *statistics)

@@ -113,7 +113,6 @@ def twice_prelu(input: Tensor, weight: Tensor) -> Tensor:  # noqa: A002
 
 
 def twice_multi_head_attention(*args: Any, **kwargs: Any) -> Any:
-    """`F.prelu`."""
     """`nn.MultiheadAttention`'s function; calls inside a Python function of torch's do not reach a function mode."""
     with patch.object(F, "scaled_dot_product_attention", twice_attention):
         return multi_head_attention(*args, **kwargs)

@@ -12,6 +12,6 @@ through the fused kernels of layer norm and of batch norm in training mode and t
 """
 
 from opposing_signals.curvature.taylor import rules
-from opposing_signals.curvature.taylor.jet import Jet, orders, refusing_torchscript
+from opposing_signals.curvature.taylor.jet import Jet, orders, refusing_what_stops
 
-__all__ = ["Jet", "orders", "refusing_torchscript", "rules"]
+__all__ = ["Jet", "orders", "refusing_what_stops", "rules"]

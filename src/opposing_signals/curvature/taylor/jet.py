@@ -183,18 +183,23 @@ def _in_place() -> InputError:
 
 
 @contextmanager
-def refusing_torchscript() -> Iterator[None]:
-    """Refuse as `Jet` does where torch.jit hides the reason behind an error of its own.
+def refusing_what_stops() -> Iterator[None]:
+    """Refuse a function that meets a jet with an error of its own, for which the model itself has no cause.
 
     Raises:
-        InputError: A function of torch.jit was called with a jet.
+        InputError: There was one.
     """
     try:
         yield
-    except RuntimeError as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         if "TorchScript" in str(error):
             raise InputError(_OUT_OF_SIGHT) from error
-        raise
+        raise InputError(
+            f"the model stops at {type(error).__name__} ({str(error).splitlines()[0]}), {_CANNOT}: write it of "
+            f"functions of torch.nn.functional, {_OR_LEAVE_OUT}"
+        ) from error
 
 
 def _jets(parts: Sequence[Any]) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from opposing_signals.curvature.any_order import per_channel
 from opposing_signals.curvature.kernels.batch_norm import channel_combination, channel_moments
+from opposing_signals.curvature.normalization import BatchNorm
 from opposing_signals.curvature.taylor.arithmetic import add, added, linear_map, multiply
 from opposing_signals.curvature.taylor.jet import Jet, orders
 
@@ -44,22 +45,14 @@ def _scaled_and_shifted(values: Jet, weight: Any, bias: Any, shape: list[int]) -
     return values
 
 
-def batch_norm(
-    input: Any,  # noqa: A002
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Any = None,
-    bias: Any = None,
-    training: bool = False,
-    momentum: float = 0.1,  # noqa: ARG001  # a probe moves no running statistics
-    eps: float = 1e-5,
-) -> Jet:
+def batch_norm(*args: Any, **named: Any) -> Jet:
     """γ (x − mean) / √(var + eps) + β, all of them jets, in fewer passes than `_normalized` takes: per channel a few
     reductions, then linear combinations of x's coefficients.
     """
-    x0, x1, x2 = orders(input)
+    call = BatchNorm(*args, **named)
+    x0, x1, x2 = orders(call.input)
     one, zero = x0.new_ones(x0.shape[1]), x0.new_zeros(x0.shape[1])
-    if training or running_mean is None or running_var is None:
+    if call.training or call.running_mean is None or call.running_var is None:
         count = x0.numel() // x0.shape[1]
         axes = [axis for axis in range(x0.ndim) if axis != 1]
         # Centred first: in float32 the mean of a product is no covariance where means are large.
@@ -72,14 +65,14 @@ def batch_norm(
 
         variance, cov01, cov11 = (moments(*pair)[0] for pair in ((x0, x0), (x1, x0), (x1, x1)))
         cov02, m2 = moments(x2, x0)
-        s0 = (variance + eps).rsqrt()
+        s0 = (variance + call.eps).rsqrt()
         r1, r2 = 2 * cov01 * s0.square(), (cov11 + 2 * cov02) * s0.square()
         s1, s2 = -0.5 * r1 * s0, (0.375 * r1.square() - 0.5 * r2) * s0
     else:
-        x0 = x0 - per_channel(running_mean, x0)
-        s0, s1, s2, m2 = (running_var + eps).rsqrt(), zero, zero, zero
-    g0, g1, g2 = (one, zero, zero) if weight is None else orders(weight)
-    b0, b1, b2 = (zero, zero, zero) if bias is None else orders(bias)
+        x0 = x0 - per_channel(call.running_mean, x0)
+        s0, s1, s2, m2 = (call.running_var + call.eps).rsqrt(), zero, zero, zero
+    g0, g1, g2 = (one, zero, zero) if call.weight is None else orders(call.weight)
+    b0, b1, b2 = (zero, zero, zero) if call.bias is None else orders(call.bias)
     a0, a1, a2 = g0 * s0, g0 * s1 + g1 * s0, g0 * s2 + g1 * s1 + g2 * s0
     return Jet(
         channel_combination(b0, (a0, x0)),

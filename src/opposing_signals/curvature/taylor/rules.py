@@ -25,8 +25,8 @@ from opposing_signals.curvature.taylor.normalization import batch_norm, group_no
 aten = torch.ops.aten
 
 
-def _affine(function: Callable[..., Tensor]) -> Callable[..., Jet]:
-    """Convolutions and linear layers: bilinear in input and weight, plus a bias."""
+def _affine(function: Callable[..., Tensor], axes: int) -> Callable[..., Jet]:
+    """Linear layers and convolutions over so many ``axes``: bilinear in input and weight, plus a bias."""
 
     def rule(
         input: Any,  # noqa: A002  # the name that callers use
@@ -38,8 +38,7 @@ def _affine(function: Callable[..., Tensor]) -> Callable[..., Jet]:
         result = bilinear(lambda x, w: function(x, w, None, *options, **named), input, weight)
         if bias is None:
             return result
-        channels = [1, -1, *[1] * (result.ndim - 2)] if function is not F.linear else [-1]
-        return add(result, linear_map(lambda b: b.view(channels), bias))
+        return add(result, linear_map(lambda b: b.view(-1, *[1] * axes), bias))
 
     return rule
 
@@ -93,10 +92,10 @@ def _reduced(losses: Any, reduction: str) -> Any:
 
 RULES.update(
     {
-        torch.conv1d: _affine(torch.conv1d),
-        torch.conv2d: _affine(torch.conv2d),
-        torch.conv3d: _affine(torch.conv3d),
-        F.linear: _affine(F.linear),
+        torch.conv1d: _affine(torch.conv1d, 1),
+        torch.conv2d: _affine(torch.conv2d, 2),
+        torch.conv3d: _affine(torch.conv3d, 3),
+        F.linear: _affine(F.linear, 0),
         torch.matmul: lambda a, b: bilinear(torch.matmul, a, b),
         Tensor.matmul: lambda a, b: bilinear(torch.matmul, a, b),
         torch.add: add,

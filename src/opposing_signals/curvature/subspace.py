@@ -1,0 +1,143 @@
+"""Rayleigh-Ritz on a basis that grows, in memory that is taken once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from opposing_signals.curvature.eigen import Which, ranked
+
+_COLUMNS = 2**20  # entries of vectors that are worked on at once in float64
+
+
+class Subspace:
+    """Orthonormal vectors, their images, and the operator between them, in memory that is taken once.
+
+    Args:
+        like: A ``[P]`` tensor whose length, dtype and device the vectors take.
+        most: How many vectors there may be.
+
+    Attributes:
+        size: How many there are.
+        is_unbroken: Whether all vectors that ever were in it are.
+    """
+
+    def __init__(self, like: Tensor, most: int) -> None:
+        self.most, self.size, self.is_unbroken = most, 0, True
+        self._vectors = like.new_empty(most, len(like))
+        self._images = like.new_empty(most, len(like))
+        self._operator = torch.zeros(most, most, dtype=torch.float64)
+        self._known = 0  # of how many the images are known
+
+    def extended(self, vectors: Iterable[Tensor], most: int) -> Tensor:
+        """Add what ``vectors`` add to the basis, up to ``most`` vectors in all; returns the new ones."""
+        before, self.size = self.size, append(self._vectors, self.size, vectors, min(most, self.most))
+        return self._vectors[before : self.size]
+
+    def know(self, images: Tensor) -> None:
+        """Take the images of the vectors that were added last."""
+        known, self._known = self._known, self.size
+        self._images[known : self.size] = images
+        inner = _inner(self._vectors[: self.size], self._images[known : self.size]).cpu()
+        self._operator[: self.size, known : self.size] = inner
+        self._operator[known : self.size, : self.size] = inner.T
+        square = self._operator[known : self.size, known : self.size]
+        square.copy_((inner[known:] + inner[known:].T) / 2)
+
+    def ritz_pairs(self, k: int, which: Which) -> tuple[Tensor, Tensor, Tensor]:
+        """Values ``[k]``, vectors and their images of the k wanted Ritz pairs, the most wanted first.
+
+        With fewer basis vectors than k there are fewer pairs.
+        """
+        if not torch.isfinite(self._operator[: self.size, : self.size]).all():
+            return torch.full((k,), torch.nan, dtype=torch.float64), self._vectors[:k], self._images[:k]
+        values, weights = self._eigh(k, which)
+        weights = weights.to(self._vectors)
+        vectors, images = weights @ self._vectors[: self.size], weights @ self._images[: self.size]
+        lengths = norms(vectors)[:, None].to(vectors)
+        return values, vectors / lengths, images / lengths
+
+    def _eigh(self, k: int, which: Which) -> tuple[Tensor, Tensor]:
+        """Values ``[k]`` and weights ``[k, size]`` of the wanted Ritz vectors."""
+        values, coefficients = torch.linalg.eigh(self._operator[: self.size, : self.size])
+        chosen = ranked(values, which)[:k]
+        return values[chosen], coefficients[:, chosen].T
+
+    def restart(self, kept: int, which: Which, most: int = 0) -> None:
+        """Keep the ``kept`` most wanted Ritz vectors, in the memory of the basis unless it is to hold ``most``."""
+        values, weights = self._eigh(kept, which)
+        before = self._vectors, self._images
+        if most > self.most:
+            self.most = most
+            self._vectors, self._images = (rows.new_empty(most, self.length) for rows in before)
+            self._operator = torch.zeros(most, most, dtype=torch.float64)
+        for rows, old in zip((self._vectors, self._images), before, strict=True):
+            for columns, mixed in zip(rows.split(_COLUMNS, 1), old.split(_COLUMNS, 1), strict=True):
+                columns[:kept] = weights.to(columns) @ mixed[: self.size]
+        self.size, self._known, self.is_unbroken = kept, kept, False
+        self._operator[:kept, :kept] = values.diag()
+
+    @property
+    def length(self) -> int:
+        """P."""
+        return self._vectors.shape[1]
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of its dtype and device."""
+        return self._vectors
+
+    def tridiagonal(self, first: int) -> tuple[Tensor, Tensor]:
+        """``[m]`` diagonal entries and those beside them, one more than there are, of Lanczos steps behind ``first``.
+
+        The vectors behind the first have come by such steps from one vector of the complement of those.
+        """
+        basis, last = self._vectors[: self.size], self._images[self.size - 1 : self.size]
+        for _ in range(2):
+            last = last - (last @ basis.T) @ basis
+        matrix = self._operator[first : self.size, first : self.size]
+        return matrix.diagonal(), torch.cat([matrix.diagonal(1).abs(), norms(last).cpu()])
+
+
+def append(rows: Tensor, size: int, vectors: Iterable[Tensor], most: int) -> int:
+    """Write what ``vectors`` add to the orthonormal ``rows[:size]`` behind them, up to ``most``; the new size.
+
+    Gram-Schmidt, twice (Giraud et al. 2005: twice is enough). Vectors that nearly depend on earlier ones are left out.
+    """
+    for vector in vectors:
+        if size >= most:
+            break
+        basis, remainder = rows[:size], _normalized(vector[None])
+        for _ in range(2):
+            remainder = remainder - (remainder @ basis.T) @ basis
+        if remainder.norm() > 1e-3:
+            rows[size] = _normalized(remainder)[0]
+            size += 1
+    return size
+
+
+def share(vector: Tensor, others: Tensor) -> Tensor:
+    """Length of what lies of ``vector`` in the span of ``others``, comparable for one vector."""
+    basis = torch.empty_like(others)
+    return (basis[: append(basis, 0, others, len(basis))] @ vector).norm()
+
+
+def _inner(vectors: Tensor, others: Tensor) -> Tensor:
+    """``[m, n]`` inner products, summed in float64."""
+    pieces = zip(vectors.split(_COLUMNS, 1), others.split(_COLUMNS, 1), strict=True)
+    return torch.stack([a.double() @ b.double().T for a, b in pieces]).sum(0)
+
+
+def _normalized(vectors: Tensor) -> Tensor:
+    """Rows divided by their norms, summed in float64.
+
+    Where few entries hold nearly all of a vector, a float32 sum loses the many small ones: 1e-4 of its value.
+    """
+    return vectors / norms(vectors)[:, None].to(vectors)
+
+
+def norms(vectors: Tensor) -> Tensor:
+    """``[k]`` float64, of the rows; in float32 a sum over many entries is not exact enough."""
+    return torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)
