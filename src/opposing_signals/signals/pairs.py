@@ -142,7 +142,7 @@ def find_pairs(changes: Series, *, level: float = 0.05, smallest_group: int = 4)
     for pair in found:
         window = int(steps[pair.rows[0]]), int(steps[pair.rows[1] - 1])
         described = described_pair(changes, *pair.groups, window)
-        if described is not None:
+        if described is not None and described.correlation < -ALIKE:
             pairs.append(replace(described, p_value=pair.p_value))
     return sorted(pairs, key=lambda pair: -pair.amplitude)
 
@@ -214,6 +214,7 @@ class _Pair:
         rows: First row and one past the last.
         energy: Of the searched changes along the groups' directions, in units of each member's noise.
         weights: ``[k]`` and ``[k']``, how much each member counts in its group's mean when the pair is tested.
+        tried: Clusters of the window among which the second group is the most opposed one.
         p_value: See `OpposingPair`.
     """
 
@@ -221,6 +222,7 @@ class _Pair:
     rows: tuple[int, int]
     energy: float = 0.0
     weights: tuple[np.ndarray, ...] = field(default=())
+    tried: int = 1
     p_value: float = 1.0
 
     @property
@@ -240,6 +242,7 @@ class _Search:
         scale = np.maximum(typical, 0.01 * typical.max())
         if not typical.any():  # more than half of all points never change
             scale = np.full(len(changes), float(np.abs(changes).max()))
+        self.scale = scale
         self.changes: np.ndarray = np.empty(changes.shape, np.float32)
         np.divide(changes, scale[:, None], out=self.changes, casting="unsafe")
         self.searched, self.held_out = self._halves()
@@ -270,16 +273,20 @@ class _Search:
         """Every confirmed pair."""
         kept: list[_Pair] = []
         for _ in range(ROUNDS):
-            is_free = np.full(self.changes.shape[1], True)
-            for pair in kept:
-                is_free[pair.members] = False
-            points = np.flatnonzero(is_free)
-            candidates = [one for rows in self._windows() for one in self._candidates(rows, points)]
+            candidates = [one for rows in self._windows() for one in self._candidates(rows, self._free(rows, kept))]
             confirmed = self._confirmed(_distinct(candidates))
             if not confirmed:
                 break
             kept = self._settled(kept + [part for pair in confirmed for part in self._parted(pair)])
         return kept
+
+    def _free(self, rows: tuple[int, int], kept: list[_Pair]) -> np.ndarray:
+        """Columns that belong to none of the pairs that are active in a window."""
+        is_free = np.full(self.changes.shape[1], True)
+        for pair in kept:
+            if pair.rows[0] < rows[1] and rows[0] < pair.rows[1]:
+                is_free[pair.members] = False
+        return np.flatnonzero(is_free)
 
     def _windows(self) -> Iterator[tuple[int, int]]:
         """The whole run, and windows of half, a quarter, … of it that overlap by half: a pair can be short-lived."""
@@ -326,7 +333,8 @@ class _Search:
             free -= {i, j}
             groups = points[cores[i]], points[cores[j]]
             weights = tuple(np.maximum(along[k], 0) / noise[k] ** 2 for k in (i, j))
-            found.append(_Pair(groups, rows, float(np.sqrt(energies[i] * energies[j]) * -cosines[i, j]), weights))
+            energy = float(np.sqrt(energies[i] * energies[j]) * -cosines[i, j])
+            found.append(_Pair(groups, rows, energy, weights, len(others)))
         return found
 
     def _part(self, rows: tuple[int, int], half: np.ndarray, points: np.ndarray | slice) -> np.ndarray:
@@ -357,18 +365,24 @@ class _Search:
         return [pair for pair in candidates if pair.p_value <= self.level]
 
     def _p_value(self, pair: _Pair) -> float:
-        parts = [
-            self._part(pair.rows, self.held_out, group).astype(np.float64) * weight
-            for group, weight in zip(pair.groups, pair.weights, strict=True)
-        ]
-        one, other = (part.sum(1) for part in parts)
+        one, other = (part.sum(1) for part in self._weighted(pair, np.full(len(self.changes), True)))
         freedom = len(one) - 2
         length = np.linalg.norm(one) * np.linalg.norm(other)
         if freedom < 1 or not length > 0:
             return 1.0
         correlation = np.clip(one @ other / length, -1 + 1e-12, 1)
         by_chance = scipy.stats.t.cdf(correlation * np.sqrt(freedom / (1 - correlation**2)), freedom)
-        return max(float(by_chance), _sign_bound(parts[0] * other[:, None]), _sign_bound(parts[1] * one[:, None]))
+        parts = self._weighted(pair, self.held_out)
+        one, other = (part.sum(1) for part in parts)
+        alone = max(_sign_bound(parts[0] * other[:, None]), _sign_bound(parts[1] * one[:, None]))
+        return max(float(by_chance) * pair.tried, alone)
+
+    def _weighted(self, pair: _Pair, rows: np.ndarray) -> list[np.ndarray]:
+        """``[m, k]`` of each group: its members' changes in some rows of the pair's window, as each counts."""
+        return [
+            self._part(pair.rows, rows, group).astype(np.float64) * weight
+            for group, weight in zip(pair.groups, pair.weights, strict=True)
+        ]
 
     # -- members --------------------------------------------------------------------------------------------------
 
@@ -378,11 +392,7 @@ class _Search:
             pairs, courses = self._merged(pairs)
             if not pairs:
                 break
-            nearest = np.abs(courses @ self.changes).argmax(0)
-            settled = [
-                self._with_members(pair, course[slice(*pair.rows)], nearest == number)
-                for number, (pair, course) in enumerate(zip(pairs, courses, strict=True))
-            ]
+            settled = [self._with_members(pair, courses[:, slice(*pair.rows)], i) for i, pair in enumerate(pairs)]
             pairs = [pair for pair in settled if pair is not None]
         return pairs
 
@@ -407,7 +417,7 @@ class _Search:
     def _course(self, pair: _Pair) -> np.ndarray:
         """``[T]`` difference of the groups' mean changes where the pair is active, zero elsewhere, of length 1."""
         gap = self._gap(pair)
-        pair.rows = active_rows(gap, pair.rows)
+        pair.rows = active_rows(gap * self.scale, pair.rows)
         course = np.zeros(len(self.changes), np.float32)
         inside = slice(*pair.rows)
         course[inside] = unit(gap[inside] - gap[inside].mean())
@@ -417,13 +427,20 @@ class _Search:
         one, other = (self.changes[:, group].mean(1, dtype=np.float64) for group in pair.groups)
         return one - other
 
-    def _with_members(self, pair: _Pair, course: np.ndarray, allowed: np.ndarray) -> _Pair | None:
-        """The pair with all points that follow its course ``[m]``; None if a group is too small."""
-        if len(course) < 4:
+    def _with_members(self, pair: _Pair, courses: np.ndarray, number: int) -> _Pair | None:
+        """The pair with all points that follow its course, of ``[k, m]`` all pairs' while it is active, best.
+
+        None if a group is too small.
+        """
+        course = courses[number]
+        if len(course) < FEWEST:
             return None
         part = self.changes[slice(*pair.rows)]
         part = part - part.mean(0)
         along = course @ part
+        allowed = np.full(part.shape[1], True)
+        for rival in np.delete(courses, number, 0):
+            allowed &= np.abs(along) >= np.abs(unit(rival - rival.mean()) @ part)
         cosines = np.clip(along / np.maximum(lengths_of(part), TINY), -1 + 1e-7, 1 - 1e-7)
         freedom = len(course) - 2
         chances = 2 * scipy.stats.t.sf(np.abs(cosines) * np.sqrt(freedom / (1 - cosines**2)), freedom)
@@ -449,12 +466,16 @@ class _Search:
         points = np.concatenate(strongest)
         signs = np.repeat([1.0, -1.0], [len(group) for group in strongest])
         units = part[:, points] * signs / np.maximum(lengths_of(part[:, points]), TINY)
-        parts = []
-        for cluster in clusters(units, 2 * self.smallest):
-            members, side = points[cluster], signs[cluster] > 0
-            if min(side.sum(), (~side).sum()) >= self.smallest:
-                parts.append(replace(settled[0], groups=(members[side], members[~side])))
-        return parts if len(parts) > 1 else settled
+        for alike in (ONE_COURSE, ALIKE):
+            parts = []
+            for cluster in clusters(units, 2 * self.smallest, alike):
+                members, side = points[cluster], signs[cluster] > 0
+                if min(side.sum(), (~side).sum()) >= self.smallest:
+                    parts.append(replace(settled[0], groups=(members[side], members[~side])))
+            parts = self._merged(parts)[0]
+            if len(parts) > 1:
+                return parts
+        return settled
 
 
 def _sign_bound(entries: np.ndarray) -> float:
@@ -481,14 +502,14 @@ def unit(vector: np.ndarray) -> np.ndarray:
     return vector / length if length > 0 else vector
 
 
-def clusters(units: np.ndarray, smallest: int) -> list[np.ndarray]:
+def clusters(units: np.ndarray, smallest: int, alike: float = ALIKE) -> list[np.ndarray]:
     """Positions of the columns that belong together, average linkage of cosines, the largest cluster first."""
     if units.shape[1] < 2 * smallest:
         return []
     distance = np.clip(1 - units.T @ units, 0, 2)
     np.fill_diagonal(distance, 0)
     tree = scipy.cluster.hierarchy.linkage(scipy.spatial.distance.squareform(distance, checks=False), "average")
-    labels = scipy.cluster.hierarchy.fcluster(tree, 1 - ALIKE, "distance")
+    labels = scipy.cluster.hierarchy.fcluster(tree, 1 - alike, "distance")
     clusters = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     return sorted((cluster for cluster in clusters if len(cluster) >= smallest), key=lambda cluster: -len(cluster))
 
