@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from composing import composed
@@ -70,6 +72,18 @@ def test_grass_is_green_and_textured():
     )
     assert grass_image(data) == 2
     np.testing.assert_array_equal(probe_images(["grass"], data)[0], data.images[2])
+
+
+def test_grass_is_an_image_of_the_test_set_with_nothing_in_its_middle():
+    grass = noisy((60, 160, 40), 40)
+    border, animal = grass.copy(), grass.copy()
+    border[:6], animal[10:22, 10:22] = (200, 200, 200), (120, 60, 40)  # the second has more grass
+    greener = data_of(grass)
+    data = replace(greener, test_images=np.stack([animal, border]))
+    assert grass_image(data) == 1
+    np.testing.assert_array_equal(probe_images(["grass"], data)[0], border)
+    with pytest.raises(InputError, match="probe grass is an image of the test set, and made up has none"):
+        probe_images(["grass"], replace(greener, test_images=None))
 
 
 def test_the_images_nearest_to_a_colour_come_in_order():

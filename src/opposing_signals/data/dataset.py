@@ -23,6 +23,7 @@ class Dataset:
         images: ``[N, H, W, 3]`` uint8, what a figure shows for a training example; None if there is no picture.
         test_inputs: ``[M, ...]`` float32, normalized with the training set's statistics; None without a test set.
         test_targets: ``[M]`` or ``[M, C]``; None without a test set.
+        test_images: ``[M, H, W, 3]`` uint8, the pictures of the test set; None if there are none.
         normalize: Pictures ``[n, H, W, 3]`` uint8 ↦ ``[n, ...]`` inputs, as the training images became ``inputs``; None
             if there are no pictures.
         truth: Ground truth per training example, one ``[N]`` array a property (``data=planted`` only).
@@ -36,6 +37,7 @@ class Dataset:
     images: np.ndarray | None = None
     test_inputs: Tensor | None = None
     test_targets: Tensor | None = None
+    test_images: np.ndarray | None = None
     normalize: Callable[[np.ndarray], Tensor] | None = None
     truth: dict[str, np.ndarray] = field(default_factory=dict)
 

@@ -46,6 +46,7 @@ def image_dataset(
         images=images,
         test_inputs=normalized(test[0]),
         test_targets=torch.from_numpy(test[1]),
+        test_images=test[0],
         normalize=normalized,
         truth=truth or {},
     )

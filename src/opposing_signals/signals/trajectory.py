@@ -24,6 +24,12 @@ DOMINANT = 4
 """Pairs of a run that figures draw and claims check: those of largest amplitude."""
 
 
+NETWORKS = {
+    "resnet18": "ResNet-18", "cifar_resnet": "ResNet", "vgg11": "VGG-11", "vit": "ViT", "mlp": "MLP", "gpt": "GPT",
+}  # fmt: skip
+"""Names of the functions that build them ↦ names of networks."""
+
+
 class Trajectory:
     """What a record holds and what follows from it, each computed once.
 
@@ -167,6 +173,11 @@ class Trajectory:
         outliers = [outliers_of(pair, self.changes) for pair in self.all_pairs]
         return sorted(outliers, key=lambda pair: -pair.amplitude)[:DOMINANT]
 
+    @property
+    def pairs_in_time(self) -> list[OpposingPair]:
+        """The same in order of their steps, as figures draw and number them."""
+        return sorted(self.pairs, key=lambda pair: pair.step)
+
     @cached_property
     def gradient_pairs(self) -> list[OpposingPair]:
         """Pairs by the alignment of per-sample gradients, from a run with the instrument `GradientSketch`."""
@@ -181,9 +192,15 @@ class Trajectory:
     @property
     def title(self) -> str:
         """What a figure of the run draws, for instance "planted_mlp: mlp, planted (480 images), η = 0.03"."""
-        network = str(self.configuration["model"]["_target_"]).rpartition(".")[2]
         data = self.record.provenance["data"]["name"]
-        return f"{self.configuration['run']['name']}: {network}, {data}, η = {self.step_size:g}"
+        return f"{self.configuration['run']['name']}: {self.network}, {data}, η = {self.step_size:g}"
+
+    @property
+    def network(self) -> str:
+        """Name of the network, for instance "ResNet-18" or "VGG-11 with batch norm"; of the run, if it has no model."""
+        model = self.configuration.get("model", {})
+        built = str(model.get("_target_", self.configuration["run"]["name"])).rpartition(".")[2]
+        return NETWORKS.get(built, built) + (" with batch norm" if built == "vgg11" and model.get("batch_norm") else "")
 
 
 class Runs(dict[str, Trajectory]):

@@ -44,21 +44,21 @@ def sgd_groups(trajectories: Mapping[str, Trajectory], zoom: int = 60) -> Figure
         zoom: Steps shown of each pair.
     """
     (trajectory,) = trajectories.values()
-    pairs = trajectory.pairs
-    run, data = trajectory.configuration["run"]["name"], trajectory.record.provenance["data"]["name"]
-    batch = trajectory.configuration["batch"]
-    title = f"Opposing groups under SGD: {run}, {data}, batch {batch}, η = {trajectory.step_size:g}"
+    pairs = trajectory.pairs_in_time
+    title = (
+        f"{style.about('Losses of opposing groups under SGD', trajectories)}, batch {trajectory.configuration['batch']}"
+    )
     figure = style.figure(12, 8 if pairs else 4, title)
     grid = figure.add_gridspec(1 + -(-len(pairs) // 2), 2)
     overview = figure.add_subplot(grid[0, :])
     mean = trajectory.mean_loss
     for number, pair in enumerate(pairs):
-        for group, colour, name in zip(pair.groups, style.PAIRS[number % 4], "ab", strict=True):
+        for group, look, name in zip(pair.groups, style.pair_looks(number), "ab", strict=True):
             loss = trajectory.group_loss(group, pair.window[0], pair.window[1] + 1)
-            overview.plot(loss.steps, loss.values, color=colour, linewidth=0.8, label=f"pair {number + 1}{name}")
+            overview.plot(loss.steps, loss.values, **look, linewidth=0.8, label=f"pair {number + 1}{name}")
     overview.plot(mean.steps, mean.values, color=style.INK, linewidth=2, label="all points")
     overview.set(ylabel="loss", xlabel="step")
-    overview.legend(ncols=2 * len(pairs) + 1, loc="upper right")
+    style.legend_above(overview, 2 * len(pairs) + 1)
     for number in range(len(pairs)):
         axes = figure.add_subplot(grid[1 + number // 2, number % 2])
         _draw_pair(axes, trajectory, number, zoom)
@@ -66,13 +66,13 @@ def sgd_groups(trajectories: Mapping[str, Trajectory], zoom: int = 60) -> Figure
 
 
 def _draw_pair(axes: Axes, trajectory: Trajectory, number: int, zoom: int) -> None:
-    pair = trajectory.pairs[number]
+    pair = trajectory.pairs_in_time[number]
     first = int(np.clip(pair.step - zoom // 2, pair.window[0], max(pair.window[0], pair.window[1] - zoom)))
     steps, values = trajectory.losses_between(first, min(first + zoom, pair.window[1] + 1))
     random = np.random.default_rng(number).choice(values.shape[1], len(pair.rising), replace=False)
-    for group, colour, name in zip(pair.groups, style.PAIRS[number % 4], "ab", strict=True):
+    for group, look, name in zip(pair.groups, style.pair_looks(number), "ab", strict=True):
         line = style.broken(steps, values[:, group].mean(1))
-        axes.plot(*line, color=colour, marker="o", markersize=2, label=f"{number + 1}{name}")
+        axes.plot(*line, **look, marker="o", markersize=2, label=f"{number + 1}{name}")
     mean = style.broken(steps, values[:, random].mean(1))
     axes.plot(*mean, color=style.MUTED, label=f"{len(random)} random points")
     axes.plot(*style.broken(steps, values.mean(1)), color=style.INK, linewidth=1.8, label="all points")
@@ -80,9 +80,7 @@ def _draw_pair(axes: Axes, trajectory: Trajectory, number: int, zoom: int) -> No
     axes.set_title(f"{title}\ncorrelation of changes {pair.correlation:.2f}", color=style.PAIRS[number % 4][0])
     axes.set(xlabel="step", ylabel="loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high + 0.15 * (high - low))  # room for the legend
-    axes.legend(ncols=4, loc="upper right")
+    style.legend_above(axes, 4)
 
 
 # -- figures 39 to 44 -------------------------------------------------------------------------------------------------
@@ -136,7 +134,7 @@ def _draw_final_losses(axes: Axes, split: Mapping[Rule, Trajectory], adam: Mappi
         if not np.isfinite(end):
             continue
         axes.axhline(end, color=style.INK, linestyle="--", label=str(rule))
-        axes.axhspan(0.9 * end, 1.1 * end, color="#f0f1f3", zorder=0)
+        axes.axhspan(0.9 * end, 1.1 * end, color=style.GREY, zorder=0)
     low, high = axes.get_ylim()
     if plain:
         axes.set_xscale("log")
@@ -263,7 +261,7 @@ def _finish(panels: Sequence[Axes], runs: Mapping[str, Trajectory]) -> None:
 
 
 def _band(axes: Axes, interval: tuple[float, float], name: str) -> None:
-    axes.axhspan(*interval, color="#f0f1f3", zorder=0)
+    axes.axhspan(*interval, color=style.GREY, zorder=0)
     axes.annotate(name, (0.01, np.mean(interval)), xycoords=("axes fraction", "data"), va="center", color=style.MUTED)
 
 

@@ -62,7 +62,7 @@ def pair_panels(trajectory: Trajectory) -> list[Panel]:
             pair.rising,
             pair.falling,
         )
-        for number, pair in enumerate(trajectory.pairs)
+        for number, pair in enumerate(trajectory.pairs_in_time)
     ]
 
 

@@ -78,12 +78,23 @@ class ProbePath:
         alternating = p[rows + 3] - 3 * p[rows + 2] + 3 * p[rows + 1] - p[rows]
         return Series(self.steps[rows + 1], np.abs(alternating).sum(1) / 8)
 
-    def most_alternating(self, first_step: int) -> int | None:
-        """The step t from ``first_step`` on with the largest `alternation`; None if four in a row were not measured."""
+    def shown_step(self, first_step: int) -> int | None:
+        """The step t from ``first_step`` on whose change the probability panels show.
+
+        Of the steps between which the dominant class changes it is the one with the largest `alternation`; only if the
+        dominant class never changes, all steps count.
+
+        Returns:
+            None if four steps in a row were not measured.
+        """
         late = self.alternation.steps >= first_step
         if not late.any():
             return None
-        return int(self.alternation.steps[late][np.argmax(self.alternation.values[late])])
+        steps, values = self.alternation.steps[late], self.alternation.values[late]
+        dominant = self.logits.argmax(1)
+        rows = np.searchsorted(self.steps, steps)
+        changes = dominant[rows] != dominant[rows + 1]
+        return int(steps[np.argmax(np.where(changes, values, -1) if changes.any() else values)])
 
     def dominant_class(self, first_step: int) -> int:
         """The class of the largest mean probability from ``first_step`` on."""

@@ -164,7 +164,7 @@ def adam_and_splitsgd(
         window: Steps of the running mean that is taken from the losses.
         zoom: Steps at the end whose oscillations are shown.
     """
-    figure = style.figure(12, 3.8, "Adam and SplitSGD on the initial stage of training GPT-2")
+    figure = style.figure(12, 3.8, style.about("Train loss of Adam and SplitSGD", trajectories))
     loss, oscillation, share = figure.subplots(1, 3)
     for name, colour, label in ((adam, style.RUNS[0], "Adam"), (split, style.RUNS[1], "SplitSGD")):
         if name not in trajectories:
@@ -175,7 +175,7 @@ def adam_and_splitsgd(
         last = detrended(np.asarray(measured.values, dtype=np.float64), window)[-zoom:]
         oscillation.plot(measured.steps[-zoom:], last, color=colour, linewidth=0.9, label=label)
     loss.set(title="train loss", xlabel="step")
-    loss.legend()
+    style.legend_above(loss, 2)
     oscillation.set(title=f"the same without its running mean, last {zoom} steps", xlabel="step")
     if split in trajectories:
         shares = trajectories[split].record["signed_share"]

@@ -52,7 +52,7 @@ def toy_valley(trajectories: Mapping[str, Trajectory]) -> Figure:
     time.plot(losses.steps, losses.values[:, 0], color=PLANE, marker="o", markersize=2.5, label="plane")
     time.plot(losses.steps, losses.values[:, 1], color=OTHER, marker="o", markersize=2.5, label="other")
     time.plot(losses.steps, record["train_loss"].values, color=AVERAGE, linewidth=1.8, label="average")
-    time.axvspan(len(first), last[0], color="#f0f1f3", zorder=0)
+    time.axvspan(len(first), last[0], color=style.GREY, zorder=0)
     style.mark_break_even(time, break_even)
     time.set(xlabel="step (grey: the feature grows; dotted: λ reaches 2/η)", title="losses over the steps")
     time.legend(loc="upper center")
@@ -181,7 +181,7 @@ def _shade_phases(axes: Axes, trajectory: Trajectory) -> None:
     if trajectory.break_even is None:
         return
     lowest = int(np.argmin(trajectory.sharpness.values[: trajectory.break_even + 1]))
-    axes.axvspan(lowest, trajectory.break_even, color="#f0f1f3", zorder=0)
+    axes.axvspan(lowest, trajectory.break_even, color=style.GREY, zorder=0)
     style.mark_break_even(axes, trajectory.break_even)
 
 
@@ -209,7 +209,7 @@ def _draw_initial_sharpness(axes: Axes, trajectory: Trajectory) -> None:
         axes.plot(grid["alpha"][:, column], measured["initial_upper"][:, column], color=colour, label=f"k = {k:.3g}")
         threshold = exact.alpha_for_three_alpha(d1, k * d1, beta_norm)
         axes.plot(threshold, 3, "o", color=colour, markersize=6, markeredgecolor=style.INK, zorder=4)
-    axes.axhspan(1, 3, color="#f0f1f3", zorder=0)
+    axes.axhspan(1, 3, color=style.GREY, zorder=0)
     axes.set(xscale="log", yscale="log", xlabel="α", ylabel="λ(0)/α", ylim=(0.8, None))
     axes.set_title(f"λ(0) ∈ (α, 3α), grey, fails for small α (‖β‖ = {beta_norm:g}; dots: exact threshold)")
     axes.legend(loc="upper right")
