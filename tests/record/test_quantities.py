@@ -11,7 +11,7 @@ from opposing_signals.record.quantities import QUANTITIES, SAMPLE_LOSS, Quantity
 
 PACKAGE = Path(opposing_signals.__file__).parent
 DOCS = Path(__file__).parents[2] / "docs" / "quantities.md"
-PENDING = {"follow", "report", "signals", "studies"}
+PENDING = {"follow", "report"}
 """Rooms that still read records by plain strings."""
 MODULES = [
     path

@@ -13,6 +13,7 @@ from opposing_signals.configuration import without_root
 from opposing_signals.data import Dataset, recorded
 from opposing_signals.errors import DamagedError, InputError
 from opposing_signals.record import Record, Series
+from opposing_signals.record.quantities import GRADIENT_SKETCH, SAMPLE_LOSS, SHARPNESS
 from opposing_signals.signals.edge import NO_EDGE, edge_of_stability, reaches
 from opposing_signals.signals.gradient_pairs import find_pairs_by_gradients
 from opposing_signals.signals.intervals import interval_coverage
@@ -103,7 +104,7 @@ class Trajectory:
     @cached_property
     def losses(self) -> Series:
         """``values`` ``[T, N]``: ℓ_i(θ_t) at each recorded step."""
-        return self.record["sample_loss"]
+        return self.record[SAMPLE_LOSS]
 
     @cached_property
     def mean_loss(self) -> Series:
@@ -131,7 +132,7 @@ class Trajectory:
     @cached_property
     def sharpness(self) -> Series:
         """λ at each step at which it was measured."""
-        return self.record["sharpness"]
+        return self.record[SHARPNESS]
 
     @cached_property
     def edge(self) -> float | None:
@@ -141,7 +142,7 @@ class Trajectory:
     @cached_property
     def break_even(self) -> int | None:
         """The first measured step with λ >= `edge`; None if the run has no edge, never got there, or λ is not known."""
-        if self.edge is None or "sharpness" not in self.record:
+        if self.edge is None or SHARPNESS not in self.record:
             return None
         reached = np.flatnonzero(reaches(self.sharpness.values, self.edge))
         return int(self.sharpness.steps[reached[0]]) if len(reached) else None
@@ -151,7 +152,7 @@ class Trajectory:
         """Why there is no break-even."""
         if self.edge is None:
             return NO_EDGE
-        return "λ did not reach 2/η" if "sharpness" in self.record else "λ was not measured"
+        return "λ did not reach 2/η" if SHARPNESS in self.record else "λ was not measured"
 
     def after_break_even(self, series: Series) -> Series:
         """The part of ``series`` from the break-even step on; empty if the run never got there."""
@@ -181,7 +182,7 @@ class Trajectory:
     @cached_property
     def gradient_pairs(self) -> list[OpposingPair]:
         """Pairs by the alignment of per-sample gradients, from a run with the instrument `GradientSketch`."""
-        return find_pairs_by_gradients(self.record["gradient_sketch"], self.changes)
+        return find_pairs_by_gradients(self.record[GRADIENT_SKETCH], self.changes)
 
     @cached_property
     def interval_coverages(self) -> list[float]:

@@ -17,6 +17,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from opposing_signals.record.quantities import SHARPNESS, SHARPNESS_BOUND
+
 if TYPE_CHECKING:
     from opposing_signals.record import Record
     from opposing_signals.signals.trajectory import Trajectory
@@ -95,8 +97,8 @@ def _wrapped(line: str, letters: int) -> list[str]:
 
 def shade_bound(axes: Axes, record: Record) -> None:
     """Between λ and what no eigenvalue exceeds, where the record knows that (see `curvature.Eigenpairs`)."""
-    if "sharpness_bound" in record:
-        measured, bound = record["sharpness"], record["sharpness_bound"]
+    if SHARPNESS_BOUND in record:
+        measured, bound = record[SHARPNESS], record[SHARPNESS_BOUND]
         axes.fill_between(measured.steps, measured.values, bound.values, color=MUTED, alpha=0.2, linewidth=0, zorder=0)
 
 

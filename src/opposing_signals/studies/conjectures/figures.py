@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from opposing_signals.record.quantities import JACOBIAN_NORM
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies import style
 from opposing_signals.studies.curvature.metrics import SMOOTH, relative_feature_norms
@@ -37,7 +38,7 @@ def descents(trajectories: Mapping[str, Trajectory], title: str, by_time: bool =
         for axes, series in (
             (loss, trajectory.mean_loss),
             (sharpness, trajectory.sharpness),
-            (jacobian, trajectory.record["jacobian_norm"]),
+            (jacobian, trajectory.record[JACOBIAN_NORM]),
         ):
             axes.plot(np.asarray(series.steps) * unit, series.values, **looks[name], linewidth=0.9, label=name)
         if len(edges) > 1 and trajectory.edge is not None:

@@ -13,6 +13,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from opposing_signals.record import Series
+from opposing_signals.record.quantities import (
+    EIGENVECTOR_SHARE,
+    GRADIENT_NORM,
+    JACOBIAN_NORM,
+    LAYER_ALIGNMENT,
+    LAYER_NORMS,
+    PROJECTION,
+    SAMPLE_CURVATURE,
+    SAMPLE_SHARPNESS,
+)
 from opposing_signals.signals import Trajectory
 from opposing_signals.signals.steps import between
 from opposing_signals.studies import style
@@ -20,8 +30,8 @@ from opposing_signals.studies.curvature.metrics import Metric, metric_of_points
 
 METRICS: tuple[tuple[Metric, str], ...] = (
     ("loss_change", "abs one-step change of the loss"),
-    ("gradient_norm", "gradient norm"),
-    ("sample_curvature", "curvature on the full loss's top eigenvector"),
+    (GRADIENT_NORM, "gradient norm"),
+    (SAMPLE_CURVATURE, "curvature on the full loss's top eigenvector"),
 )
 NEGLIGIBLE_SHARE = 0.01
 """A tensor that never holds more of v than this is left out, as in the paper."""
@@ -42,7 +52,7 @@ def outlier_metrics(trajectories: Mapping[str, Trajectory]) -> Figure:
     for axes, (metric, title) in zip((change, gradient, curvature), METRICS, strict=True):
         _draw_metric(axes, trajectory, metric_of_points(trajectory, metric))
         axes.set_title(title)
-    measured = trajectory.record["sample_sharpness"]
+    measured = trajectory.record[SAMPLE_SHARPNESS]
     values = np.asarray(measured.values)
     count = values.shape[1] // 3
     for columns, look, label in (
@@ -109,7 +119,7 @@ def curvature_share(trajectories: Mapping[str, Trajectory], title: str) -> Figur
         title: Of the figure.
     """
     (trajectory,) = trajectories.values()
-    measured = trajectory.record["eigenvector_share"]
+    measured = trajectory.record[EIGENVECTOR_SHARE]
     names = trajectory.record.provenance["tensors"]
     shares = np.asarray(measured.values)
     shown = shown_tensors(names, shares)
@@ -216,7 +226,7 @@ def mlp_phases(trajectories: Mapping[str, Trajectory]) -> Figure:
     style.shade_bound(sharpness, trajectory.record)
     style.mark_edge(sharpness, trajectory.edge)
     sharpness.set(title="sharpness λ", ylim=(0, None))
-    along = trajectory.record["projection"]
+    along = trajectory.record[PROJECTION]
     projection.plot(along.steps, np.abs(along.values), color=style.INK, linewidth=0.9)
     projection.set_title("size of the projection on v at break-even")
     before = between(measured, 0, trajectory.break_even or 0)
@@ -240,11 +250,11 @@ def sensitivity(trajectories: Mapping[str, Trajectory]) -> Figure:
     panels = figure.subplots(3, len(trajectories), sharex="col", squeeze=False)
     for column, (name, trajectory) in enumerate(trajectories.items()):
         jacobian, layers, alignment = panels[:, column]
-        norms = trajectory.record["jacobian_norm"]
+        norms = trajectory.record[JACOBIAN_NORM]
         jacobian.plot(norms.steps, norms.values, color=style.INK, marker="o", markersize=2.5)
         jacobian.set_title(f"{name}: spectral norm of the Jacobian")
-        _draw_layers(layers, trajectory.record["layer_norms"], "norms of the layers' weights")
-        _draw_layers(alignment, trajectory.record["layer_alignment"], "alignment of adjacent layers")
+        _draw_layers(layers, trajectory.record[LAYER_NORMS], "norms of the layers' weights")
+        _draw_layers(alignment, trajectory.record[LAYER_ALIGNMENT], "alignment of adjacent layers")
         alignment.set(xlabel="step (dotted: break-even)", ylim=(0, 1))
         for axes in panels[:, column]:
             style.mark_break_even(axes, trajectory.break_even)

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from opposing_signals.record.quantities import EFFECTIVE_STEP_SIZE, FLOOR_DISTANCE, PROJECTION
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies import style
 from opposing_signals.studies.curvature.metrics import SizeAlongV, sizes_by_floor_distance
@@ -37,7 +38,7 @@ def projection(
     overview, zoomed = figure.add_subplot(grid[0, :]), figure.add_subplot(grid[1, :])
     looks = style.looks(trajectories)
     for name, trajectory in trajectories.items():
-        series = trajectory.record["projection"]
+        series = trajectory.record[PROJECTION]
         for axes in (overview, zoomed):
             axes.plot(series.steps, series.values, **looks[name], linewidth=0.9, label=name)
     overview.set_title("projection on v (dotted: break-even of gradient descent)")
@@ -50,7 +51,7 @@ def projection(
     if adaptive in trajectories:
         sizes, steps, floor = (figure.add_subplot(grid[2, column]) for column in range(3))
         colour = looks[adaptive]["color"]
-        _draw_against_distance(sizes, trajectories[adaptive], "effective_step_size", first, colour)
+        _draw_against_distance(sizes, trajectories[adaptive], EFFECTIVE_STEP_SIZE, first, colour)
         sizes.set_title("Adam's effective step size on v")
         _draw_against_distance(steps, trajectories[adaptive], "step_along_v", first, colour)
         steps.set_title("size of Adam's steps along v")
@@ -71,7 +72,7 @@ def _draw_against_distance(
 
 def _draw_floor(axes: Axes, trajectory: Trajectory, break_even: int | None, colour: str) -> None:
     """The floor is where the expansion of the loss along v is lowest: the projection less the signed distance."""
-    along, distance = trajectory.record["projection"], trajectory.record["floor_distance"]
+    along, distance = trajectory.record[PROJECTION], trajectory.record[FLOOR_DISTANCE]
     measured = np.isin(along.steps, distance.steps)
     axes.plot(along.steps, along.values, color=colour, label="Adam")
     floor = np.asarray(along.values)[measured] - np.asarray(distance.values)

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from opposing_signals.record.quantities import GRADIENT_SKETCH
 from opposing_signals.signals import Trajectory, agreement, match_pair, nearest_planted
 from opposing_signals.studies import style
 from opposing_signals.studies.groups.figures import classes, draw_images
@@ -41,7 +42,7 @@ def discovered_pairs(trajectories: Mapping[str, Trajectory], pairs: int = 4, thu
 
 def _draw_courses(axes: Axes, name: str, trajectory: Trajectory, count: int) -> None:
     found = trajectory.all_pairs[:count]
-    has_gradients = "gradient_sketch" in trajectory.record
+    has_gradients = GRADIENT_SKETCH in trajectory.record
     agreed = agreement(found, trajectory.gradient_pairs) if has_gradients else [np.nan] * len(found)
     for number, (pair, f1) in enumerate(zip(found, agreed, strict=True)):
         colour = style.PAIRS[number % 4][0]

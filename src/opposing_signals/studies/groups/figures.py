@@ -12,6 +12,7 @@ from matplotlib.gridspec import GridSpecFromSubplotSpec, SubplotSpec
 from matplotlib.ticker import MaxNLocator
 
 from opposing_signals.data import Dataset
+from opposing_signals.record.quantities import SHARPNESS
 from opposing_signals.signals import OpposingPair, Trajectory, name_pair
 from opposing_signals.studies import style
 
@@ -63,7 +64,7 @@ def _draw_strip(axes: Axes, trajectory: Trajectory, pair: OpposingPair | None, n
 
 
 def _draw_sharpness(axes: Axes, trajectory: Trajectory) -> None:
-    if "sharpness" in trajectory.record:
+    if SHARPNESS in trajectory.record:
         measured = trajectory.sharpness
         axes.plot(measured.steps, measured.values, color=style.INK, marker="o", markersize=2.5, linewidth=0.9)
         style.shade_bound(axes, trajectory.record)
@@ -126,7 +127,7 @@ def draw_images(
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(visible=True, color=colour, linewidth=2)
-    axes.set_title(f"{name}: {classes(dataset, group)}", fontsize=8)
+    axes.set_title(style.wrapped(f"{name}: {classes(dataset, group)}", 34), fontsize=8)
 
 
 def classes(dataset: Dataset, group: np.ndarray) -> str:

@@ -13,15 +13,16 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from opposing_signals.record.quantities import SIGNED_SHARE, TEST_ACCURACY, TRAIN_LOSS
 from opposing_signals.signals import Runs, Trajectory, name_pair
 from opposing_signals.studies import style
 from opposing_signals.studies.curvature.metrics import moving_average
 from opposing_signals.studies.optimizers.rules import Quantity, Rule, final, steps_of_epoch, under
 
 LABELS = {
-    "train_loss": "train loss",
-    "test_accuracy": "test accuracy",
-    "signed_share": "share of signed steps",
+    TRAIN_LOSS: "train loss",
+    TEST_ACCURACY: "test accuracy",
+    SIGNED_SHARE: "share of signed steps",
 }
 PLAIN_SHARE = (0.2, 0.3), "70-80% plain"
 """Band of the share of signed steps, and its name (Appendix F.1)."""
@@ -151,8 +152,8 @@ def signed_shares(trajectories: Mapping[str, Trajectory]) -> Figure:
     for axes, dampening in zip(panels, dampenings, strict=True):
         chosen = under(runs, "SplitSGD", dampening)
         last = dampening == dampenings[-1]
-        _draw_plain_step_sizes(figure if last else None, [axes], chosen, ["signed_share"])
-        axes.set(title=f"τ = {dampening:g}", xlabel="step", ylabel=LABELS["signed_share"], ylim=(0, 1))
+        _draw_plain_step_sizes(figure if last else None, [axes], chosen, [SIGNED_SHARE])
+        axes.set(title=f"τ = {dampening:g}", xlabel="step", ylabel=LABELS[SIGNED_SHARE], ylim=(0, 1))
         _band(axes, *SIGNED_SHARE)
     return figure
 
@@ -188,7 +189,7 @@ def learning_rates_of_both(trajectories: Mapping[str, Trajectory]) -> Figure:
             _draw_run(panels[:2], run, color=tuple(colour), linestyle=line, label=f"{name} η = {rule.lr:g}")
     _finish(panels[:2], runs)
     panels[0].legend(ncols=2)
-    _draw_final(panels[2], runs, ("SGD", "Adam"), "train_loss")
+    _draw_final(panels[2], runs, ("SGD", "Adam"), TRAIN_LOSS)
     return figure
 
 
@@ -214,7 +215,7 @@ def _draw_run(panels: Sequence[Axes], run: Trajectory, quantities: Sequence[str]
             series = run.record[quantity]
             steps, values = np.asarray(series.steps), np.asarray(series.values, float)
             steps, values = steps[np.isfinite(values)], values[np.isfinite(values)]  # a stopped run's last loss is not
-            if quantity == "train_loss" and len(values):
+            if quantity == TRAIN_LOSS and len(values):
                 values = moving_average(values, steps_of_epoch(run))
             axes.plot(steps, values, **line)
 
@@ -252,10 +253,10 @@ def _finish(panels: Sequence[Axes], runs: Mapping[str, Trajectory]) -> None:
     """Labels; the loss is cut off a little above where the runs start."""
     for axes, quantity in zip(panels, LABELS, strict=False):
         axes.set(xlabel="step", ylabel=LABELS[quantity])
-        if quantity == "signed_share":
+        if quantity == SIGNED_SHARE:
             axes.set_ylim(0, 1)
             _band(axes, *PLAIN_SHARE)
-    starts = [float(run.record["train_loss"].values[0]) for run in runs.values()]
+    starts = [float(run.record[TRAIN_LOSS].values[0]) for run in runs.values()]
     top = panels[0].get_ylim()[1]
     panels[0].set_ylim(0, min([top, *(1.5 * start for start in starts if np.isfinite(start))]))
 

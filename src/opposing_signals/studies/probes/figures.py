@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpecFromSubplotSpec, SubplotSpec
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from opposing_signals.record.quantities import NEIGHBOUR_DISTANCE, TRAIN_LOSS
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies import style
 from opposing_signals.studies.probes.paths import (
@@ -216,7 +217,7 @@ def _draw_decline(axes: Axes, trajectories: Mapping[str, Trajectory], probe: str
     for (name, colour), line in zip(colours.items(), style.LINES, strict=False):
         if name not in trajectories:
             continue
-        path, losses = probe_path(trajectories[name], probe), trajectories[name].record["train_loss"]
+        path, losses = probe_path(trajectories[name], probe), trajectories[name].record[TRAIN_LOSS]
         lowest = np.minimum.accumulate(losses.values)
         rows = np.isin(path.steps, losses.steps)
         rows[-1] = False  # the level is a mean over two steps
@@ -301,7 +302,7 @@ def colour_neighbours(trajectories: Mapping[str, Trajectory]) -> Figure:
     (trajectory,) = trajectories.values()
     names = trajectory.configuration["neighbours"]["colours"]
     colours, neighbours, distances = (
-        trajectory.record[quantity].values for quantity in ("colour", "neighbour", "neighbour_distance")
+        trajectory.record[quantity].values for quantity in ("colour", "neighbour", NEIGHBOUR_DISTANCE)
     )
     dataset = trajectory.dataset
     assert dataset.images is not None

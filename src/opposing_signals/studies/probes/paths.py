@@ -11,6 +11,13 @@ import scipy
 
 from opposing_signals.errors import InputError
 from opposing_signals.record import Series
+from opposing_signals.record.quantities import (
+    MEAN_FEATURE_NORM,
+    PROBE_FEATURE_NORM,
+    PROBE_IMAGE,
+    PROBE_LOGITS,
+    TRAIN_LOSS,
+)
 from opposing_signals.signals.trajectory import Trajectory
 
 
@@ -140,16 +147,16 @@ def probe_path(trajectory: Trajectory, name: str) -> ProbePath:
     if not configuration["loss"]["_target_"].endswith("CrossEntropyLoss"):
         raise InputError("the class probabilities of a probe need a run with loss=cross_entropy")
     record, column = trajectory.record, probes.index(name)
-    logits = record["probe_logits"]
+    logits = record[PROBE_LOGITS]
     if len(logits) < 2:
         raise InputError("the probes were passed through the network at one step; expected at least 2: set more steps")
     return ProbePath(
         name,
-        np.asarray(record["probe_image"].values[0, column]),
+        np.asarray(record[PROBE_IMAGE].values[0, column]),
         np.asarray(logits.steps),
         np.asarray(logits.values)[:, column],
-        np.asarray(record["probe_feature_norm"].values)[:, column],
-        np.asarray(record["mean_feature_norm"].values),
+        np.asarray(record[PROBE_FEATURE_NORM].values)[:, column],
+        np.asarray(record[MEAN_FEATURE_NORM].values),
     )
 
 
@@ -169,7 +176,7 @@ def norm_at_loss(trajectory: Trajectory, path: ProbePath, loss: float) -> float:
 
     NaN if the run did not get there.
     """
-    losses = trajectory.record["train_loss"]
+    losses = trajectory.record[TRAIN_LOSS]
     reached = path.steps[np.isin(path.steps, np.asarray(losses.steps)[np.asarray(losses.values) <= loss])]
     if not len(reached):
         return float("nan")
@@ -179,4 +186,4 @@ def norm_at_loss(trajectory: Trajectory, path: ProbePath, loss: float) -> float:
 
 def common_loss(*trajectories: Trajectory) -> float:
     """The smallest train loss that all the runs reach."""
-    return max(float(np.min(trajectory.record["train_loss"].values)) for trajectory in trajectories)
+    return max(float(np.min(trajectory.record[TRAIN_LOSS].values)) for trajectory in trajectories)

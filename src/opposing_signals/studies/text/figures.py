@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from opposing_signals.files import write_text
+from opposing_signals.record.quantities import SIGNED_SHARE, TRAIN_LOSS
 from opposing_signals.signals import Trajectory
 from opposing_signals.signals.steps import between
 from opposing_signals.signals.tokens import TokenPair, TokenTrack
@@ -170,7 +171,7 @@ def adam_and_splitsgd(
         if name not in trajectories:
             loss.plot([], [], color=colour, label=f"{label}: no run")
             continue
-        measured = trajectories[name].record["train_loss"]
+        measured = trajectories[name].record[TRAIN_LOSS]
         loss.plot(measured.steps, measured.values, color=colour, linewidth=0.7, label=label)
         last = detrended(np.asarray(measured.values, dtype=np.float64), window)[-zoom:]
         oscillation.plot(measured.steps[-zoom:], last, color=colour, linewidth=0.9, label=label)
@@ -178,7 +179,7 @@ def adam_and_splitsgd(
     style.legend_above(loss, 2)
     oscillation.set(title=f"the same without its running mean, last {zoom} steps", xlabel="step")
     if split in trajectories:
-        shares = trajectories[split].record["signed_share"]
+        shares = trajectories[split].record[SIGNED_SHARE]
         share.plot(shares.steps, shares.values, color=style.RUNS[1])
     share.set(title="share of parameters with a signed step", xlabel="step", ylim=(0, 1))
     return figure

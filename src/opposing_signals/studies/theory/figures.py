@@ -14,6 +14,23 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from opposing_signals.record.quantities import (
+    BOUND,
+    CONDITIONS,
+    DESCENT_ETA_LAMBDA,
+    DESCENT_LOG_B_O,
+    DESCENT_RATIO,
+    GRID,
+    GROUP_LOSS,
+    MAGNITUDE,
+    MEASURED,
+    PATH,
+    PATH_TIMES,
+    PROJECTION,
+    SHARPNESS,
+    TRAIN_LOSS,
+    WEIGHT,
+)
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies import style
 from opposing_signals.studies.theory import exact, toy
@@ -32,7 +49,7 @@ def toy_valley(trajectories: Mapping[str, Trajectory]) -> Figure:
     """The valley before and after sharpening with the iterates on the curves, and both over the steps."""
     (trajectory,) = trajectories.values()
     record, break_even = trajectory.record, trajectory.break_even
-    w, magnitude = record["w"].values, record["magnitude"].values
+    w, magnitude = record[WEIGHT].values, record[MAGNITUDE].values
     figure = style.figure(12, 4.1, "A valley between opposing groups, before and after it sharpens")
     before, after, time = figure.subplots(1, 3, width_ratios=[1, 1, 1.15])
     first, last = np.flatnonzero(magnitude == magnitude[0]), np.flatnonzero(magnitude == magnitude[-1])
@@ -48,10 +65,10 @@ def toy_valley(trajectories: Mapping[str, Trajectory]) -> Figure:
     before.legend(loc="upper center")
     after.legend(loc="upper center")
     before.set_ylabel("loss")
-    losses = record["group_loss"]
+    losses = record[GROUP_LOSS]
     time.plot(losses.steps, losses.values[:, 0], color=PLANE, marker="o", markersize=2.5, label="plane")
     time.plot(losses.steps, losses.values[:, 1], color=OTHER, marker="o", markersize=2.5, label="other")
-    time.plot(losses.steps, record["train_loss"].values, color=AVERAGE, linewidth=1.8, label="average")
+    time.plot(losses.steps, record[TRAIN_LOSS].values, color=AVERAGE, linewidth=1.8, label="average")
     time.axvspan(len(first), last[0], color=style.GREY, zorder=0)
     style.mark_break_even(time, break_even)
     time.set(xlabel="step (grey: the feature grows; dotted: λ reaches 2/η)", title="losses over the steps")
@@ -62,7 +79,7 @@ def toy_valley(trajectories: Mapping[str, Trajectory]) -> Figure:
 def toy_valley_animation(trajectories: Mapping[str, Trajectory], path: Path, frames_a_second: int = 6) -> None:
     """Write the toy valley as an animated GIF: the curves sharpen while gradient descent goes on."""
     (trajectory,) = trajectories.values()
-    w, magnitude = trajectory.record["w"].values, trajectory.record["magnitude"].values
+    w, magnitude = trajectory.record[WEIGHT].values, trajectory.record[MAGNITUDE].values
     figure = style.figure(5.2, 3.6, "Gradient descent while the valley sharpens")
     figure.set_layout_engine("none")  # it would lay out every frame anew
     axes = figure.add_axes((0.1, 0.15, 0.87, 0.66))
@@ -140,7 +157,7 @@ def _describe(trajectory: Trajectory) -> str:
 
 
 def _draw_losses(loss: Axes, groups: Axes, trajectory: Trajectory) -> None:
-    train, group = trajectory.record["train_loss"], trajectory.record["group_loss"]
+    train, group = trajectory.record[TRAIN_LOSS], trajectory.record[GROUP_LOSS]
     theory = trajectory.configuration["theory"]
     loss.plot(train.steps, train.values, color=style.INK)
     if theory.get("loss") != "logistic":
@@ -171,7 +188,7 @@ def _draw_sharpness(axes: Axes, trajectory: Trajectory) -> None:
 
 
 def _draw_projection(axes: Axes, trajectory: Trajectory) -> None:
-    projection = trajectory.record["projection"]
+    projection = trajectory.record[PROJECTION]
     axes.plot(projection.steps, np.maximum(np.abs(projection.values), 1e-300), color=style.INK, linewidth=0.9)
     axes.set_yscale("log")
 
@@ -201,7 +218,7 @@ def theorem31(trajectories: Mapping[str, Trajectory]) -> Figure:
 
 
 def _draw_initial_sharpness(axes: Axes, trajectory: Trajectory) -> None:
-    grid, measured = trajectory.record["grid"].at(0)[0], trajectory.record["measured"].at(0)[0]
+    grid, measured = trajectory.record[GRID].at(0)[0], trajectory.record[MEASURED].at(0)[0]
     d1, beta_norm = trajectory.configuration["theory"]["grid"]["d1"], float(grid["beta_norm"].flat[0])
     columns = np.linspace(0, grid.shape[1] - 1, 4).round().astype(int)
     for colour, column in zip(SERIES, columns, strict=True):
@@ -218,11 +235,11 @@ def _draw_initial_sharpness(axes: Axes, trajectory: Trajectory) -> None:
 def _paths(trajectory: Trajectory) -> list[tuple[str, float, dict[str, np.ndarray], np.ndarray]]:
     """Colour, α, rows by name and times of every single trajectory."""
     paths = trajectory.configuration["theory"]["paths"]
-    names = ("t", "sharpness", "b_o", "c_squared", "b_squared", "o_bound")
-    rows = trajectory.record["path"].values
+    names = ("t", SHARPNESS, "b_o", "c_squared", "b_squared", "o_bound")
+    rows = trajectory.record[PATH].values
     return [
         (SERIES[index % 4], float(alpha), dict(zip(names, rows[index], strict=True)), times)
-        for index, (alpha, times) in enumerate(zip(paths["alpha"], trajectory.record["path_times"].values, strict=True))
+        for index, (alpha, times) in enumerate(zip(paths["alpha"], trajectory.record[PATH_TIMES].values, strict=True))
     ]
 
 
@@ -230,7 +247,7 @@ def _draw_decrease(axes: Axes, trajectory: Trajectory) -> None:
     paths = trajectory.configuration["theory"]["paths"]
     m = paths["d1"] / (paths["d1"] + paths["d2"])
     for colour, alpha, path, (turn, lowest) in _paths(trajectory):
-        t, ratio = path["t"][1:], path["sharpness"][1:] / alpha
+        t, ratio = path["t"][1:], path[SHARPNESS][1:] / alpha
         axes.plot(t, ratio, color=colour, label=f"α = {alpha:g}")
         for moment, marker in ((turn, "x"), (lowest, "v")):
             axes.plot(moment, np.interp(moment, t, ratio), marker, color=style.INK, markersize=5, zorder=4)
@@ -265,7 +282,7 @@ def _draw_decay(axes: Axes, trajectory: Trajectory) -> None:
 
 def _draw_time(axes: Axes, trajectory: Trajectory) -> None:
     grid, measured, conditions = (trajectory.record[name].at(0)[0] for name in ("grid", "measured", "conditions"))
-    bound = trajectory.record["bound"].at(0)[0]
+    bound = trajectory.record[BOUND].at(0)[0]
     columns = np.linspace(0, grid.shape[1] - 1, 4).round().astype(int)
     for colour, column in zip(SERIES, columns, strict=True):
         alpha, ratio = (
@@ -299,7 +316,7 @@ def _draw_growth(axes: Axes, trajectory: Trajectory) -> None:
     m = paths["d1"] / (paths["d1"] + paths["d2"])
     for colour, alpha, path, (_, lowest) in _paths(trajectory):
         shown = path["t"] <= 1.2
-        ratio = path["sharpness"] / (alpha * beta_norm)
+        ratio = path[SHARPNESS] / (alpha * beta_norm)
         axes.plot(path["t"][shown], ratio[shown], color=colour, label=f"α = {alpha:g}")
         axes.plot(lowest, np.interp(lowest, path["t"], ratio), "v", color=style.INK, markersize=5, zorder=4)
     t = np.linspace(0, 0.55, 100)
@@ -313,8 +330,8 @@ def _draw_growth(axes: Axes, trajectory: Trajectory) -> None:
 
 
 def _draw_end(axes: Axes, trajectory: Trajectory) -> None:
-    grid, measured = trajectory.record["grid"].at(0), trajectory.record["measured"].at(0)
-    conditions = trajectory.record["conditions"].at(0)
+    grid, measured = trajectory.record[GRID].at(0), trajectory.record[MEASURED].at(0)
+    conditions = trajectory.record[CONDITIONS].at(0)
     proved = conditions["theorem_3_2"] & conditions["beta"]
     for chosen, colour, name in ((~proved, SERIES[1], "elsewhere"), (proved, SERIES[3], "under the proof's condition")):
         alpha, final = grid["alpha"][chosen], measured["final_sharpness"][chosen]
@@ -329,7 +346,7 @@ def _draw_end(axes: Axes, trajectory: Trajectory) -> None:
 
 
 def _draw_descents(axes: Axes, trajectory: Trajectory) -> None:
-    ratios, sizes = (trajectory.record[name].values for name in ("descent_ratio", "descent_log_b_o"))
+    ratios, sizes = (trajectory.record[name].values for name in (DESCENT_RATIO, DESCENT_LOG_B_O))
     for colour, wanted in zip((SERIES[1], SERIES[3], style.PAIRS[1][1], OTHER), (0.95, 1.1, 1.3, 1.7), strict=True):
         index = int(np.argmin(np.abs(ratios - wanted)))
         size = sizes[index] / np.log(10)
@@ -341,7 +358,7 @@ def _draw_descents(axes: Axes, trajectory: Trajectory) -> None:
 
 def _draw_step_sizes(axes: Axes, trajectory: Trajectory) -> None:
     record = trajectory.record
-    ratios, last = record["descent_ratio"].values, record["descent_eta_lambda"].values[:, -1]
+    ratios, last = record[DESCENT_RATIO].values, record[DESCENT_ETA_LAMBDA].values[:, -1]
     returned = np.isfinite(last)
     axes.plot(ratios[returned], last[returned], "o", color=SERIES[3], markersize=3.5, label="ends at this ηλ")
     axes.plot(ratios[~returned], np.full(np.count_nonzero(~returned), 2.25), "x", color=OTHER, label="diverges")
