@@ -111,8 +111,13 @@ def mark_break_even(axes: Axes, step: int | None) -> None:
 def mark_edge(axes: Axes, edge: float | None) -> None:
     """A horizontal line at 2/η, named at its end; nothing where that is no edge of stability."""
     if edge is not None:
-        axes.axhline(edge, color=MUTED, linestyle="--", linewidth=0.9)
-        axes.annotate("2/η", (1, edge), xycoords=("axes fraction", "data"), xytext=(4, -3), textcoords="offset points")
+        mark_level(axes, edge, "2/η")
+
+
+def mark_level(axes: Axes, level: float, name: str, place: tuple[float, float] = (4, -3), x: float = 1) -> None:
+    """A horizontal line with its name, ``place`` points from where it ends (``x = 1``) or begins (``x = 0``)."""
+    axes.axhline(level, color=MUTED, linestyle="--", linewidth=0.9)
+    axes.annotate(name, (x, level), xycoords=("axes fraction", "data"), xytext=place, textcoords="offset points")
 
 
 def broken(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -22,6 +22,7 @@ from opposing_signals.record.quantities import (
     DESCENT_RATIO,
     GRID,
     GROUP_LOSS,
+    HOLDS,
     MAGNITUDE,
     MEASURED,
     PATH,
@@ -62,8 +63,8 @@ def toy_valley(trajectories: Mapping[str, Trajectory]) -> Figure:
     flat = np.linspace(after.get_xlim()[0], after.get_xlim()[1], 100)
     earlier = toy.group_losses(flat, float(magnitude[0]), share).average
     after.plot(flat, earlier, color=AVERAGE, linewidth=1, linestyle="--", label="average before", zorder=1)
-    before.legend(loc="upper center")
-    after.legend(loc="upper center")
+    style.legend_above(before, 3)
+    style.legend_above(after, 4)
     before.set_ylabel("loss")
     losses = record[GROUP_LOSS]
     time.plot(losses.steps, losses.values[:, 0], color=PLANE, marker="o", markersize=2.5, label="plane")
@@ -72,7 +73,7 @@ def toy_valley(trajectories: Mapping[str, Trajectory]) -> Figure:
     time.axvspan(len(first), last[0], color=style.GREY, zorder=0)
     style.mark_break_even(time, break_even)
     time.set(xlabel="step (grey: the feature grows; dotted: λ reaches 2/η)", title="losses over the steps")
-    time.legend(loc="upper center")
+    style.legend_above(time, 3)
     return figure
 
 
@@ -146,7 +147,7 @@ def three_phases(trajectories: Mapping[str, Trajectory], title: str) -> Figure:
                 axes.set_xlabel("step (grey: λ grows; dotted: it reaches 2/η)")
     for axes, label in zip(panels[:, 0], ("train loss", "loss of outliers", "sharpness λ", "|b_o|"), strict=True):
         axes.set_ylabel(label)
-    panels[1, -1].legend(loc="upper left", bbox_to_anchor=(0.12, 1))
+    style.legend_above(panels[1, -1], 2)
     return figure
 
 
@@ -161,9 +162,7 @@ def _draw_losses(loss: Axes, groups: Axes, trajectory: Trajectory) -> None:
     theory = trajectory.configuration["theory"]
     loss.plot(train.steps, train.values, color=style.INK)
     if theory.get("loss") != "logistic":
-        floor = theory["alpha"] / 2
-        loss.axhline(floor, color=style.MUTED, linewidth=0.8, linestyle="--")
-        loss.annotate("α/2", (1, floor), xycoords=("axes fraction", "data"), xytext=(3, -3), textcoords="offset points")
+        style.mark_level(loss, theory["alpha"] / 2, "α/2")
     for index, colour, label in ((0, PLANE, "signal +"), (1, OTHER, "signal −")):
         groups.plot(group.steps, group.values[:, index], color=colour, linewidth=0.9, label=label)
     largest = int(np.argmax(np.abs(np.diff(group.values[:, 0]))))
@@ -179,11 +178,10 @@ def _draw_losses(loss: Axes, groups: Axes, trajectory: Trajectory) -> None:
 
 
 def _draw_sharpness(axes: Axes, trajectory: Trajectory) -> None:
-    measured, threshold = trajectory.sharpness, 2 / trajectory.step_size
+    measured = trajectory.sharpness
     axes.plot(measured.steps, measured.values, color=style.INK)
     style.shade_bound(axes, trajectory.record)
-    axes.axhline(threshold, color=style.MUTED, linestyle="--", linewidth=0.9)
-    axes.annotate("2/η", (1, threshold), xycoords=("axes fraction", "data"), xytext=(3, -3), textcoords="offset points")
+    style.mark_edge(axes, 2 / trajectory.step_size)
     axes.set_ylim(0, None)
 
 
@@ -207,29 +205,38 @@ def _shade_phases(axes: Axes, trajectory: Trajectory) -> None:
 
 def theorem31(trajectories: Mapping[str, Trajectory]) -> Figure:
     """Theorem 3.1: λ at the start, its decrease, the decay of ``b_o``, and the time it takes, beside the bounds."""
+    title = "Theorem 3.1, as stated and as measured: the initial decrease in sharpness"
+    return _panels(trajectories, title, _draw_initial_sharpness, _draw_decrease, _draw_decay, _draw_time)
+
+
+def _panels(trajectories: Mapping[str, Trajectory], title: str, *drawn: Callable[[Axes, Trajectory], None]) -> Figure:
+    """Two rows of two panels of one run, each with its legend above it."""
     (trajectory,) = trajectories.values()
-    figure = style.figure(12, 7.4, "Theorem 3.1, as stated and as measured: the initial decrease in sharpness")
-    (start, sharpness), (decay, time) = figure.subplots(2, 2)
-    _draw_initial_sharpness(start, trajectory)
-    _draw_decrease(sharpness, trajectory)
-    _draw_decay(decay, trajectory)
-    _draw_time(time, trajectory)
+    figure = style.figure(12, 8.2, title)
+    for axes, draw in zip(figure.subplots(2, 2).flat, drawn, strict=True):
+        draw(axes, trajectory)
+        style.legend_above(axes, 4)
     return figure
+
+
+def _by_k(trajectory: Trajectory) -> list[tuple[str, int, str]]:
+    """Colour, column of the grid and label of four values of k."""
+    k = trajectory.record[GRID].at(0)[0]["k"][0]
+    columns = np.linspace(0, len(k) - 1, 4).round().astype(int).tolist()
+    return [(colour, column, f"k = {k[column]:.3g}") for colour, column in zip(SERIES, columns, strict=True)]
 
 
 def _draw_initial_sharpness(axes: Axes, trajectory: Trajectory) -> None:
     grid, measured = trajectory.record[GRID].at(0)[0], trajectory.record[MEASURED].at(0)[0]
     d1, beta_norm = trajectory.configuration["theory"]["grid"]["d1"], float(grid["beta_norm"].flat[0])
-    columns = np.linspace(0, grid.shape[1] - 1, 4).round().astype(int)
-    for colour, column in zip(SERIES, columns, strict=True):
+    for colour, column, label in _by_k(trajectory):
         k = float(grid["k"][0, column])
-        axes.plot(grid["alpha"][:, column], measured["initial_upper"][:, column], color=colour, label=f"k = {k:.3g}")
+        axes.plot(grid["alpha"][:, column], measured["initial_upper"][:, column], color=colour, label=label)
         threshold = exact.alpha_for_three_alpha(d1, k * d1, beta_norm)
         axes.plot(threshold, 3, "o", color=colour, markersize=6, markeredgecolor=style.INK, zorder=4)
     axes.axhspan(1, 3, color=style.GREY, zorder=0)
     axes.set(xscale="log", yscale="log", xlabel="α", ylabel="λ(0)/α", ylim=(0.8, None))
     axes.set_title(f"λ(0) ∈ (α, 3α), grey, fails for small α (‖β‖ = {beta_norm:g}; dots: exact threshold)")
-    axes.legend(loc="upper right")
 
 
 def _paths(trajectory: Trajectory) -> list[tuple[str, float, dict[str, np.ndarray], np.ndarray]]:
@@ -253,14 +260,12 @@ def _draw_decrease(axes: Axes, trajectory: Trajectory) -> None:
             axes.plot(moment, np.interp(moment, t, ratio), marker, color=style.INK, markersize=5, zorder=4)
     deadline = np.log(paths["beta_norm"] / 2) / (2 * paths["beta_norm"])
     axes.axvline(deadline, color=style.MUTED, linewidth=0.8, linestyle=":")
-    axes.axhline(m, color=style.MUTED, linewidth=0.9, linestyle="--")
-    axes.annotate("λ ≥ αm", (0, m), xycoords=("axes fraction", "data"), xytext=(4, -11), textcoords="offset points")
+    style.mark_level(axes, m, "λ ≥ αm", (4, -11), x=0)
     axes.annotate(
         "ln(‖β‖/2)/(2‖β‖)", (deadline, 0), xycoords=("data", "axes fraction"), xytext=(4, 5), textcoords="offset points"
     )
     axes.set(xscale="log", yscale="log", xlabel="time t", ylabel="λ(t)/α", ylim=(m / 1.8, None))
     axes.set_title(f"λ falls by at most 3(1+k), k = {paths['d2'] / paths['d1']:g} (×: c turns, ▾: smallest λ)")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 0.2))
 
 
 def _draw_decay(axes: Axes, trajectory: Trajectory) -> None:
@@ -277,37 +282,26 @@ def _draw_decay(axes: Axes, trajectory: Trajectory) -> None:
     axes.plot(at, path["b_o"][0] * np.exp(-at), ":", color=style.INK, linewidth=1.4, label=r"$e^{-\alpha t}$")
     axes.set(yscale="log", xlabel="αt", ylabel="‖b_o‖", ylim=(1e-4, 1.5))
     axes.set_title("‖b_o‖ decays at rate αm in the end, not at α; its bound holds for every α")
-    axes.legend(loc="upper right", ncols=2)
 
 
 def _draw_time(axes: Axes, trajectory: Trajectory) -> None:
-    grid, measured, conditions = (trajectory.record[name].at(0)[0] for name in ("grid", "measured", "conditions"))
+    grid, measured, conditions = (trajectory.record[name].at(0)[0] for name in (GRID, MEASURED, CONDITIONS))
     bound = trajectory.record[BOUND].at(0)[0]
-    columns = np.linspace(0, grid.shape[1] - 1, 4).round().astype(int)
-    for colour, column in zip(SERIES, columns, strict=True):
-        alpha, ratio = (
-            grid["alpha"][:, column],
-            measured["minimum_in_time"][:, column] / bound["minimum_in_time"][:, column],
-        )
-        axes.plot(alpha, ratio, color=colour, linewidth=1, label=f"k = {grid['k'][0, column]:.3g}")
+    for colour, column, label in _by_k(trajectory):
+        alpha = grid["alpha"][:, column]
+        ratio = measured["minimum_in_time"][:, column] / bound["minimum_in_time"][:, column]
+        axes.plot(alpha, ratio, color=colour, linewidth=1, label=label)
         proved = conditions["theorem_3_1"][:, column] & conditions["beta"][:, column]
         axes.plot(alpha[proved], ratio[proved], color=colour, linewidth=4, alpha=0.6, solid_capstyle="butt")
     axes.axhline(1, color=style.MUTED, linestyle="--", linewidth=0.9)
     axes.set(xscale="log", yscale="log", xlabel="α", ylabel="time of the smallest λ over ln(‖β‖/2)/(2‖β‖)")
     axes.set_title("The decrease ends in time long before the proof's condition (thick) is met")
-    axes.legend(loc="lower left")
 
 
 def theorem32(trajectories: Mapping[str, Trajectory]) -> Figure:
     """Theorem 3.2: growth and end of λ under gradient flow, and gradient descent around the largest stable step."""
-    (trajectory,) = trajectories.values()
-    figure = style.figure(12, 7.4, "Theorem 3.2, as stated and as measured: progressive sharpening and what follows it")
-    (growth, end), (descent, steps) = figure.subplots(2, 2)
-    _draw_growth(growth, trajectory)
-    _draw_end(end, trajectory)
-    _draw_descents(descent, trajectory)
-    _draw_step_sizes(steps, trajectory)
-    return figure
+    title = "Theorem 3.2, as stated and as measured: progressive sharpening and what follows it"
+    return _panels(trajectories, title, _draw_growth, _draw_end, _draw_descents, _draw_step_sizes)
 
 
 def _draw_growth(axes: Axes, trajectory: Trajectory) -> None:
@@ -322,11 +316,9 @@ def _draw_growth(axes: Axes, trajectory: Trajectory) -> None:
     t = np.linspace(0, 0.55, 100)
     axes.plot(t, m * np.cosh(beta_norm * t) ** 2 / beta_norm, "--", color=OTHER, label="αm cosh²(‖β‖t)")
     for level, name in ((1, "α‖β‖"), (5 / 8, "⅝ α‖β‖")):
-        axes.axhline(level, color=style.MUTED, linestyle="--", linewidth=0.9)
-        axes.annotate(name, (1, level), xycoords=("axes fraction", "data"), xytext=(-38, 3), textcoords="offset points")
+        style.mark_level(axes, level, name, (-38, 3))
     axes.set(yscale="log", xlabel="time t", ylabel="λ(t)/(α‖β‖)", ylim=(m / beta_norm / 2, 2.2))
     axes.set_title("From its minimum (▾) λ grows, exponentially, up to α‖β‖")
-    axes.legend(loc="lower right")
 
 
 def _draw_end(axes: Axes, trajectory: Trajectory) -> None:
@@ -338,11 +330,9 @@ def _draw_end(axes: Axes, trajectory: Trajectory) -> None:
         axes.plot(alpha, final, ".", color=colour, markersize=3, label=name)
     alpha = np.unique(grid["alpha"])
     axes.plot(alpha, np.maximum(alpha, 2) / alpha, "--", color=OTHER, label="max(α, 2)‖β‖, exact")
-    axes.axhline(5 / 8, color=style.MUTED, linestyle="--", linewidth=0.9)
-    axes.annotate("⅝", (1, 5 / 8), xycoords=("axes fraction", "data"), xytext=(-12, 3), textcoords="offset points")
+    style.mark_level(axes, 5 / 8, "⅝", (-12, 3))
     axes.set(xscale="log", xlabel="α", ylabel="λ(∞)/(α‖β‖)", ylim=(0, 2.2))
     axes.set_title(f"The end needs no condition: all {grid.size:,} models of the grid")
-    axes.legend(loc="upper right", markerscale=3)
 
 
 def _draw_descents(axes: Axes, trajectory: Trajectory) -> None:
@@ -350,10 +340,9 @@ def _draw_descents(axes: Axes, trajectory: Trajectory) -> None:
     for colour, wanted in zip((SERIES[1], SERIES[3], style.PAIRS[1][1], OTHER), (0.95, 1.1, 1.3, 1.7), strict=True):
         index = int(np.argmin(np.abs(ratios - wanted)))
         size = sizes[index] / np.log(10)
-        axes.plot(size, color=colour, label=f"{ratios[index]:.2f}")
+        axes.plot(size, color=colour, label=f"η = {ratios[index]:.2f}·2/(α‖β‖)")
     axes.set(xlabel="step", ylabel="log₁₀ |b_o|", xlim=(0, min(1500, sizes.shape[1])), ylim=(-130, 8))
     axes.set_title("Gradient descent: above the edge b_o comes back, alternating, and dies again")
-    axes.legend(title="η over 2/(α‖β‖)", loc="lower left", ncols=2)
 
 
 def _draw_step_sizes(axes: Axes, trajectory: Trajectory) -> None:
@@ -368,7 +357,6 @@ def _draw_step_sizes(axes: Axes, trajectory: Trajectory) -> None:
     axes.axvline(2, color=style.MUTED, linewidth=0.8, linestyle=":")
     axes.set(xlabel="η over 2/(α‖β‖)", ylabel="ηλ at the end", ylim=(1.5, 2.35))
     axes.set_title("Up to about 4/(α‖β‖) gradient descent returns to a flatter minimum")
-    axes.legend(loc="lower center")
 
 
 # -- map -------------------------------------------------------------------------------------------------------------
@@ -380,7 +368,7 @@ MAP_NAMES = ("both hold", "smallest λ too late", "λ(0) ≥ 3α", "neither hold
 def theorem_map(trajectories: Mapping[str, Trajectory]) -> Figure:
     """Where the statements of theorem 3.1 hold over (α, k) for every ‖β‖, beside the conditions that suffice."""
     (trajectory,) = trajectories.values()
-    grid, holds, measured = (trajectory.record[name].at(0) for name in ("grid", "holds", "measured"))
+    grid, holds, measured = (trajectory.record[name].at(0) for name in (GRID, HOLDS, MEASURED))
     d1 = trajectory.configuration["theory"]["grid"]["d1"]
     figure = style.figure(12, 7.6, "Where theorems 3.1 and 3.2 hold, and where their proofs say so")
     panels = figure.subplots(2, len(grid), sharex=True, sharey=True, squeeze=False)
