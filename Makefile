@@ -1,8 +1,8 @@
-# make setup | demo | quick | test | pythons | lint | reproduce | report | gallery | soak | lock | audit
+# make setup | demo | quick | test | pythons | lint | site | reproduce | report | gallery | soak | lock | audit
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup lock audit demo quick test pythons soak lint reproduce format report gallery benchmarks clean
+.PHONY: setup lock audit demo quick test pythons soak lint site reproduce format report gallery benchmarks clean
 
 setup: .venv/.installed
 
@@ -19,7 +19,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The hashes anew, after a change of constraints.txt or of the dependencies. What torch brings begins with cuda or nvidia.
 lock:
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-		--constraint constraints.txt --extra dev pyproject.toml | \
+		--constraint constraints.txt --extra dev --extra docs pyproject.toml | \
 		awk '/^[a-z]/ { kept = !/^(torch|torchvision|triton)==|^(cuda|nvidia)-/ } kept' >requirements.lock
 
 demo: setup
@@ -65,10 +65,14 @@ reproduce: setup
 report: setup
 	$(BIN)/opposing-signals report outputs results
 
-# The pages that are made of results and configuration; tests hold them to these.
+# The page that is made of the results; a test holds it to them.
 gallery: setup
 	$(BIN)/opposing-signals gallery results
-	$(BIN)/opposing-signals list --markdown > docs/experiments.md
+	$(BIN)/opposing-signals sweep --all sweeps
+
+# The documentation with the report of the committed results, outputs/site/index.html. A warning is an error.
+site: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --site-dir outputs/site
 
 benchmarks: setup
 	$(BIN)/python benchmarks/step_overhead.py

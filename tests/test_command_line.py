@@ -16,8 +16,9 @@ from composing import composed
 from matplotlib.figure import Figure
 from PIL import Image
 
-from opposing_signals.__main__ import experiments, main
+from opposing_signals.__main__ import main
 from opposing_signals.choices import written
+from opposing_signals.experiments import experiments
 from opposing_signals.record import Record, column
 
 SEVERAL_SEEDS = ("discovery_planted",)
@@ -443,11 +444,23 @@ def test_one_dashboard_run_a_job_holds_scalars_figure_and_claims(command, tmp_pa
         "sharpness",
         "train_loss",
         "fig03_chebyshev",
+        "chebyshev_gd-smoke-seed1-lr",
+        "largest_rise",
+        "share_rising",
+        "2/η",
+        "claim/fig03c",
         "verdict/fig03b",
         "media/table/claims",
         "media/images/figure",
     ):
         assert expected in content, expected
+
+
+def test_what_is_refused_leaves_no_dashboard_run(command, tmp_path):
+    code, _, error = command("experiment=fig03_chebyshev", "scale=smoke", "steps=0", "logger=wandb")
+    assert code == 2
+    assert "steps=0: expected" in error
+    assert not (tmp_path / "wandb").exists()
 
 
 @pytest.mark.parametrize(

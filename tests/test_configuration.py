@@ -8,10 +8,10 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
-from opposing_signals.__main__ import experiments
 from opposing_signals.choices import check_settings, choices, written
 from opposing_signals.configuration import SCALES, configuration_folder, decisive, run_folder, run_key
 from opposing_signals.errors import InputError
+from opposing_signals.experiments import experiments
 from opposing_signals.studies.claim import Threshold
 from opposing_signals.sweeps import grid
 

@@ -11,8 +11,8 @@ import torch
 from composing import composed
 from recording import stopped
 
-from opposing_signals import app
 from opposing_signals.__main__ import main
+from opposing_signals.app.sweep import SweepNote, job_notes
 from opposing_signals.configuration import decisive
 from opposing_signals.data import openwebtext, planted, recorded
 from opposing_signals.data.tracked import FILE, tracked
@@ -177,8 +177,8 @@ def test_notes_that_somebody_left_are_not_taken_for_those_of_a_sweep(folder, tmp
     if is_link:
         jobs.parent.mkdir(parents=True)
         jobs.symlink_to(elsewhere)
-    app.SweepNote().on_multirun_start(config)
-    assert not app._job_notes(config)
+    SweepNote().on_multirun_start(config)
+    assert not job_notes(config)
     assert (elsewhere / "99.json").is_file() == is_link, "what a link points to is not ours to delete"
 
 
@@ -188,7 +188,7 @@ def test_a_malformed_note_is_refused(tmp_path, text):
     (tmp_path / "linear_depth" / "jobs").mkdir(parents=True)
     (tmp_path / "linear_depth" / "jobs" / "0.json").write_text(text)
     with pytest.raises(InputError, match=r"0.json"):
-        app._job_notes(config)
+        job_notes(config)
 
 
 def test_a_record_that_is_explained_is_only_read_as_text(folder):

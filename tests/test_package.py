@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from opposing_signals.experiments import experiments, markdown_page
-
 ROOT = Path(__file__).parents[1]
 
 
@@ -55,10 +53,6 @@ def test_an_installed_wheel_runs_experiment_and_demo_from_any_folder(wheel, tmp_
     assert (elsewhere / "demo" / "report" / "index.html").is_file()
 
 
-def test_the_page_of_experiments_is_the_configurations() -> None:
-    assert (ROOT / "docs" / "experiments.md").read_text() == markdown_page(experiments()) + "\n"
-
-
 def test_the_readme_leads_to_what_is_there() -> None:
     links = re.findall(r"\]\((?![a-z]+:)([^)#]+)", (ROOT / "README.md").read_text())
     assert len(links) > 10
@@ -86,7 +80,7 @@ def test_the_source_distribution_makes_the_same_wheel(wheel, tmp_path) -> None:
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
         archive.extractall(tmp_path, filter="data")
-    assert {"README.md", "CHANGELOG.md", "constraints.txt", "tests/conftest.py", "benchmarks/regime.py"} <= names
+    assert {"README.md", "CHANGELOG.md", "constraints.txt", "tests/conftest.py", "benchmarks/regime/grid.py"} <= names
     assert not [name for name in names if name.startswith("results")]
     (unpacked,) = (folder for folder in tmp_path.iterdir() if folder.is_dir())
     build = "from hatchling.build import build_wheel; build_wheel({out!r})"

@@ -18,8 +18,9 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from opposing_signals import app, processes
+from opposing_signals import processes
 from opposing_signals.__main__ import main
+from opposing_signals.app import completion
 from opposing_signals.curvature import chunks
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
@@ -100,7 +101,7 @@ def let_the_disk_of_the_second_be_read_only() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _prepared():
-    multiprocessing.set_forkserver_preload(["opposing_signals.app", "opposing_signals.training.job"])
+    multiprocessing.set_forkserver_preload(["opposing_signals.app.command", "opposing_signals.training.job"])
 
 
 def started(folder: Path, *arguments: str, change: Callable[[], None] | None = None) -> bool:
@@ -226,7 +227,7 @@ def test_a_failure_of_all_is_said_once(tmp_path, arguments, message):
 )
 def test_what_two_processes_cannot_do_is_refused(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    for module in (app, job, chunks):
+    for module in (completion, job, chunks):
         monkeypatch.setattr(module, "count", lambda: 2)
     assert main([*arguments, f"output_dir={tmp_path}"]) == 2
     assert f"opposing-signals: {message}" in capsys.readouterr().err

@@ -1,9 +1,9 @@
-"""The grid of benchmarks/regime.py: its points are runs of their own, and each network can be trained and measured."""
+"""The grid of benchmarks/regime: its points are runs of their own, and each network can be trained and measured."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from composing import composed
@@ -12,15 +12,21 @@ from opposing_signals.configuration import decisive, run_key
 from opposing_signals.record import Record
 from opposing_signals.training.job import train
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "regime.py"
+FOLDER = Path(__file__).parents[1] / "benchmarks" / "regime"
 
 
 @pytest.fixture(scope="module")
 def regime():
-    spec = importlib.util.spec_from_file_location("regime", SCRIPT)
-    module = sys.modules["regime"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        import grid
+        import measures
+        import pictures
+        import tables
+
+        yield SimpleNamespace(**vars(grid), measured=measures.measured, draw=pictures.draw, as_table=tables.as_table)
+        for name in ("grid", "measures", "pictures", "tables"):
+            del sys.modules[name]
 
 
 def test_each_point_is_a_run_of_its_own_with_the_sizes_it_names(regime, tmp_path):
@@ -31,6 +37,7 @@ def test_each_point_is_a_run_of_its_own_with_the_sizes_it_names(regime, tmp_path
         assert (config.data.images, config.risk.chunk, config.optimizer.lr) == (point.images, point.chunk, point.eta)
         assert config.model.get("width", config.model.get("hidden", [0])[0]) == point.width
         assert config.batch is None
+        assert regime.Point.of(decisive(config)) == point
 
 
 @pytest.mark.parametrize(
@@ -53,3 +60,20 @@ def test_each_network_is_trained_measured_and_drawn(regime, network, eta, is_at_
         assert row["break_even"] is row["class_r2"] is row["coherence"] is row["widest"] is None
     assert regime.as_table([row]).count("\n") == 2
     assert regime.draw([row]).axes
+
+
+def test_runs_of_other_kinds_are_no_points(regime):
+    other = ("optimizer=adam", "optimizer=sgd optimizer.momentum=0.9", "data=planted", "batch=128")
+    for overrides in other:
+        assert regime.Point.of(decisive(composed("fig01_group_losses", "run=regime_gd", *overrides.split()))) is None
+
+
+def test_runs_are_found_in_their_folders_and_equal_ones_once(regime, tmp_path):
+    point = regime.Point("mlp", 8, images=40, chunk=40, eta=0.1, steps=2)
+    config = composed("fig01_group_losses", *point.overrides[1:])
+    for name in ("a", "b"):
+        with Record.writing(tmp_path / name / "runs" / "one", decisive(config)) as record:
+            record.write_state("complete")
+    found = regime.finished([tmp_path / "a", tmp_path / "b"])
+    assert list(found) == [point]
+    assert found[point].folder == tmp_path / "a" / "runs" / "one"

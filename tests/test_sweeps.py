@@ -14,10 +14,11 @@ import yaml
 from composing import composed
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from opposing_signals import app
-from opposing_signals.__main__ import experiments, main
+from opposing_signals.__main__ import main
+from opposing_signals.app.sweep import UNFINISHED
 from opposing_signals.arguments import LAUNCHERS, completed
 from opposing_signals.configuration import run_key
+from opposing_signals.experiments import experiments
 from opposing_signals.record import Record
 from opposing_signals.sweeps import grid
 
@@ -133,7 +134,7 @@ def test_a_job_whose_process_dies_is_named_and_the_others_are_concluded(tmp_path
     assert code == 1
     assert "the launcher gave up: " in error
     assert "linear_depth3" in error
-    assert app.UNFINISHED in error
+    assert UNFINISHED in error
     described = json.loads((tmp_path / "linear_depth" / "experiment.json").read_text())
     assert list(described["runs"]) == ["linear_depth2", "linear_depth4"]
 
@@ -191,6 +192,14 @@ def rendered(sweep: dict, point: tuple) -> list[str]:
 
 
 GRIDS = [name for name in experiments() if grid(name)]
+SWEEPS = Path(__file__).parents[1] / "sweeps"
+
+
+def test_the_files_of_sweeps_are_the_grids(tmp_path):
+    assert main(["sweep", "--all", str(tmp_path)]) == 0
+    assert {path.stem for path in tmp_path.iterdir()} == set(GRIDS)
+    for path in SWEEPS.iterdir():
+        assert (tmp_path / path.name).read_text() == path.read_text(), "make gallery writes it anew"
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -202,6 +211,8 @@ def test_a_sweep_has_its_experiments_grid_and_renders_commands_that_compose(name
     assert {field: [str(value) for value in listed] for field, listed in values.items()} == {
         field: [value.strip() for value in str(listed).split(",")] for field, listed in described.items()
     }
+    metric = sweep.get("metric", {}).get("name")
+    assert (metric == "train_loss") == ("train_loss" in composed(name, "scale=paper").instruments)
     points = list(itertools.product(*values.values()))
     commands = [rendered(sweep, point) for point in points]
     assert not [part for command in commands for part in command if part.endswith(("=None", "=null", "="))]

@@ -90,7 +90,7 @@ def _digits(folder: Path, epochs: int, out: Console) -> tuple[Spike | None, Traj
 
 
 def _experiment(name: str, settings: Sequence[str], folder: Path) -> None:
-    from opposing_signals.app import run
+    from opposing_signals.app.command import run
 
     run([f"experiment={name}", *settings, "threads=1", "logger=none", f"output_dir={folder}"])
 

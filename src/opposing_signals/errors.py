@@ -33,3 +33,9 @@ class TrainingStoppedError(Exception):
 def printable(text: str) -> str:
     """``text`` as a terminal may show it: control characters and half characters are written out, such as ``\\x1b``."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def one_line(error: Exception) -> str:
+    """What ``error`` says, or the refusal that caused it, without line breaks."""
+    cause = error.__cause__ if isinstance(error.__cause__, InputError) else error
+    return " ".join(str(cause).split())

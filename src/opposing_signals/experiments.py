@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -19,17 +19,6 @@ FAMILIES = {
 }
 """What experiments beside the paper's figures have in common ↦ how their titles begin; the first that fits."""
 FIGURES = "the paper's figures"
-PAGE = """\
-# Experiments
-
-<!-- Written by `opposing-signals list --markdown`: change the configuration, not this page. -->
-
-`opposing-signals NAME` runs one. Times are those that were measured, on two cores at `scale=cpu`; an empty one was not.
-What the experiments show stands in [the gallery](../results/README.md).
-
-| experiment | what it shows | `cpu` | `paper` |
-|---|---|---|---|"""
-"""How the page of `markdown_page` begins."""
 
 
 def experiments(folders: Sequence[Path] | None = None) -> dict[str, tuple[str, dict[str, str]]]:
@@ -69,18 +58,6 @@ def named(given: str, folders: Sequence[Path] | None = None) -> str:
     if meant and beginning:
         raise InputError(f"experiment {given!r}: it could be {_any_of(meant)}; say which")
     raise InputError(f"experiment {given!r}: unknown; {did_you_mean(given, known)}{ALL}")
-
-
-def markdown_page(described: Mapping[str, tuple[str, Mapping[str, str]]]) -> str:
-    """Experiments as a page in Markdown, with what each costs where that was measured.
-
-    Args:
-        described: As `experiments` gives them.
-    """
-    rows = [PAGE]
-    for name, (title, cost) in described.items():
-        rows.append(f"| `{name}` | {title} | {cost.get('cpu', '')} | {cost.get('paper', '')} |")
-    return "\n".join(rows)
 
 
 def did_you_mean(given: str, known: Collection[str]) -> str:

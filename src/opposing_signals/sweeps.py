@@ -8,8 +8,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from opposing_signals.choices import written
+from opposing_signals.choices import composed, written
 from opposing_signals.errors import InputError
+from opposing_signals.experiments import experiments
+from opposing_signals.files import write_text
+from opposing_signals.record.quantities import TRAIN_LOSS
 
 
 def grid(experiment: str, folders: Sequence[Path] | None = None) -> dict[str, list[Any]]:
@@ -34,12 +37,20 @@ def wandb_sweep(experiment: str, scale: str = "paper") -> str:
             f"sweep {experiment}: it trains one run; expected an experiment with a grid, as fig39_sgd_grid"
         )
     fixed = [f"experiment={experiment}", f"scale={scale}", "hydra.mode=RUN", "conclude=false", "logger.mode=online"]
+    trained = composed(f"experiment={experiment}", f"scale={scale}", "logger=none")
     sweep = {
         "program": "opposing-signals",
         "project": "opposing-signals",
         "name": experiment,
         "method": "grid",
+        **({"metric": {"name": str(TRAIN_LOSS), "goal": "minimize"}} if TRAIN_LOSS in trained.instruments else {}),
         "parameters": {field: {"values": values} for field, values in fields.items()},
         "command": ["opposing-signals", *fixed, "${args_no_hyphens}"],
     }
     return OmegaConf.to_yaml(OmegaConf.create(sweep))
+
+
+def write_sweeps(folder: Path, scale: str = "paper") -> None:
+    """Write `wandb_sweep` of every experiment that has a grid to ``folder/NAME.yaml``."""
+    for name in filter(grid, experiments()):
+        write_text(folder / f"{name}.yaml", wandb_sweep(name, scale))

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from composing import composed
 from PIL import Image
 
@@ -63,27 +64,22 @@ def test_red_hues_meet_on_both_sides_of_zero():
 
 def test_grass_is_green_and_textured():
     half = noisy((60, 160, 40), 40)
-    half[:16] = (200, 200, 200)
-    data = data_of(
-        noisy((60, 160, 40), 0),  # smooth
-        half,
-        noisy((60, 160, 40), 40),
-        noisy((120, 60, 40), 40),  # textured, but brown
-    )
-    assert grass_image(data) == 2
-    np.testing.assert_array_equal(probe_images(["grass"], data)[0], data.images[2])
+    half[:20] = (200, 200, 200)
+    cut = noisy((120, 60, 40), 40)  # textured, but brown, with grass in a corner
+    cut[16:, 12:28] = noisy((60, 160, 40), 40)[:16, :16]
+    frog = noisy((60, 160, 40), 40)
+    tested = np.stack([noisy((60, 160, 40), 0), half, noisy((120, 60, 40), 40), cut, frog])
+    data = data_of(noisy((60, 160, 40), 40))  # pure grass, but trained on
+    names, labels = ("deer", "frog"), torch.tensor([0, 0, 0, 0, 1])
+    data = replace(data, class_names=names, test_images=tested, test_targets=labels)
+    enlarged = np.asarray(Image.fromarray(cut[16:, 12:28]).resize(SIZE, Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(grass_image(data), enlarged)
+    np.testing.assert_array_equal(probe_images(["grass"], data)[0], enlarged)
 
 
-def test_grass_is_an_image_of_the_test_set_with_nothing_in_its_middle():
-    grass = noisy((60, 160, 40), 40)
-    border, animal = grass.copy(), grass.copy()
-    border[:6], animal[10:22, 10:22] = (200, 200, 200), (120, 60, 40)  # the second has more grass
-    greener = data_of(grass)
-    data = replace(greener, test_images=np.stack([animal, border]))
-    assert grass_image(data) == 1
-    np.testing.assert_array_equal(probe_images(["grass"], data)[0], border)
-    with pytest.raises(InputError, match="probe grass is an image of the test set, and made up has none"):
-        probe_images(["grass"], replace(greener, test_images=None))
+def test_without_a_test_set_there_is_no_grass():
+    with pytest.raises(InputError, match=r"probe 'grass' is cut from the test set's pictures, and made up has none"):
+        grass_image(replace(data_of(noisy((60, 160, 40), 40)), test_images=None))
 
 
 def test_the_images_nearest_to_a_colour_come_in_order():

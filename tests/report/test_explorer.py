@@ -14,8 +14,10 @@ from opposing_signals.data import chebyshev, planted, text_demo
 from opposing_signals.data.tokenizers import decode
 from opposing_signals.errors import InputError
 from opposing_signals.record import Record
-from opposing_signals.report import build, explorer
-from opposing_signals.report.explorer import BLOCK, COLUMNS, SHOWN, STEPS, build_explorer
+from opposing_signals.report import build
+from opposing_signals.report.explorer import build_explorer, data
+from opposing_signals.report.explorer.data import BLOCK, SHOWN, STEPS
+from opposing_signals.report.explorer.examples import COLUMNS, Examples
 from opposing_signals.signals import OpposingPair, Trajectory
 
 
@@ -139,7 +141,7 @@ def test_losses_of_examples_are_those_of_the_record(written, losses) -> None:
 
 
 def test_losses_are_kept_for_members_and_as_many_others_as_fit(tmp_path, folder, losses, monkeypatch) -> None:
-    monkeypatch.setattr(explorer, "SERIES_BYTES", 4 * len(losses) * 50)
+    monkeypatch.setattr(data, "SERIES_BYTES", 4 * len(losses) * 50)
     build_explorer(folder, tmp_path)
     found = Written(tmp_path)
     assert found.run["examples"]["withSeries"] == 50
@@ -150,7 +152,7 @@ def test_losses_are_kept_for_members_and_as_many_others_as_fit(tmp_path, folder,
     others = (rises + falls)[len(members) :]
     assert (np.diff(others) <= 0).all(), "those that are selected most often come first"
     assert len(list(found.place.glob("series/*.js"))) == 2
-    monkeypatch.setattr(explorer, "SERIES_BYTES", 0)
+    monkeypatch.setattr(data, "SERIES_BYTES", 0)
     build_explorer(folder, tmp_path / "none")
     assert Written(tmp_path / "none").run["examples"]["withSeries"] == len(members)
 
@@ -179,7 +181,7 @@ def test_pictures_and_classes_are_those_of_the_data(written) -> None:
 
 def test_large_pictures_are_reduced(tmp_path, losses) -> None:
     trajectory = Trajectory(Record(write_record(tmp_path / "run", losses)))
-    examples = explorer._Examples.of(trajectory)
+    examples = Examples.of(trajectory)
     assert examples.dataset is not None
     examples.dataset.__dict__["images"] = np.full((300, 100, 400, 3), 7, np.uint8)
     assert examples.picture_size == (96, 24)
@@ -335,7 +337,7 @@ def test_page_of_all_results_links_the_runs(tmp_path, losses) -> None:
     assert 'href="runs/a%20b-2/index.html"' in text
     assert "damaged: sharpness.npy is damaged" in text
     assert str(tmp_path) not in text
-    assert sorted(path.name for path in (page.parent / "runs").iterdir()) == ["a b", "a b-2"]
+    assert sorted(path.name for path in (page.parent / "runs").iterdir()) == ["a b", "a b-2", "runs.js"]
 
 
 def test_a_result_links_the_explorers_of_its_runs(tmp_path, losses) -> None:

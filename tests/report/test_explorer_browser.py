@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
+from fabricated import run, write_result
 from PIL import Image
 from recorded import alternating, write_record
 
 from opposing_signals.data import planted
-from opposing_signals.record import Series
+from opposing_signals.record import Record, Series
+from opposing_signals.record.quantities import TEST_ACCURACY
 from opposing_signals.report import build
 from opposing_signals.signals import OpposingPair, find_pairs, outliers_of
 
@@ -32,7 +34,12 @@ def report(tmp_path_factory, losses) -> Path:
         pytest.skip("needs Chromium to use the page: install chromium")
     outputs = tmp_path_factory.mktemp("browser")
     text = {"_target_": "opposing_signals.data.text_demo", "sentences": 500}
-    write_record(outputs / "runs" / "pictures", losses)
+    folder = write_record(outputs / "runs" / "pictures", losses)
+    with Record.writing(folder, Record(folder).configuration) as record:
+        for step in range(0, 60, 10):
+            record.append(TEST_ACCURACY, step, step / 100)
+    runs = {"planted_mlp": {**run(), "folder": "pictures"}}
+    write_result(outputs / "fig01_group_losses", title="Figure 1: groups", runs=runs)
     write_record(outputs / "runs" / "text", alternating(steps=40, points=279), data=text, sharpness=False)
     write_record(outputs / "runs" / "nothing", None, sharpness=False, state=None)
     build([outputs], outputs / "report" / "index.html")
@@ -81,7 +88,7 @@ def selected(losses: np.ndarray, step: int) -> tuple[list[int], list[int]]:
 
 def test_the_page_of_all_results_leads_to_the_explorer(browser, report, losses) -> None:
     browser.open(report / "index.html")
-    browser.click("a[href='runs/pictures/index.html']")
+    browser.click("li a[href='runs/pictures/index.html']")
     browser.wait("location.pathname.endsWith('/runs/pictures/index.html') && document.readyState === 'complete'")
     pair = dominant(losses)
     assert shown(browser, pair.step) == selected(losses, pair.step)
@@ -183,6 +190,70 @@ def test_a_view_can_be_linked(pictures, losses) -> None:
     assert shown(browser, 58) == selected(losses, 58)
     assert browser.evaluate("location.hash") == "#step=58&from=0&to=3"
     browser.wait("document.getElementById('find-answer').textContent.includes('their numbers are 0 to 299')")
+
+
+def choose(browser: Browser, field: str, value: str) -> None:
+    browser.evaluate(
+        f"{{const field = document.getElementById({field!r}); field.value = {value!r};"
+        "field.dispatchEvent(new Event('change', {bubbles: true}));}"
+    )
+
+
+def test_another_quantity_is_drawn_and_told_under_the_pointer(pictures) -> None:
+    browser = pictures("#step=30")
+    choose(browser, "also-name", "test_accuracy")
+    browser.wait("!document.getElementById('also').hidden")
+    assert "test set classified" in browser.evaluate("document.getElementById('also-legend').textContent")
+    assert browser.evaluate("location.hash") == "#step=30&also=test_accuracy"
+    width = browser.evaluate("document.getElementById('loss').clientWidth")
+    browser.click("#loss", (60 + (width - 76) * 30 / 59) / width)
+    assert "test_accuracy 0.3" in browser.evaluate("document.getElementById('tip').textContent")
+
+
+def test_two_runs_are_compared(pictures) -> None:
+    browser = pictures("#step=30")
+    browser.wait("!document.getElementById('compare-choice').hidden")
+    choose(browser, "compare", "text")
+    browser.wait("document.getElementById('legend').textContent.includes('train loss of text')")
+    assert browser.evaluate("location.hash") == "#step=30&compare=text"
+    assert browser.evaluate(STEP) == "Step 30"
+
+
+def test_examples_of_one_class_are_shown(pictures, losses) -> None:
+    browser = pictures("#step=30")
+    risers, _ = shown(browser, 30)
+    dataset = planted(300)
+    name = dataset.class_names[int(dataset.targets[risers[0]])]
+    choose(browser, "class", name)
+    browser.wait("document.querySelectorAll('[data-side=risers] li[hidden]').length > 0")
+    visible = "[...document.querySelectorAll('[data-side=risers] li')].filter((item) => !item.hidden)"
+    ids = browser.evaluate(f"{visible}.map((item) => Number(item.firstChild.dataset.id))")
+    assert ids == [point for point in risers if dataset.class_names[int(dataset.targets[point])] == name]
+
+
+def test_each_pair_shows_its_members_in_the_first_view(pictures, losses) -> None:
+    browser = pictures("#step=30")
+    browser.wait("document.querySelectorAll('#pair-cards .picture').length > 0")
+    pair = dominant(losses)
+    expected = sum(min(6, len(group)) for group in pair.groups)
+    pictured = "document.querySelector('#pair-cards button').querySelectorAll('.picture').length"
+    browser.wait(f"{pictured} === {expected}")
+    assert browser.evaluate("document.querySelector('#pair-cards .picture').getBoundingClientRect().bottom") < 900
+    browser.click("#pair-cards button")
+    assert browser.evaluate("location.hash") == "#step=30&pair=1"
+
+
+def test_a_figure_leads_to_a_step_and_back(browser, report, losses) -> None:
+    step = dominant(losses).step
+    browser.open(report / "index.html", "#fig01_group_losses")
+    link = f"a[href='runs/pictures/index.html#step={step}&pair=1']"
+    browser.click(link)
+    browser.wait("location.pathname.endsWith('/runs/pictures/index.html') && document.readyState === 'complete'")
+    assert shown(browser, step) == selected(losses, step)
+    browser.wait("!document.getElementById('figures').hidden")
+    browser.click("#figures a")
+    browser.wait("location.hash === '#fig01_group_losses'")
+    assert browser.errors == []
 
 
 def test_a_drag_zooms(pictures) -> None:

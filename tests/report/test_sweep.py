@@ -3,11 +3,16 @@
 import json
 import statistics
 
+import numpy as np
 import pytest
 from fabricated import verdict, write_result
+from PIL import Image
+from recorded import alternating, write_record
 
 from opposing_signals.__main__ import main
+from opposing_signals.record import Record
 from opposing_signals.report.sweep import across, conclude_sweep
+from opposing_signals.report.sweep_figure import seeds_over_each_other
 
 
 def test_a_claim_has_its_mean_spread_and_number_of_passes(tmp_path) -> None:
@@ -23,10 +28,10 @@ def test_a_claim_has_its_mean_spread_and_number_of_passes(tmp_path) -> None:
 
 def test_jobs_without_verdicts_are_left_out(tmp_path, capsys) -> None:
     write_result(tmp_path / "seed=1", [verdict("a", "PASS", value=1.0)])
-    conclude_sweep(tmp_path, ["seed=1", "seed=2"])
+    conclude_sweep(tmp_path, {"seed=1": "", "seed=2": ""})
     assert not (tmp_path / "sweep.json").exists(), "one job is no sweep"
     write_result(tmp_path / "data.root=x_y,seed=3", [verdict("a", "PASS", value=3.0), verdict("b", "FAIL", value=0.0)])
-    conclude_sweep(tmp_path, ["seed=1", "seed=2", "data.root=x/y,seed=3"])
+    conclude_sweep(tmp_path, {"seed=1": "", "seed=2": "", "data.root=x/y,seed=3": ""})
     claims = {claim["id"]: claim for claim in json.loads((tmp_path / "sweep.json").read_text())}
     assert claims["a"]["values"] == {"seed=1": 1.0, "data.root=x/y,seed=3": 3.0}
     assert (claims["a"]["mean"], claims["a"]["passed"], claims["a"]["jobs"]) == (2.0, 2, 2)
@@ -39,6 +44,8 @@ def test_a_sweep_over_seeds_ends_with_one_table(tmp_path, capfd) -> None:
     assert main(arguments) == 0
     out = capfd.readouterr().out
     claims = json.loads((tmp_path / "fig03_chebyshev" / "sweep.json").read_text())
+    with Image.open(tmp_path / "fig03_chebyshev" / "sweep.png") as picture:
+        assert picture.width == 9 * 150
     seeds = [json.loads((tmp_path / f"fig03_chebyshev/seed={seed}/claims.json").read_text()) for seed in (1, 2, 3)]
     for claim, checked in zip(claims, zip(*seeds, strict=True), strict=True):
         assert {found["id"] for found in checked} == {claim["id"]}
@@ -48,3 +55,21 @@ def test_a_sweep_over_seeds_ends_with_one_table(tmp_path, capfd) -> None:
         known = [value for value in claim["values"].values() if value is not None]
         assert claim["mean"] == pytest.approx(statistics.fmean(known))
         assert f"{claim['passed']} of 3" in out
+
+
+def test_the_figure_has_each_jobs_curves_and_values(tmp_path) -> None:
+    records = {}
+    for seed in (1, 2):
+        folder = write_record(tmp_path / "runs" / str(seed), alternating(seed=seed))
+        write_result(tmp_path / f"seed={seed}", [verdict("a", "PASS", value=float(seed), threshold="in [0.5, 1.5]")])
+        records[f"seed={seed}"] = Record(folder)
+    figure = seeds_over_each_other("two seeds", records, across({job: tmp_path / job for job in records}))
+    loss, sharpness, claims = figure.axes
+    for line, record in zip(loss.lines, records.values(), strict=True):
+        np.testing.assert_allclose(line.get_ydata(), record["sample_loss"].values.mean(1, dtype=np.float64))
+    assert [line.get_label() for line in sharpness.lines][:2] == list(records)
+    assert sharpness.lines[2].get_ydata()[0] == 2 / 0.05
+    ticks, *values = claims.lines
+    assert [float(line.get_xdata()[0]) for line in values] == pytest.approx([1 / 3, 1.0])
+    assert list(ticks.get_xdata()) == pytest.approx([0, 2 / 3])
+    assert claims.texts[0].get_text().startswith("a: 2 of 2 pass")

@@ -6,7 +6,7 @@ import torch
 from composing import composed
 from torch.nn import functional as F
 
-from opposing_signals import app
+from opposing_signals.app.completion import recorded
 from opposing_signals.configuration import reference_of, run_folder
 from opposing_signals.curvature.risk import EmpiricalRisk, flatten
 from opposing_signals.data import planted
@@ -22,7 +22,7 @@ KINDS = ("control", "remove_pair", "downweight_pair", "relabel_pair", "remove_ra
 def branches(tmp_path_factory):
     """Kind ↦ record, all of the largest spike, and the record of the reference."""
     folder = tmp_path_factory.mktemp("branches")
-    records = {kind: app._recorded(configuration(folder, kind), None) for kind in KINDS}
+    records = {kind: recorded(configuration(folder, kind), None) for kind in KINDS}
     return records, Record(run_folder(reference_of(configuration(folder, "control"))))
 
 
@@ -110,7 +110,7 @@ def test_what_cannot_branch_is_refused(branches, overrides, message):
     if "momentum" in overrides[0]:
         overrides = (*overrides, "reference.steps=30")
     with pytest.raises(InputError, match=message):
-        app._recorded(configuration(folder, "remove_pair", *overrides), None)
+        recorded(configuration(folder, "remove_pair", *overrides), None)
 
 
 def test_weights_enter_gradient_and_hessian_products():

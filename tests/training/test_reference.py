@@ -6,7 +6,7 @@ import torch
 from composing import composed
 from recording import weights
 
-from opposing_signals import app
+from opposing_signals.app.completion import recorded
 from opposing_signals.configuration import decisive, reference_of, run_folder
 from opposing_signals.record import Record
 from opposing_signals.training.job import train
@@ -24,11 +24,11 @@ def configuration(folder, run: str, *overrides: str):
 
 
 def test_rules_share_one_reference_that_ends_at_break_even(tmp_path):
-    descent = app._recorded(configuration(tmp_path, "mlp5k_gd"), None)
+    descent = recorded(configuration(tmp_path, "mlp5k_gd"), None)
     reference = Record(run_folder(reference_of(configuration(tmp_path, "mlp5k_gd"))))
     written = (reference.folder / "break_even_eigenvector.npy").stat().st_mtime_ns
     for run in ("mlp5k_sgd", "mlp5k_sgdm", "mlp5k_adam"):
-        app._recorded(configuration(tmp_path, run), None)
+        recorded(configuration(tmp_path, run), None)
     assert len(list((tmp_path / "runs").iterdir())) == 5
     assert (reference.folder / "break_even_eigenvector.npy").stat().st_mtime_ns == written
     assert reference.is_complete
@@ -44,7 +44,7 @@ def test_rules_share_one_reference_that_ends_at_break_even(tmp_path):
 
 
 def test_a_reference_killed_behind_break_even_ends_with_the_same_bits(tmp_path, monkeypatch):
-    whole = app._recorded(reference_of(configuration(tmp_path / "whole", "mlp5k_gd")), None)
+    whole = recorded(reference_of(configuration(tmp_path / "whole", "mlp5k_gd")), None)
     config = reference_of(configuration(tmp_path / "killed", "mlp5k_gd", "checkpoint_seconds=0.0"))
 
     class KilledError(Exception):
@@ -58,7 +58,7 @@ def test_a_reference_killed_behind_break_even_ends_with_the_same_bits(tmp_path, 
         with pytest.raises(KilledError):
             train(config, record, None)
     assert not Record(run_folder(config)).is_complete
-    resumed = app._recorded(config, None)
+    resumed = recorded(config, None)
     assert resumed.is_complete
     assert set(resumed) == set(whole)
     for quantity in resumed:

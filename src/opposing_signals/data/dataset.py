@@ -23,7 +23,7 @@ class Dataset:
         images: ``[N, H, W, 3]`` uint8, what a figure shows for a training example; None if there is no picture.
         test_inputs: ``[M, ...]`` float32, normalized with the training set's statistics; None without a test set.
         test_targets: ``[M]`` or ``[M, C]``; None without a test set.
-        test_images: ``[M, H, W, 3]`` uint8, the pictures of the test set; None if there are none.
+        test_images: ``[M, H, W, 3]`` uint8, as ``images``; None without a test set.
         normalize: Pictures ``[n, H, W, 3]`` uint8 ↦ ``[n, ...]`` inputs, as the training images became ``inputs``; None
             if there are no pictures.
         truth: Ground truth per training example, one ``[N]`` array a property (``data=planted`` only).

@@ -57,7 +57,7 @@ def build(folders: list[Path], page: Path | None = None, named_data: bool = Fals
     if records:
         from opposing_signals.report.explorer import build_explorers  # needs torch, the page alone does not
 
-        explorers = build_explorers(records, page.parent, named_data)
+        explorers = build_explorers(records, page.parent, results, named_data)
     pictures = [result.picture for result in results if result.picture]
     for picture in pictures:
         _copy(picture, page.parent / picture_name(picture))
@@ -118,7 +118,7 @@ def render(results: list[Result], explorers: Sequence[Explorer] = ()) -> str:
         experiments=[(name, list(group)) for name, group in groupby(results, key=lambda result: result.name)],
         results=results,
         explorers=explorers,
-        links={explorer.folder: explorer.link for explorer in reversed(explorers) if explorer.link},
+        explored={explorer.folder: explorer for explorer in reversed(explorers) if explorer.link},
         counts=Counter(verdict["verdict"] for result in results for verdict in result.verdicts),
         outcomes=Counter((result.outcome, result.scale) for result in results),
         scales=sorted({result.scale for result in results}, key=_scale_order),

@@ -83,12 +83,14 @@ class Explorer:
         link: Address of the explorer, relative to the page of all results; empty if there is none.
         summary: The run in a line.
         problem: Why there is none.
+        views: What it can be opened at, in words, with the fragment of its address; a view for each opposing pair.
     """
 
     folder: str
     link: str
     summary: str
     problem: str = ""
+    views: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from opposing_signals.files import write_json
+from opposing_signals.files import replacing, write_json
+from opposing_signals.record import Record
 from opposing_signals.report.result import VERDICTS, Result
 from opposing_signals.terminal import console
 
 FILE = "sweep.json"
+PICTURE = "sweep.png"
 
 
 @dataclass(frozen=True)
@@ -40,21 +42,29 @@ class Across:
     jobs: int
 
 
-def conclude_sweep(folder: Path, jobs: Sequence[str]) -> None:
-    """Show how the claims of an experiment fare across the jobs of a sweep, and write that to ``folder/sweep.json``.
+def conclude_sweep(folder: Path, jobs: Mapping[str, str]) -> None:
+    """Show how the claims of an experiment fare across the jobs of a sweep: a table, ``sweep.json`` and ``sweep.png``.
 
     Args:
         folder: Of the experiment; each job that was concluded has a folder in it.
-        jobs: Their labels, for instance ``seed=1``; those that were not concluded are left out.
+        jobs: Their labels, for instance ``seed=1`` ↦ folder of the run's record, empty where there is none; those that
+            were not concluded are left out.
     """
-    concluded = {job: folder / job.replace("/", "_") for job in jobs}
-    claims = across({job: place for job, place in concluded.items() if (place / "claims.json").is_file()})
+    places = {job: folder / job.replace("/", "_") for job in jobs}
+    concluded = {job: place for job, place in places.items() if (place / "claims.json").is_file()}
+    claims = across(concluded)
     if not any(claim.jobs > 1 for claim in claims):
         return
     write_json(folder / FILE, [asdict(claim) for claim in claims])
+    from opposing_signals.report.sweep_figure import seeds_over_each_other  # needs matplotlib
+
+    records = {job: Record(record) for job, record in jobs.items() if record and job in concluded}
+    figure = seeds_over_each_other(f"{folder.name} over {len(jobs)} jobs", records, claims)
+    with replacing(folder / PICTURE) as unfinished:
+        figure.savefig(unfinished, dpi=150)
     shown = console()
     shown.print(_table(claims, f"{folder.name} over {len(jobs)} jobs"))
-    shown.print(f"sweep: {folder / FILE}", soft_wrap=True)
+    shown.print(f"figure: {folder / PICTURE}\nsweep: {folder / FILE}", soft_wrap=True)
 
 
 def across(folders: dict[str, Path]) -> list[Across]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, ListConfig
 
 from opposing_signals.configuration import reference_of, run_folder
@@ -39,7 +39,7 @@ SIZES = ("width", "depth", "heads", "patch", "hidden", "vocabulary")
 """Fields of our models that count something."""
 
 
-def train(config: DictConfig, record: Record, logger: Any) -> None:
+def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
     """Train from the record's checkpoint, or from the start if there is none, until ``config.steps`` are taken.
 
     Args:
@@ -47,7 +47,7 @@ def train(config: DictConfig, record: Record, logger: Any) -> None:
             checkpoint_seconds; with reference, the record of that run must be complete; augmentation and before_update
             may be left out.
         record: Open for writing.
-        logger: The dashboard's run (`wandb.Run`) in which scalars are mirrored; None: nowhere.
+        logger: Of Lightning, to which scalars are mirrored; None: nowhere.
 
     Raises:
         InputError: A setting that cannot work.
@@ -84,7 +84,7 @@ def train(config: DictConfig, record: Record, logger: Any) -> None:
         **{**config.trainer, **devices},
         max_steps=config.steps,
         max_epochs=-1,
-        logger=False if logger is None else WandbLogger(experiment=logger, save_dir=record.folder),
+        logger=logger or False,
         callbacks=[*instruments, *(_of_first(config, record, instruments, note_time) if is_first() else [])],
         enable_checkpointing=is_first(),
         enable_progress_bar=False,  # ours shows the run's steps, not those of an endless epoch

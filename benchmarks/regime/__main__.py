@@ -1,0 +1,82 @@
+"""The regime, measured: what oscillates under gradient descent, by network, images, batch norm's chunk and step size.
+
+    python benchmarks/regime --list                             # the grid, and what each point is expected to cost
+    python benchmarks/regime --train                            # goes on where it stopped, the most telling first
+    python benchmarks/regime --measure --folder outputs/regime outputs
+    python benchmarks/regime --eigenvectors
+    python benchmarks/regime --draw
+
+A point of the grid is one run of `run=regime_gd`, made by the command line in a process of its own, on one core. A
+complete run is kept, a half-done one goes on from its checkpoint. ``--measure`` reads every run of full-batch gradient
+descent on CIFAR-10 in the folders, those of the figures too, and writes ``regime.json``, one row a run;
+``--eigenvectors`` adds what the Hessian's leading eigenvectors mean to classes, in ``eigenvectors.json``; ``--draw``
+needs ``regime.json`` alone. See docs/regime.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from grid import Point, finished, grid, is_ghost, train
+from measures import eigenvectors, measured
+from pictures import draw
+from tables import as_table, eigenvector_table
+
+from opposing_signals.files import write_json
+from opposing_signals.record import Record
+
+
+def measure(runs: Mapping[Point, Record], results: Path) -> list[dict[str, Any]]:
+    """A row for each run, written to ``regime.json``."""
+    rows = [measured(point, record) for point, record in runs.items()]
+    write_json(results / "regime.json", rows)
+    return rows
+
+
+def note_eigenvectors(runs: Mapping[Point, Record], results: Path) -> list[dict[str, Any]]:
+    """`eigenvectors` of the first seed's runs of 1,000 images, where ``eigenvectors.json`` does not have them yet."""
+    path = results / "eigenvectors.json"
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    for point, record in runs.items():
+        fields = asdict(point)
+        is_there = any({name: row[name] for name in fields} == fields for row in rows)
+        if point.images > 1000 or point.seed > 1 or is_ghost(fields) or is_there:
+            continue
+        rows.append(eigenvectors(point, record, count=6, max_products=36))
+        write_json(path, rows)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--train", action="store_true")
+    parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--eigenvectors", action="store_true")
+    parser.add_argument("--draw", action="store_true")
+    parser.add_argument("--results", type=Path, default=Path("results/regime"))
+    parser.add_argument("--folder", type=Path, nargs="+", default=[Path("outputs/regime")])
+    arguments = parser.parse_args()
+    folders = [folder.absolute() for folder in arguments.folder]
+    if arguments.list:
+        for point in grid():
+            print(f"{point.expected_seconds:7.0f} s  {shlex.join(point.overrides)}")
+    if arguments.train:
+        train(grid(), folders[0])
+    if arguments.measure:
+        print(as_table(measure(finished(folders), arguments.results)))
+    if arguments.eigenvectors:
+        print(eigenvector_table(note_eigenvectors(finished(folders), arguments.results)))
+    if arguments.draw:
+        rows = json.loads((arguments.results / "regime.json").read_text(encoding="utf-8"))
+        draw(rows).savefig(arguments.results / "regime.png", dpi=90)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""What an experiment concludes from its runs: its figure and the verdicts on its claims."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from opposing_signals.configuration import experiment_folder
+from opposing_signals.errors import InputError
+from opposing_signals.experiments import did_you_mean
+from opposing_signals.files import replacing, write_json
+from opposing_signals.record import Record
+from opposing_signals.terminal import console
+
+if TYPE_CHECKING:
+    from opposing_signals.app.dashboard import Dashboard
+    from opposing_signals.studies.claim import Claim
+
+CLAIM = ("statement", "source", "statistic", "threshold")
+"""The fields of a claim."""
+
+
+def conclude(
+    config: DictConfig,
+    records: dict[str, Record],
+    mirror: Dashboard | None,
+    failures: Mapping[str, str] = MappingProxyType({}),
+    subfolder: str = "",
+) -> None:
+    """Draw the figure, check the claims, write both down and show them.
+
+    Args:
+        config: Of the experiment.
+        records: Of its runs, those that were stopped among them, by name.
+        mirror: The dashboard that shows figure and verdicts, too.
+        failures: Name ↦ why that run is not complete.
+        subfolder: Of the experiment's folder, where they are written.
+    """
+    import matplotlib.pyplot as plt
+
+    from opposing_signals.signals import Runs, Trajectory
+    from opposing_signals.studies import style
+    from opposing_signals.studies.claim import verdict_table
+
+    folder = experiment_folder(config) / subfolder
+    folder.mkdir(parents=True, exist_ok=True)
+    own_data: Any = OmegaConf.to_container(config.data, resolve=True) if "data" in config else {}
+    read = {name: Trajectory(record, config.signals, own_data) for name, record in records.items()}
+    stopped = {name: trajectory for name, trajectory in read.items() if name in failures}
+    trajectories = Runs({name: read[name] for name in read if name not in stopped}, stopped, failures)
+    verdicts = [claim.check(trajectories, config.scale.name, config.seed) for claim in _claims(config)]
+    write_json(folder / "claims.json", [verdict.as_json() for verdict in verdicts])
+    write_json(folder / "experiment.json", _description(config, records))
+    drawn = set()
+    if trajectories or failures:
+        figure = instantiate(config.figure)(trajectories) if trajectories else style.figure(8, 2, "No run is complete")
+        style.name_verdicts(figure, verdicts, failures)
+        for name in ("figure.png", "figure.pdf"):
+            with replacing(folder / name) as unfinished:
+                figure.savefig(unfinished, dpi=150)
+            drawn.add(name)
+        plt.close(figure)
+        if trajectories and OmegaConf.select(config, "animation") is not None:
+            with replacing(folder / "animation.gif") as unfinished:
+                instantiate(config.animation)(trajectories, unfinished)
+            drawn.add("animation.gif")
+        if trajectories and OmegaConf.select(config, "tables") is not None:
+            instantiate(config.tables)(trajectories, folder)
+            drawn |= {"tables.txt", "tables.html"}
+    for stale in {"figure.png", "figure.pdf", "animation.gif", "tables.txt", "tables.html"} - drawn:
+        (folder / stale).unlink(missing_ok=True)
+    if mirror is not None:
+        mirror.show(folder, verdicts, read)
+    shown = console()
+    title = f"{config.experiment.name} at scale={config.scale.name}, seed={config.seed}"
+    shown.print(verdict_table(verdicts, title, shown))
+    shown.print(f"figure: {folder / 'figure.png'}\nclaims: {folder / 'claims.json'}", soft_wrap=True)
+
+
+def _claims(config: DictConfig) -> list[Claim]:
+    from opposing_signals.studies.claim import Claim
+
+    found = []
+    for identifier, claim in config.claims.items():
+        if unknown := sorted({*map(str, claim)} - {*CLAIM, "seeds"}):
+            near = did_you_mean(unknown[0], CLAIM)
+            raise InputError(f"claims.{identifier}.{unknown[0]}: no such field; {near}there are {', '.join(CLAIM)}")
+        if missing := [field for field in CLAIM if field not in claim]:
+            raise InputError(f"claims.{identifier}: no {missing[0]}; expected {', '.join(CLAIM)}")
+        threshold = claim.threshold if isinstance(claim.threshold, str) else dict(claim.threshold)
+        statistic = instantiate(claim.statistic, _partial_=True)
+        seeds = claim.get("seeds", "each")
+        found.append(Claim(str(identifier), claim.statement, claim.source, statistic, threshold, seeds))
+    return found
+
+
+def _description(config: DictConfig, records: dict[str, Record]) -> dict[str, Any]:
+    """What the report says about the experiment."""
+    return {
+        "name": config.experiment.name,
+        "title": config.experiment.title,
+        "command": shlex.join(["opposing-signals", *sys.argv[1:]]),
+        "scale": config.scale.name,
+        "seed": config.seed,
+        "drawn": datetime.now(UTC).isoformat(timespec="seconds"),
+        "runs": {
+            name: {"folder": record.folder.name, "configuration": record.configuration, "provenance": record.provenance}
+            for name, record in records.items()
+        },
+    }
+
+
+def check_conclusion(config: DictConfig) -> None:
+    """Refuse before the training what could not be drawn or checked after it."""
+    if not isinstance(config.conclude, bool):
+        raise InputError(f"conclude={config.conclude}: expected true or false")
+    if not config.conclude:
+        return
+    from opposing_signals.signals import find_pairs
+    from opposing_signals.studies.probes.paths import check_probe
+
+    for claim in _claims(config):
+        claim.bound(config.scale.name)
+    known = [
+        name for name, field in inspect.signature(find_pairs).parameters.items() if field.kind == field.KEYWORD_ONLY
+    ]
+    if unknown := [str(name) for name in config.signals if name not in known]:
+        raise InputError(f"signals.{unknown[0]}: no such field; there are {', '.join(known)}")
+    probes = OmegaConf.select(config, "instruments.block_probe.probes")
+    if OmegaConf.is_list(probes) and "probe" in config.experiment:  # anything else the instrument refuses
+        check_probe(config.experiment.probe, probes, config.run.name)

@@ -1,0 +1,200 @@
+"""The dashboard of a run: a mirror of its record, figure and verdicts in W&B, TensorBoard or a CSV file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from opposing_signals.errors import InputError, one_line
+from opposing_signals.processes import is_first
+from opposing_signals.record.quantities import QUANTITIES, SAMPLE_LOSS, SHARPNESS
+
+if TYPE_CHECKING:
+    from opposing_signals.signals import Trajectory
+    from opposing_signals.studies.claim import Verdict
+
+MEMBERS = 10
+"""Images of a group at the most."""
+
+
+@contextmanager
+def dashboard(config: DictConfig, own: str = "") -> Iterator[Dashboard | None]:
+    """The dashboard that ``config.logger`` describes; None without one. Closed at the end: a second job has its own.
+
+    Args:
+        config: Of the job.
+        own: The overrides that tell the job from the others of its sweep.
+    """
+    mirror = Dashboard(config, own) if config.logger and is_first() else None
+    try:
+        yield mirror
+    finally:
+        if mirror is not None:
+            mirror.close()
+
+
+class Dashboard:
+    """Shows what the record holds, which stays the truth.
+
+    Nothing is begun before there is something to show, so a configuration that is refused leaves no run behind.
+
+    Attributes:
+        was_live: Whether the training has shown its scalars itself, step by step.
+    """
+
+    def __init__(self, config: DictConfig, own: str = "") -> None:
+        self.was_live = False
+        self._config, self._own = config, own
+
+    @cached_property
+    def logger(self) -> Any:
+        """Lightning's logger; W&B's begins its run when it is first asked for it.
+
+        Raises:
+            InputError: A package that the logger needs is not installed, or a setting is none of its own.
+        """
+        given = self._config.logger
+        choice = str(given._target_).rpartition(".")[2].removesuffix("Logger").lower()
+        settings = {"config": self._settings} if choice == "wandb" else {}
+        try:
+            return instantiate(given, _partial_=True)(name=self.name, **settings)
+        except ModuleNotFoundError as error:
+            said = str(error).splitlines()[0]
+            raise InputError(f"logger={choice}: {said}; pip install {choice}, or choose logger=csv") from None
+        except (InstantiationException, TypeError) as error:
+            raise InputError(f"logger={choice}: {one_line(error)}; --cfg job prints its settings") from None
+
+    @property
+    def name(self) -> str:
+        """Run, scale, seed and step size, and in what else the job differs from the others of its sweep."""
+        config = self._config
+        parts = [config.run.name, config.scale.name, f"seed{config.seed}"]
+        lr = OmegaConf.select(config, "optimizer.lr")
+        parts += [] if lr is None else [f"lr{lr:g}" if isinstance(lr, int | float) else f"lr{lr}"]
+        told = ("seed=", "optimizer.lr=", "run=")
+        return "-".join([*parts, *(part for part in self._own.split(",") if part and not part.startswith(told))])
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        # a sweep's configuration holds Hydra's own, some of whose fields only its jobs have
+        shown = OmegaConf.masked_copy(self._config, [str(name) for name in self._config if name != "hydra"])
+        settings = OmegaConf.to_container(shown, resolve=True)
+        assert isinstance(settings, dict)
+        return {str(name): value for name, value in settings.items()}
+
+    def show_steps(self, trajectory: Trajectory) -> None:
+        """One row for each step: the scalars of the record, unless they were shown live, and what follows from them."""
+        for step, row in sorted(steps(trajectory, with_scalars=not self.was_live).items()):
+            self.logger.log_metrics(row, step)
+
+    def show(self, folder: Path, verdicts: Sequence[Verdict], trajectories: Mapping[str, Trajectory]) -> None:
+        """Show what an experiment has concluded.
+
+        Args:
+            folder: Where its figure lies.
+            verdicts: On its claims.
+            trajectories: Its runs; the steps of a single one are shown, too.
+        """
+        only = next(iter(trajectories.values())) if len(trajectories) == 1 else None
+        if only is not None:
+            self.show_steps(only)
+        values = {f"claim/{verdict.id}": verdict.value for verdict in verdicts if verdict.value is not None}
+        figure = folder / "figure.png"
+        kind = type(self.logger).__name__
+        if kind == "WandbLogger":
+            self._show_in_wandb(figure, verdicts, values, only)
+            return
+        if kind == "TensorBoardLogger" and figure.is_file():
+            import numpy as np
+            from PIL import Image
+
+            with Image.open(figure) as picture:
+                self.logger.experiment.add_image("figure", np.asarray(picture.convert("RGB")), dataformats="HWC")
+        self.logger.log_hyperparams(self._settings)
+        self.logger.log_metrics(values, 0)
+
+    def _show_in_wandb(
+        self, figure: Path, verdicts: Sequence[Verdict], values: dict[str, float], only: Trajectory | None
+    ) -> None:
+        import wandb
+
+        run = self.logger.experiment
+        columns: list[str | int] = list(verdicts[0].as_json()) if verdicts else []
+        rows = [[str(value) for value in verdict.as_json().values()] for verdict in verdicts]
+        shown: dict[str, Any] = {"claims": wandb.Table(columns=columns, data=rows)}
+        if figure.is_file():
+            shown["figure"] = wandb.Image(str(figure))
+        run.log({**shown, **{name: list(images) for name, images in members(only)}})
+        run.summary.update(values)
+        run.summary.update({f"verdict/{verdict.id}": verdict.verdict for verdict in verdicts})
+
+    def close(self) -> None:
+        """End what was begun."""
+        if "logger" not in vars(self):
+            return
+        if type(self.logger).__name__ == "WandbLogger":
+            import wandb
+
+            wandb.finish()
+        else:
+            self.logger.finalize("success")
+
+
+def steps(trajectory: Trajectory, with_scalars: bool) -> dict[int, dict[str, float]]:
+    """Step ↦ name ↦ number: what a dashboard draws over the steps of a run.
+
+    Args:
+        trajectory: Of the run.
+        with_scalars: With every quantity of the record that is one number a step.
+    """
+    import numpy as np
+
+    rows: dict[int, dict[str, float]] = {}
+
+    def add(name: str, at: np.ndarray, values: np.ndarray) -> None:
+        for step, value in zip(at, values, strict=True):
+            rows.setdefault(int(step), {})[name] = float(value)
+
+    record = trajectory.record
+    if with_scalars:
+        for name in (name for name, quantity in QUANTITIES.items() if not quantity.shape and name in record):
+            add(name, record[name].steps, record[name].values)
+    if SHARPNESS in record and trajectory.edge is not None:
+        add("2/η", record[SHARPNESS].steps, np.full(len(record[SHARPNESS]), trajectory.edge))
+    if SAMPLE_LOSS in record:
+        changes = trajectory.changes
+        extremes = np.array([(row.max(), row.min(), np.mean(row > 0)) for row in changes.values]).reshape(-1, 3)
+        for name, column in zip(("largest_rise", "largest_fall", "share_rising"), extremes.T, strict=True):
+            add(name, changes.steps, column)
+        for number, pair in enumerate(trajectory.pairs, start=1):
+            for side, group in zip("ab", pair.groups, strict=True):
+                loss = trajectory.group_loss(group)
+                add(f"pair/{number}{side}", loss.steps, loss.values)
+    return rows
+
+
+def members(trajectory: Trajectory | None) -> Iterator[tuple[str, Iterator[Any]]]:
+    """Name of each group of each opposing pair, with the images of its members for W&B; none where there are none."""
+    import wandb
+
+    if trajectory is None or SAMPLE_LOSS not in trajectory.record or not trajectory.pairs:
+        return
+    dataset = trajectory.dataset
+    if dataset.images is None:
+        return
+    for number, pair in enumerate(trajectory.pairs, start=1):
+        for side, group in zip("ab", pair.groups, strict=True):
+            yield (
+                f"members/{number}{side}",
+                (
+                    wandb.Image(dataset.images[point], caption=dataset.class_names[int(dataset.targets[point])])
+                    for point in group[:MEMBERS]
+                ),
+            )

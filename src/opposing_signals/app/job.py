@@ -1,0 +1,112 @@
+"""One job of a command: a run that is trained and concluded, alone or as one of a sweep's."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from logging import getLogger
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from opposing_signals.app.completion import announce, recorded
+from opposing_signals.app.conclusion import check_conclusion, conclude
+from opposing_signals.app.dashboard import Dashboard, dashboard
+from opposing_signals.app.sweep import UNFINISHED, SweepNote, is_concluded_as_a_whole, write_note
+from opposing_signals.arguments import searched_folder
+from opposing_signals.choices import check_settings
+from opposing_signals.configuration import experiment_folder, run_folder
+from opposing_signals.errors import InputError, TrainingStoppedError, one_line, printable
+from opposing_signals.interruption import Interrupted, ended_by_signals, leave_worker
+from opposing_signals.processes import count, is_first
+from opposing_signals.record import Record
+
+log = getLogger(__name__)
+
+
+def job(config: DictConfig) -> None:
+    """One run, in this process or in one that a launcher has started."""
+    with ended_by_signals() if count() == 1 else nullcontext():  # torchrun ends its processes in its own way
+        try:
+            _run_job(config)
+        except Interrupted as told:
+            leave_worker(told)
+            raise
+
+
+def _run_job(config: DictConfig) -> None:
+    """One run: alone it is drawn at once, in a sweep it leaves a note for `finish_sweep`.
+
+    A sweep's jobs may be processes on other machines, or follow each other in one process; what they share lies on
+    the disk. One that fails leaves that in its note, and the others go on.
+    """
+    hydra_config: Any = HydraConfig.get()
+    if hydra_config.mode == RunMode.RUN:
+        try:
+            _check(config, config.experiment.name)
+            with dashboard(config) as mirror:
+                record = recorded(config, mirror)
+                _conclude_alone(config, record, mirror)
+        except Exception as error:
+            SweepNote.failure = error
+        return
+    path = experiment_folder(config) / "jobs" / f"{hydra_config.job.num}.json"
+    own = hydra_config.job.override_dirname
+    label = own or config.run.name
+    name = _name_in_grid(config, hydra_config)
+    note = {"name": name, "job": label, "folder": "", "failure": UNFINISHED}
+    write_note(path, note)
+    try:
+        _check(config, f"{config.experiment.name}, {name}")
+        with dashboard(config, own) as mirror:
+            record = recorded(config, mirror, wait=True)
+            note |= {"folder": str(record.folder.resolve()), "failure": ""}
+            _conclude_alone(config, record, mirror, own)
+    except (InputError, TrainingStoppedError) as error:
+        if isinstance(error, TrainingStoppedError):
+            note["folder"] = str(run_folder(config).resolve())
+        note["failure"] = str(error)
+        log.error("%s", printable(f"{label} failed: {error}"))
+    except Exception as error:
+        note["failure"] = f"{type(error).__name__}: {one_line(error)}"
+        log.exception("%s failed", printable(label))
+    write_note(path, note)
+
+
+def _check(config: DictConfig, what: str) -> None:
+    """Refuse what can be told from the configuration alone, and say what is about to be done."""
+    sources = [f"{source.schema}://{source.path}" for source in HydraConfig.get().runtime.config_sources]
+    searched = [folder for source in sources if (folder := searched_folder(source)) and folder.is_dir()]
+    check_settings(config.settings, searched)
+    announce(config, what)
+    check_conclusion(config)
+
+
+def _conclude_alone(config: DictConfig, record: Record, mirror: Dashboard | None, own: str = "") -> None:
+    """The figure and verdicts of one run, unless it is one of a grid, which has one figure.
+
+    Args:
+        config: Of the job.
+        record: Of its run.
+        mirror: The dashboard.
+        own: The overrides that tell the job from the others of its sweep.
+    """
+    if not is_first():
+        return
+    hydra_config: Any = HydraConfig.get()
+    if config.conclude and not (hydra_config.mode == RunMode.MULTIRUN and is_concluded_as_a_whole(hydra_config)):
+        conclude(config, {config.run.name: record}, mirror, subfolder=own.replace("/", "_"))
+    elif mirror is not None:
+        from opposing_signals.signals import Trajectory
+
+        mirror.show_steps(Trajectory(record, config.signals))
+
+
+def _name_in_grid(config: DictConfig, hydra_config: DictConfig) -> str:
+    """The run's name in a grid of runs; otherwise the point of the grid, for instance ``optimizer.lr=0.1``."""
+    fields = list(hydra_config.sweeper.get("params") or {})
+    if fields in ([], ["run"]):
+        return config.run.name
+    chosen = dict(override.lstrip("+").split("=", 1) for override in hydra_config.overrides.task)
+    return ",".join(f"{field}={chosen[field]}" for field in fields)
