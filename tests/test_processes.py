@@ -3,6 +3,7 @@
 torchrun's own launcher runs functions here instead of the module, in processes that need not import everything again.
 """
 
+import multiprocessing
 import os
 import shutil
 import signal

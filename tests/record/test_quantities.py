@@ -10,13 +10,12 @@ from opposing_signals.record import quantities
 from opposing_signals.record.quantities import QUANTITIES, SAMPLE_LOSS, Quantity
 
 PACKAGE = Path(opposing_signals.__file__).parent
-PENDING = {"signals", "studies"}
-"""Rooms that still read records by plain strings."""
+
 MODULES = [
     path
     for path in sorted(PACKAGE.rglob("*.py"))
     # Curvature measures, and writes nothing: its functions have the names of quantities.
-    if path.name != "quantities.py" and path.relative_to(PACKAGE).parts[0] not in {"curvature", *PENDING}
+    if path.name != "quantities.py" and path.relative_to(PACKAGE).parts[0] != "curvature"
 ]
 ORDINARY = {"w", "path", "outputs", "minimum", "grid", "magnitude", "bound", "holds", "measured", "conditions"} | {
     "parameters", "projection", "prediction", "colour", "neighbour", "batch_size",

@@ -132,9 +132,26 @@ def alternating_alone(generator, steps, points):
     return changes
 
 
+def with_courses_of_their_own(generator, steps, points):
+    """Five groups of 30 that move together, each by itself, in the whole run."""
+    changes = independent(generator, steps, points)
+    for group in range(5):
+        changes[:, 30 * group : 30 * (group + 1)] += 5 * generator.standard_normal((steps, 1))
+    return changes
+
+
+def with_many_bursts(generator, steps, points):
+    """Ten groups of 30 that move together for 20 steps, at the same time as others by chance."""
+    changes = independent(generator, steps, points)
+    for group in range(10):
+        start = generator.integers(steps - 20)
+        changes[start : start + 20, 30 * group : 30 * (group + 1)] += 5 * generator.standard_normal((20, 1))
+    return changes
+
+
 NULLS = [
     independent, unequal, heavy_tailed, decaying, of_noisy_losses, with_common_spikes, with_bursts_of_one_side,
-    alternating_alone,
+    alternating_alone, with_courses_of_their_own, with_many_bursts,
 ]  # fmt: skip
 
 
@@ -190,6 +207,37 @@ def test_three_pairs_in_time_with_each_other_are_told_apart(noise):
     for groups in truth:
         best = max((match_pair(pair.groups, groups) for pair in found), key=lambda members: members.f1)
         assert min(best.precision, best.recall) >= 0.9
+
+
+def test_pairs_that_live_for_fourteen_steps_at_a_time_are_found_where_everything_alternates():
+    """As on a ResNet-18 at the paper's step size: every point alternates, and three pairs take turns."""
+    generator = np.random.default_rng(0)
+    signs = (-1.0) ** np.arange(56)
+    changes = independent(generator, 56, 800) + 2 * signs[:, None] * generator.standard_normal(800)
+    truth = []
+    for number, first in enumerate((5, 20, 36)):
+        groups = np.arange(60 * number, 60 * number + 30), np.arange(60 * number + 30, 60 * number + 60)
+        moves = generator.uniform(6, 12, 14) * generator.choice([-1, 1], 14)
+        for group, sign in zip(groups, (1, -1), strict=True):
+            changes[first : first + 14, group] += sign * moves[:, None]
+        truth.append(groups)
+    found = found_in(changes)
+    for groups in truth:
+        assert max(match_pair(pair.groups, groups).f1 for pair in found) > 0.9
+
+
+def test_a_point_can_be_in_a_pair_at_one_time_and_in_another_at_another():
+    generator = np.random.default_rng(0)
+    changes = independent(generator, 120, 800)
+    truth = []
+    for first, points in ((10, range(40)), (70, range(20, 60))):
+        groups = np.arange(points.start, points.start + 20), np.arange(points.start + 20, points.stop)
+        for group, sign in zip(groups, (1, -1), strict=True):
+            changes[first : first + 40, group] += sign * 6 * (-1.0) ** np.arange(40)[:, None]
+        truth.append(groups)
+    found = found_in(changes)
+    for groups in truth:
+        assert max(match_pair(pair.groups, groups).f1 for pair in found) > 0.9
 
 
 def test_outliers_are_the_members_that_swing_most_measured_anew():

@@ -5,7 +5,6 @@ import pytest
 from opposing_signals.data import planted
 from opposing_signals.record import Record
 from opposing_signals.signals import Runs, Trajectory
-from opposing_signals.studies import style
 from opposing_signals.studies.optimizers.figures import (
     learning_rates,
     learning_rates_of_both,
@@ -132,15 +131,3 @@ def test_groups_under_sgd_beside_random_points_and_all(tmp_path, opposed):
         group, _, random, mean = pairs[0].lines
         assert len(group.get_ydata()) == len(mean.get_ydata()) == 21
         assert np.ptp(group.get_ydata()) > 3 * np.ptp(random.get_ydata())
-
-
-def test_a_figure_names_the_runs_that_failed():
-    figure = style.figure(4, 2, "title")
-    style.name_failures(figure, {})
-    assert figure.get_supxlabel() == ""
-    style.name_failures(figure, {"job1": "the training loss is nan at step 3", "job2": "word " * 100})
-    first, second = figure.get_supxlabel().split("\n")
-    assert first == "job1 failed: the training loss is nan at step 3"
-    assert second.startswith("job2 failed: word")
-    assert second.endswith("…")
-    plt.close(figure)

@@ -45,11 +45,18 @@ def test_an_alternating_change_counts_in_full_a_single_one_by_half_and_a_drift_n
     np.testing.assert_allclose(drift.values, 0, atol=1e-12)
 
 
-def test_the_step_that_alternates_most(tmp_path):
+def test_the_step_shown_is_one_at_which_the_dominant_class_changes(tmp_path):
     path = with_probability(tmp_path, [0.1, 0.9, 0.1, 0.9, 0.5, 0.5, 0.5, 0.6, 0.4, 0.6, 0.5])
-    assert path.most_alternating(0) == 1
-    assert path.most_alternating(4) == 7  # from 0.6 to 0.4, between two rises
-    assert path.most_alternating(10) is None
+    assert path.shown_step(0) == 1
+    assert path.shown_step(4) == 7  # from 0.6 to 0.4, between two rises
+    assert path.shown_step(10) is None
+    larger = with_probability(tmp_path / "larger", [0.99, 0.6, 0.99, 0.6, 0.6, 0.55, 0.45, 0.55, 0.55])
+    assert larger.shown_step(0) in (5, 6)  # a smaller change, but another class
+
+
+def test_the_step_shown_alternates_most_where_one_class_stays_dominant(tmp_path):
+    path = with_probability(tmp_path, [0.8, 0.8, 0.8, 0.7, 0.9, 0.7, 0.8, 0.8])
+    assert path.shown_step(0) in (3, 4)
 
 
 def test_the_dominant_class_and_its_successive_changes_begin_at_a_step(tmp_path):

@@ -42,33 +42,45 @@ def verdict(name, value, found):
     return Verdict(name, "", "", "", "< -0.8", value, None, found, "smoke", "", 1)
 
 
-def test_verdicts_stand_in_a_line_between_the_title_and_the_panels():
+def test_verdicts_stand_in_a_line_under_the_panels():
     figure = style.figure(9, 4, "network, data, η = 0.1")
     axes = figure.subplots()
     style.name_verdicts(figure, [verdict("a", -0.91234, "PASS"), verdict("b", None, "INCONCLUSIVE")])
-    (line,) = figure.texts[1:]  # the first is the title
-    assert line.get_text() == "a PASS (-0.912, < -0.8) · b INCONCLUSIVE"
+    assert figure.get_supxlabel() == "a PASS (-0.912, < -0.8) · b INCONCLUSIVE"
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
-    words = figure._suptitle.get_window_extent(renderer).height / 2  # its second line is empty
-    below_title = figure._suptitle.get_window_extent(renderer).y1 - words
-    told = line.get_window_extent(renderer)
-    assert axes.get_tightbbox(renderer).y1 <= told.y0
-    assert told.y1 <= below_title
+    assert figure._supxlabel.get_window_extent(renderer).y1 <= axes.get_tightbbox(renderer).y0
+
+
+def test_failures_stand_below_the_verdicts():
+    figure = style.figure(11, 4, "network")
+    figure.subplots()
+    failures = {"job1": "the training loss is nan at step 3", "job2": "word " * 100}
+    style.name_verdicts(figure, [verdict("a", 0.5, "PASS")], failures)
+    lines = figure.get_supxlabel().splitlines()
+    assert lines[:2] == ["a PASS (0.5, < -0.8)", "job1 failed: the training loss is nan at step 3"]
+    assert lines[2].startswith("job2 failed: word")
+    assert lines[2].endswith("…")
+    assert len(lines[2]) < 15 * 11
+
+
+def test_runs_and_classes_differ_by_more_than_their_colour():
+    for shown in (style.class_looks(10), list(style.looks("abcdef").values())):
+        assert len({(look["color"], str(look["linestyle"])) for look in shown}) == len(shown)
+    assert len({str(look["linestyle"]) for look in style.looks("abcdef").values()}) == 6
 
 
 def test_many_verdicts_are_counted_and_those_that_did_not_pass_are_named():
     figure = style.figure(6, 4, "network")
     figure.subplots()
     style.name_verdicts(figure, [verdict(f"claim{i}", 0.5, "FAIL" if i == 7 else "PASS") for i in range(9)])
-    assert figure.texts[1].get_text() == "8 PASS, 1 FAIL: claim7 FAIL"
+    assert figure.get_supxlabel() == "8 PASS, 1 FAIL: claim7 FAIL"
 
 
 def test_no_verdicts_leave_the_title_as_it_is():
     figure = style.figure(9, 4, "network")
     style.name_verdicts(figure, [])
-    assert figure.get_suptitle() == "network"
-    assert len(figure.texts) == 1
+    assert figure.get_supxlabel() == ""
 
 
 @pytest.mark.parametrize("columns", [1, 3])

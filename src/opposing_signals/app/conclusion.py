@@ -61,8 +61,7 @@ def conclude(
     drawn = set()
     if trajectories or failures:
         figure = instantiate(config.figure)(trajectories) if trajectories else style.figure(8, 2, "No run is complete")
-        style.name_verdicts(figure, verdicts)
-        style.name_failures(figure, failures)
+        style.name_verdicts(figure, verdicts, failures)
         for name in ("figure.png", "figure.pdf"):
             with replacing(folder / name) as unfinished:
                 figure.savefig(unfinished, dpi=150)

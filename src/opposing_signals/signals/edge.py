@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from opposing_signals.record import Record
+from opposing_signals.record.quantities import LEARNING_RATE
 
 NO_EDGE = "2/η is no edge of stability of this run: that needs gradient steps of one size without momentum"
 
@@ -22,7 +23,7 @@ def edge_of_stability(record: Record) -> float | None:
     optimizer = record.configuration.get("optimizer")
     if not isinstance(optimizer, Mapping) or record.configuration.get("before_update"):
         return None
-    if "learning_rate" in record and len(np.unique(record["learning_rate"].values)) > 1:
+    if LEARNING_RATE in record and len(np.unique(record[LEARNING_RATE].values)) > 1:
         return None
     rule = str(optimizer.get("_target_", "SGD")).rpartition(".")[2]  # computations of the theory name no class
     return edge_of_rule(rule, optimizer)

@@ -12,16 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 from opposing_signals.record import Series
-from opposing_signals.signals.pairs import (
-    ALIKE,
-    TINY,
-    OpposingPair,
-    active_rows,
-    clusters,
-    described_pair,
-    lengths_of,
-    unit,
-)
+from opposing_signals.signals.alignment import ALIKE, TINY, clusters, lengths_of, unit
+from opposing_signals.signals.pairs import OpposingPair, described_pair
+from opposing_signals.signals.search import active_rows
 
 SEEDS = 400
 """Points that are compared with each other in a phase: those with the longest gradients."""

@@ -1,75 +1,16 @@
-"""Opposing pairs, found in the loss series and tested against chance.
-
-An opposing pair is two groups of points whose losses move against each other, step after step (§2). Among many points
-some such groups arise by chance, so a finder needs a null: *every point's changes have signs of their own*, whatever
-their sizes. The search keeps to it by splitting the steps in two. Groups are looked for in one half, and what is found
-is tested in the other, of which the search has seen nothing (sample splitting, Cox 1975):
-
-1. Windows of many lengths are searched. In each the points that stand out are clustered by the cosine of their changes
-   (average linkage), and clusters that oppose each other are candidates.
-2. A candidate's p-value is the largest of three: that its groups' weighted means correlate this negatively by chance
-   (Student's t), and that one group's members, each with random signs, go against the other group's mean this much
-   (Chernoff's bound), for either group. So a group that moves alone has no opponent, however strongly it moves. The
-   k-th candidate in order of energy spends 1/k of the level (weighted Bonferroni correction, Holm 1979), so the chance
-   of any false pair in a run is at most the level.
-3. A point is a member of a confirmed pair if it follows the pair's course significantly (Benjamini and Hochberg 1995),
-   if its size is on a logarithmic scale nearer to the group's than to a typical point's, and if it follows no other
-   pair's course better. Members that are active at different times are pairs of their own.
-4. The search is repeated without the members, because at the edge of stability all pairs alternate in time with each
-   other, and a weak one hides behind a strong one.
-
-Cost and memory grow linearly with the number of points: only `SEEDS` of a kind are compared with each other.
-"""
+"""Opposing pairs of a run, and what the losses of their members say about them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
-import scipy
 
 from opposing_signals.record import Series
+from opposing_signals.signals.alignment import ALIKE, TINY, correlation, lengths_of, unit
+from opposing_signals.signals.search import FEWEST, SHORTEST, Search
 from opposing_signals.signals.steps import between
 from opposing_signals.values import Count, Fraction
-
-SEEDS = 250
-"""Points of a window that are compared with each other: so many by size, by size beside their usual one, and by how
-well they follow what most points have in common."""
-
-ALIKE = 0.5
-"""Least cosine of a member with its group; a group's opponent has one below its negative."""
-
-ONE_COURSE = 0.9
-"""Pairs whose courses have a cosine above this are one."""
-
-SHORTEST = 12
-"""Steps in a window at the least: half of them find a pair, the others test it."""
-
-CANDIDATES = 40
-"""Candidates that are tested in a round."""
-
-ROUNDS = 3
-"""How many times the search is repeated."""
-
-DEPENDENT = 0.1
-"""Successive changes of the typical point depend on each other if they correlate by more than this. Differences of
-losses with noise do (-0.5); then no step next to one that was searched serves as a test."""
-
-FADE = 0.1
-"""A pair is active while its amplitude is above this fraction of its peak."""
-
-LULL = 4
-"""Steps for which it may fall below in between: an oscillation passes through zero, and is not of one size."""
-
-FEWEST = 4
-"""Steps over which two groups are compared, at the least."""
-
-TINY = float(np.finfo(np.float32).tiny)
-"""No vector counts as shorter: an interpolated point's loss does not change at all."""
-
-_SLOPES = np.geomspace(0.05, 500, 80)
-"""Where Chernoff's bound is evaluated; entries have size 1 at the most."""
 
 
 @dataclass(frozen=True)
@@ -137,13 +78,13 @@ def find_pairs(changes: Series, *, level: Fraction = 0.05, smallest_group: Count
     values = changes.values
     if len(values) < SHORTEST or values.shape[1] < 2 * smallest_group or not np.any(values):
         return []
-    found = _Search(values, level, smallest_group).pairs()
+    found = Search(values, level, smallest_group).pairs()
     steps = changes.steps
     pairs = []
     for pair in found:
         window = int(steps[pair.rows[0]]), int(steps[pair.rows[1] - 1])
         described = described_pair(changes, *pair.groups, window)
-        if described is not None:
+        if described is not None and described.correlation < -ALIKE:
             pairs.append(replace(described, p_value=pair.p_value))
     return sorted(pairs, key=lambda pair: -pair.amplitude)
 
@@ -194,324 +135,11 @@ def described_pair(changes: Series, one: np.ndarray, other: np.ndarray, window: 
     )
 
 
-def correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Pearson's correlation; 0 if one of them never varies."""
-    return float(unit(one - one.mean()) @ unit(other - other.mean()))
-
-
 def _finite(changes: Series) -> Series:
     values = changes.values
     are_finite = np.array([np.isfinite(row.sum(dtype=np.float64)) for row in values], bool)
     count = len(values) if are_finite.all() else int(np.argmin(are_finite))
     return Series(np.asarray(changes.steps)[:count], np.asarray(values[:count]))
-
-
-@dataclass(eq=False)
-class _Pair:
-    """Two groups of columns, and the rows in which they are looked at.
-
-    Attributes:
-        groups: ``[k]`` and ``[k']`` columns.
-        rows: First row and one past the last.
-        energy: Of the searched changes along the groups' directions, in units of each member's noise.
-        weights: ``[k]`` and ``[k']``, how much each member counts in its group's mean when the pair is tested.
-        p_value: See `OpposingPair`.
-    """
-
-    groups: tuple[np.ndarray, np.ndarray]
-    rows: tuple[int, int]
-    energy: float = 0.0
-    weights: tuple[np.ndarray, ...] = field(default=())
-    p_value: float = 1.0
-
-    @property
-    def members(self) -> np.ndarray:
-        return np.concatenate(self.groups)
-
-
-class _Search:
-    """The search of one run.
-
-    Each row is divided by the size of its median change, so that phases in which everything moves more do not outweigh
-    the others.
-    """
-
-    def __init__(self, changes: np.ndarray, level: Fraction, smallest: int) -> None:
-        typical = np.array([np.median(np.abs(row)) for row in changes], np.float64)
-        scale = np.maximum(typical, 0.01 * typical.max())
-        if not typical.any():  # more than half of all points never change
-            scale = np.full(len(changes), float(np.abs(changes).max()))
-        self.changes: np.ndarray = np.empty(changes.shape, np.float32)
-        np.divide(changes, scale[:, None], out=self.changes, casting="unsafe")
-        self.searched, self.held_out = self._halves()
-        sizes = np.median(np.abs(self.changes[self.searched]), axis=0)
-        self.typical = max(float(np.median(sizes)), TINY)
-        self.usual = np.hypot(sizes, 0.1 * self.typical)
-        self.level = level
-        self.smallest = smallest
-
-    def _halves(self) -> tuple[np.ndarray, np.ndarray]:
-        """Which rows are searched, and in which the finds are tested.
-
-        Rows come in runs of two or more, for what alternates at every step has one sign in every other row.
-        """
-        row = np.arange(len(self.changes))
-        if abs(self._dependence()) > DEPENDENT:
-            return row % 8 < 3, (row % 8 > 3) & (row % 8 < 7)
-        return row % 4 < 2, row % 4 >= 2
-
-    def _dependence(self) -> float:
-        """Median over the points of the correlation of successive changes, here around zero."""
-        here, there = self.changes[:-1], self.changes[1:]
-        products = np.einsum("tn,tn->n", here, there)
-        sizes = np.sqrt(np.einsum("tn,tn->n", here, here) * np.einsum("tn,tn->n", there, there))
-        return float(np.median(products / np.maximum(sizes, TINY)))
-
-    def pairs(self) -> list[_Pair]:
-        """Every confirmed pair."""
-        kept: list[_Pair] = []
-        for _ in range(ROUNDS):
-            is_free = np.full(self.changes.shape[1], True)
-            for pair in kept:
-                is_free[pair.members] = False
-            points = np.flatnonzero(is_free)
-            candidates = [one for rows in self._windows() for one in self._candidates(rows, points)]
-            confirmed = self._confirmed(_distinct(candidates))
-            if not confirmed:
-                break
-            kept = self._settled(kept + [part for pair in confirmed for part in self._parted(pair)])
-        return kept
-
-    def _windows(self) -> Iterator[tuple[int, int]]:
-        """The whole run, and windows of half, a quarter, … of it that overlap by half: a pair can be short-lived."""
-        length = len(self.changes)
-        while length >= SHORTEST:
-            hop = max(1, length // 2)
-            starts = range(0, len(self.changes) - length + hop, hop) if length < len(self.changes) else [0]
-            for start in starts:
-                stop = min(start + length, len(self.changes))
-                if stop - start >= SHORTEST:
-                    yield start, stop
-            length //= 2
-
-    # -- searching ------------------------------------------------------------------------------------------------
-
-    def _candidates(self, rows: tuple[int, int], points: np.ndarray) -> list[_Pair]:
-        """Clusters of ``points`` that oppose each other in the searched rows of a window."""
-        part = self._part(rows, self.searched, points)
-        lengths = lengths_of(part)
-        seeds = self._seeds(part, lengths, self.usual[points])
-        cores = [seeds[cluster] for cluster in clusters(part[:, seeds] / lengths[seeds], self.smallest)]
-        if len(cores) < 2:
-            return []
-        directions = np.array([unit(part[:, core].sum(1)) for core in cores])
-        along = [direction @ part[:, core] for direction, core in zip(directions, cores, strict=True)]
-        noise = [  # of each member: what of its changes does not follow the group, and no less than of a quiet point
-            np.sqrt(
-                np.maximum(np.square(lengths[core]) - np.square(one), 0) / (len(part) - 1)
-                + np.square(0.3 * self.typical)
-                + np.square(1e-3 * lengths[core].max())  # most points may not move at all
-            )
-            for core, one in zip(cores, along, strict=True)
-        ]
-        energies = [float(np.square(one / size).sum()) for one, size in zip(along, noise, strict=True)]
-        cosines = directions @ directions.T
-        found, free = [], set(range(len(cores)))
-        for i in np.argsort(energies)[::-1].tolist():
-            if i not in free or len(free) < 2:
-                continue
-            others = sorted(free - {i})
-            j = others[int(cosines[i, others].argmin())]
-            if cosines[i, j] > -ALIKE:
-                continue
-            free -= {i, j}
-            groups = points[cores[i]], points[cores[j]]
-            weights = tuple(np.maximum(along[k], 0) / noise[k] ** 2 for k in (i, j))
-            found.append(_Pair(groups, rows, float(np.sqrt(energies[i] * energies[j]) * -cosines[i, j]), weights))
-        return found
-
-    def _part(self, rows: tuple[int, int], half: np.ndarray, points: np.ndarray | slice) -> np.ndarray:
-        """``[m, n]`` changes of some points in one half of a window, each point's mean removed."""
-        chosen = np.flatnonzero(half[rows[0] : rows[1]]) + rows[0]
-        part = self.changes[chosen][:, points]
-        return part - part.mean(0)
-
-    def _seeds(self, part: np.ndarray, lengths: np.ndarray, usual: np.ndarray) -> np.ndarray:
-        """Columns that may belong to a pair: long ones, unusually long ones, and those that go with the rest."""
-        count = min(SEEDS, len(lengths))
-        scores = [lengths, lengths / usual]
-        if len(part) >= 2 * SHORTEST:  # in fewer rows chance directions are as common as any other
-            units = part / np.maximum(lengths, TINY)
-            _, vectors = np.linalg.eigh(units @ units.T)
-            scores.append(np.square(vectors[:, -3:].T @ units).sum(0))
-        chosen = [np.argpartition(-score, count - 1)[:count] for score in scores]
-        seeds = np.unique(np.concatenate(chosen))
-        return seeds[lengths[seeds] > TINY]
-
-    # -- testing --------------------------------------------------------------------------------------------------
-
-    def _confirmed(self, candidates: list[_Pair]) -> list[_Pair]:
-        """Those whose p-value in the held-out rows, corrected for all that are tried, is below the level."""
-        total = ROUNDS * float(np.sum(1 / np.arange(1, CANDIDATES + 1)))
-        for number, pair in enumerate(candidates, 1):
-            pair.p_value = min(1.0, self._p_value(pair) * total * number)
-        return [pair for pair in candidates if pair.p_value <= self.level]
-
-    def _p_value(self, pair: _Pair) -> float:
-        parts = [
-            self._part(pair.rows, self.held_out, group).astype(np.float64) * weight
-            for group, weight in zip(pair.groups, pair.weights, strict=True)
-        ]
-        one, other = (part.sum(1) for part in parts)
-        freedom = len(one) - 2
-        length = np.linalg.norm(one) * np.linalg.norm(other)
-        if freedom < 1 or not length > 0:
-            return 1.0
-        correlation = np.clip(one @ other / length, -1 + 1e-12, 1)
-        by_chance = scipy.stats.t.cdf(correlation * np.sqrt(freedom / (1 - correlation**2)), freedom)
-        return max(float(by_chance), _sign_bound(parts[0] * other[:, None]), _sign_bound(parts[1] * one[:, None]))
-
-    # -- members --------------------------------------------------------------------------------------------------
-
-    def _settled(self, pairs: list[_Pair]) -> list[_Pair]:
-        """The pairs with their members among all points; each point in the pair whose course it follows best."""
-        for _ in range(3):
-            pairs, courses = self._merged(pairs)
-            if not pairs:
-                break
-            nearest = np.abs(courses @ self.changes).argmax(0)
-            settled = [
-                self._with_members(pair, course[slice(*pair.rows)], nearest == number)
-                for number, (pair, course) in enumerate(zip(pairs, courses, strict=True))
-            ]
-            pairs = [pair for pair in settled if pair is not None]
-        return pairs
-
-    def _merged(self, pairs: list[_Pair]) -> tuple[list[_Pair], np.ndarray]:
-        """The pairs and their courses ``[k, T]``; those of one course are one pair, for nothing tells them apart."""
-        kept: list[_Pair] = []
-        courses = np.zeros((0, len(self.changes)), np.float32)
-        for pair in pairs:
-            course = self._course(pair)
-            cosines = courses @ course
-            same = int(np.abs(cosines).argmax()) if len(kept) else -1
-            if same < 0 or abs(cosines[same]) < ONE_COURSE:
-                kept.append(pair)
-                courses = np.vstack([courses, course])
-                continue
-            ours, theirs = kept[same].groups, pair.groups if cosines[same] > 0 else pair.groups[::-1]
-            first, second = (np.union1d(one, other) for one, other in zip(ours, theirs, strict=True))
-            kept[same] = replace(kept[same], groups=(np.setdiff1d(first, second), np.setdiff1d(second, first)))
-            courses[same] = self._course(kept[same])
-        return kept, courses
-
-    def _course(self, pair: _Pair) -> np.ndarray:
-        """``[T]`` difference of the groups' mean changes where the pair is active, zero elsewhere, of length 1."""
-        gap = self._gap(pair)
-        pair.rows = active_rows(gap, pair.rows)
-        course = np.zeros(len(self.changes), np.float32)
-        inside = slice(*pair.rows)
-        course[inside] = unit(gap[inside] - gap[inside].mean())
-        return course
-
-    def _gap(self, pair: _Pair) -> np.ndarray:
-        one, other = (self.changes[:, group].mean(1, dtype=np.float64) for group in pair.groups)
-        return one - other
-
-    def _with_members(self, pair: _Pair, course: np.ndarray, allowed: np.ndarray) -> _Pair | None:
-        """The pair with all points that follow its course ``[m]``; None if a group is too small."""
-        if len(course) < 4:
-            return None
-        part = self.changes[slice(*pair.rows)]
-        part = part - part.mean(0)
-        along = course @ part
-        cosines = np.clip(along / np.maximum(lengths_of(part), TINY), -1 + 1e-7, 1 - 1e-7)
-        freedom = len(course) - 2
-        chances = 2 * scipy.stats.t.sf(np.abs(cosines) * np.sqrt(freedom / (1 - cosines**2)), freedom)
-        follows = allowed & (scipy.stats.false_discovery_control(chances) < 0.05)
-        typical = max(float(np.median(np.abs(along))), TINY)
-        groups = []
-        for group, sign in zip(pair.groups, (1, -1), strict=True):
-            sizes = np.maximum(sign * along[group], TINY)
-            cut = np.sqrt(typical * np.average(sizes, weights=sizes))
-            groups.append(np.flatnonzero(follows & (sign * cosines > ALIKE) & (sign * along > cut)))
-        if min(map(len, groups)) < self.smallest:
-            return None
-        return replace(pair, groups=(groups[0], groups[1]))
-
-    def _parted(self, pair: _Pair) -> list[_Pair]:
-        """The pairs that a confirmed one mixes: those whose members are active at different times."""
-        settled = self._settled([pair])
-        if not settled:
-            return []
-        part = self.changes[slice(*settled[0].rows)]
-        part = part - part.mean(0)
-        strongest = [group[np.argsort(-lengths_of(part[:, group]))[:SEEDS]] for group in settled[0].groups]
-        points = np.concatenate(strongest)
-        signs = np.repeat([1.0, -1.0], [len(group) for group in strongest])
-        units = part[:, points] * signs / np.maximum(lengths_of(part[:, points]), TINY)
-        parts = []
-        for cluster in clusters(units, 2 * self.smallest):
-            members, side = points[cluster], signs[cluster] > 0
-            if min(side.sum(), (~side).sum()) >= self.smallest:
-                parts.append(replace(settled[0], groups=(members[side], members[~side])))
-        return parts if len(parts) > 1 else settled
-
-
-def _sign_bound(entries: np.ndarray) -> float:
-    """Chernoff's bound of the chance that entries of these sizes, with random signs, have a sum as low as theirs."""
-    total, largest = float(entries.sum()), float(np.abs(entries).max(initial=0))
-    if total >= 0:
-        return 1.0
-    sizes = np.abs(entries).ravel() / largest
-    exponents = [
-        slope * total / largest + np.logaddexp(slope * sizes, -slope * sizes).sum() - len(sizes) * np.log(2)
-        for slope in _SLOPES
-    ]
-    return float(np.exp(min(0.0, *exponents)))
-
-
-def lengths_of(vectors: np.ndarray) -> np.ndarray:
-    """``[n]`` Euclidean lengths of the columns of ``vectors`` ``[m, n]``."""
-    return np.sqrt(np.einsum("mn,mn->n", vectors, vectors))
-
-
-def unit(vector: np.ndarray) -> np.ndarray:
-    """``vector`` with length 1; zero stays zero."""
-    length = float(np.linalg.norm(vector))
-    return vector / length if length > 0 else vector
-
-
-def clusters(units: np.ndarray, smallest: int) -> list[np.ndarray]:
-    """Positions of the columns that belong together, average linkage of cosines, the largest cluster first."""
-    if units.shape[1] < 2 * smallest:
-        return []
-    distance = np.clip(1 - units.T @ units, 0, 2)
-    np.fill_diagonal(distance, 0)
-    tree = scipy.cluster.hierarchy.linkage(scipy.spatial.distance.squareform(distance, checks=False), "average")
-    labels = scipy.cluster.hierarchy.fcluster(tree, 1 - ALIKE, "distance")
-    clusters = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    return sorted((cluster for cluster in clusters if len(cluster) >= smallest), key=lambda cluster: -len(cluster))
-
-
-def _distinct(candidates: list[_Pair]) -> list[_Pair]:
-    """Each pair once, where its energy is highest; by falling energy, `CANDIDATES` at the most."""
-    kept: list[_Pair] = []
-    for pair in sorted(candidates, key=lambda pair: -pair.energy):
-        if all(_shared(pair, other) < 0.5 for other in kept):
-            kept.append(pair)
-        if len(kept) == CANDIDATES:
-            break
-    return kept
-
-
-def _shared(one: _Pair, other: _Pair) -> float:
-    """Share of the smaller pair's members that the other holds too."""
-    both = len(np.intersect1d(one.members, other.members))
-    return both / min(len(one.members), len(other.members))
-
-
-# -- what the losses say about a pair ---------------------------------------------------------------------------------
 
 
 def _spike_share(changes: np.ndarray, members: np.ndarray, share: float = 0.05) -> float:
@@ -523,17 +151,3 @@ def _spike_share(changes: np.ndarray, members: np.ndarray, share: float = 0.05) 
         for row in rows[rises[rows] > 0]
     ]
     return float(np.mean(shares)) if shares else float("nan")
-
-
-def active_rows(gap: np.ndarray, rows: tuple[int, int]) -> tuple[int, int]:
-    """First and one past the last row around the largest gap in ``rows`` in which a pair is active.
-
-    Args:
-        gap: ``[T]`` difference of the groups' mean one-step changes.
-        rows: Where the peak is looked for.
-    """
-    gap = np.abs(gap)
-    envelope = scipy.ndimage.maximum_filter1d(gap, 2 * LULL + 1, mode="nearest")
-    peak = rows[0] + int(np.argmax(gap[rows[0] : rows[1]]))
-    faded = np.flatnonzero(envelope < FADE * gap[peak])
-    return int(faded[faded < peak].max(initial=-1)) + 1, int(faded[faded > peak].min(initial=len(gap)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opposing_signals.signals.pairs import correlation
+from opposing_signals.signals.alignment import correlation
 from opposing_signals.signals.selection import fallers, risers
 from opposing_signals.signals.steps import between
 from opposing_signals.signals.trajectory import Trajectory

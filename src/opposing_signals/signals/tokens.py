@@ -13,7 +13,9 @@ import numpy as np
 from opposing_signals.data import Dataset
 from opposing_signals.data.token_patterns import PAIRS, pattern_points
 from opposing_signals.record import Record, Series
-from opposing_signals.signals.pairs import OpposingPair, active_rows, described_pair, find_pairs
+from opposing_signals.record.quantities import TOKEN_FOLLOWED, TOKEN_LOSS, TOKEN_POINTS, TOKEN_TOP, TOKEN_TOP_LOSS
+from opposing_signals.signals.pairs import OpposingPair, described_pair, find_pairs
+from opposing_signals.signals.search import active_rows
 from opposing_signals.signals.selection import risers
 from opposing_signals.signals.steps import one_step_changes
 from opposing_signals.signals.streaming import StreamedLosses
@@ -183,14 +185,14 @@ class TokenTrack:
         self.record = record
         self.contexts = Contexts(dataset)
         self._named: dict[str, TokenPair | None] = {}
-        self.points = np.asarray(record["token_points"].values[0])
-        if "token_loss" in record:
-            losses = record["token_loss"]
+        self.points = np.asarray(record[TOKEN_POINTS].values[0])
+        if TOKEN_LOSS in record:
+            losses = record[TOKEN_LOSS]
             self.changes = one_step_changes(losses)
             rows = np.isin(losses.steps, self.changes.steps)
             self.before = Series(self.changes.steps, np.asarray(losses.values)[rows])
         else:
-            followed = record["token_followed"]
+            followed = record[TOKEN_FOLLOWED]
             steps, values = np.asarray(followed.steps), followed.values
             self.before = Series(steps, values[:, 0])
             self.changes = Series(steps, values[:, 1] - values[:, 0])
@@ -205,8 +207,8 @@ class TokenTrack:
 
         A run that has kept the largest only has no more of them than it kept.
         """
-        if "token_top" in self.record:
-            ids, losses = (self.record[name].at(step) for name in ("token_top", "token_top_loss"))
+        if TOKEN_TOP in self.record:
+            ids, losses = (self.record[name].at(step) for name in (TOKEN_TOP, TOKEN_TOP_LOSS))
             rises, falls = (StreamedLosses(ids[i][:k], losses[i, 0][:k], losses[i, 1][:k]) for i in range(2))
             return rises, falls
         everything, changes = self.at(step), self.changes.at(step)

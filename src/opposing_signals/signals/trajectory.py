@@ -13,6 +13,7 @@ from opposing_signals.configuration import without_root
 from opposing_signals.data import Dataset, recorded
 from opposing_signals.errors import DamagedError, InputError
 from opposing_signals.record import Record, Series
+from opposing_signals.record.quantities import GRADIENT_SKETCH, SAMPLE_LOSS, SHARPNESS
 from opposing_signals.signals.edge import NO_EDGE, edge_of_stability, reaches
 from opposing_signals.signals.gradient_pairs import find_pairs_by_gradients
 from opposing_signals.signals.intervals import interval_coverage
@@ -22,6 +23,12 @@ from opposing_signals.signals.tokens import TokenTrack
 
 DOMINANT = 4
 """Pairs of a run that figures draw and claims check: those of largest amplitude."""
+
+
+NETWORKS = {
+    "resnet18": "ResNet-18", "cifar_resnet": "ResNet", "vgg11": "VGG-11", "vit": "ViT", "mlp": "MLP", "gpt": "GPT",
+}  # fmt: skip
+"""Names of the functions that build them ↦ names of networks."""
 
 
 class Trajectory:
@@ -97,7 +104,7 @@ class Trajectory:
     @cached_property
     def losses(self) -> Series:
         """``values`` ``[T, N]``: ℓ_i(θ_t) at each recorded step."""
-        return self.record["sample_loss"]
+        return self.record[SAMPLE_LOSS]
 
     @cached_property
     def mean_loss(self) -> Series:
@@ -125,7 +132,7 @@ class Trajectory:
     @cached_property
     def sharpness(self) -> Series:
         """λ at each step at which it was measured."""
-        return self.record["sharpness"]
+        return self.record[SHARPNESS]
 
     @cached_property
     def edge(self) -> float | None:
@@ -135,7 +142,7 @@ class Trajectory:
     @cached_property
     def break_even(self) -> int | None:
         """The first measured step with λ >= `edge`; None if the run has no edge, never got there, or λ is not known."""
-        if self.edge is None or "sharpness" not in self.record:
+        if self.edge is None or SHARPNESS not in self.record:
             return None
         reached = np.flatnonzero(reaches(self.sharpness.values, self.edge))
         return int(self.sharpness.steps[reached[0]]) if len(reached) else None
@@ -145,7 +152,7 @@ class Trajectory:
         """Why there is no break-even."""
         if self.edge is None:
             return NO_EDGE
-        return "λ did not reach 2/η" if "sharpness" in self.record else "λ was not measured"
+        return "λ did not reach 2/η" if SHARPNESS in self.record else "λ was not measured"
 
     def after_break_even(self, series: Series) -> Series:
         """The part of ``series`` from the break-even step on; empty if the run never got there."""
@@ -167,10 +174,15 @@ class Trajectory:
         outliers = [outliers_of(pair, self.changes) for pair in self.all_pairs]
         return sorted(outliers, key=lambda pair: -pair.amplitude)[:DOMINANT]
 
+    @property
+    def pairs_in_time(self) -> list[OpposingPair]:
+        """The same in order of their steps, as figures draw and number them."""
+        return sorted(self.pairs, key=lambda pair: pair.step)
+
     @cached_property
     def gradient_pairs(self) -> list[OpposingPair]:
         """Pairs by the alignment of per-sample gradients, from a run with the instrument `GradientSketch`."""
-        return find_pairs_by_gradients(self.record["gradient_sketch"], self.changes)
+        return find_pairs_by_gradients(self.record[GRADIENT_SKETCH], self.changes)
 
     @cached_property
     def interval_coverages(self) -> list[float]:
@@ -181,9 +193,15 @@ class Trajectory:
     @property
     def title(self) -> str:
         """What a figure of the run draws, for instance "planted_mlp: mlp, planted (480 images), η = 0.03"."""
-        network = str(self.configuration["model"]["_target_"]).rpartition(".")[2]
         data = self.record.provenance["data"]["name"]
-        return f"{self.configuration['run']['name']}: {network}, {data}, η = {self.step_size:g}"
+        return f"{self.configuration['run']['name']}: {self.network}, {data}, η = {self.step_size:g}"
+
+    @property
+    def network(self) -> str:
+        """Name of the network, for instance "ResNet-18" or "VGG-11 with batch norm"; of the run, if it has no model."""
+        model = self.configuration.get("model", {})
+        built = str(model.get("_target_", self.configuration["run"]["name"])).rpartition(".")[2]
+        return NETWORKS.get(built, built) + (" with batch norm" if built == "vgg11" and model.get("batch_norm") else "")
 
 
 class Runs(dict[str, Trajectory]):

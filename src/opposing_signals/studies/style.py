@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -16,8 +17,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from opposing_signals.record.quantities import SHARPNESS, SHARPNESS_BOUND
+
 if TYPE_CHECKING:
     from opposing_signals.record import Record
+    from opposing_signals.signals.trajectory import Trajectory
     from opposing_signals.studies.claim import Verdict
 
 INK = "#22252b"
@@ -31,6 +35,11 @@ GROUPS: tuple[dict[str, Any], ...] = (
 """The two groups of a pair where it is drawn by itself: colour, line and marker each tell them apart."""
 ALARM = "#B3261E"
 RUNS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GREY = "#f0f1f3"
+"""Marks a part of the steps, behind the lines."""
+LINES: tuple[Any, ...] = ("-", (0, (5, 1)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1)), (0, (1, 2)))
+"""The lines of several runs in one panel, beside their colours."""
+_CLASSES = ("#0072B2", "#D55E00", "#00674F", "#8E3B74", "#22252b")
 
 plt.rcParams.update(
     {
@@ -88,8 +97,8 @@ def _wrapped(line: str, letters: int) -> list[str]:
 
 def shade_bound(axes: Axes, record: Record) -> None:
     """Between λ and what no eigenvalue exceeds, where the record knows that (see `curvature.Eigenpairs`)."""
-    if "sharpness_bound" in record:
-        measured, bound = record["sharpness"], record["sharpness_bound"]
+    if SHARPNESS_BOUND in record:
+        measured, bound = record[SHARPNESS], record[SHARPNESS_BOUND]
         axes.fill_between(measured.steps, measured.values, bound.values, color=MUTED, alpha=0.2, linewidth=0, zorder=0)
 
 
@@ -102,8 +111,13 @@ def mark_break_even(axes: Axes, step: int | None) -> None:
 def mark_edge(axes: Axes, edge: float | None) -> None:
     """A horizontal line at 2/η, named at its end; nothing where that is no edge of stability."""
     if edge is not None:
-        axes.axhline(edge, color=MUTED, linestyle="--", linewidth=0.9)
-        axes.annotate("2/η", (1, edge), xycoords=("axes fraction", "data"), xytext=(4, -3), textcoords="offset points")
+        mark_level(axes, edge, "2/η")
+
+
+def mark_level(axes: Axes, level: float, name: str, place: tuple[float, float] = (4, -3), x: float = 1) -> None:
+    """A horizontal line with its name, ``place`` points from where it ends (``x = 1``) or begins (``x = 0``)."""
+    axes.axhline(level, color=MUTED, linestyle="--", linewidth=0.9)
+    axes.annotate(name, (x, level), xycoords=("axes fraction", "data"), xytext=place, textcoords="offset points")
 
 
 def broken(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -124,41 +138,61 @@ def legend_above(axes: Axes, columns: int = 1) -> None:
     axes.set_title(axes.get_title(loc="left"), pad=4 + 13.5 * rows)
 
 
-def name_verdicts(figure: Figure, verdicts: Sequence[Verdict]) -> None:
-    """Say under the title, in a line, what became of the figure's claims."""
-    title = figure.get_suptitle()
-    if not verdicts or not title:
-        return
+def name_verdicts(
+    figure: Figure, verdicts: Sequence[Verdict], failures: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Say under the panels, in a line, what became of the figure's claims; below it which runs failed, and why."""
+    room = int(15 * figure.get_figwidth())
     told = " · ".join(
         f"{one.id} {one.verdict}" + ("" if one.value is None else f" ({one.value:.3g}, {one.threshold})")
         for one in verdicts
     )
-    room = int(15 * figure.get_figwidth())
     if len(told) > room:  # the counts, and those that did not pass
         counts = Counter(one.verdict for one in verdicts)
         told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
         others = [f"{one.id} {one.verdict}" for one in verdicts if one.verdict != "PASS"]
         told += ": " * bool(others) + ", ".join(others)
-    figure.suptitle(title + "\n ", x=0.01, ha="left", fontsize=12, fontweight="bold")
-    height = 0.02 * figure.get_figheight() + 0.2 * len(title.splitlines())  # of the margin and the lines, in inches
-    figure.text(
-        0.01,
-        1 - height / figure.get_figheight(),
-        textwrap.shorten(told, room, placeholder=" …"),
-        fontsize=8,
-        va="top",
-        color=MUTED,
-    )
+    lines = [told, *(f"{name} failed: {why}" for name, why in failures.items())]
+    shown = [textwrap.shorten(line, room, placeholder=" …") for line in lines if line]
+    if shown:
+        colour = ALARM if failures else MUTED
+        figure.supxlabel("\n".join(shown), x=0.01, ha="left", fontsize=8, color=colour)
+
+
+def pair_looks(number: int) -> list[dict[str, Any]]:
+    """Colour and line of the two groups of the ``number``-th pair: dark and solid, light and dashed."""
+    return [
+        {"color": colour, "linestyle": line} for colour, line in zip(PAIRS[number % len(PAIRS)], LINES[:2], strict=True)
+    ]
+
+
+def looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Name ↦ colour and line of each of several runs in one panel."""
+    return {
+        name: {"color": RUNS[number % len(RUNS)], "linestyle": LINES[number % len(LINES)]}
+        for number, name in enumerate(names)
+    }
+
+
+def class_looks(count: int) -> list[dict[str, Any]]:
+    """Colour and line of each class; as many as there are colours are solid, the next dashed, and so on."""
+    return [
+        {"color": _CLASSES[label % len(_CLASSES)], "linestyle": LINES[label // len(_CLASSES) % len(LINES)]}
+        for label in range(count)
+    ]
+
+
+def about(what: str, trajectories: Mapping[str, Trajectory]) -> str:
+    """A title that names what is drawn: "…: ResNet-18 and VGG-11, cifar10 (5,000 images), η = 0.1"."""
+
+    def each(values: Iterable[str]) -> str:
+        return " and ".join(dict.fromkeys(values))
+
+    runs = trajectories.values()
+    parts = [each(run.network for run in runs), each(run.record.provenance["data"]["name"] for run in runs)]
+    return ", ".join([f"{what}: {parts[0]}", parts[1], f"η = {each(f'{run.step_size:g}' for run in runs)}"])
 
 
 def ramp(count: int) -> list[tuple[float, float, float, float]]:
     """``count`` colours for an ordered family of lines, from dark to light."""
     return [plt.get_cmap("viridis")(0.85 * index / max(1, count - 1)) for index in range(count)]
-
-
-def name_failures(figure: Figure, failures: Mapping[str, str]) -> None:
-    """Say below the panels which runs failed, and why."""
-    if failures:
-        width = int(15 * figure.get_figwidth())
-        lines = [textwrap.shorten(f"{name} failed: {why}", width, placeholder=" …") for name, why in failures.items()]
-        figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color=ALARM)

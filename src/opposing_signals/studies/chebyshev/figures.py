@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from opposing_signals.record.quantities import OUTPUTS
 from opposing_signals.signals import OpposingPair, Trajectory
 from opposing_signals.studies import style
 
@@ -69,7 +70,7 @@ def _draw_pair(fit: Axes, losses: Axes, trajectory: Trajectory, rank: int, zoom:
     step = pair.step
     rest = np.setdiff1d(np.arange(len(x)), np.concatenate(pair.groups))
     for shown, line in ((step, "-"), (step + 1, ":")):
-        outputs = trajectory.record["outputs"].at(shown).ravel()
+        outputs = trajectory.record[OUTPUTS].at(shown).ravel()
         fit.plot(x, outputs, color=style.INK, linestyle=line, label=f"network, step {shown}")
     fit.plot(x[rest], target[rest], ".", color=style.MUTED, markersize=5, label="targets, in neither group")
     steps, values = trajectory.losses_between(step - zoom // 2, step + zoom // 2)

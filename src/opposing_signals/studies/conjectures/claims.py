@@ -1,4 +1,17 @@
-"""Statistics of the conjectures of §3.4 and §5 and of the talk: a job of a grid beside another one."""
+"""Statistics of the conjectures of §3.4 and §5 and of the talk: a job of a grid beside another one.
+
+Most are one ratio or difference of two runs and have no interval: the two runs are one draw, and what is uncertain
+about them is another seed, which no resampling of their steps can tell (sweep over ``seed`` for that). The correlation
+and the amplitude of one run's pairs are averages over steps and have one.
+
+A FAIL is about these runs at their scale, not about the conjecture:
+
+* batch norm (`group_variance_ratio`): the dominant groups vary as much with batch norm as without, or more. Under
+  ghost batch norm a chunk's statistics move with its own outliers, which adds variance of its own, so the smaller the
+  chunk, the less the ratio says about normalization by the full batch.
+* SAM and 1-SAM (`peak_step_difference`, `decline_difference`): the feature of a block peaks no earlier, or declines no
+  further, under 1-SAM than under the other rule. A run that is too short for a decline under any rule cannot show it.
+"""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from opposing_signals.record.quantities import JACOBIAN_NORM
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies import style
 from opposing_signals.studies.curvature.metrics import SMOOTH, relative_feature_norms
@@ -30,23 +31,23 @@ def descents(trajectories: Mapping[str, Trajectory], title: str, by_time: bool =
     parts: Any = figure.subfigures(2, 1, height_ratios=[1.15, 1])
     upper, lower = parts
     loss, sharpness, jacobian = upper.subplots(1, 3, sharex=True)
-    colours = _colours(trajectories)
+    looks = style.looks(trajectories)
     edges = {trajectory.edge for trajectory in trajectories.values()}
     for name, trajectory in trajectories.items():
         unit = trajectory.step_size if by_time else 1
         for axes, series in (
             (loss, trajectory.mean_loss),
             (sharpness, trajectory.sharpness),
-            (jacobian, trajectory.record["jacobian_norm"]),
+            (jacobian, trajectory.record[JACOBIAN_NORM]),
         ):
-            axes.plot(np.asarray(series.steps) * unit, series.values, color=colours[name], linewidth=0.9, label=name)
+            axes.plot(np.asarray(series.steps) * unit, series.values, **looks[name], linewidth=0.9, label=name)
         if len(edges) > 1 and trajectory.edge is not None:
-            sharpness.axhline(trajectory.edge, color=colours[name], linestyle="--", linewidth=0.7)
+            sharpness.axhline(trajectory.edge, color=looks[name]["color"], linewidth=0.6, alpha=0.6)
     if len(edges) == 1:
         style.mark_edge(sharpness, *edges)
     loss.set(title="train loss", ylim=(0, None))
-    loss.legend()
-    sharpness.set(title="sharpness λ (dashed: 2/η)", ylim=(0, None))
+    style.legend_above(loss, 2)
+    sharpness.set(title="sharpness λ (horizontal: 2/η)", ylim=(0, None))
     jacobian.set(title="spectral norm of the Jacobian", ylim=(0, None))
     for axes in (loss, sharpness, jacobian):
         axes.set_xlabel("time Σ η" if by_time else "step")
@@ -54,10 +55,6 @@ def descents(trajectories: Mapping[str, Trajectory], title: str, by_time: bool =
     for axes, (name, trajectory) in zip(panels, trajectories.items(), strict=True):
         _draw_dominant_pair(axes, name, trajectory)
     return figure
-
-
-def _colours(trajectories: Mapping[str, Trajectory]) -> dict[str, str]:
-    return {name: style.RUNS[number % len(style.RUNS)] for number, name in enumerate(trajectories)}
 
 
 def _draw_dominant_pair(axes: Axes, name: str, trajectory: Trajectory) -> None:
@@ -71,8 +68,8 @@ def _draw_dominant_pair(axes: Axes, name: str, trajectory: Trajectory) -> None:
     steps, values = trajectory.losses_between(
         max(pair.window[0], pair.step - ZOOM // 2), min(pair.window[1], pair.step + ZOOM // 2) + 1
     )
-    for group, colour in zip(pair.groups, style.PAIRS[0], strict=True):
-        axes.plot(*style.broken(steps, values[:, group].mean(1)), color=colour, marker="o", markersize=2)
+    for group, look in zip(pair.groups, style.pair_looks(0), strict=True):
+        axes.plot(*style.broken(steps, values[:, group].mean(1)), **look, marker="o", markersize=2)
     axes.plot(*style.broken(steps, values.mean(1)), color=style.INK, linewidth=1.5)
     axes.set_title(f"{name}\ndominant pair: correlation {pair.correlation:.2f}", fontsize=9)
 
@@ -84,20 +81,20 @@ def group_variance(trajectories: Mapping[str, Trajectory]) -> Figure:
     """A panel a job: losses of the dominant pairs' groups, of a random subset of equal size, and of all points."""
     columns = 2
     rows = -(-len(trajectories) // columns)
-    figure = style.figure(12, 0.6 + 3 * rows, "Losses of opposing groups with and without batch norm, GD and SGD")
+    figure = style.figure(12, 0.8 + 3 * rows, style.about("Losses of opposing groups", trajectories))
     panels = figure.subplots(rows, columns, squeeze=False, sharex="row").ravel()
     for axes, (name, trajectory) in zip(panels, trajectories.items(), strict=False):
         losses = trajectory.losses
         values = np.asarray(losses.values)
-        for number, pair in enumerate(trajectory.pairs):
-            for group, colour in zip(pair.groups, style.PAIRS[number % 4], strict=True):
+        for number, pair in enumerate(trajectory.pairs_in_time):
+            for group, look in zip(pair.groups, style.pair_looks(number), strict=True):
                 loss = trajectory.group_loss(group, pair.window[0], pair.window[1] + 1)
-                axes.plot(loss.steps, loss.values, color=colour, linewidth=0.8)
+                axes.plot(loss.steps, loss.values, **look, linewidth=0.8)
         draw = np.random.default_rng(0).choice(values.shape[1], min(20, values.shape[1]), replace=False)
         axes.plot(losses.steps, values[:, draw].mean(1), color=style.MUTED, linewidth=0.8, label="20 random points")
         axes.plot(losses.steps, values.mean(1), color=style.INK, linewidth=1.6, label="train loss")
         axes.set(title=name, xlabel="step", ylim=(0, None))
-        axes.legend()
+        style.legend_above(axes, 2)
     for axes in panels[len(trajectories) :]:
         axes.set_visible(False)
     return figure
@@ -113,26 +110,26 @@ def probes_by_rule(trajectories: Mapping[str, Trajectory]) -> Figure:
     """
     first = next(iter(trajectories.values()))
     probes = list(first.configuration["instruments"]["block_probe"]["probes"])
-    figure = style.figure(11.5, 6.4, "What SGD, SAM and 1-SAM make of pure signals: feature norm over the batch's mean")
+    figure = style.figure(11.5, 6.8, style.about("Feature norm of pure signals over the batch's mean", trajectories))
     columns = -(-(len(probes) + 2) // 2)
     panels = figure.subplots(2, columns, sharex=True).ravel()
-    colours = _colours(trajectories)
+    looks = style.looks(trajectories)
     for name, trajectory in trajectories.items():
         norms, smoothed = relative_feature_norms(trajectory), relative_feature_norms(trajectory, SMOOTH)
         for axes, noisy, values in zip(panels, norms.values.T, smoothed.values.T, strict=False):
-            axes.plot(norms.steps, noisy, color=colours[name], linewidth=0.5, alpha=0.3)
-            axes.plot(norms.steps, values, color=colours[name], linewidth=1.2, label=name)
+            axes.plot(norms.steps, noisy, color=looks[name]["color"], linewidth=0.5, alpha=0.3)
+            axes.plot(norms.steps, values, **looks[name], linewidth=1.2, label=name)
             peak = int(np.argmax(values))
-            axes.plot(norms.steps[peak], values[peak], "o", color=colours[name], markersize=5)
+            axes.plot(norms.steps[peak], values[peak], "o", color=looks[name]["color"], markersize=5)
         loss, sharpness = panels[len(probes) : len(probes) + 2]
-        loss.plot(trajectory.mean_loss.steps, trajectory.mean_loss.values, color=colours[name], linewidth=0.9)
+        loss.plot(trajectory.mean_loss.steps, trajectory.mean_loss.values, **looks[name], linewidth=0.9)
         measured = trajectory.sharpness
-        sharpness.plot(measured.steps, measured.values, color=colours[name], linewidth=0.9)
+        sharpness.plot(measured.steps, measured.values, **looks[name], linewidth=0.9)
     for axes, probe in zip(panels, [*probes, "train loss", "sharpness λ"], strict=False):
         axes.set_title(probe)
     for axes in panels[len(probes) + 2 :]:
         axes.set_visible(False)
     for axes in panels[-columns:]:
         axes.set_xlabel("step")
-    panels[0].legend()
+    style.legend_above(panels[0], len(trajectories))
     return figure

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from opposing_signals.record import Series
+from opposing_signals.record.quantities import EIGENVECTOR_SHARE, JACOBIAN_NORM, PROJECTION, SAMPLE_SHARPNESS
 from opposing_signals.signals import OpposingPair, Trajectory
 from opposing_signals.signals.steps import NOT_SUCCESSIVE, between, one_step_changes, reversals
 from opposing_signals.studies.claim import Estimate
@@ -64,7 +65,7 @@ def outlier_sharpness_ratio(trajectories: Trajectories) -> Estimate:
     Over it stand the risers and fallers of the last step, under it random points.
     """
     trajectory = only_run(trajectories)
-    measured = trajectory.after_break_even(trajectory.record["sample_sharpness"])
+    measured = trajectory.after_break_even(trajectory.record[SAMPLE_SHARPNESS])
     if len(measured) < FEWEST_STEPS:
         return Estimate.unknown(too_few_steps(trajectory, len(measured)))
     count = measured.values.shape[1] // 3
@@ -78,7 +79,7 @@ def outlier_sharpness_ratio(trajectories: Trajectories) -> Estimate:
 
 def share_sum_error(trajectories: Trajectories) -> Estimate:
     """Largest abs difference, over the measured steps, between the sum of the shares and 1."""
-    shares = only_run(trajectories).record["eigenvector_share"].values
+    shares = only_run(trajectories).record[EIGENVECTOR_SHARE].values
     return Estimate(float(np.abs(np.sum(shares, axis=1, dtype=np.float64) - 1).max()))
 
 
@@ -95,7 +96,11 @@ def tensor_share(trajectories: Trajectories, tensor: str, first_step: int) -> Es
 
 
 def module_over_others(trajectories: Trajectories, module: str, first_step: int) -> Estimate:
-    """Median over the measured steps of a module's largest tensor share over the largest of all other tensors."""
+    """Median over the measured steps of a module's largest tensor share over the largest of all other tensors.
+
+    "The embedding is the largest" asks for a ratio above 1 and for no margin, so its interval has to lie above 1: a
+    ratio of 1.09 whose interval reaches below 1 is INCONCLUSIVE. FAIL means that another tensor holds more of v.
+    """
     trajectory = only_run(trajectories)
     inside = np.array([name.startswith(f"{module}.") for name in trajectory.record.provenance["tensors"]])
     if not inside.any():
@@ -107,7 +112,7 @@ def module_over_others(trajectories: Trajectories, module: str, first_step: int)
 
 
 def _shares(trajectory: Trajectory, first_step: int) -> tuple[np.ndarray, np.ndarray]:
-    measured = trajectory.record["eigenvector_share"]
+    measured = trajectory.record[EIGENVECTOR_SHARE]
     late = np.asarray(measured.steps) >= first_step
     return np.asarray(measured.steps)[late], np.asarray(measured.values)[late]
 
@@ -154,7 +159,7 @@ def _reversals(trajectories: Trajectories, runs: Sequence[str], descent: str) ->
     first = trajectories[descent].break_even or 0
     found = []
     for run in runs:
-        moves = between(one_step_changes(trajectories[run].record["projection"]), first, np.inf)
+        moves = between(one_step_changes(trajectories[run].record[PROJECTION]), first, np.inf)
         found.append(reversals(moves))
     common = found[0].steps
     for one in found[1:]:
@@ -215,7 +220,7 @@ def jacobian_growth(trajectories: Trajectories, run: str) -> Estimate:
     trajectory = trajectories[run]
     if trajectory.break_even is None:
         return Estimate.unknown(trajectory.no_break_even)
-    norms = trajectory.record["jacobian_norm"]
+    norms = trajectory.record[JACOBIAN_NORM]
     until = np.asarray(norms.values)[np.asarray(norms.steps) <= trajectory.break_even]
     if len(until) < 2:
         return Estimate.unknown(f"the norm was measured once up to break-even at step {trajectory.break_even}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,6 +13,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from opposing_signals.record import Series
+from opposing_signals.record.quantities import (
+    EIGENVECTOR_SHARE,
+    GRADIENT_NORM,
+    JACOBIAN_NORM,
+    LAYER_ALIGNMENT,
+    LAYER_NORMS,
+    PROJECTION,
+    SAMPLE_CURVATURE,
+    SAMPLE_SHARPNESS,
+)
 from opposing_signals.signals import Trajectory
 from opposing_signals.signals.steps import between
 from opposing_signals.studies import style
@@ -18,8 +30,8 @@ from opposing_signals.studies.curvature.metrics import Metric, metric_of_points
 
 METRICS: tuple[tuple[Metric, str], ...] = (
     ("loss_change", "abs one-step change of the loss"),
-    ("gradient_norm", "gradient norm"),
-    ("sample_curvature", "curvature on the full loss's top eigenvector"),
+    (GRADIENT_NORM, "gradient norm"),
+    (SAMPLE_CURVATURE, "curvature on the full loss's top eigenvector"),
 )
 NEGLIGIBLE_SHARE = 0.01
 """A tensor that never holds more of v than this is left out, as in the paper."""
@@ -35,30 +47,28 @@ def outlier_metrics(trajectories: Mapping[str, Trajectory]) -> Figure:
     rose or fell most in the last step.
     """
     (trajectory,) = trajectories.values()
-    run, data = trajectory.configuration["run"]["name"], trajectory.record.provenance["data"]["name"]
-    figure = style.figure(11, 6.8, f"Opposing outliers and random points by four metrics: {run}, {data}")
+    figure = style.figure(11, 7, style.about("Opposing outliers and random points by four metrics", trajectories))
     change, gradient, curvature, own = figure.subplots(2, 2, sharex=True).ravel()
     for axes, (metric, title) in zip((change, gradient, curvature), METRICS, strict=True):
         _draw_metric(axes, trajectory, metric_of_points(trajectory, metric))
         axes.set_title(title)
-    measured = trajectory.record["sample_sharpness"]
+    measured = trajectory.record[SAMPLE_SHARPNESS]
     values = np.asarray(measured.values)
     count = values.shape[1] // 3
-    for columns, colour, label in (
-        (slice(None, count), style.PAIRS[0][0], "risers of the step"),
-        (slice(count, 2 * count), style.PAIRS[1][0], "fallers of the step"),
-        (slice(2 * count, None), style.MUTED, "random points"),
+    for columns, look, label in (
+        (slice(None, count), style.GROUPS[0], "risers of the step"),
+        (slice(count, 2 * count), style.GROUPS[1], "fallers of the step"),
+        (slice(2 * count, None), {"color": style.MUTED, "marker": "^"}, "random points"),
     ):
-        medians = np.median(values[:, columns], axis=1)
-        own.plot(measured.steps, medians, color=colour, marker="o", markersize=2.5, label=label)
+        own.plot(measured.steps, np.median(values[:, columns], axis=1), **look, markersize=2.5, label=label)
     own.set_title("top eigenvalue of the point's own Hessian")
     for axes in (change, gradient, curvature, own):
         _set_scale(axes)
         style.mark_break_even(axes, trajectory.break_even)
     for axes in (curvature, own):
         axes.set_xlabel("step (dotted: break-even)")
-    change.legend(ncols=2)
-    own.legend()
+    style.legend_above(change, 5)
+    style.legend_above(own, 3)
     return figure
 
 
@@ -66,7 +76,7 @@ def _draw_metric(axes: Axes, trajectory: Trajectory, measured: Series) -> None:
     """The median of each pair where it is active, and of one random group of a pair's size."""
     steps, values = np.asarray(measured.steps), np.asarray(measured.values)
     size = 40
-    for number, pair in enumerate(trajectory.pairs):
+    for number, pair in enumerate(trajectory.pairs_in_time):
         points = np.concatenate(pair.groups)
         size = len(points)
         rows = (steps >= pair.window[0]) & (steps <= pair.window[1])
@@ -74,6 +84,7 @@ def _draw_metric(axes: Axes, trajectory: Trajectory, measured: Series) -> None:
             steps[rows],
             np.median(values[rows][:, points], axis=1),
             color=style.PAIRS[number % 4][0],
+            linestyle=style.LINES[number % 4],
             marker="o" if len(steps) < 100 else "",
             markersize=2.5,
             linewidth=0.9,
@@ -108,17 +119,19 @@ def curvature_share(trajectories: Mapping[str, Trajectory], title: str) -> Figur
         title: Of the figure.
     """
     (trajectory,) = trajectories.values()
-    measured = trajectory.record["eigenvector_share"]
+    measured = trajectory.record[EIGENVECTOR_SHARE]
     names = trajectory.record.provenance["tensors"]
     shares = np.asarray(measured.values)
     shown = shown_tensors(names, shares)
-    figure = style.figure(11, 1.8 + 0.2 * len(shown), f"{title}: {len(shown)} of {len(names)} tensors")
+    head = style.about(f"{title}: {len(shown)} of {len(names)} tensors", trajectories)
+    figure = style.figure(11, 1.8 + 0.2 * len(shown), head)
     axes = figure.subplots()
     # Successive measured steps are columns of equal width, however far apart the steps are.
     image = axes.imshow(
         shares[:, shown].T, aspect="auto", cmap="magma_r", norm=PowerNorm(0.5, 0, 1), interpolation="none"
     )
-    axes.set_yticks(range(len(shown)), [names[row] for row in shown], fontsize=7)
+    readable = readable_tensors(names)
+    axes.set_yticks(range(len(shown)), [readable[row] for row in shown], fontsize=7)
     columns = np.unique(np.linspace(0, len(shares) - 1, min(12, len(shares))).round().astype(int))
     axes.set_xticks(columns, [str(measured.steps[column]) for column in columns])
     if trajectory.break_even is not None:
@@ -137,37 +150,90 @@ def shown_tensors(names: Sequence[str], shares: np.ndarray) -> list[int]:
     return [row for row, name in enumerate(names) if kept[row] or name.startswith(last_layer)]
 
 
+def readable_tensors(names: Sequence[str]) -> list[str]:
+    """Names of parameter tensors for a figure: of a plain sequence of layers "convolution 3, weight", not "0.8.weight".
+
+    There a bias that follows a weight belongs to its layer. Blocks are counted from 1, and what a block's parts are is
+    in their names already.
+
+    Args:
+        names: Of all tensors in the model's order, as ``named_parameters`` gives them.
+    """
+    if all(
+        not name.rpartition(".")[0].replace(".", "") or name.rpartition(".")[0].replace(".", "").isdigit()
+        for name in names
+    ):
+        return _of_sequence(names)
+    words = {"stem.0": "stem, convolution", "stem.1": "stem, batch norm", "head": "last linear layer"}
+    words |= {"downsample.0": "shortcut, convolution", "downsample.1": "shortcut, batch norm"}
+    words |= {"conv1": "convolution 1", "conv2": "convolution 2", "bn1": "batch norm 1", "bn2": "batch norm 2"}
+    words |= {
+        "norm1": "layer norm 1",
+        "norm2": "layer norm 2",
+        "mlp.0": "MLP 1",
+        "mlp.2": "MLP 2",
+        "norm": "last layer norm",
+    }
+    found = []
+    for name in names:
+        layer, _, kind = name.rpartition(".")
+        layer, kind = (layer, kind) if layer else (kind, "")
+        block = re.match(r"(?:stages|blocks)\.(\d+)\.(.+)", layer)
+        part = block[2] if block else layer
+        parts = [f"block {int(block[1]) + 1}" if block else "", words.get(part, part.replace("_", " ")), kind]
+        found.append(", ".join(part for part in parts if part))
+    return found
+
+
+def _of_sequence(names: Sequence[str]) -> list[str]:
+    """Features first, as "0.i", then linear layers; of two features right behind each other the second normalizes."""
+    kinds: dict[str, str] = {}
+    counts = Counter[str]()
+    for layer in dict.fromkeys(name.rpartition(".")[0] for name in names):
+        before, _, position = layer.rpartition(".")
+        follows = f"{before}.{int(position) - 1}" if before else ""
+        kind = (
+            "linear layer"
+            if not before
+            else "batch norm"
+            if kinds.get(follows, "").startswith("conv")
+            else "convolution"
+        )
+        counts[kind] += 1
+        kinds[layer] = f"{kind} {counts[kind]}"
+    return [f"{kinds[layer]}, {tensor}" for layer, _, tensor in (name.rpartition(".") for name in names)]
+
+
 # -- figure 38a -------------------------------------------------------------------------------------------------------
 
 
 def mlp_phases(trajectories: Mapping[str, Trajectory]) -> Figure:
     """Train loss, losses of the dominant outlier groups, λ, and the size of the projection on v at break-even."""
     (trajectory,) = trajectories.values()
-    data = trajectory.record.provenance["data"]["name"]
-    figure = style.figure(11, 5.8, f"A 3-layer ReLU network in three phases: {data}, η = {trajectory.step_size:g}")
+    figure = style.figure(11, 5.8, style.about("Losses, sharpness and projection over the steps", trajectories))
     loss, groups, sharpness, projection = figure.subplots(2, 2, sharex=True).T.ravel()
     loss.plot(trajectory.mean_loss.steps, trajectory.mean_loss.values, color=style.INK)
     loss.set_title("train loss")
-    for number, pair in enumerate(trajectory.pairs[:2]):
-        for group, colour, name in zip(pair.groups, style.PAIRS[number], "ab", strict=True):
-            mean = np.asarray(trajectory.losses.values)[:, group].mean(1)
-            groups.plot(trajectory.losses.steps, mean, color=colour, linewidth=0.9, label=f"pair {number + 1}{name}")
+    for number, pair in enumerate(trajectory.pairs_in_time[:2]):
+        for group, look, name in zip(pair.groups, style.pair_looks(number), "ab", strict=True):
+            loss = trajectory.group_loss(group)
+            groups.plot(loss.steps, loss.values, **look, linewidth=0.9, label=f"pair {number + 1}{name}")
     groups.set_title("losses of the outlier groups")
     if trajectory.pairs:
-        groups.legend(ncols=2)
+        style.legend_above(groups, 4)
     measured = trajectory.sharpness
     sharpness.plot(measured.steps, measured.values, color=style.INK, linewidth=0.9)
     style.shade_bound(sharpness, trajectory.record)
     style.mark_edge(sharpness, trajectory.edge)
     sharpness.set(title="sharpness λ", ylim=(0, None))
-    along = trajectory.record["projection"]
+    along = trajectory.record[PROJECTION]
     projection.plot(along.steps, np.abs(along.values), color=style.INK, linewidth=0.9)
     projection.set_title("size of the projection on v at break-even")
     before = between(measured, 0, trajectory.break_even or 0)
     lowest = int(before.steps[np.argmin(before.values)])
     for axes in (loss, groups, sharpness, projection):
         if trajectory.break_even is not None:
-            axes.axvspan(lowest, trajectory.break_even, color="#f0f1f3", zorder=0)
+            axes.axvspan(lowest, trajectory.break_even, color=style.GREY, zorder=0)
         style.mark_break_even(axes, trajectory.break_even)
     for axes in (groups, projection):
         axes.set_xlabel("step (grey: λ grows; dotted: it reaches 2/η)")
@@ -179,15 +245,16 @@ def mlp_phases(trajectories: Mapping[str, Trajectory]) -> Figure:
 
 def sensitivity(trajectories: Mapping[str, Trajectory]) -> Figure:
     """Norm of the Jacobian, norms of the layers and alignment of adjacent layers over steps; a column a run."""
-    figure = style.figure(5.2 * max(2, len(trajectories)), 7.6, "Sensitivity of the network to its inputs")
+    title = style.about("Sensitivity of the network to its inputs", trajectories)
+    figure = style.figure(5.2 * max(2, len(trajectories)), 7.6, title)
     panels = figure.subplots(3, len(trajectories), sharex="col", squeeze=False)
     for column, (name, trajectory) in enumerate(trajectories.items()):
         jacobian, layers, alignment = panels[:, column]
-        norms = trajectory.record["jacobian_norm"]
+        norms = trajectory.record[JACOBIAN_NORM]
         jacobian.plot(norms.steps, norms.values, color=style.INK, marker="o", markersize=2.5)
         jacobian.set_title(f"{name}: spectral norm of the Jacobian")
-        _draw_layers(layers, trajectory.record["layer_norms"], "norms of the layers' weights")
-        _draw_layers(alignment, trajectory.record["layer_alignment"], "alignment of adjacent layers")
+        _draw_layers(layers, trajectory.record[LAYER_NORMS], "norms of the layers' weights")
+        _draw_layers(alignment, trajectory.record[LAYER_ALIGNMENT], "alignment of adjacent layers")
         alignment.set(xlabel="step (dotted: break-even)", ylim=(0, 1))
         for axes in panels[:, column]:
             style.mark_break_even(axes, trajectory.break_even)
@@ -202,4 +269,4 @@ def _draw_layers(axes: Axes, measured: Series, title: str) -> None:
         ends = {0: "first", values.shape[1] - 1: "last"}
         axes.plot(measured.steps, values[:, layer], color=colour, linewidth=0.9, label=ends.get(layer))
     axes.set_title(title)
-    axes.legend()
+    style.legend_above(axes, 2)

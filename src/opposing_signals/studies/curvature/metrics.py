@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TypeAlias
 
 import numpy as np
 import scipy
 
 from opposing_signals.record import Series
+from opposing_signals.record.quantities import FLOOR_DISTANCE, MEAN_FEATURE_NORM, PROBE_FEATURE_NORM, PROJECTION
 from opposing_signals.signals.pairs import OpposingPair
 from opposing_signals.signals.steps import between, one_step_changes
 from opposing_signals.signals.trajectory import Trajectory
 
-Metric = Literal["loss_change", "gradient_norm", "sample_curvature"]
-SizeAlongV = Literal["effective_step_size", "step_along_v"]
+LOSS_CHANGE, STEP_ALONG_V = "loss_change", "step_along_v"
+Metric: TypeAlias = str
+"""`LOSS_CHANGE`, or a quantity of every point: `GRADIENT_NORM` or `SAMPLE_CURVATURE`."""
+SizeAlongV: TypeAlias = str
+"""`STEP_ALONG_V`, or the quantity `EFFECTIVE_STEP_SIZE`."""
 
 SMOOTH = 9
 """Measured steps over which figures and claims take the running median of feature norms under minibatches."""
@@ -21,7 +25,7 @@ SMOOTH = 9
 
 def metric_of_points(trajectory: Trajectory, metric: Metric) -> Series:
     """``values`` ``[T, N]``: abs Δ_i, ‖∇ℓ_i‖ or vᵀ∇²ℓ_i v of every training point (figure 2)."""
-    if metric == "loss_change":
+    if metric == LOSS_CHANGE:
         changes = trajectory.changes
         return Series(changes.steps, np.abs(changes.values))
     return trajectory.record[metric]
@@ -34,7 +38,7 @@ def relative_feature_norms(trajectory: Trajectory, window: int = 1) -> Series:
         trajectory: A run with the instrument `BlockProbe`.
         window: Measured steps of the running median; 1 leaves the values as they are.
     """
-    probes, batch = trajectory.record["probe_feature_norm"], trajectory.record["mean_feature_norm"]
+    probes, batch = trajectory.record[PROBE_FEATURE_NORM], trajectory.record[MEAN_FEATURE_NORM]
     norms = np.asarray(probes.values) / np.asarray(batch.values)[:, None]
     return Series(np.asarray(probes.steps), scipy.ndimage.median_filter(norms, (window, 1), mode="nearest"))
 
@@ -52,9 +56,9 @@ def sizes_by_floor_distance(
     Returns:
         ``[T]`` each, for the steps at which both were measured and the valley has a floor.
     """
-    distance = trajectory.record["floor_distance"]
-    if quantity == "step_along_v":
-        moves = one_step_changes(trajectory.record["projection"])
+    distance = trajectory.record[FLOOR_DISTANCE]
+    if quantity == STEP_ALONG_V:
+        moves = one_step_changes(trajectory.record[PROJECTION])
         size = Series(moves.steps, np.abs(moves.values))
     else:
         size = trajectory.record[quantity]

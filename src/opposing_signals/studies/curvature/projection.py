@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from opposing_signals.record.quantities import EFFECTIVE_STEP_SIZE, FLOOR_DISTANCE, PROJECTION
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies import style
 from opposing_signals.studies.curvature.metrics import SizeAlongV, sizes_by_floor_distance
@@ -27,17 +28,21 @@ def projection(
         descent: Name of the run under gradient descent, whose break-even is marked.
         adaptive: Name of the run under Adam.
     """
-    figure = style.figure(11, 8.2, "Iterates projected on the top eigenvector of gradient descent at break-even")
+    figure = style.figure(
+        11,
+        8.4,
+        style.about("Iterates projected on the top eigenvector of gradient descent at break-even", trajectories),
+    )
     grid = figure.add_gridspec(3, 3, height_ratios=[1.3, 1, 1])
     break_even = trajectories[descent].break_even if descent in trajectories else None
     overview, zoomed = figure.add_subplot(grid[0, :]), figure.add_subplot(grid[1, :])
-    colours = dict(zip(trajectories, style.RUNS, strict=False))
+    looks = style.looks(trajectories)
     for name, trajectory in trajectories.items():
-        series = trajectory.record["projection"]
+        series = trajectory.record[PROJECTION]
         for axes in (overview, zoomed):
-            axes.plot(series.steps, series.values, color=colours[name], linewidth=0.9, label=name)
+            axes.plot(series.steps, series.values, **looks[name], linewidth=0.9, label=name)
     overview.set_title("projection on v (dotted: break-even of gradient descent)")
-    overview.legend(ncols=len(trajectories))
+    style.legend_above(overview, len(trajectories))
     first = break_even or 0
     zoomed.set(title=f"the same, {ZOOM} steps around break-even", xlim=(first - ZOOM // 4, first + 3 * ZOOM // 4))
     for axes in (overview, zoomed):
@@ -45,8 +50,8 @@ def projection(
         axes.set_xlabel("step")
     if adaptive in trajectories:
         sizes, steps, floor = (figure.add_subplot(grid[2, column]) for column in range(3))
-        colour = colours[adaptive]
-        _draw_against_distance(sizes, trajectories[adaptive], "effective_step_size", first, colour)
+        colour = looks[adaptive]["color"]
+        _draw_against_distance(sizes, trajectories[adaptive], EFFECTIVE_STEP_SIZE, first, colour)
         sizes.set_title("Adam's effective step size on v")
         _draw_against_distance(steps, trajectories[adaptive], "step_along_v", first, colour)
         steps.set_title("size of Adam's steps along v")
@@ -67,7 +72,7 @@ def _draw_against_distance(
 
 def _draw_floor(axes: Axes, trajectory: Trajectory, break_even: int | None, colour: str) -> None:
     """The floor is where the expansion of the loss along v is lowest: the projection less the signed distance."""
-    along, distance = trajectory.record["projection"], trajectory.record["floor_distance"]
+    along, distance = trajectory.record[PROJECTION], trajectory.record[FLOOR_DISTANCE]
     measured = np.isin(along.steps, distance.steps)
     axes.plot(along.steps, along.values, color=colour, label="Adam")
     floor = np.asarray(along.values)[measured] - np.asarray(distance.values)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from opposing_signals.signals import Trajectory, agreement, match_pair, nearest_planted, stability
-from opposing_signals.signals.pairs import correlation
+from opposing_signals.signals.alignment import correlation
 from opposing_signals.signals.steps import between
 from opposing_signals.studies.claim import Estimate
 from opposing_signals.studies.estimates import over_steps

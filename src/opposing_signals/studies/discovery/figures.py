@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from opposing_signals.record.quantities import GRADIENT_SKETCH
 from opposing_signals.signals import Trajectory, agreement, match_pair, nearest_planted
 from opposing_signals.studies import style
 from opposing_signals.studies.groups.figures import classes, draw_images
@@ -22,7 +23,9 @@ def discovered_pairs(trajectories: Mapping[str, Trajectory], pairs: int = 4, thu
         pairs: Shown a run at the most.
         thumbnails: Images shown a group.
     """
-    figure = style.figure(15, 1 + 2.9 * len(trajectories), "Opposing pairs found by their loss series")
+    figure = style.figure(
+        15, 1 + 2.9 * len(trajectories), style.about("Opposing pairs found by their loss series", trajectories)
+    )
     rows = figure.subplots(len(trajectories), 4, squeeze=False, width_ratios=[1.3, 1.1, 1, 1])
     for (courses, losses, *sheets), (name, trajectory) in zip(rows, trajectories.items(), strict=True):
         _draw_courses(courses, name, trajectory, pairs)
@@ -39,7 +42,7 @@ def discovered_pairs(trajectories: Mapping[str, Trajectory], pairs: int = 4, thu
 
 def _draw_courses(axes: Axes, name: str, trajectory: Trajectory, count: int) -> None:
     found = trajectory.all_pairs[:count]
-    has_gradients = "gradient_sketch" in trajectory.record
+    has_gradients = GRADIENT_SKETCH in trajectory.record
     agreed = agreement(found, trajectory.gradient_pairs) if has_gradients else [np.nan] * len(found)
     for number, (pair, f1) in enumerate(zip(found, agreed, strict=True)):
         colour = style.PAIRS[number % 4][0]
@@ -60,12 +63,12 @@ def _draw_losses(axes: Axes, trajectory: Trajectory, margin: int = 20) -> None:
     if trajectory.all_pairs:
         pair = trajectory.all_pairs[0]
         axes.set_xlim(max(0, pair.window[0] - margin), pair.window[1] + margin)
-        axes.axvspan(*pair.window, color="#f0f1f3", zorder=0)
-        for group, colour, letter in zip(pair.groups, style.PAIRS[0], "ab", strict=True):
-            axes.plot(losses.steps, losses.values[:, group].mean(1), color=colour, label=f"1{letter}")
+        axes.axvspan(*pair.window, color=style.GREY, zorder=0)
+        for group, look, letter in zip(pair.groups, style.pair_looks(0), "ab", strict=True):
+            axes.plot(losses.steps, losses.values[:, group].mean(1), **look, label=f"1{letter}")
     axes.plot(trajectory.mean_loss.steps, trajectory.mean_loss.values, color=style.INK, label="train loss")
     axes.set(title="losses of pair 1", xlabel="step")
-    axes.legend(ncols=3, loc="upper right")
+    style.legend_above(axes, 3)
 
 
 def planted_pair(

@@ -14,17 +14,17 @@ from opposing_signals.studies import style
 
 def share_increasing(trajectories: Mapping[str, Trajectory]) -> Figure:
     """Share of training points whose loss rises, at each step of each run."""
-    figure = style.figure(
-        3.9 * max(2, len(trajectories)), 3.6, "About half of the training points rise in loss at each step"
-    )
+    title = style.about("Share of the training points whose loss rises at each step", trajectories)
+    figure = style.figure(3.9 * max(2, len(trajectories)), 3.8, title)
     panels = np.atleast_1d(figure.subplots(1, len(trajectories), sharey=True))
     for axes, (name, trajectory), colour in zip(panels, trajectories.items(), style.RUNS, strict=False):
         changes = trajectory.changes
         shares = (changes.values > 0).mean(1)
-        axes.axhspan(0.4, 0.6, color="#f0f1f3", zorder=0)
+        axes.axhspan(0.4, 0.6, color=style.GREY, zorder=0)
         axes.plot(changes.steps, shares, ".", color=colour, markersize=3)
         style.mark_break_even(axes, trajectory.break_even)
-        axes.set(title=f"{name}: median {np.median(shares):.2f}", xlabel="step", ylim=(0, 1))
+        label = "step" if trajectory.break_even is None else "step (dotted: break-even)"
+        axes.set(title=f"{name}: median {np.median(shares):.2f}", xlabel=label, ylim=(0, 1))
     panels[0].set_ylabel("share of points with Δᵢ > 0")
     return figure
 
@@ -38,9 +38,7 @@ def change_distribution(trajectories: Mapping[str, Trajectory], panels: int = 4)
     """
     (trajectory,) = trajectories.values()
     changes = trajectory.changes
-    figure = style.figure(
-        3.2 * panels, 3.6, "One step changes the loss of a few training points far more than the rest"
-    )
+    figure = style.figure(3.2 * panels, 3.6, style.about("How one step changes each point's loss", trajectories))
     first = 0 if trajectory.break_even is None else int(np.searchsorted(changes.steps, trajectory.break_even))
     rows = np.linspace(first, len(changes) - 1, panels).round().astype(int)
     for axes, row in zip(figure.subplots(1, panels), rows, strict=True):
@@ -57,5 +55,5 @@ def change_distribution(trajectories: Mapping[str, Trajectory], panels: int = 4)
             ylim=(0.5, None),
         )
     figure.axes[0].set_ylabel("training points")
-    figure.axes[0].legend()
+    style.legend_above(figure.axes[0])
     return figure

@@ -12,8 +12,8 @@ import numpy as np
 import scipy
 
 from opposing_signals.signals import OpposingPair, Trajectory, modal_share
+from opposing_signals.signals.alignment import correlation
 from opposing_signals.signals.coherence import class_variances
-from opposing_signals.signals.pairs import correlation
 from opposing_signals.signals.steps import between
 from opposing_signals.studies.claim import Estimate
 from opposing_signals.studies.estimates import FEWEST_STEPS, mean_over_steps, median_over_steps, over_steps

@@ -12,7 +12,8 @@ from matplotlib.gridspec import GridSpecFromSubplotSpec, SubplotSpec
 from matplotlib.ticker import MaxNLocator
 
 from opposing_signals.data import Dataset
-from opposing_signals.signals import OpposingPair, Trajectory, name_group
+from opposing_signals.record.quantities import SHARPNESS
+from opposing_signals.signals import OpposingPair, Trajectory, name_pair
 from opposing_signals.studies import style
 
 SMALLEST = 32
@@ -28,15 +29,16 @@ def group_losses(trajectories: Mapping[str, Trajectory], thumbnails: int = 10, z
         zoom: Steps shown around each pair's selecting step.
     """
     (trajectory,) = trajectories.values()
-    pairs = trajectory.pairs
-    run, data = trajectory.configuration["run"]["name"], trajectory.record.provenance["data"]["name"]
-    title = f"Losses of opposing groups: {run}, {data}, η = {trajectory.step_size:g}"
-    figure = style.figure(12, 9 if pairs else 4.6, title)
-    grid = figure.add_gridspec(2 if pairs else 1, 1, height_ratios=[1.15, 1] if pairs else None)
-    upper = GridSpecFromSubplotSpec(2, 1, grid[0], height_ratios=[2.2, 1], hspace=0.05)
-    overview = figure.add_subplot(upper[0])
-    sharpness = figure.add_subplot(upper[1], sharex=overview)
-    _draw_overview(overview, trajectory)
+    pairs = trajectory.pairs_in_time
+    strips = max(1, len(pairs))
+    title = style.about("Losses of opposing groups", trajectories)
+    figure = style.figure(12, 2 + 1.15 * strips + 4.4 * bool(pairs), title)
+    grid = figure.add_gridspec(2 if pairs else 1, 1, height_ratios=[1.2 + 1.15 * strips, 4.2] if pairs else None)
+    upper = GridSpecFromSubplotSpec(strips + 1, 1, grid[0], hspace=0.08)
+    sharpness = figure.add_subplot(upper[strips])
+    for number in range(strips):
+        strip = figure.add_subplot(upper[number], sharex=sharpness)
+        _draw_strip(strip, trajectory, pairs[number] if pairs else None, number)
     _draw_sharpness(sharpness, trajectory)
     if pairs:
         columns = GridSpecFromSubplotSpec(1, len(pairs), grid[1], wspace=0.12)
@@ -45,20 +47,24 @@ def group_losses(trajectories: Mapping[str, Trajectory], thumbnails: int = 10, z
     return figure
 
 
-def _draw_overview(axes: Axes, trajectory: Trajectory) -> None:
-    for number, pair in enumerate(trajectory.pairs):
-        for group, colour, name in zip(pair.groups, style.PAIRS[number % 4], "ab", strict=True):
-            loss = trajectory.group_loss(group, pair.window[0], pair.window[1] + 1)
-            axes.plot(loss.steps, loss.values, color=colour, linewidth=0.9, label=f"pair {number + 1}{name}")
-    axes.plot(trajectory.mean_loss.steps, trajectory.mean_loss.values, color=style.INK, linewidth=2, label="train loss")
+def _draw_strip(axes: Axes, trajectory: Trajectory, pair: OpposingPair | None, number: int) -> None:
+    """The losses of a pair's groups over the whole run, grey where the pair is active, beside the train loss."""
+    axes.plot(
+        trajectory.mean_loss.steps, trajectory.mean_loss.values, color=style.INK, linewidth=1.6, label="train loss"
+    )
+    if pair is not None:
+        axes.axvspan(*pair.window, color=style.GREY, zorder=0)
+        for group, look, name in zip(pair.groups, style.pair_looks(number), "ab", strict=True):
+            loss = trajectory.group_loss(group)
+            axes.plot(loss.steps, loss.values, **look, linewidth=0.8, label=f"{number + 1}{name}")
     style.mark_break_even(axes, trajectory.break_even)
-    axes.set_ylabel("loss")
+    axes.set_ylabel("loss" if pair is None else f"loss, pair {number + 1}")
     axes.tick_params(labelbottom=False)
-    axes.legend(ncols=2 * len(trajectory.pairs) + 1, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _draw_sharpness(axes: Axes, trajectory: Trajectory) -> None:
-    if "sharpness" in trajectory.record:
+    if SHARPNESS in trajectory.record:
         measured = trajectory.sharpness
         axes.plot(measured.steps, measured.values, color=style.INK, marker="o", markersize=2.5, linewidth=0.9)
         style.shade_bound(axes, trajectory.record)
@@ -89,11 +95,10 @@ def _draw_pair(
         max(pair.window[0], pair.step - zoom // 2), min(pair.window[1], pair.step + zoom // 2) + 1
     )
     colours = style.PAIRS[number % 4]
-    for group, colour in zip(pair.groups, colours, strict=True):
-        axes.plot(*style.broken(steps, values[:, group].mean(1)), color=colour, marker="o", markersize=2.5)
+    for group, look in zip(pair.groups, style.pair_looks(number), strict=True):
+        axes.plot(*style.broken(steps, values[:, group].mean(1)), **look, marker="o", markersize=2.5)
     axes.plot(*style.broken(steps, values.mean(1)), color=style.INK, linewidth=1.8)
-    rising, falling = (name_group(dataset, group) for group in pair.groups)
-    title = style.wrapped(f"pair {number + 1}: {rising} against {falling}", 32)
+    title = style.wrapped(f"pair {number + 1}: {name_pair(dataset, pair)}", 32)
     axes.set_title(f"{title}\ncorrelation {pair.correlation:.2f}", color=colours[0], fontsize=9)
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -122,7 +127,7 @@ def draw_images(
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(visible=True, color=colour, linewidth=2)
-    axes.set_title(f"{name}: {classes(dataset, group)}", fontsize=8)
+    axes.set_title(style.wrapped(f"{name}: {classes(dataset, group)}", 34), fontsize=8)
 
 
 def classes(dataset: Dataset, group: np.ndarray) -> str:

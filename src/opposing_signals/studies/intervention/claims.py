@@ -1,4 +1,9 @@
-"""Statistics of branches that leave a run just before a spike."""
+"""Statistics of branches that leave a run just before a spike.
+
+A FAIL means that the spike, or λ, is as large without the dominant pair as without as many random points. Then other
+points carry the spike as well: the untouched points rise by themselves, and the pair is where the instability shows,
+not its only cause. It does not mean that the pair was not opposed.
+"""
 
 from __future__ import annotations
 

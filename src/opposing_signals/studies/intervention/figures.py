@@ -14,10 +14,10 @@ from opposing_signals.studies.intervention.branches import branches_by_spike
 
 LOOKS = {
     "control": ("nothing changed", style.INK, "-"),
-    "remove_pair": ("pair removed", style.RUNS[1], "-"),
+    "remove_pair": ("pair removed", style.RUNS[1], (0, (5, 1))),
     "downweight_pair": ("pair counts half", style.RUNS[4], "--"),
     "relabel_pair": ("pair relabelled", style.RUNS[3], ":"),
-    "remove_random": ("random points removed", style.RUNS[0], "-"),
+    "remove_random": ("random points removed", style.RUNS[0], (0, (5, 1, 1, 1))),
 }
 """Kind of intervention ↦ name, colour and line style."""
 
@@ -25,7 +25,7 @@ LOOKS = {
 def intervention(trajectories: Mapping[str, Trajectory]) -> Figure:
     """One row a spike: loss of the untouched points, sharpness, and the size of the spike in each branch."""
     spikes = branches_by_spike(trajectories)
-    title = "A run branched just before its spikes, with and without the dominant pair"
+    title = style.about("A run branched just before its spikes, with and without the dominant pair", trajectories)
     figure = style.figure(12, 2.7 * len(spikes) + 1.2, title)
     grid = figure.subplots(len(spikes), 3, squeeze=False, width_ratios=[1.3, 1.3, 1])
     for (loss, sharpness, sizes), branches in zip(grid, spikes.values(), strict=True):
@@ -36,10 +36,14 @@ def intervention(trajectories: Mapping[str, Trajectory]) -> Figure:
             shown.add(label)
             width = 2.0 if name == "control" else 1.2
             series = branches.loss(name)
-            loss.plot(series.steps, series.values, line, color=colour, label=label, linewidth=width)
+            loss.plot(series.steps, series.values, linestyle=line, color=colour, label=label, linewidth=width)
             measured = run.sharpness
             sharpness.plot(
-                np.asarray(measured.steps) + branches.step, measured.values, line, color=colour, linewidth=width
+                np.asarray(measured.steps) + branches.step,
+                measured.values,
+                linestyle=line,
+                color=colour,
+                linewidth=width,
             )
         style.mark_edge(sharpness, next(iter(branches.runs.values())).edge)
         for axes in (loss, sharpness):
@@ -61,5 +65,5 @@ def intervention(trajectories: Mapping[str, Trajectory]) -> Figure:
         touched = len(branches.untouched) - int(branches.untouched.sum())
         loss.set_title(f"branched at step {branches.step}, {touched} points touched in any branch")
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(LOOKS))
+    figure.legend(handles, labels, loc="outside upper right", ncols=len(LOOKS))
     return figure

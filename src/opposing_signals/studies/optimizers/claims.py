@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from opposing_signals.record.quantities import SIGNED_SHARE, TEST_ACCURACY, TRAIN_LOSS
 from opposing_signals.signals import OpposingPair, Runs, Trajectory
 from opposing_signals.signals.steps import reversals, stretches
 from opposing_signals.studies.claim import Estimate
@@ -157,7 +158,7 @@ def _of_grid(
     trajectories: Trajectories,
     groups: Mapping[str, tuple[str, float | None]],
     statistic: Callable[[dict[str, np.ndarray]], float],
-    quantity: Quantity = "train_loss",
+    quantity: Quantity = TRAIN_LOSS,
     least: int = 1,
 ) -> Estimate:
     """``statistic`` of the runs' final values, given by group of runs, in the order of η1 and learning rate.
@@ -188,7 +189,7 @@ def _of_grid(
     if not np.isfinite(value):
         return Estimate.unknown("it is not finite; stopped: " + (", ".join(runs.stopped) or "none"))
     steps = next(iter(values.values())).shape[1]
-    return Estimate(value) if quantity == "test_accuracy" else over_steps(of_steps, steps)
+    return Estimate(value) if quantity == TEST_ACCURACY else over_steps(of_steps, steps)
 
 
 # -- figures 39, 40 and 44b: signed steps -----------------------------------------------------------------------------
@@ -218,5 +219,5 @@ def signed_share(trajectories: Trajectories, which: Literal["smallest", "largest
 
 
 def _late_shares(run: Trajectory) -> np.ndarray:
-    series = run.record["signed_share"]
+    series = run.record[SIGNED_SHARE]
     return np.asarray(series.values)[np.asarray(series.steps) >= EARLY]

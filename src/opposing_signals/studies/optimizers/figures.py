@@ -13,19 +13,20 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from opposing_signals.record.quantities import SIGNED_SHARE, TEST_ACCURACY, TRAIN_LOSS
 from opposing_signals.signals import Runs, Trajectory, name_pair
 from opposing_signals.studies import style
 from opposing_signals.studies.curvature.metrics import moving_average
 from opposing_signals.studies.optimizers.rules import Quantity, Rule, final, steps_of_epoch, under
 
-LABELS = {
-    "train_loss": "train loss",
-    "test_accuracy": "test accuracy",
-    "signed_share": "share of signed steps",
+LABELS: dict[str, str] = {
+    TRAIN_LOSS: "train loss",
+    TEST_ACCURACY: "test accuracy",
+    SIGNED_SHARE: "share of signed steps",
 }
-PLAIN_SHARE = (0.2, 0.3), "70-80% plain"
+PLAIN_BAND = (0.2, 0.3), "70-80% plain"
 """Band of the share of signed steps, and its name (Appendix F.1)."""
-SIGNED_SHARE = (0.1, 0.25), "10-25% signed"
+SIGNED_BAND = (0.1, 0.25), "10-25% signed"
 """The same by §4.2."""
 TONES = ListedColormap(plt.get_cmap("viridis")(np.linspace(0, 0.88, 256)))
 """Without the tones that are too light for a line."""
@@ -44,21 +45,21 @@ def sgd_groups(trajectories: Mapping[str, Trajectory], zoom: int = 60) -> Figure
         zoom: Steps shown of each pair.
     """
     (trajectory,) = trajectories.values()
-    pairs = trajectory.pairs
-    run, data = trajectory.configuration["run"]["name"], trajectory.record.provenance["data"]["name"]
-    batch = trajectory.configuration["batch"]
-    title = f"Opposing groups under SGD: {run}, {data}, batch {batch}, η = {trajectory.step_size:g}"
+    pairs = trajectory.pairs_in_time
+    title = (
+        f"{style.about('Losses of opposing groups under SGD', trajectories)}, batch {trajectory.configuration['batch']}"
+    )
     figure = style.figure(12, 8 if pairs else 4, title)
     grid = figure.add_gridspec(1 + -(-len(pairs) // 2), 2)
     overview = figure.add_subplot(grid[0, :])
     mean = trajectory.mean_loss
     for number, pair in enumerate(pairs):
-        for group, colour, name in zip(pair.groups, style.PAIRS[number % 4], "ab", strict=True):
+        for group, look, name in zip(pair.groups, style.pair_looks(number), "ab", strict=True):
             loss = trajectory.group_loss(group, pair.window[0], pair.window[1] + 1)
-            overview.plot(loss.steps, loss.values, color=colour, linewidth=0.8, label=f"pair {number + 1}{name}")
+            overview.plot(loss.steps, loss.values, **look, linewidth=0.8, label=f"pair {number + 1}{name}")
     overview.plot(mean.steps, mean.values, color=style.INK, linewidth=2, label="all points")
     overview.set(ylabel="loss", xlabel="step")
-    overview.legend(ncols=2 * len(pairs) + 1, loc="upper right")
+    style.legend_above(overview, 2 * len(pairs) + 1)
     for number in range(len(pairs)):
         axes = figure.add_subplot(grid[1 + number // 2, number % 2])
         _draw_pair(axes, trajectory, number, zoom)
@@ -66,13 +67,13 @@ def sgd_groups(trajectories: Mapping[str, Trajectory], zoom: int = 60) -> Figure
 
 
 def _draw_pair(axes: Axes, trajectory: Trajectory, number: int, zoom: int) -> None:
-    pair = trajectory.pairs[number]
+    pair = trajectory.pairs_in_time[number]
     first = int(np.clip(pair.step - zoom // 2, pair.window[0], max(pair.window[0], pair.window[1] - zoom)))
     steps, values = trajectory.losses_between(first, min(first + zoom, pair.window[1] + 1))
     random = np.random.default_rng(number).choice(values.shape[1], len(pair.rising), replace=False)
-    for group, colour, name in zip(pair.groups, style.PAIRS[number % 4], "ab", strict=True):
+    for group, look, name in zip(pair.groups, style.pair_looks(number), "ab", strict=True):
         line = style.broken(steps, values[:, group].mean(1))
-        axes.plot(*line, color=colour, marker="o", markersize=2, label=f"{number + 1}{name}")
+        axes.plot(*line, **look, marker="o", markersize=2, label=f"{number + 1}{name}")
     mean = style.broken(steps, values[:, random].mean(1))
     axes.plot(*mean, color=style.MUTED, label=f"{len(random)} random points")
     axes.plot(*style.broken(steps, values.mean(1)), color=style.INK, linewidth=1.8, label="all points")
@@ -80,9 +81,7 @@ def _draw_pair(axes: Axes, trajectory: Trajectory, number: int, zoom: int) -> No
     axes.set_title(f"{title}\ncorrelation of changes {pair.correlation:.2f}", color=style.PAIRS[number % 4][0])
     axes.set(xlabel="step", ylabel="loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high + 0.15 * (high - low))  # room for the legend
-    axes.legend(ncols=4, loc="upper right")
+    style.legend_above(axes, 4)
 
 
 # -- figures 39 to 44 -------------------------------------------------------------------------------------------------
@@ -136,7 +135,7 @@ def _draw_final_losses(axes: Axes, split: Mapping[Rule, Trajectory], adam: Mappi
         if not np.isfinite(end):
             continue
         axes.axhline(end, color=style.INK, linestyle="--", label=str(rule))
-        axes.axhspan(0.9 * end, 1.1 * end, color="#f0f1f3", zorder=0)
+        axes.axhspan(0.9 * end, 1.1 * end, color=style.GREY, zorder=0)
     low, high = axes.get_ylim()
     if plain:
         axes.set_xscale("log")
@@ -153,9 +152,9 @@ def signed_shares(trajectories: Mapping[str, Trajectory]) -> Figure:
     for axes, dampening in zip(panels, dampenings, strict=True):
         chosen = under(runs, "SplitSGD", dampening)
         last = dampening == dampenings[-1]
-        _draw_plain_step_sizes(figure if last else None, [axes], chosen, ["signed_share"])
-        axes.set(title=f"τ = {dampening:g}", xlabel="step", ylabel=LABELS["signed_share"], ylim=(0, 1))
-        _band(axes, *SIGNED_SHARE)
+        _draw_plain_step_sizes(figure if last else None, [axes], chosen, [SIGNED_SHARE])
+        axes.set(title=f"τ = {dampening:g}", xlabel="step", ylabel=LABELS[SIGNED_SHARE], ylim=(0, 1))
+        _band(axes, *SIGNED_BAND)
     return figure
 
 
@@ -190,7 +189,7 @@ def learning_rates_of_both(trajectories: Mapping[str, Trajectory]) -> Figure:
             _draw_run(panels[:2], run, color=tuple(colour), linestyle=line, label=f"{name} η = {rule.lr:g}")
     _finish(panels[:2], runs)
     panels[0].legend(ncols=2)
-    _draw_final(panels[2], runs, ("SGD", "Adam"), "train_loss")
+    _draw_final(panels[2], runs, ("SGD", "Adam"), TRAIN_LOSS)
     return figure
 
 
@@ -216,7 +215,7 @@ def _draw_run(panels: Sequence[Axes], run: Trajectory, quantities: Sequence[str]
             series = run.record[quantity]
             steps, values = np.asarray(series.steps), np.asarray(series.values, float)
             steps, values = steps[np.isfinite(values)], values[np.isfinite(values)]  # a stopped run's last loss is not
-            if quantity == "train_loss" and len(values):
+            if quantity == TRAIN_LOSS and len(values):
                 values = moving_average(values, steps_of_epoch(run))
             axes.plot(steps, values, **line)
 
@@ -254,16 +253,16 @@ def _finish(panels: Sequence[Axes], runs: Mapping[str, Trajectory]) -> None:
     """Labels; the loss is cut off a little above where the runs start."""
     for axes, quantity in zip(panels, LABELS, strict=False):
         axes.set(xlabel="step", ylabel=LABELS[quantity])
-        if quantity == "signed_share":
+        if quantity == SIGNED_SHARE:
             axes.set_ylim(0, 1)
-            _band(axes, *PLAIN_SHARE)
-    starts = [float(run.record["train_loss"].values[0]) for run in runs.values()]
+            _band(axes, *PLAIN_BAND)
+    starts = [float(run.record[TRAIN_LOSS].values[0]) for run in runs.values()]
     top = panels[0].get_ylim()[1]
     panels[0].set_ylim(0, min([top, *(1.5 * start for start in starts if np.isfinite(start))]))
 
 
 def _band(axes: Axes, interval: tuple[float, float], name: str) -> None:
-    axes.axhspan(*interval, color="#f0f1f3", zorder=0)
+    axes.axhspan(*interval, color=style.GREY, zorder=0)
     axes.annotate(name, (0.01, np.mean(interval)), xycoords=("axes fraction", "data"), va="center", color=style.MUTED)
 
 

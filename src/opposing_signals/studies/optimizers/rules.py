@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TypeAlias
 
 import numpy as np
 
+from opposing_signals.record.quantities import TEST_ACCURACY, TRAIN_LOSS
 from opposing_signals.signals.trajectory import Trajectory
 
-Quantity = Literal["train_loss", "test_accuracy"]
+Quantity: TypeAlias = str
+"""`TRAIN_LOSS` or `TEST_ACCURACY`."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def under(trajectories: Mapping[str, Trajectory], name: str, dampening: float | 
     return {rule: runs[rule] for rule in sorted(chosen, key=lambda rule: (rule.sgd_lr or 0.0, rule.lr))}
 
 
-def final(trajectory: Trajectory, quantity: Quantity = "train_loss") -> np.ndarray:
+def final(trajectory: Trajectory, quantity: Quantity = TRAIN_LOSS) -> np.ndarray:
     """What a run ends with: its batches' losses over the steps of the last epoch, or its last test accuracy.
 
     The mean of the former is the final train loss. Runs of one seed and size have it over the same batches.
@@ -65,12 +67,12 @@ def final(trajectory: Trajectory, quantity: Quantity = "train_loss") -> np.ndarr
         ``[T]``; a run that was stopped ends with an infinite loss, and with the accuracy of a guess.
     """
     is_stopped = trajectory.record.state.startswith("stopped")
-    if quantity == "test_accuracy":
+    if quantity == TEST_ACCURACY:
         if is_stopped:
             return np.array([1 / len(trajectory.dataset.class_names)])
         return np.asarray(trajectory.record[quantity].values[-1:], float)
     epoch = steps_of_epoch(trajectory)
-    return np.full(epoch, np.inf) if is_stopped else np.asarray(trajectory.record["train_loss"].values[-epoch:], float)
+    return np.full(epoch, np.inf) if is_stopped else np.asarray(trajectory.record[TRAIN_LOSS].values[-epoch:], float)
 
 
 def steps_of_epoch(trajectory: Trajectory) -> int:

@@ -41,9 +41,8 @@ def outlier_grids(trajectories: Mapping[str, Trajectory], moments: Sequence[floa
         raise InputError(f"outlier_grids draws images, and {dataset.name} has none: expected a run on images")
     panels = outlier_panels(trajectory, moments) + pair_panels(trajectory)
     rows = [max(-(-len(panel.rising) // COLUMNS), -(-len(panel.falling) // COLUMNS)) for panel in panels]
-    run, data = trajectory.configuration["run"]["name"], trajectory.record.provenance["data"]["name"]
     title = (
-        f"Largest loss changes: {run}, {data}, η = {trajectory.step_size:g}, seed {trajectory.configuration['seed']}\n"
+        f"{style.about('Images of the largest loss changes', trajectories)}, seed {trajectory.configuration['seed']}\n"
         "above each image its class; below it the network's prediction before and after the step"
     )
     figure = style.figure(16, 1 + 1.42 * sum(rows) + 0.4 * len(panels), title)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from opposing_signals.record.quantities import PREDICTION
 from opposing_signals.signals.names import name_pair
 from opposing_signals.signals.selection import fallers, risers
 from opposing_signals.signals.trajectory import Trajectory
@@ -62,10 +63,10 @@ def pair_panels(trajectory: Trajectory) -> list[Panel]:
             pair.rising,
             pair.falling,
         )
-        for number, pair in enumerate(trajectory.pairs)
+        for number, pair in enumerate(trajectory.pairs_in_time)
     ]
 
 
 def _panel(trajectory: Trajectory, title: str, step: int, rising: np.ndarray, falling: np.ndarray) -> Panel:
-    predicted = trajectory.record["prediction"]
+    predicted = trajectory.record[PREDICTION]
     return Panel(title, step, rising, falling, np.asarray(predicted.at(step)), np.asarray(predicted.at(step + 1)))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpecFromSubplotSpec, SubplotSpec
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from opposing_signals.record.quantities import NEIGHBOUR_DISTANCE, TRAIN_LOSS
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies import style
 from opposing_signals.studies.probes.paths import (
@@ -28,11 +28,10 @@ _INPUT, _OTHER, _MEAN = style.RUNS[0], style.RUNS[1], style.MUTED
 
 
 def block_probe(trajectories: Mapping[str, Trajectory], probe: str) -> Figure:
-    """The input, its class logits, its class probabilities around the strongest alternation, and its feature norm.
+    """The input, its class logits, its class probabilities where the dominant class changes, and its feature norm.
 
-    Of all steps (from break-even on under gradient descent) the one is shown whose change in the probabilities
-    alternates most with its neighbours', see `ProbePath.alternation`: two successive iterations in bold, and the one
-    before and after them.
+    Of the steps from break-even on (of all under another rule than gradient descent) that of `ProbePath.shown_step` is
+    shown: its two successive iterations in bold, and the one before and after them.
 
     Args:
         trajectories: One run.
@@ -55,8 +54,7 @@ def block_probe(trajectories: Mapping[str, Trajectory], probe: str) -> Figure:
 
 
 def _title(trajectory: Trajectory, probe: str) -> str:
-    run, data = trajectory.configuration["run"]["name"], trajectory.record.provenance["data"]["name"]
-    return f"{_described(probe)} passed through {run}: {data}, η = {trajectory.step_size:g}"
+    return style.about(f"{_described(probe)} passed through the network", {probe: trajectory})
 
 
 def _described(probe: str) -> str:
@@ -79,9 +77,9 @@ def _draw_input(figure: Figure, place: SubplotSpec, trajectory: Trajectory, path
     _show(picture, path.picture, "input")
     names = trajectory.dataset.class_names
     legend.axis("off")
-    for colour, name in zip(_class_colours(len(names)), names, strict=True):
-        legend.plot([], [], color=colour, linewidth=2, label=name)
-    legend.legend(loc="center", fontsize=7, labelspacing=0.25, handlelength=1.2)
+    for look, name in zip(style.class_looks(len(names)), names, strict=True):
+        legend.plot([], [], **look, linewidth=1.6, label=name)
+    legend.legend(loc="center", fontsize=7, labelspacing=0.25, handlelength=2.4)
 
 
 def _show(axes: Axes, picture: np.ndarray, title: str) -> None:
@@ -92,22 +90,17 @@ def _show(axes: Axes, picture: np.ndarray, title: str) -> None:
         spine.set(visible=True, color=style.MUTED)
 
 
-def _class_colours(count: int) -> list[tuple[float, float, float, float]]:
-    colours = plt.get_cmap("tab10" if count <= 10 else "tab20")
-    return [colours(label % colours.N) for label in range(count)]
-
-
 def _draw_logits(axes: Axes, positions: np.ndarray, path: ProbePath, title: str) -> None:
-    for label, colour in enumerate(_class_colours(path.logits.shape[1])):
-        axes.plot(positions, path.logits[:, label], color=colour, linewidth=0.8)
+    for label, look in enumerate(style.class_looks(path.logits.shape[1])):
+        axes.plot(positions, path.logits[:, label], **look, linewidth=0.8)
     axes.set_title(title)
 
 
 def _draw_probabilities(
     figure: Figure, place: SubplotSpec, trajectory: Trajectory, path: ProbePath, first: int, logits: Axes
 ) -> None:
-    """Four successive iterations, the middle two those with the largest alternating change; marked in ``logits``."""
-    step = path.most_alternating(first)
+    """Four successive iterations, the middle two those of `ProbePath.shown_step`; marked in ``logits``."""
+    step = path.shown_step(first)
     if step is None:
         axes = figure.add_subplot(place)
         axes.axis("off")
@@ -116,16 +109,20 @@ def _draw_probabilities(
     logits.axvspan(step - 1, step + 2, color="#dcdfe4", zorder=0)
     inner = GridSpecFromSubplotSpec(2, 2, place)
     names = trajectory.dataset.class_names
-    colours = _class_colours(path.logits.shape[1])
+    looks = style.class_looks(path.logits.shape[1])
     row = int(np.searchsorted(path.steps, step))
     for number in range(4):
         axes = figure.add_subplot(inner[number])
         chosen = number in (1, 2)
-        axes.bar(np.arange(len(colours)), path.probabilities[row - 1 + number], color=colours)
+        bars = axes.bar(
+            np.arange(len(looks)), path.probabilities[row - 1 + number], color=[look["color"] for look in looks]
+        )
+        for bar, look in zip(bars, looks, strict=True):
+            bar.set_alpha(1 if look["linestyle"] == "-" else 0.55)  # as the lines of that colour: solid and dashed
         axes.set_title(f"step {step - 1 + number}", fontsize=8, fontweight="bold" if chosen else "normal")
         axes.set(ylim=(0, 1), yticks=[0, 0.5, 1])
         if number >= 2:
-            axes.set_xticks(np.arange(len(colours)), names, rotation=90, fontsize=6)
+            axes.set_xticks(np.arange(len(looks)), names, rotation=90, fontsize=6)
         else:
             axes.set_xticks([])
         if number % 2:
@@ -136,9 +133,9 @@ def _draw_probabilities(
 
 def _draw_norm(axes: Axes, positions: np.ndarray, path: ProbePath) -> None:
     axes.plot(positions, path.norm, color=_INPUT, label="input")
-    axes.plot(positions, path.mean_norm, color=_MEAN, label="mean over the training data")
-    axes.set(title="feature norm", ylim=(0, 1.3 * max(path.norm.max(), path.mean_norm.max())))
-    axes.legend(loc="upper right")
+    axes.plot(positions, path.mean_norm, color=_MEAN, linestyle="--", label="mean over the training data")
+    axes.set(title="feature norm", ylim=(0, 1.05 * max(path.norm.max(), path.mean_norm.max())))
+    style.legend_above(axes, 2)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
@@ -157,9 +154,7 @@ def probe_under_flow(trajectories: Mapping[str, Trajectory], probe: str, flow: s
     shown = [name for name in (flow, descent) if name in trajectories]
     paths = {name: probe_path(trajectories[name], probe) for name in shown}
     first = trajectories[shown[0]]
-    data = first.record.provenance["data"]["name"]
-    names, title = " and ".join(shown), _described(probe)
-    figure = style.figure(13, 3.9, f"{title} passed through {names}: {data}, η = {first.step_size:g}")
+    figure = style.figure(13, 4.1, _title(first, probe) + ", gradient flow and gradient descent")
     grid = figure.add_gridspec(1, 4, width_ratios=[0.62, 1.3, 1.3, 1.5])
     _draw_input(figure, grid[0], first, paths[shown[0]])
     norms = figure.add_subplot(grid[3])
@@ -170,11 +165,12 @@ def probe_under_flow(trajectories: Mapping[str, Trajectory], probe: str, flow: s
         path, elapsed = paths[name], times(trajectories[name], paths[name].steps)
         axes = figure.add_subplot(grid[1 + len(panels)], sharey=panels[0] if panels else None)
         _draw_logits(axes, elapsed, path, f"class logits, {title}")
-        norms.plot(elapsed, path.norm, color=colour, label=f"input, {title}")
-        norms.plot(elapsed, path.mean_norm, color=colour, linewidth=0.9, linestyle="--", label=f"data mean, {title}")
+        rule = title.rpartition(" ")[2]
+        norms.plot(elapsed, path.norm, color=colour, label=f"input, {rule}")
+        norms.plot(elapsed, path.mean_norm, color=colour, linewidth=0.9, linestyle="--", label=f"data, {rule}")
         panels.append(axes)
-    norms.set(title="feature norm", ylim=(0, 1.3 * norms.get_ylim()[1]))
-    norms.legend(loc="upper left")  # the norms start low
+    norms.set(title="feature norm", ylim=(0, None))
+    style.legend_above(norms, 2)
     break_even = trajectories[descent].break_even if descent in trajectories else None
     for axes in (*panels, norms):
         axes.set_xlabel("time Σ η" if break_even is None else "time Σ η (dotted: break-even of descent)")
@@ -218,15 +214,22 @@ def probe_under_adam(trajectories: Mapping[str, Trajectory], probe: str, adam: s
 
 def _draw_decline(axes: Axes, trajectories: Mapping[str, Trajectory], probe: str, colours: Mapping[str, str]) -> None:
     """Norm over its peak so far against the smallest train loss so far; dotted the smallest that both runs reach."""
-    for name, colour in colours.items():
+    for (name, colour), line in zip(colours.items(), style.LINES, strict=False):
         if name not in trajectories:
             continue
-        path, losses = probe_path(trajectories[name], probe), trajectories[name].record["train_loss"]
+        path, losses = probe_path(trajectories[name], probe), trajectories[name].record[TRAIN_LOSS]
         lowest = np.minimum.accumulate(losses.values)
         rows = np.isin(path.steps, losses.steps)
         rows[-1] = False  # the level is a mean over two steps
         values = (path.level / np.maximum.accumulate(path.level))[rows[:-1]]
-        axes.plot(lowest[np.isin(losses.steps, path.steps[rows])], values, color=colour, linewidth=0.9, label=name)
+        axes.plot(
+            lowest[np.isin(losses.steps, path.steps[rows])],
+            values,
+            color=colour,
+            linestyle=line,
+            linewidth=0.9,
+            label=name,
+        )
     present = [trajectories[name] for name in colours if name in trajectories]
     if len(present) == 2:
         axes.axvline(common_loss(*present), color=style.MUTED, linewidth=0.8, linestyle=":")
@@ -235,7 +238,7 @@ def _draw_decline(axes: Axes, trajectories: Mapping[str, Trajectory], probe: str
     axes.xaxis.set_major_formatter(FuncFormatter(lambda loss, _: f"{loss:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.invert_xaxis()
-    axes.legend(fontsize=7)
+    style.legend_above(axes, 2)
 
 
 # -- the family -------------------------------------------------------------------------------------------------------
@@ -248,14 +251,21 @@ def probe_family(trajectories: Mapping[str, Trajectory], probes: Sequence[str]) 
         trajectories: A row a run.
         probes: A column a block.
     """
-    title = "Colour blocks: rise, oscillation and decline of the feature norm"
+    title = style.about("Colour blocks: rise, oscillation and decline of the feature norm", trajectories)
     figure = style.figure(2.7 * len(probes), 0.9 + 2.5 * len(trajectories), title)
     panels = figure.subplots(len(trajectories), len(probes), sharex="row", squeeze=False)
     for row, (name, trajectory) in zip(panels, trajectories.items(), strict=True):
         for axes, probe in zip(row, probes, strict=True):
             path = probe_path(trajectory, probe)
             axes.plot(path.steps, path.norm, color=_INPUT, linewidth=0.9, label="input")
-            axes.plot(path.steps, path.mean_norm, color=_MEAN, linewidth=0.9, label="mean over the training data")
+            axes.plot(
+                path.steps,
+                path.mean_norm,
+                color=_MEAN,
+                linestyle="--",
+                linewidth=0.9,
+                label="mean over the training data",
+            )
             axes.set_ylim(0, 1.5 * max(path.norm.max(), path.mean_norm.max()))
             style.mark_break_even(axes, trajectory.break_even)
             axes.set_title(_pattern(path, trajectory.break_even), fontsize=8)
@@ -292,7 +302,7 @@ def colour_neighbours(trajectories: Mapping[str, Trajectory]) -> Figure:
     (trajectory,) = trajectories.values()
     names = trajectory.configuration["neighbours"]["colours"]
     colours, neighbours, distances = (
-        trajectory.record[quantity].values for quantity in ("colour", "neighbour", "neighbour_distance")
+        trajectory.record[quantity].values for quantity in ("colour", "neighbour", NEIGHBOUR_DISTANCE)
     )
     dataset = trajectory.dataset
     assert dataset.images is not None

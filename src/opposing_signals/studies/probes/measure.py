@@ -13,6 +13,7 @@ from opposing_signals.data.probes import named_colour, nearest_to_colour
 from opposing_signals.errors import InputError
 from opposing_signals.provenance import recording
 from opposing_signals.record import Record
+from opposing_signals.record.quantities import COLOUR, NEIGHBOUR, NEIGHBOUR_DISTANCE
 
 
 def colour_neighbours(config: DictConfig, record: Record, logger: Any) -> None:  # noqa: ARG001 (jobs have one signature)
@@ -37,6 +38,6 @@ def colour_neighbours(config: DictConfig, record: Record, logger: Any) -> None: 
         for index, name in enumerate(colours):
             colour = named_colour(str(name), dataset)
             nearest, distances = nearest_to_colour(dataset, colour, count)
-            record.append("colour", index, np.array(colour, np.uint8))
-            record.append("neighbour", index, nearest)
-            record.append("neighbour_distance", index, distances)
+            record.append(COLOUR, index, np.array(colour, np.uint8))
+            record.append(NEIGHBOUR, index, nearest)
+            record.append(NEIGHBOUR_DISTANCE, index, distances)

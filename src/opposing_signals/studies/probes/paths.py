@@ -11,6 +11,13 @@ import scipy
 
 from opposing_signals.errors import InputError
 from opposing_signals.record import Series
+from opposing_signals.record.quantities import (
+    MEAN_FEATURE_NORM,
+    PROBE_FEATURE_NORM,
+    PROBE_IMAGE,
+    PROBE_LOGITS,
+    TRAIN_LOSS,
+)
 from opposing_signals.signals.trajectory import Trajectory
 
 
@@ -78,12 +85,23 @@ class ProbePath:
         alternating = p[rows + 3] - 3 * p[rows + 2] + 3 * p[rows + 1] - p[rows]
         return Series(self.steps[rows + 1], np.abs(alternating).sum(1) / 8)
 
-    def most_alternating(self, first_step: int) -> int | None:
-        """The step t from ``first_step`` on with the largest `alternation`; None if four in a row were not measured."""
+    def shown_step(self, first_step: int) -> int | None:
+        """The step t from ``first_step`` on whose change the probability panels show.
+
+        Of the steps between which the dominant class changes it is the one with the largest `alternation`; only if the
+        dominant class never changes, all steps count.
+
+        Returns:
+            None if four steps in a row were not measured.
+        """
         late = self.alternation.steps >= first_step
         if not late.any():
             return None
-        return int(self.alternation.steps[late][np.argmax(self.alternation.values[late])])
+        steps, values = self.alternation.steps[late], self.alternation.values[late]
+        dominant = self.logits.argmax(1)
+        rows = np.searchsorted(self.steps, steps)
+        changes = dominant[rows] != dominant[rows + 1]
+        return int(steps[np.argmax(np.where(changes, values, -1) if changes.any() else values)])
 
     def dominant_class(self, first_step: int) -> int:
         """The class of the largest mean probability from ``first_step`` on."""
@@ -129,16 +147,16 @@ def probe_path(trajectory: Trajectory, name: str) -> ProbePath:
     if not configuration["loss"]["_target_"].endswith("CrossEntropyLoss"):
         raise InputError("the class probabilities of a probe need a run with loss=cross_entropy")
     record, column = trajectory.record, probes.index(name)
-    logits = record["probe_logits"]
+    logits = record[PROBE_LOGITS]
     if len(logits) < 2:
         raise InputError("the probes were passed through the network at one step; expected at least 2: set more steps")
     return ProbePath(
         name,
-        np.asarray(record["probe_image"].values[0, column]),
+        np.asarray(record[PROBE_IMAGE].values[0, column]),
         np.asarray(logits.steps),
         np.asarray(logits.values)[:, column],
-        np.asarray(record["probe_feature_norm"].values)[:, column],
-        np.asarray(record["mean_feature_norm"].values),
+        np.asarray(record[PROBE_FEATURE_NORM].values)[:, column],
+        np.asarray(record[MEAN_FEATURE_NORM].values),
     )
 
 
@@ -158,7 +176,7 @@ def norm_at_loss(trajectory: Trajectory, path: ProbePath, loss: float) -> float:
 
     NaN if the run did not get there.
     """
-    losses = trajectory.record["train_loss"]
+    losses = trajectory.record[TRAIN_LOSS]
     reached = path.steps[np.isin(path.steps, np.asarray(losses.steps)[np.asarray(losses.values) <= loss])]
     if not len(reached):
         return float("nan")
@@ -168,4 +186,4 @@ def norm_at_loss(trajectory: Trajectory, path: ProbePath, loss: float) -> float:
 
 def common_loss(*trajectories: Trajectory) -> float:
     """The smallest train loss that all the runs reach."""
-    return max(float(np.min(trajectory.record["train_loss"].values)) for trajectory in trajectories)
+    return max(float(np.min(trajectory.record[TRAIN_LOSS].values)) for trajectory in trajectories)

@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 
 from opposing_signals.data.token_patterns import PATTERNS
-from opposing_signals.signals.pairs import correlation
+from opposing_signals.record.quantities import SIGNED_SHARE, TRAIN_LOSS
+from opposing_signals.signals.alignment import correlation
 from opposing_signals.signals.steps import between
 from opposing_signals.signals.tokens import Contexts, TokenPair, TokenTrack
 from opposing_signals.studies.claim import Estimate
@@ -108,7 +109,7 @@ def final_loss_ratio(trajectories: Trajectories, run: str, other: str, part: flo
 
 def _losses_in_common(trajectories: Trajectories, run: str, other: str) -> tuple[np.ndarray, np.ndarray]:
     """Training losses of two runs at the steps at which both were measured, up to the first that was not."""
-    losses = [trajectories[name].record["train_loss"] for name in (run, other)]
+    losses = [trajectories[name].record[TRAIN_LOSS] for name in (run, other)]
     steps = np.intersect1d(losses[0].steps, losses[1].steps)
     steps = steps[: int(np.argmax(np.append(np.diff(steps), 2) > 1)) + 1]  # without a gap, which a trend cannot cross
     one, two = (np.asarray(part.values, np.float64)[np.isin(part.steps, steps)] for part in losses)
@@ -119,7 +120,7 @@ def signed_share(trajectories: Trajectories, run: str, part: Literal["first", "l
     """Median share of parameters that take a signed step, over the first or the last ten steps."""
     if run not in trajectories:
         return Estimate.unknown(f"the run {run} is missing")
-    shares = np.asarray(trajectories[run].record["signed_share"].values)
+    shares = np.asarray(trajectories[run].record[SIGNED_SHARE].values)
     if len(shares) < 2 * START:
         return Estimate.unknown(f"{len(shares)} steps; at least {2 * START} are needed")
     return median_over_steps(shares[:START] if part == "first" else shares[-START:])

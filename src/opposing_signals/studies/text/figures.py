@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from opposing_signals.files import write_text
+from opposing_signals.record.quantities import SIGNED_SHARE, TRAIN_LOSS
 from opposing_signals.signals import Trajectory
 from opposing_signals.signals.steps import between
 from opposing_signals.signals.tokens import TokenPair, TokenTrack
@@ -164,21 +165,21 @@ def adam_and_splitsgd(
         window: Steps of the running mean that is taken from the losses.
         zoom: Steps at the end whose oscillations are shown.
     """
-    figure = style.figure(12, 3.8, "Adam and SplitSGD on the initial stage of training GPT-2")
+    figure = style.figure(12, 3.8, style.about("Train loss of Adam and SplitSGD", trajectories))
     loss, oscillation, share = figure.subplots(1, 3)
     for name, colour, label in ((adam, style.RUNS[0], "Adam"), (split, style.RUNS[1], "SplitSGD")):
         if name not in trajectories:
             loss.plot([], [], color=colour, label=f"{label}: no run")
             continue
-        measured = trajectories[name].record["train_loss"]
+        measured = trajectories[name].record[TRAIN_LOSS]
         loss.plot(measured.steps, measured.values, color=colour, linewidth=0.7, label=label)
         last = detrended(np.asarray(measured.values, dtype=np.float64), window)[-zoom:]
         oscillation.plot(measured.steps[-zoom:], last, color=colour, linewidth=0.9, label=label)
     loss.set(title="train loss", xlabel="step")
-    loss.legend()
+    style.legend_above(loss, 2)
     oscillation.set(title=f"the same without its running mean, last {zoom} steps", xlabel="step")
     if split in trajectories:
-        shares = trajectories[split].record["signed_share"]
+        shares = trajectories[split].record[SIGNED_SHARE]
         share.plot(shares.steps, shares.values, color=style.RUNS[1])
     share.set(title="share of parameters with a signed step", xlabel="step", ylim=(0, 1))
     return figure

@@ -9,6 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from opposing_signals.record.quantities import (
+    DESCENT_ETA_LAMBDA,
+    DESCENT_LOG_B_O,
+    DESCENT_RATIO,
+    DESCENT_SIGN,
+    FLOW_SHARPNESS,
+    GRID,
+    GROUP_LOSS,
+    MAGNITUDE,
+    MINIMUM,
+    PROJECTION,
+    WEIGHT,
+)
 from opposing_signals.signals.trajectory import Trajectory
 from opposing_signals.studies.claim import Estimate
 from opposing_signals.studies.theory import deep, toy
@@ -24,7 +37,7 @@ def share_holding(
 ) -> Estimate:
     """Share of the models of the grid that meet the conditions at which all the statements hold."""
     trajectory = _only(trajectories)
-    chosen = _all(trajectory, "conditions", conditions) & (trajectory.record["grid"].at(0)["k"] >= smallest_k)
+    chosen = _all(trajectory, "conditions", conditions) & (trajectory.record[GRID].at(0)["k"] >= smallest_k)
     if not chosen.any():
         return Estimate.unknown(f"no model of the grid meets {', '.join(conditions)}")
     return Estimate(float(_all(trajectory, "holds", statements)[chosen].mean()))
@@ -47,13 +60,13 @@ def growth_steps(trajectories: Trajectories, alternating: bool) -> Estimate:
     """
     trajectory = _only(trajectories)
     shares = []
-    for index, ratio in enumerate(trajectory.record["descent_ratio"].values):
+    for index, ratio in enumerate(trajectory.record[DESCENT_RATIO].values):
         if not 1.03 <= ratio <= 1.8:
             continue
         begin, end = growth_window(trajectory, index)
         if end > begin:
-            size = trajectory.record["descent_log_b_o"].values[index, begin : end + 1]
-            sign = trajectory.record["descent_sign"].values[index, begin : end + 1]
+            size = trajectory.record[DESCENT_LOG_B_O].values[index, begin : end + 1]
+            sign = trajectory.record[DESCENT_SIGN].values[index, begin : end + 1]
             steps = sign[1:] * sign[:-1] < 0 if alternating else np.diff(size) > 0
             shares.append(steps.mean())
     return Estimate(float(min(shares))) if shares else Estimate.unknown("b_o grew in no run with such a step size")
@@ -61,8 +74,8 @@ def growth_steps(trajectories: Trajectories, alternating: bool) -> Estimate:
 
 def growth_window(trajectory: Trajectory, index: int) -> tuple[int, int]:
     """First step with λ ≥ 2/η under the ``index``-th step size, and that of the largest ``b_o`` after it."""
-    size = trajectory.record["descent_log_b_o"].values[index]
-    above = np.flatnonzero(trajectory.record["descent_eta_lambda"].values[index] >= 2)
+    size = trajectory.record[DESCENT_LOG_B_O].values[index]
+    above = np.flatnonzero(trajectory.record[DESCENT_ETA_LAMBDA].values[index] >= 2)
     if not above.size:
         return 0, 0
     begin = int(above[0])
@@ -73,7 +86,7 @@ def growth_window(trajectory: Trajectory, index: int) -> tuple[int, int]:
 def largest_stable_step(trajectories: Trajectories) -> Estimate:
     """Largest step size at which b_o shrinks at every step, over 2/(α‖β‖)."""
     trajectory = _only(trajectories)
-    ratios, sizes = (trajectory.record[name].values for name in ("descent_ratio", "descent_log_b_o"))
+    ratios, sizes = (trajectory.record[name].values for name in (DESCENT_RATIO, DESCENT_LOG_B_O))
     # A size of e^{−∞} is 0 for ever; what has diverged compares as false.
     shrinking = [ratio for ratio, size in zip(ratios, sizes, strict=True) if np.all(size[1:] < size[:-1])]
     return Estimate(float(max(shrinking))) if shrinking else Estimate.unknown("b_o grew at every step size")
@@ -82,8 +95,8 @@ def largest_stable_step(trajectories: Trajectories) -> Estimate:
 def largest_returning_step(trajectories: Trajectories) -> Estimate:
     """Largest step size, below the first that diverges, at which descent ends with λ < 2/η, over 4/(α‖β‖)."""
     trajectory = _only(trajectories)
-    ratios = trajectory.record["descent_ratio"].values
-    last = trajectory.record["descent_eta_lambda"].values[:, -1]
+    ratios = trajectory.record[DESCENT_RATIO].values
+    last = trajectory.record[DESCENT_ETA_LAMBDA].values[:, -1]
     diverged = ~np.isfinite(last)
     if not diverged.any():
         return Estimate.unknown("no step size of the run diverges")
@@ -140,7 +153,7 @@ def group_correlation(trajectories: Trajectories) -> Estimate:
     """Correlation, from break-even on, of the one-step changes of both groups' losses, largest over the runs."""
 
     def correlation(trajectory: Trajectory, break_even: int) -> float:
-        changes = np.diff(trajectory.record["group_loss"].values[:, :2], axis=0)[break_even:]
+        changes = np.diff(trajectory.record[GROUP_LOSS].values[:, :2], axis=0)[break_even:]
         return float(np.corrcoef(changes.T)[0, 1])
 
     return _worst(trajectories, correlation, max)
@@ -152,7 +165,7 @@ def final_sharpness_error(trajectories: Trajectories) -> Estimate:
     for trajectory in trajectories.values():
         theory = trajectory.configuration["theory"]
         predicted = deep.final_sharpness(theory["alpha"], theory["beta_norm"], theory["layers"])
-        errors.append(abs(trajectory.record["flow_sharpness"].at(0) / predicted - 1))
+        errors.append(abs(trajectory.record[FLOW_SHARPNESS].at(0) / predicted - 1))
     return Estimate(float(max(errors)))
 
 
@@ -169,7 +182,7 @@ def side_changes(trajectories: Trajectories) -> Estimate:
     trajectory, _ = _distance(trajectories)
     if trajectory.break_even is None:
         return Estimate.unknown(trajectory.no_break_even)
-    offset = (trajectory.record["w"].values - trajectory.record["minimum"].values)[trajectory.break_even :]
+    offset = (trajectory.record[WEIGHT].values - trajectory.record[MINIMUM].values)[trajectory.break_even :]
     return Estimate(float((offset[1:] * offset[:-1] < 0).mean()))
 
 
@@ -192,18 +205,18 @@ def turning_point(trajectories: Trajectories) -> Estimate:
 def two_cycle_ratio(trajectories: Trajectories) -> Estimate:
     """Distance from the minimum at the end over that of the cycle of period 2 (share of planes ½)."""
     trajectory, distance = _distance(trajectories)
-    cycle = toy.two_cycle(float(trajectory.record["magnitude"].values[-1]), trajectory.step_size)
+    cycle = toy.two_cycle(float(trajectory.record[MAGNITUDE].values[-1]), trajectory.step_size)
     return Estimate(float(distance[-1] / cycle)) if cycle else Estimate.unknown("the last valley is stable")
 
 
 def oscillation(trajectory: Trajectory) -> np.ndarray:
     """Steps along the outliers' direction, ``[T − 1]``."""
-    return np.diff(trajectory.record["projection"].values)
+    return np.diff(trajectory.record[PROJECTION].values)
 
 
 def _distance(trajectories: Trajectories) -> tuple[Trajectory, np.ndarray]:
     trajectory = _only(trajectories)
-    return trajectory, np.abs(trajectory.record["w"].values - trajectory.record["minimum"].values)
+    return trajectory, np.abs(trajectory.record[WEIGHT].values - trajectory.record[MINIMUM].values)
 
 
 def _worst(

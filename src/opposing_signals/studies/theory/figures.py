@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,6 +14,24 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from opposing_signals.record.quantities import (
+    BOUND,
+    CONDITIONS,
+    DESCENT_ETA_LAMBDA,
+    DESCENT_LOG_B_O,
+    DESCENT_RATIO,
+    GRID,
+    GROUP_LOSS,
+    HOLDS,
+    MAGNITUDE,
+    MEASURED,
+    PATH,
+    PATH_TIMES,
+    PROJECTION,
+    SHARPNESS,
+    TRAIN_LOSS,
+    WEIGHT,
+)
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies import style
 from opposing_signals.studies.theory import exact, toy
@@ -32,7 +50,7 @@ def toy_valley(trajectories: Mapping[str, Trajectory]) -> Figure:
     """The valley before and after sharpening with the iterates on the curves, and both over the steps."""
     (trajectory,) = trajectories.values()
     record, break_even = trajectory.record, trajectory.break_even
-    w, magnitude = record["w"].values, record["magnitude"].values
+    w, magnitude = record[WEIGHT].values, record[MAGNITUDE].values
     figure = style.figure(12, 4.1, "A valley between opposing groups, before and after it sharpens")
     before, after, time = figure.subplots(1, 3, width_ratios=[1, 1, 1.15])
     first, last = np.flatnonzero(magnitude == magnitude[0]), np.flatnonzero(magnitude == magnitude[-1])
@@ -45,24 +63,24 @@ def toy_valley(trajectories: Mapping[str, Trajectory]) -> Figure:
     flat = np.linspace(after.get_xlim()[0], after.get_xlim()[1], 100)
     earlier = toy.group_losses(flat, float(magnitude[0]), share).average
     after.plot(flat, earlier, color=AVERAGE, linewidth=1, linestyle="--", label="average before", zorder=1)
-    before.legend(loc="upper center")
-    after.legend(loc="upper center")
+    style.legend_above(before, 3)
+    style.legend_above(after, 4)
     before.set_ylabel("loss")
-    losses = record["group_loss"]
+    losses = record[GROUP_LOSS]
     time.plot(losses.steps, losses.values[:, 0], color=PLANE, marker="o", markersize=2.5, label="plane")
     time.plot(losses.steps, losses.values[:, 1], color=OTHER, marker="o", markersize=2.5, label="other")
-    time.plot(losses.steps, record["train_loss"].values, color=AVERAGE, linewidth=1.8, label="average")
-    time.axvspan(len(first), last[0], color="#f0f1f3", zorder=0)
+    time.plot(losses.steps, record[TRAIN_LOSS].values, color=AVERAGE, linewidth=1.8, label="average")
+    time.axvspan(len(first), last[0], color=style.GREY, zorder=0)
     style.mark_break_even(time, break_even)
     time.set(xlabel="step (grey: the feature grows; dotted: λ reaches 2/η)", title="losses over the steps")
-    time.legend(loc="upper center")
+    style.legend_above(time, 3)
     return figure
 
 
 def toy_valley_animation(trajectories: Mapping[str, Trajectory], path: Path, frames_a_second: int = 6) -> None:
     """Write the toy valley as an animated GIF: the curves sharpen while gradient descent goes on."""
     (trajectory,) = trajectories.values()
-    w, magnitude = trajectory.record["w"].values, trajectory.record["magnitude"].values
+    w, magnitude = trajectory.record[WEIGHT].values, trajectory.record[MAGNITUDE].values
     figure = style.figure(5.2, 3.6, "Gradient descent while the valley sharpens")
     figure.set_layout_engine("none")  # it would lay out every frame anew
     axes = figure.add_axes((0.1, 0.15, 0.87, 0.66))
@@ -129,7 +147,7 @@ def three_phases(trajectories: Mapping[str, Trajectory], title: str) -> Figure:
                 axes.set_xlabel("step (grey: λ grows; dotted: it reaches 2/η)")
     for axes, label in zip(panels[:, 0], ("train loss", "loss of outliers", "sharpness λ", "|b_o|"), strict=True):
         axes.set_ylabel(label)
-    panels[1, -1].legend(loc="upper left", bbox_to_anchor=(0.12, 1))
+    style.legend_above(panels[1, -1], 2)
     return figure
 
 
@@ -140,13 +158,11 @@ def _describe(trajectory: Trajectory) -> str:
 
 
 def _draw_losses(loss: Axes, groups: Axes, trajectory: Trajectory) -> None:
-    train, group = trajectory.record["train_loss"], trajectory.record["group_loss"]
+    train, group = trajectory.record[TRAIN_LOSS], trajectory.record[GROUP_LOSS]
     theory = trajectory.configuration["theory"]
     loss.plot(train.steps, train.values, color=style.INK)
     if theory.get("loss") != "logistic":
-        floor = theory["alpha"] / 2
-        loss.axhline(floor, color=style.MUTED, linewidth=0.8, linestyle="--")
-        loss.annotate("α/2", (1, floor), xycoords=("axes fraction", "data"), xytext=(3, -3), textcoords="offset points")
+        style.mark_level(loss, theory["alpha"] / 2, "α/2")
     for index, colour, label in ((0, PLANE, "signal +"), (1, OTHER, "signal −")):
         groups.plot(group.steps, group.values[:, index], color=colour, linewidth=0.9, label=label)
     largest = int(np.argmax(np.abs(np.diff(group.values[:, 0]))))
@@ -162,16 +178,15 @@ def _draw_losses(loss: Axes, groups: Axes, trajectory: Trajectory) -> None:
 
 
 def _draw_sharpness(axes: Axes, trajectory: Trajectory) -> None:
-    measured, threshold = trajectory.sharpness, 2 / trajectory.step_size
+    measured = trajectory.sharpness
     axes.plot(measured.steps, measured.values, color=style.INK)
     style.shade_bound(axes, trajectory.record)
-    axes.axhline(threshold, color=style.MUTED, linestyle="--", linewidth=0.9)
-    axes.annotate("2/η", (1, threshold), xycoords=("axes fraction", "data"), xytext=(3, -3), textcoords="offset points")
+    style.mark_edge(axes, 2 / trajectory.step_size)
     axes.set_ylim(0, None)
 
 
 def _draw_projection(axes: Axes, trajectory: Trajectory) -> None:
-    projection = trajectory.record["projection"]
+    projection = trajectory.record[PROJECTION]
     axes.plot(projection.steps, np.maximum(np.abs(projection.values), 1e-300), color=style.INK, linewidth=0.9)
     axes.set_yscale("log")
 
@@ -181,7 +196,7 @@ def _shade_phases(axes: Axes, trajectory: Trajectory) -> None:
     if trajectory.break_even is None:
         return
     lowest = int(np.argmin(trajectory.sharpness.values[: trajectory.break_even + 1]))
-    axes.axvspan(lowest, trajectory.break_even, color="#f0f1f3", zorder=0)
+    axes.axvspan(lowest, trajectory.break_even, color=style.GREY, zorder=0)
     style.mark_break_even(axes, trajectory.break_even)
 
 
@@ -190,39 +205,48 @@ def _shade_phases(axes: Axes, trajectory: Trajectory) -> None:
 
 def theorem31(trajectories: Mapping[str, Trajectory]) -> Figure:
     """Theorem 3.1: λ at the start, its decrease, the decay of ``b_o``, and the time it takes, beside the bounds."""
+    title = "Theorem 3.1, as stated and as measured: the initial decrease in sharpness"
+    return _panels(trajectories, title, _draw_initial_sharpness, _draw_decrease, _draw_decay, _draw_time)
+
+
+def _panels(trajectories: Mapping[str, Trajectory], title: str, *drawn: Callable[[Axes, Trajectory], None]) -> Figure:
+    """Two rows of two panels of one run, each with its legend above it."""
     (trajectory,) = trajectories.values()
-    figure = style.figure(12, 7.4, "Theorem 3.1, as stated and as measured: the initial decrease in sharpness")
-    (start, sharpness), (decay, time) = figure.subplots(2, 2)
-    _draw_initial_sharpness(start, trajectory)
-    _draw_decrease(sharpness, trajectory)
-    _draw_decay(decay, trajectory)
-    _draw_time(time, trajectory)
+    figure = style.figure(12, 8.2, title)
+    for axes, draw in zip(figure.subplots(2, 2).flat, drawn, strict=True):
+        draw(axes, trajectory)
+        style.legend_above(axes, 4)
     return figure
 
 
+def _by_k(trajectory: Trajectory) -> list[tuple[str, int, str]]:
+    """Colour, column of the grid and label of four values of k."""
+    k = trajectory.record[GRID].at(0)[0]["k"][0]
+    columns = np.linspace(0, len(k) - 1, 4).round().astype(int).tolist()
+    return [(colour, column, f"k = {k[column]:.3g}") for colour, column in zip(SERIES, columns, strict=True)]
+
+
 def _draw_initial_sharpness(axes: Axes, trajectory: Trajectory) -> None:
-    grid, measured = trajectory.record["grid"].at(0)[0], trajectory.record["measured"].at(0)[0]
+    grid, measured = trajectory.record[GRID].at(0)[0], trajectory.record[MEASURED].at(0)[0]
     d1, beta_norm = trajectory.configuration["theory"]["grid"]["d1"], float(grid["beta_norm"].flat[0])
-    columns = np.linspace(0, grid.shape[1] - 1, 4).round().astype(int)
-    for colour, column in zip(SERIES, columns, strict=True):
+    for colour, column, label in _by_k(trajectory):
         k = float(grid["k"][0, column])
-        axes.plot(grid["alpha"][:, column], measured["initial_upper"][:, column], color=colour, label=f"k = {k:.3g}")
+        axes.plot(grid["alpha"][:, column], measured["initial_upper"][:, column], color=colour, label=label)
         threshold = exact.alpha_for_three_alpha(d1, k * d1, beta_norm)
         axes.plot(threshold, 3, "o", color=colour, markersize=6, markeredgecolor=style.INK, zorder=4)
-    axes.axhspan(1, 3, color="#f0f1f3", zorder=0)
+    axes.axhspan(1, 3, color=style.GREY, zorder=0)
     axes.set(xscale="log", yscale="log", xlabel="α", ylabel="λ(0)/α", ylim=(0.8, None))
     axes.set_title(f"λ(0) ∈ (α, 3α), grey, fails for small α (‖β‖ = {beta_norm:g}; dots: exact threshold)")
-    axes.legend(loc="upper right")
 
 
 def _paths(trajectory: Trajectory) -> list[tuple[str, float, dict[str, np.ndarray], np.ndarray]]:
     """Colour, α, rows by name and times of every single trajectory."""
     paths = trajectory.configuration["theory"]["paths"]
-    names = ("t", "sharpness", "b_o", "c_squared", "b_squared", "o_bound")
-    rows = trajectory.record["path"].values
+    names = ("t", SHARPNESS, "b_o", "c_squared", "b_squared", "o_bound")
+    rows = trajectory.record[PATH].values
     return [
         (SERIES[index % 4], float(alpha), dict(zip(names, rows[index], strict=True)), times)
-        for index, (alpha, times) in enumerate(zip(paths["alpha"], trajectory.record["path_times"].values, strict=True))
+        for index, (alpha, times) in enumerate(zip(paths["alpha"], trajectory.record[PATH_TIMES].values, strict=True))
     ]
 
 
@@ -230,20 +254,18 @@ def _draw_decrease(axes: Axes, trajectory: Trajectory) -> None:
     paths = trajectory.configuration["theory"]["paths"]
     m = paths["d1"] / (paths["d1"] + paths["d2"])
     for colour, alpha, path, (turn, lowest) in _paths(trajectory):
-        t, ratio = path["t"][1:], path["sharpness"][1:] / alpha
+        t, ratio = path["t"][1:], path[SHARPNESS][1:] / alpha
         axes.plot(t, ratio, color=colour, label=f"α = {alpha:g}")
         for moment, marker in ((turn, "x"), (lowest, "v")):
             axes.plot(moment, np.interp(moment, t, ratio), marker, color=style.INK, markersize=5, zorder=4)
     deadline = np.log(paths["beta_norm"] / 2) / (2 * paths["beta_norm"])
     axes.axvline(deadline, color=style.MUTED, linewidth=0.8, linestyle=":")
-    axes.axhline(m, color=style.MUTED, linewidth=0.9, linestyle="--")
-    axes.annotate("λ ≥ αm", (0, m), xycoords=("axes fraction", "data"), xytext=(4, -11), textcoords="offset points")
+    style.mark_level(axes, m, "λ ≥ αm", (4, -11), x=0)
     axes.annotate(
         "ln(‖β‖/2)/(2‖β‖)", (deadline, 0), xycoords=("data", "axes fraction"), xytext=(4, 5), textcoords="offset points"
     )
     axes.set(xscale="log", yscale="log", xlabel="time t", ylabel="λ(t)/α", ylim=(m / 1.8, None))
     axes.set_title(f"λ falls by at most 3(1+k), k = {paths['d2'] / paths['d1']:g} (×: c turns, ▾: smallest λ)")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 0.2))
 
 
 def _draw_decay(axes: Axes, trajectory: Trajectory) -> None:
@@ -260,37 +282,26 @@ def _draw_decay(axes: Axes, trajectory: Trajectory) -> None:
     axes.plot(at, path["b_o"][0] * np.exp(-at), ":", color=style.INK, linewidth=1.4, label=r"$e^{-\alpha t}$")
     axes.set(yscale="log", xlabel="αt", ylabel="‖b_o‖", ylim=(1e-4, 1.5))
     axes.set_title("‖b_o‖ decays at rate αm in the end, not at α; its bound holds for every α")
-    axes.legend(loc="upper right", ncols=2)
 
 
 def _draw_time(axes: Axes, trajectory: Trajectory) -> None:
-    grid, measured, conditions = (trajectory.record[name].at(0)[0] for name in ("grid", "measured", "conditions"))
-    bound = trajectory.record["bound"].at(0)[0]
-    columns = np.linspace(0, grid.shape[1] - 1, 4).round().astype(int)
-    for colour, column in zip(SERIES, columns, strict=True):
-        alpha, ratio = (
-            grid["alpha"][:, column],
-            measured["minimum_in_time"][:, column] / bound["minimum_in_time"][:, column],
-        )
-        axes.plot(alpha, ratio, color=colour, linewidth=1, label=f"k = {grid['k'][0, column]:.3g}")
+    grid, measured, conditions = (trajectory.record[name].at(0)[0] for name in (GRID, MEASURED, CONDITIONS))
+    bound = trajectory.record[BOUND].at(0)[0]
+    for colour, column, label in _by_k(trajectory):
+        alpha = grid["alpha"][:, column]
+        ratio = measured["minimum_in_time"][:, column] / bound["minimum_in_time"][:, column]
+        axes.plot(alpha, ratio, color=colour, linewidth=1, label=label)
         proved = conditions["theorem_3_1"][:, column] & conditions["beta"][:, column]
         axes.plot(alpha[proved], ratio[proved], color=colour, linewidth=4, alpha=0.6, solid_capstyle="butt")
     axes.axhline(1, color=style.MUTED, linestyle="--", linewidth=0.9)
     axes.set(xscale="log", yscale="log", xlabel="α", ylabel="time of the smallest λ over ln(‖β‖/2)/(2‖β‖)")
     axes.set_title("The decrease ends in time long before the proof's condition (thick) is met")
-    axes.legend(loc="lower left")
 
 
 def theorem32(trajectories: Mapping[str, Trajectory]) -> Figure:
     """Theorem 3.2: growth and end of λ under gradient flow, and gradient descent around the largest stable step."""
-    (trajectory,) = trajectories.values()
-    figure = style.figure(12, 7.4, "Theorem 3.2, as stated and as measured: progressive sharpening and what follows it")
-    (growth, end), (descent, steps) = figure.subplots(2, 2)
-    _draw_growth(growth, trajectory)
-    _draw_end(end, trajectory)
-    _draw_descents(descent, trajectory)
-    _draw_step_sizes(steps, trajectory)
-    return figure
+    title = "Theorem 3.2, as stated and as measured: progressive sharpening and what follows it"
+    return _panels(trajectories, title, _draw_growth, _draw_end, _draw_descents, _draw_step_sizes)
 
 
 def _draw_growth(axes: Axes, trajectory: Trajectory) -> None:
@@ -299,49 +310,44 @@ def _draw_growth(axes: Axes, trajectory: Trajectory) -> None:
     m = paths["d1"] / (paths["d1"] + paths["d2"])
     for colour, alpha, path, (_, lowest) in _paths(trajectory):
         shown = path["t"] <= 1.2
-        ratio = path["sharpness"] / (alpha * beta_norm)
+        ratio = path[SHARPNESS] / (alpha * beta_norm)
         axes.plot(path["t"][shown], ratio[shown], color=colour, label=f"α = {alpha:g}")
         axes.plot(lowest, np.interp(lowest, path["t"], ratio), "v", color=style.INK, markersize=5, zorder=4)
     t = np.linspace(0, 0.55, 100)
     axes.plot(t, m * np.cosh(beta_norm * t) ** 2 / beta_norm, "--", color=OTHER, label="αm cosh²(‖β‖t)")
     for level, name in ((1, "α‖β‖"), (5 / 8, "⅝ α‖β‖")):
-        axes.axhline(level, color=style.MUTED, linestyle="--", linewidth=0.9)
-        axes.annotate(name, (1, level), xycoords=("axes fraction", "data"), xytext=(-38, 3), textcoords="offset points")
+        style.mark_level(axes, level, name, (-38, 3))
     axes.set(yscale="log", xlabel="time t", ylabel="λ(t)/(α‖β‖)", ylim=(m / beta_norm / 2, 2.2))
     axes.set_title("From its minimum (▾) λ grows, exponentially, up to α‖β‖")
-    axes.legend(loc="lower right")
 
 
 def _draw_end(axes: Axes, trajectory: Trajectory) -> None:
-    grid, measured = trajectory.record["grid"].at(0), trajectory.record["measured"].at(0)
-    conditions = trajectory.record["conditions"].at(0)
+    grid, measured = trajectory.record[GRID].at(0), trajectory.record[MEASURED].at(0)
+    conditions = trajectory.record[CONDITIONS].at(0)
     proved = conditions["theorem_3_2"] & conditions["beta"]
     for chosen, colour, name in ((~proved, SERIES[1], "elsewhere"), (proved, SERIES[3], "under the proof's condition")):
         alpha, final = grid["alpha"][chosen], measured["final_sharpness"][chosen]
         axes.plot(alpha, final, ".", color=colour, markersize=3, label=name)
     alpha = np.unique(grid["alpha"])
     axes.plot(alpha, np.maximum(alpha, 2) / alpha, "--", color=OTHER, label="max(α, 2)‖β‖, exact")
-    axes.axhline(5 / 8, color=style.MUTED, linestyle="--", linewidth=0.9)
-    axes.annotate("⅝", (1, 5 / 8), xycoords=("axes fraction", "data"), xytext=(-12, 3), textcoords="offset points")
+    style.mark_level(axes, 5 / 8, "⅝", (-12, 3))
     axes.set(xscale="log", xlabel="α", ylabel="λ(∞)/(α‖β‖)", ylim=(0, 2.2))
     axes.set_title(f"The end needs no condition: all {grid.size:,} models of the grid")
-    axes.legend(loc="upper right", markerscale=3)
 
 
 def _draw_descents(axes: Axes, trajectory: Trajectory) -> None:
-    ratios, sizes = (trajectory.record[name].values for name in ("descent_ratio", "descent_log_b_o"))
+    ratios, sizes = (trajectory.record[name].values for name in (DESCENT_RATIO, DESCENT_LOG_B_O))
     for colour, wanted in zip((SERIES[1], SERIES[3], style.PAIRS[1][1], OTHER), (0.95, 1.1, 1.3, 1.7), strict=True):
         index = int(np.argmin(np.abs(ratios - wanted)))
         size = sizes[index] / np.log(10)
-        axes.plot(size, color=colour, label=f"{ratios[index]:.2f}")
+        axes.plot(size, color=colour, label=f"η = {ratios[index]:.2f}·2/(α‖β‖)")
     axes.set(xlabel="step", ylabel="log₁₀ |b_o|", xlim=(0, min(1500, sizes.shape[1])), ylim=(-130, 8))
     axes.set_title("Gradient descent: above the edge b_o comes back, alternating, and dies again")
-    axes.legend(title="η over 2/(α‖β‖)", loc="lower left", ncols=2)
 
 
 def _draw_step_sizes(axes: Axes, trajectory: Trajectory) -> None:
     record = trajectory.record
-    ratios, last = record["descent_ratio"].values, record["descent_eta_lambda"].values[:, -1]
+    ratios, last = record[DESCENT_RATIO].values, record[DESCENT_ETA_LAMBDA].values[:, -1]
     returned = np.isfinite(last)
     axes.plot(ratios[returned], last[returned], "o", color=SERIES[3], markersize=3.5, label="ends at this ηλ")
     axes.plot(ratios[~returned], np.full(np.count_nonzero(~returned), 2.25), "x", color=OTHER, label="diverges")
@@ -351,7 +357,6 @@ def _draw_step_sizes(axes: Axes, trajectory: Trajectory) -> None:
     axes.axvline(2, color=style.MUTED, linewidth=0.8, linestyle=":")
     axes.set(xlabel="η over 2/(α‖β‖)", ylabel="ηλ at the end", ylim=(1.5, 2.35))
     axes.set_title("Up to about 4/(α‖β‖) gradient descent returns to a flatter minimum")
-    axes.legend(loc="lower center")
 
 
 # -- map -------------------------------------------------------------------------------------------------------------
@@ -363,7 +368,7 @@ MAP_NAMES = ("both hold", "smallest λ too late", "λ(0) ≥ 3α", "neither hold
 def theorem_map(trajectories: Mapping[str, Trajectory]) -> Figure:
     """Where the statements of theorem 3.1 hold over (α, k) for every ‖β‖, beside the conditions that suffice."""
     (trajectory,) = trajectories.values()
-    grid, holds, measured = (trajectory.record[name].at(0) for name in ("grid", "holds", "measured"))
+    grid, holds, measured = (trajectory.record[name].at(0) for name in (GRID, HOLDS, MEASURED))
     d1 = trajectory.configuration["theory"]["grid"]["d1"]
     figure = style.figure(12, 7.6, "Where theorems 3.1 and 3.2 hold, and where their proofs say so")
     panels = figure.subplots(2, len(grid), sharex=True, sharey=True, squeeze=False)

@@ -12,6 +12,27 @@ from omegaconf import DictConfig, OmegaConf
 from opposing_signals.errors import InputError, TrainingStoppedError
 from opposing_signals.provenance import recording
 from opposing_signals.record import Record
+from opposing_signals.record.quantities import (
+    CONDITIONS,
+    DESCENT_ETA_LAMBDA,
+    DESCENT_LOG_B_O,
+    DESCENT_RATIO,
+    DESCENT_SIGN,
+    FLOW_SHARPNESS,
+    GRID,
+    GROUP_LOSS,
+    LOG_PROJECTION,
+    MAGNITUDE,
+    MINIMUM,
+    PATH,
+    PATH_TIMES,
+    PROJECTION,
+    SCALAR_LAYERS,
+    SECOND_LAYER,
+    SHARPNESS,
+    TRAIN_LOSS,
+    WEIGHT,
+)
 from opposing_signals.studies.theory import deep, toy
 from opposing_signals.studies.theory.exact import fast_phase, step_sizes
 from opposing_signals.studies.theory.flow import gradient_descent, gradient_flow
@@ -26,7 +47,7 @@ from opposing_signals.studies.theory.theorems import TheoremCheck, check_grid
 
 log = getLogger(__name__)
 
-PATH_FIELDS = ("t", "sharpness", "b_o", "c_squared", "b_squared", "o_bound")
+PATH_FIELDS = ("t", SHARPNESS, "b_o", "c_squared", "b_squared", "o_bound")
 """The rows of the quantity ``path``, each over the times of one trajectory of gradient flow."""
 LARGEST = 1e12
 """Largest α, k or ratio of a grid: beyond it the first phase takes less than float64 resolves of the second."""
@@ -52,12 +73,12 @@ def toy_valley(config: DictConfig, record: Record, logger: Any) -> None:  # noqa
         path = toy.descend(_number("start", theory.start), _step_size(config), magnitudes, share)
         for step, magnitude in enumerate(magnitudes):
             losses = [path.losses.plane[step], path.losses.other[step]]
-            record.append("w", step, path.w[step])
-            record.append("magnitude", step, magnitude)
-            record.append("minimum", step, toy.minimum(magnitude, share))
-            record.append("group_loss", step, np.array(losses))
-            record.append("train_loss", step, path.losses.average[step])
-            record.append("sharpness", step, toy.curvature(magnitude, share))
+            record.append(WEIGHT, step, path.w[step])
+            record.append(MAGNITUDE, step, magnitude)
+            record.append(MINIMUM, step, toy.minimum(magnitude, share))
+            record.append(GROUP_LOSS, step, np.array(losses))
+            record.append(TRAIN_LOSS, step, path.losses.average[step])
+            record.append(SHARPNESS, step, toy.curvature(magnitude, share))
 
 
 def linear_descent(config: DictConfig, record: Record, logger: Any) -> None:  # noqa: ARG001
@@ -76,12 +97,12 @@ def linear_descent(config: DictConfig, record: Record, logger: Any) -> None:  # 
         with np.errstate(over="ignore", invalid="ignore"):
             groups = np.stack(np.broadcast_arrays(*group_losses(path.states, model)), axis=-1)
         for step in range(len(finite) if finite.all() else int(np.argmin(finite))):
-            record.append("train_loss", step, path.loss[step])
-            record.append("group_loss", step, groups[step])
-            record.append("sharpness", step, path.sharpness[step])
-            record.append("projection", step, np.asarray(path.states.b_o)[step])
-            record.append("log_projection", step, path.log_b_o[step])
-            record.append("second_layer", step, np.asarray(path.states.c)[step])
+            record.append(TRAIN_LOSS, step, path.loss[step])
+            record.append(GROUP_LOSS, step, groups[step])
+            record.append(SHARPNESS, step, path.sharpness[step])
+            record.append(PROJECTION, step, np.asarray(path.states.b_o)[step])
+            record.append(LOG_PROJECTION, step, path.log_b_o[step])
+            record.append(SECOND_LAYER, step, np.asarray(path.states.c)[step])
         _stop_unless(bool(finite.all()), int(np.argmin(finite)), record)
 
 
@@ -106,18 +127,18 @@ def sampled_descent(config: DictConfig, record: Record, logger: Any) -> None:  #
         start = deep.initial_parameters(model, layers)
         step = -1
         for step, (theta, at) in enumerate(deep.descend(start, problem, step_size, steps)):
-            record.append("train_loss", step, at.losses.mean())
-            record.append("group_loss", step, np.array([_mean(at.losses[group]) for group in members]))
-            record.append("sharpness", step, np.linalg.eigvalsh(at.hessian)[-1])
-            record.append("projection", step, theta[: len(problem.direction)] @ problem.direction)
-            record.append("scalar_layers", step, theta[len(problem.direction) :])
+            record.append(TRAIN_LOSS, step, at.losses.mean())
+            record.append(GROUP_LOSS, step, np.array([_mean(at.losses[group]) for group in members]))
+            record.append(SHARPNESS, step, np.linalg.eigvalsh(at.hessian)[-1])
+            record.append(PROJECTION, step, theta[: len(problem.direction)] @ problem.direction)
+            record.append(SCALAR_LAYERS, step, theta[len(problem.direction) :])
         _stop_unless(step == steps, step + 1, record)
         if theory.loss == "square":
             # The slowest rate at the end is at least that of w off β, C² = ‖β‖^{2(L−1)/L}; the way there takes longer
             # the more layers grow together.
             horizon = 20.0 * layers / model.beta_norm ** (2 / layers)
             end = deep.flow_end(start, problem, horizon)
-            record.append("flow_sharpness", 0, np.linalg.eigvalsh(deep.evaluate(end, problem).hessian)[-1])
+            record.append(FLOW_SHARPNESS, 0, np.linalg.eigvalsh(deep.evaluate(end, problem).hessian)[-1])
 
 
 def theorems(config: DictConfig, record: Record, logger: Any) -> None:  # noqa: ARG001
@@ -161,8 +182,8 @@ def _record_grid(record: Record, grid: DictConfig) -> None:
             sum(check.alpha.size for check in checks),
         )
 
-    record.append("grid", 0, _stacked([_axes_of(check) for check in checks]))
-    record.append("conditions", 0, _stacked([check.conditions for check in checks]))
+    record.append(GRID, 0, _stacked([_axes_of(check) for check in checks]))
+    record.append(CONDITIONS, 0, _stacked([check.conditions for check in checks]))
     for part in ("measured", "bound", "holds"):
         statements = [{name: getattr(s, part) for name, s in check.statements.items()} for check in checks]
         record.append(part, 0, _stacked(statements))
@@ -179,8 +200,8 @@ def _record_paths(record: Record, paths: DictConfig) -> None:
         values = sharpness(state, model.alpha, model.beta_norm)
         _, o_bound = fast_phase(t, model.alpha, model.k)
         rows = (t, values, np.abs(state.b_o), np.square(state.c), state.b_squared, o_bound)
-        record.append("path", index, np.stack(rows))
-        record.append("path_times", index, np.array([path.turn_time or 0.0, path.minimum_sharpness_time]))
+        record.append(PATH, index, np.stack(rows))
+        record.append(PATH_TIMES, index, np.array([path.turn_time or 0.0, path.minimum_sharpness_time]))
 
 
 def _record_descents(record: Record, descent: DictConfig) -> None:
@@ -190,10 +211,10 @@ def _record_descents(record: Record, descent: DictConfig) -> None:
     path = gradient_descent(model.alpha, model.beta_norm, initial_state(model), ratios * edge, descent.steps)
     signs = np.nan_to_num(np.sign(path.states.b_o)).astype(np.int8)  # 0 once it has diverged
     for index, ratio in enumerate(ratios):
-        record.append("descent_ratio", index, ratio)
-        record.append("descent_log_b_o", index, path.log_b_o[:, index])
-        record.append("descent_sign", index, signs[:, index])
-        record.append("descent_eta_lambda", index, ratio * edge * path.sharpness[:, index])
+        record.append(DESCENT_RATIO, index, ratio)
+        record.append(DESCENT_LOG_B_O, index, path.log_b_o[:, index])
+        record.append(DESCENT_SIGN, index, signs[:, index])
+        record.append(DESCENT_ETA_LAMBDA, index, ratio * edge * path.sharpness[:, index])
 
 
 def _axes_of(check: TheoremCheck) -> dict[str, np.ndarray]:
