@@ -414,13 +414,13 @@ def test_a_sweep_names_in_its_figure_what_failed_and_goes_on_with_what_is_missin
     assert "fig43a_range" in out
     for shown in (error, notes[-1]):
         assert "run=resnet110_sgdm,optimizer.lr=1e+30 failed: the training loss is nan" in shown
-        assert "run=resnet110_sgdm,optimizer.lr=-1 failed: optimizer.lr=-1: expected a step size" in shown
+        assert "run=resnet110_sgdm,optimizer.lr=-1 failed: optimizer.lr=-1: expected a finite number, above 0" in shown
         assert "run=resnet110_sgdm,optimizer.lr=0.01 failed" not in shown
     trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*/train_loss.npy")}
     assert len(trained) == 2
     code, _, _ = command(*sweep, "optimizer.lr=0.01,0.02")
     assert code == 0
-    assert notes[-1] == ""
+    assert "failed" not in notes[-1]
     assert all(path.stat().st_mtime_ns == before for path, before in trained.items())
     assert len(list((tmp_path / "runs").glob("*/train_loss.npy"))) == 3
 
@@ -428,7 +428,7 @@ def test_a_sweep_names_in_its_figure_what_failed_and_goes_on_with_what_is_missin
 def test_a_sweep_of_which_every_job_fails_is_drawn_as_such(command, tmp_path):
     code, _, error = command("experiment=fig39_sgd_grid", *TINY, "run=resnet56_split_sgd", "optimizer.sgd_lr=-1")
     assert code == 1
-    assert "resnet56_split_sgd failed: optimizer.sgd_lr=-1: expected a number, at least 0" in error
+    assert "resnet56_split_sgd failed: optimizer.sgd_lr=-1: expected a finite number, at least 0" in error
     assert "Traceback" not in error
     assert (tmp_path / "fig39_sgd_grid" / "figure.png").is_file()
 
@@ -510,7 +510,7 @@ def test_names_stay_inside_the_output_folder(tmp_path, monkeypatch, capfd, field
         arguments = ["--multirun", *arguments, "optimizer.momentum=0,0.1"]
     code, error = main(arguments), capfd.readouterr().err
     assert code == (1 if sweep and field not in ("experiment.name", "output_dir") else 2)  # 1: each job refuses it
-    assert f"{field}={'None' if value == 'null' else value}: expected" in error
+    assert f"{field}={value}: expected" in error
     assert not {"Traceback", "Warning"} & {*re.findall(r"\w+", error)}
     assert not list((inside / "outputs").glob("runs/*/*"))
     assert [path.name for path in outside.iterdir()] == ["inside"]

@@ -14,7 +14,6 @@ from typing import Any
 
 from opposing_signals.errors import InputError
 from opposing_signals.files import replacing, write_text
-from opposing_signals.packing import SUFFIX, unpacked
 from opposing_signals.report.result import VERDICTS, Explorer, Picture, Result
 from opposing_signals.report.sentences import FILE, Shown, paper, shown
 from opposing_signals.templates import templates
@@ -23,6 +22,7 @@ log = getLogger(__name__)
 
 PAGE = Path("outputs", "report", "index.html")
 PICTURES = "pictures"
+PACKED = "*.record.zip"
 SYMBOLS = dict(zip(VERDICTS, "✓✗?–", strict=True))
 DEPTH = 3
 """How many folders below a given one results are looked for."""
@@ -108,9 +108,9 @@ def find_records(folders: Iterable[Path]) -> list[Path]:
         for level in range(DEPTH + 1)
         for path in given.glob("*/" * level + "configuration.json")
     }
-    for path in [
-        path for given in folders for level in range(DEPTH + 1) for path in given.glob(f"{'*/' * level}*{SUFFIX}")
-    ]:
+    for path in [path for given in folders for level in range(DEPTH + 1) for path in given.glob("*/" * level + PACKED)]:
+        from opposing_signals.packing import unpacked  # needs torch, the page alone does not
+
         try:
             found[path.resolve()] = unpacked(path)
         except InputError as error:
