@@ -213,7 +213,7 @@ def test_pairs_that_live_for_fourteen_steps_at_a_time_are_found_where_everything
     """As on a ResNet-18 at the paper's step size: every point alternates, and three pairs take turns."""
     generator = np.random.default_rng(0)
     signs = (-1.0) ** np.arange(56)
-    changes = independent(generator, 56, 800) + 2 * signs[:, None] * generator.standard_normal(800)
+    changes = independent(generator, 56, 800) + signs[:, None] * generator.standard_normal(800)
     truth = []
     for number, first in enumerate((5, 20, 36)):
         groups = np.arange(60 * number, 60 * number + 30), np.arange(60 * number + 30, 60 * number + 60)

@@ -15,7 +15,8 @@ def made(tmp_path):
 
     def make(name: str, losses: np.ndarray | None = None, lr: float = 0.1, **quantities: np.ndarray) -> Trajectory:
         losses = np.ones((STEPS, EXAMPLES)) if losses is None else losses
-        with Record.writing(tmp_path / name, {"optimizer": {"lr": lr}}) as record:
+        with Record.writing(tmp_path / name, {"run": {"name": name}, "optimizer": {"lr": lr}}) as record:
+            record.write_provenance({"data": {"name": "made up"}})
             for step in range(len(losses)):
                 record.append("sample_loss", step, losses[step])
                 for quantity, values in quantities.items():

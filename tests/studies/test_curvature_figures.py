@@ -2,12 +2,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from opposing_signals.models import resnet18, vgg11
 from opposing_signals.record import Record
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies.curvature.figures import (
     curvature_share,
     mlp_phases,
     outlier_metrics,
+    readable_tensors,
     sensitivity,
     shown_tensors,
 )
@@ -84,7 +86,7 @@ def test_shares_are_drawn_for_the_tensors_that_matter(run):
     figure = curvature_share(trajectories, "Shares")
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == [
-        "stem.weight", "blocks.0.weight", "head.weight", "head.bias",
+        "stem, weight", "block 1, weight", "last linear layer, weight", "last linear layer, bias",
     ]  # fmt: skip
     shares = trajectories["made_up"].record["eigenvector_share"].values
     np.testing.assert_array_equal(axes.images[0].get_array(), shares[:, [0, 1, 3, 4]].T)
@@ -130,3 +132,25 @@ def test_sensitivity_has_a_column_a_run(run):
     np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), 1.0 + np.arange(0, STEPS, 5))
     assert len(figure.axes[2].lines) == 4  # three layers and break-even
     assert len(figure.axes[5].lines) == 2
+
+
+def named(model):
+    return readable_tensors([name for name, _ in model.named_parameters()])
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_tensors_of_vgg_are_named_by_what_they_are(batch_norm):
+    names = named(vgg11((3, 32, 32), 10, width=8, batch_norm=batch_norm))
+    assert names[0] == "convolution 1, weight"
+    assert [name for name in names if name.startswith("convolution")][-1] == "convolution 8, bias"
+    assert [name for name in names if name.startswith("batch norm")][-1:] == ["batch norm 8, bias"] * batch_norm
+    assert names[-2:] == ["linear layer 3, weight", "linear layer 3, bias"]
+    assert len(set(names)) == len(names)
+
+
+def test_tensors_of_resnet_are_named_by_block():
+    names = named(resnet18((3, 32, 32), 10, width=8))
+    assert names[0] == "stem, convolution, weight"
+    assert "block 3, shortcut, batch norm, bias" in names
+    assert names[-1] == "last linear layer, bias"
+    assert len(set(names)) == len(names) == 62

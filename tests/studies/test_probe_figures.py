@@ -97,7 +97,7 @@ def test_flow_and_descent_over_time(run):
     panels = titled(probe_under_flow(trajectories, "sky", flow="flow", descent="descent"))
     assert {"class logits, gradient flow", "class logits, gradient descent"} < set(panels)
     norms = panels["feature norm"]
-    for name, label in (("flow", "input, gradient flow"), ("descent", "input, gradient descent")):
+    for name, label in (("flow", "input, flow"), ("descent", "input, descent")):
         np.testing.assert_array_equal(drawn(norms)[label], probe_path(trajectories[name], "sky").norm)
     np.testing.assert_allclose(norms.lines[0].get_xdata(), 0.1 * np.arange(STEPS))
     assert norms.lines[-1].get_xdata()[0] == pytest.approx(0.1 * BREAK_EVEN)

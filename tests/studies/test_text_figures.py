@@ -18,6 +18,7 @@ STEPS = 40
 def run(tmp_path):
     def make(name: str, **series: np.ndarray) -> dict[str, Trajectory]:
         configuration = {"run": {"name": name}, "data": {"_target_": "opposing_signals.data.text_demo"}}
+        configuration["optimizer"] = {"lr": 0.001}
         with Record.writing(tmp_path / name, configuration) as record:
             record.write_provenance({"data": {"name": "drawn sentences"}})
             for quantity, values in series.items():

@@ -11,10 +11,10 @@ members hold together is tested in the other, of which the search has seen nothi
    random signs, go against the other group's mean this much (Chernoff's bound), for either group. So a group that moves
    alone has no opponent, however strongly it moves. The third is that two groups which have nothing to do with each
    other correlate this negatively (Student's t), over all steps of the window, for the clusters were not made by their
-   opposition; it counts once for each cluster that could have been the opponent. Held-out steps alone are too few for
-   it in a window of 14 steps, and the pairs of a ResNet-18 at a step size of 0.1 live no longer. The k-th candidate in
-   order of energy spends 1/k of the level (weighted Bonferroni correction, Holm 1979), so the chance of any false pair
-   in a run is about the level at the most.
+   opposition; it counts once for each window, and each cluster that could have been the opponent. Held-out steps alone
+   are too few for it in a window of 14 steps, and the pairs of a ResNet-18 at a step size of 0.1 live no longer. The
+   k-th candidate in order of energy spends 1/k of the level (weighted Bonferroni correction, Holm 1979), so the chance
+   of any false pair in a run is about the level at the most.
 3. A point is a member of a confirmed pair if it follows the pair's course significantly (Benjamini and Hochberg 1995),
    if its size is on a logarithmic scale nearer to the group's than to a typical point's, and if it follows no other
    pair's course better while this pair is active. Members whose courses differ are pairs of their own.
@@ -76,7 +76,7 @@ class Candidate:
         rows: First row and one past the last.
         energy: Of the searched changes along the groups' directions, in units of each member's noise.
         weights: ``[k]`` and ``[k']``, how much each member counts in its group's mean when the pair is tested.
-        tried: Clusters of the window among which the second group is the most opposed one.
+        tried: Clusters among which the second group is the most opposed one, times windows that were searched.
         p_value: See `pairs.OpposingPair`.
     """
 
@@ -136,7 +136,10 @@ class Search:
         """Every confirmed pair."""
         kept: list[Candidate] = []
         for _ in range(ROUNDS):
-            candidates = [one for rows in self._windows() for one in self._candidates(rows, self._free(rows, kept))]
+            windows = list(self._windows())
+            candidates = [one for rows in windows for one in self._candidates(rows, self._free(rows, kept))]
+            for candidate in candidates:
+                candidate.tried *= len(windows)
             confirmed = self._confirmed(_distinct(candidates))
             if not confirmed:
                 break

@@ -178,8 +178,8 @@ def readable_tensors(names: Sequence[str]) -> list[str]:
     for name in names:
         layer, _, kind = name.rpartition(".")
         layer, kind = (layer, kind) if layer else (kind, "")
-        block = re.match(r"(?:stages|blocks)\.(\d+)\.(.+)", layer)
-        part = block[2] if block else layer
+        block = re.match(r"(?:stages|blocks)\.(\d+)(?:\.(.+))?$", layer)
+        part = (block[2] or "") if block else layer
         parts = [f"block {int(block[1]) + 1}" if block else "", words.get(part, part.replace("_", " ")), kind]
         found.append(", ".join(part for part in parts if part))
     return found
@@ -216,8 +216,8 @@ def mlp_phases(trajectories: Mapping[str, Trajectory]) -> Figure:
     loss.set_title("train loss")
     for number, pair in enumerate(trajectory.pairs_in_time[:2]):
         for group, look, name in zip(pair.groups, style.pair_looks(number), "ab", strict=True):
-            loss = trajectory.group_loss(group)
-            groups.plot(loss.steps, loss.values, **look, linewidth=0.9, label=f"pair {number + 1}{name}")
+            mean = trajectory.group_loss(group)
+            groups.plot(mean.steps, mean.values, **look, linewidth=0.9, label=f"pair {number + 1}{name}")
     groups.set_title("losses of the outlier groups")
     if trajectory.pairs:
         style.legend_above(groups, 4)

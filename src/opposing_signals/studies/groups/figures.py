@@ -35,11 +35,12 @@ def group_losses(trajectories: Mapping[str, Trajectory], thumbnails: int = 10, z
     figure = style.figure(12, 2 + 1.15 * strips + 4.4 * bool(pairs), title)
     grid = figure.add_gridspec(2 if pairs else 1, 1, height_ratios=[1.2 + 1.15 * strips, 4.2] if pairs else None)
     upper = GridSpecFromSubplotSpec(strips + 1, 1, grid[0], hspace=0.08)
-    sharpness = figure.add_subplot(upper[strips])
+    first: Axes | None = None
     for number in range(strips):
-        strip = figure.add_subplot(upper[number], sharex=sharpness)
+        strip = figure.add_subplot(upper[number], sharex=first)
+        first = first or strip
         _draw_strip(strip, trajectory, pairs[number] if pairs else None, number)
-    _draw_sharpness(sharpness, trajectory)
+    _draw_sharpness(figure.add_subplot(upper[strips], sharex=first), trajectory)
     if pairs:
         columns = GridSpecFromSubplotSpec(1, len(pairs), grid[1], wspace=0.12)
         for number, pair in enumerate(pairs):
@@ -48,14 +49,13 @@ def group_losses(trajectories: Mapping[str, Trajectory], thumbnails: int = 10, z
 
 
 def _draw_strip(axes: Axes, trajectory: Trajectory, pair: OpposingPair | None, number: int) -> None:
-    """The losses of a pair's groups over the whole run, grey where the pair is active, beside the train loss."""
+    """The losses of a pair's groups where it is active, beside the train loss of the whole run."""
     axes.plot(
         trajectory.mean_loss.steps, trajectory.mean_loss.values, color=style.INK, linewidth=1.6, label="train loss"
     )
     if pair is not None:
-        axes.axvspan(*pair.window, color=style.GREY, zorder=0)
         for group, look, name in zip(pair.groups, style.pair_looks(number), "ab", strict=True):
-            loss = trajectory.group_loss(group)
+            loss = trajectory.group_loss(group, pair.window[0], pair.window[1] + 1)
             axes.plot(loss.steps, loss.values, **look, linewidth=0.8, label=f"{number + 1}{name}")
     style.mark_break_even(axes, trajectory.break_even)
     axes.set_ylabel("loss" if pair is None else f"loss, pair {number + 1}")
