@@ -82,7 +82,7 @@ def test_a_plugin_of_an_installed_package_makes_its_choices_known(tmp_path):
         ),
         (["--config-dir", str(OWN), *SETTINGS, "scale=huge"], ["scale=huge: unknown", "paper"]),
         (["--config-dir", str(OWN), *SETTINGS, "+claims.mine.treshold=3"], ["claims.mine.treshold", "threshold"]),
-        (["--config-dir", str(OWN), *SETTINGS, "+claims.mine.threshold=3"], ["claims.mine: no statement"]),
+        (["--config-dir", str(OWN), *SETTINGS, "+claims.mine.threshold='> 3'"], ["claims.mine: no statement"]),
         (["--config-dir", str(OWN), *SETTINGS, "loss=square", "data=text_demo"], ["do not fit", "model=gpt"]),
     ],
 )

@@ -12,7 +12,16 @@ from opposing_signals.errors import InputError
 from opposing_signals.record import Record
 from opposing_signals.training.job import train
 
-RUN = ("fig46_outliers_resnet18_seed1", "data.images=20", "risk.chunk=8", "model.width=2", "steps=3", "threads=1")
+SIZES = ("data.images=20", "risk.chunk=8", "steps=3", "threads=1")
+RUN = (
+    "fig01_group_losses",
+    "run=regime_gd",
+    "model=resnet18",
+    "data=planted",
+    "~instruments.sharpness",
+    "model.width=2",
+    *SIZES,
+)
 EVERY = "+instruments.outputs={_target_: opposing_signals.instruments.outputs.Outputs}"
 
 
