@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -346,10 +347,16 @@ def test_an_eigenvector_that_no_start_knows_is_found_when_it_overtakes(which, si
     tracker = EigenTracker(1, which, look=5)
     known = [tracker(lambda v: v @ matrix, matrix[0]).value for _ in range(4)]
     assert known[-1] == pytest.approx(10 * sign, rel=1e-3)
+    hinted = copy.deepcopy(tracker)
     found = [tracker(lambda v: v @ overtaken, matrix[0]).value for _ in range(5)]
     expected = torch.linalg.eigvalsh(overtaken).abs().max()
     assert abs(found[0]) == pytest.approx(10, rel=1e-3)  # nothing in the residual tells
     assert found[-1] == pytest.approx(sign * float(expected), rel=1e-3)
+    hint = hidden / 2 + torch.ones(200, dtype=torch.float64) / 20  # as much of it as of everything else
+    for _ in range(3):  # of which one is not narrow
+        images = hinted.directions(matrix[0]) @ overtaken
+        pairs = hinted.update(images, lambda v: v @ overtaken, hint)
+    assert pairs.value == pytest.approx(sign * float(expected), rel=1e-3)
 
 
 def test_a_sudden_change_of_the_eigenvalue_calls_for_a_look():

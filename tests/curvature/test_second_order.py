@@ -80,6 +80,18 @@ def test_the_training_gradient_has_the_same_bits_with_and_without_products(layer
     assert all(torch.equal(a, b) for a, b in zip(measured.model.buffers(), plain.model.buffers(), strict=True))
 
 
+@pytest.mark.parametrize("layer", NETWORKS)
+def test_a_pass_over_one_chunk_gives_further_products_by_its_graph(layer):
+    risk = risk_of(layer, chunk=11)
+    vectors = torch.randn(4, sum(p.numel() for p in risk.parameters), dtype=torch.float64)
+    expected = risk.hessian_products(vectors)
+    seen = risk.backward_with_products(vectors[:1])
+    found = torch.cat([seen.products, seen.further(vectors[1:2]), seen.further(vectors[2:])])
+    torch.testing.assert_close(found, expected.products, rtol=1e-9, atol=1e-11)
+    assert expected.further is None
+    assert risk_of(layer).backward_with_products(vectors[:1]).further is None  # three graphs are three times as large
+
+
 @pytest.mark.parametrize("factory", [resnet18, vgg11])
 def test_whole_networks_keep_their_bits_and_agree_with_plain_double_backward(factory):
     generator = torch.Generator().manual_seed(1)

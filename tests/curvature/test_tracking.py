@@ -46,14 +46,14 @@ def problem() -> EmpiricalRisk:
 
 
 def tracked(trajectory: list[tuple[torch.Tensor, float]], tracker: EigenTracker) -> np.ndarray:
-    """``[steps, 2]``: relative errors of λ tracked in the training pass, and its bound over λ."""
+    """``[steps, 2]``: relative errors of λ tracked with the gradient as a hint, and its bound over λ."""
     risk = problem()
     found = []
     for theta, value in trajectory:
         nn.utils.vector_to_parameters(theta, risk.parameters)
         directions = tracker.directions(flatten([p.detach() for p in risk.parameters]))
-        images = risk.backward_with_products(directions).products
-        pairs = tracker.update(images, lambda v: risk.hessian_products(v).products)
+        seen = risk.hessian_products(directions)
+        pairs = tracker.update(seen.products, lambda v: risk.hessian_products(v).products, seen.gradient)
         found.append((abs(pairs.value / value - 1), pairs.bound / value))
     return np.array(found)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from opposing_signals.curvature.chunks import Batch
+from opposing_signals.curvature.eigen import Products
 from opposing_signals.curvature.refusals import check_graph, check_losses
-from opposing_signals.processes import summed, summed_together
+from opposing_signals.processes import count, summed, summed_together
 
 if TYPE_CHECKING:
     from opposing_signals.curvature.risk import EmpiricalRisk
@@ -35,26 +37,24 @@ class CurvaturePass(ForwardPass):
 
     Attributes:
         gradient: ``[P]`` ∇L(θ_t), L the batch's mean loss, weighted where the risk has weights.
-        products: ``[k, P]`` ∇²L(θ_t) v_j.
         slopes: ``[k, n]`` ∇ℓ_i(θ_t)·v_j; their mean over i, weighted as L is, is ∇L·v_j.
+        further: Other vectors ``[m, P]`` ↦ their products, by the graph of this pass, which lasts as long as this
+            function, and while the weights are θ_t. None where no graph was kept.
     """
 
     gradient: Tensor
     products: Tensor
     slopes: Tensor
+    further: Products | None = None
 
 
-class _ChunkPass(NamedTuple):
-    losses: Tensor
-    outputs: Tensor
-    slopes: list[Tensor]
-    gradient: list[Tensor | None]
-
-
-def curvature_pass(risk: EmpiricalRisk, vectors: Tensor, batch: Batch) -> tuple[CurvaturePass, list[Tensor | None]]:
+def curvature_pass(
+    risk: EmpiricalRisk, vectors: Tensor, batch: Batch, keep_graph: bool = False
+) -> tuple[CurvaturePass, list[Tensor | None]]:
     """The pass and its gradient in the parameters' shapes and layouts, with the bits of `backward`.
 
-    A parameter that L does not depend on has None, as after `backward`: an optimizer leaves it alone.
+    A parameter that L does not depend on has None, as after `backward`: an optimizer leaves it alone. A graph is kept
+    where one process evaluates the whole batch as one chunk: it is in memory then in any case.
     """
     directions = [risk.unflatten(v) for v in vectors]
     products = torch.zeros_like(vectors)
@@ -63,14 +63,22 @@ def curvature_pass(risk: EmpiricalRisk, vectors: Tensor, batch: Batch) -> tuple[
     losses: list[Tensor] = []
     outputs: list[Tensor] = []
     slopes: list[list[Tensor]] = [[] for _ in directions]
+    keep_graph = keep_graph and count() == 1 and risk.size(batch) <= risk.chunk
+    further = None
     with risk.deterministic():
-        for (inputs, targets), shares in zip(risk.chunks(batch, may_idle=True), risk.shares(batch), strict=True):
-            seen = _curvature_of_chunk(risk, inputs, targets, shares, directions, pieces_of, is_first=not losses)
-            gradients = [_sum(*pair) for pair in zip(gradients, seen.gradient, strict=True)]
-            losses.append(seen.losses)
+        for chunk, shares in zip(risk.chunks(batch, may_idle=True), risk.shares(batch), strict=True):
+            seen = _ChunkPass(risk, *chunk, shares, is_twice=len(directions) > 0)
+            if not losses:
+                check_graph(seen.gradient, risk.model)
+            for j, (direction, pieces) in enumerate(zip(directions, pieces_of, strict=True)):
+                is_last = j + 1 == len(directions)
+                slopes[j].append(seen.add_product(direction, pieces, keep_graph=keep_graph or not is_last))
+            detached = [None if piece is None else piece.detach() for piece in seen.gradient]
+            gradients = [_sum(*pair) for pair in zip(gradients, detached, strict=True)]
+            losses.append(seen.losses.detach())
             outputs.append(risk.kept(seen.outputs))
-            for row, slope in zip(slopes, seen.slopes, strict=True):
-                row.append(slope)
+            if keep_graph and directions:
+                further = partial(_further_products, risk, seen)
             del seen  # its gradient is as large as θ
     used = risk.used_by_any([piece is not None for piece in gradients])
     dense = [torch.zeros_like(p) if g is None else g for p, g in zip(risk.parameters, gradients, strict=True)]
@@ -84,47 +92,44 @@ def curvature_pass(risk: EmpiricalRisk, vectors: Tensor, batch: Batch) -> tuple[
         torch.stack([risk.assembled(row, batch) for row in slopes])
         if slopes
         else vectors.new_zeros(0, risk.size(batch)),
+        further,
     )
     return result, gradients
 
 
-def _curvature_of_chunk(
-    risk: EmpiricalRisk,
-    inputs: Tensor,
-    targets: Tensor,
-    weights: Tensor,
-    directions: list[list[Tensor]],
-    products: list[list[Tensor]],
-    is_first: bool,
-) -> _ChunkPass:
-    """The pass over one chunk, whose share of L is Σ w_i ℓ_i; adds its share of each product to ``products``.
+class _ChunkPass:
+    """The gradient of one chunk's share of L, Σ w_i ℓ_i, with its graph.
 
     What is needed for one product alone ends with it: a pass holds as few tensors of θ's size as it can.
     """
-    parameters = risk.parameters
-    with risk.differentiable():
-        losses, outputs = risk.evaluate(inputs, targets, autocast=False)
-        check_losses(losses, inputs)
-        weights = weights.to(losses).detach().clone().requires_grad_()
-        mean = (losses * weights).sum()
-    gradient = torch.autograd.grad(mean, parameters, create_graph=len(directions) > 0, allow_unused=True)
-    if is_first:
-        check_graph(gradient, risk.model)
-    used = [piece for piece in gradient if piece is not None]
 
-    def add_product(j: int) -> Tensor:
+    def __init__(self, risk: EmpiricalRisk, inputs: Tensor, targets: Tensor, weights: Tensor, is_twice: bool) -> None:
+        self._parameters = risk.parameters
+        with risk.differentiable():
+            self.losses, self.outputs = risk.evaluate(inputs, targets, autocast=False)
+            check_losses(self.losses, inputs)
+            self._weights = weights.to(self.losses).detach().clone().requires_grad_()
+            share = (self.losses * self._weights).sum()
+        self.gradient = torch.autograd.grad(share, self._parameters, create_graph=is_twice, allow_unused=True)
+
+    def add_product(self, direction: list[Tensor], product: list[Tensor], keep_graph: bool) -> Tensor:
+        """Add the chunk's share of a product to ``product``; returns ∇ℓ_i·v of its examples."""
         *rows, slope = torch.autograd.grad(
-            used,
-            [*parameters, weights],
-            [part for part, piece in zip(directions[j], gradient, strict=True) if piece is not None],
-            retain_graph=j + 1 < len(directions),
+            [piece for piece in self.gradient if piece is not None],
+            [*self._parameters, self._weights],
+            [part for part, piece in zip(direction, self.gradient, strict=True) if piece is not None],
+            retain_graph=keep_graph,
             materialize_grads=True,
         )
-        torch._foreach_add_(products[j], rows)
+        torch._foreach_add_(product, rows)
         return slope
 
-    slopes = [add_product(j) for j in range(len(directions))]
-    return _ChunkPass(losses.detach(), outputs, slopes, [None if g is None else g.detach() for g in gradient])
+
+def _further_products(risk: EmpiricalRisk, seen: _ChunkPass, vectors: Tensor) -> Tensor:
+    products = torch.zeros_like(vectors)
+    for vector, product in zip(vectors, products, strict=True):
+        seen.add_product(risk.unflatten(vector), risk.unflatten(product), keep_graph=True)
+    return products
 
 
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -198,7 +198,8 @@ class EmpiricalRisk(Chunks):
         """`backward`, and ∇²L v_j of the same batch from the same graph.
 
         ``.grad`` gets the bits that `backward` would give it. Where the training pass is compiled, runs in bfloat16
-        or takes gradients of its own, another graph is built for the products, in the weights' precision.
+        or takes gradients of its own, another graph is built for the products, in the weights' precision. Where the
+        batch is one chunk, the pass keeps its graph for `CurvaturePass.further`.
         """
         self.check_vectors(vectors)
         self.check_products()
@@ -206,7 +207,7 @@ class EmpiricalRisk(Chunks):
             forward_pass = self.backward(batch)
             curvature = self.hessian_products(vectors, batch)
             return replace(curvature, losses=forward_pass.losses, outputs=forward_pass.outputs)
-        result, gradients = curvature_pass(self, vectors, batch)
+        result, gradients = curvature_pass(self, vectors, batch, keep_graph=True)
         self._agree_on_buffers()
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             if gradient is not None:

@@ -44,14 +44,15 @@ class EigenTracker:
     basis that has grown to 10 vectors (to 2^25 numbers, where those are more) goes on from the better half of its Ritz
     vectors, whose products are known: a thick restart (Wu and Simon 2000), so that memory does not grow with products.
 
-    No residual tells of an eigenvector that the basis does not touch. Where the pair behind the wanted ones, with its
-    residual, reaches the wanted, the basis is widened by its residual as well. And every ``look`` calls, and when λ is
-    more than 30% off both of its last two values, the tracker looks from a fresh random vector: up to 8 Lanczos steps
-    in the space orthogonal to the 2k Ritz vectors, until these bound what is there well below λ_1. What they find joins
-    the basis. What they do not find is bounded: if p is the Lanczos polynomial and z the random vector, an eigenvector
-    u of that space, eigenvalue x, has abs(p(x) u·z) <= ‖p(H) z‖, and u·z is a normal number, which is small with a
-    small probability only (van Dorsselaer, Hochstenbach and van der Vorst 2000). The bound of the whole operator
-    follows from this, the quotients and the residuals.
+    No residual tells of an eigenvector that the basis does not touch. At the edge of stability the gradient does: it is
+    largest along what oscillates, and with it as ``hint`` a vector that overtakes is rarely missed. Where the pair
+    behind the wanted ones, with its residual, reaches the wanted, the basis is widened by its residual as well. And
+    every ``look`` calls, and when λ is more than 30% off both of its last two values, the tracker looks from a fresh
+    random vector: up to 8 Lanczos steps in the space orthogonal to the 2k Ritz vectors, until these bound what is there
+    well below λ_1. What they find joins the basis. What they do not find is bounded: if p is the Lanczos polynomial and
+    z the random vector, an eigenvector u of that space, eigenvalue x, has abs(p(x) u·z) <= ‖p(H) z‖, and u·z is a
+    normal number, which is small with a small probability only (van Dorsselaer, Hochstenbach and van der Vorst 2000).
+    The bound of the whole operator follows from this, the quotients and the residuals.
 
     Between calls there are two starts of 2k vectors in half of the precision, 2k P numbers of the operator's. Rounding
     turns a start by some 1e-4 in float32, and changes a quotient by the square of it.
@@ -160,8 +161,11 @@ class EigenTracker:
     def _width(self) -> int:
         if self.max_products <= 2 * self.k:
             return self.max_products
-        is_narrow = self._calm >= 2 and self._calm % _REFRESHED
-        return self.k + (self._above is not None) if is_narrow else 2 * self.k
+        return self.k + (self._above is not None) if self._is_narrow else 2 * self.k
+
+    @property
+    def _is_narrow(self) -> bool:
+        return self._calm >= 2 and self._calm % _REFRESHED > 0
 
     def _in_order(self) -> list[Tensor]:
         """The start of the phase that is coming, then the other; where that is not known, the best of each first."""
@@ -169,16 +173,19 @@ class EigenTracker:
             return [start[: self.k] for start in self._starts] + [start[self.k :] for start in self._starts]
         return self._starts[::-1] if self._alternates else self._starts
 
-    def update(self, images: Tensor, products: Products) -> Eigenpairs:
+    def update(self, images: Tensor, products: Products, hint: Tensor | None = None) -> Eigenpairs:
         """Find the pairs of the operator as it is now.
 
         Args:
             images: ``[m, P]``, its products with `directions`.
             products: The operator, for what is wanted beyond.
+            hint: ``[P]``, a vector that may have a part in an eigenvector that the starts do not know: the gradient of
+                the loss whose Hessian the operator is. Where a warm start is not narrow, it joins the basis first.
         """
         space = self._subspace
         space.know(images)
         first = spent = len(images)
+        is_wide = bool(self._starts) and not self._is_narrow
         budget, rest, has_looked = self._own_budget, math.nan, False
         while True:
             k = self.k
@@ -194,7 +201,9 @@ class EigenTracker:
             # A basis as large as the space is exact; its residual is rounding and must not be widened by.
             room = min(budget - spent, images.shape[1] - space.size)
             widened = images[:0]
-            if room > 0 and unsure.any():
+            if room > 0 and hint is not None and spent == first and is_wide:
+                widened = space.extended([hint], space.size + 1)
+            if room > 0 and not len(widened) and unsure.any():
                 if space.size == space.most:
                     space.restart(max(2 * k, space.most // 2), self.which)
                 widened = space.extended(residual_vectors[unsure.to(images.device)], space.size + room)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from opposing_signals.curvature import Eigenpairs, EigenTracker
 from opposing_signals.curvature.chunks import WHOLE, Batch
+from opposing_signals.curvature.double_backward import CurvaturePass
 from opposing_signals.curvature.eigen import Which
 from opposing_signals.curvature.risk import EmpiricalRisk, flatten
 from opposing_signals.errors import InputError
@@ -70,8 +72,9 @@ class Sharpness(Instrument):
     (figures 32 to 35), in the model's order; and with k > 1 ``eigenvalues`` ``[k]``.
 
     Under full-batch training the first products come out of the step's own pass, which then costs two more gradients
-    (``max_products=2``) and not two more passes. Under minibatch training each measurement is a pass of its own over
-    the whole training set. A later instrument of the same step finds v by `top_eigenvector`.
+    (``max_products=2``) and not two more passes; where the whole set is one chunk, so do all others. Under minibatch
+    training each measurement is a pass of its own over the whole training set. A later instrument of the same step
+    finds v by `top_eigenvector`.
 
     Args:
         risk: What is being trained.
@@ -114,19 +117,16 @@ class Sharpness(Instrument):
     def before_step(self, module: TrainingModule, step: int) -> None:
         """Ask for the first products; under minibatch training make them."""
         directions = self.tracker.directions(flatten([parameter.detach() for parameter in self.risk.parameters]))
+        module.announce(f"curvature, product {len(directions)} of {self.tracker.budget}")
         if module.batches.is_full and self._batch is WHOLE:
-            module.announce(f"curvature, product {len(directions)} of {self.tracker.budget}")
-            module.request_products(directions, lambda products: self._measure(module, step, products))
+            module.request_products(directions, partial(self._measure, module, step))
         else:
-            announced = announcing(self._products, module, self.tracker.budget)
-            self._measure(module, step, announced(directions))
+            self._measure(module, step, self.risk.hessian_products(directions, self._batch))
 
-    def _products(self, vectors: Tensor) -> Tensor:
-        return self.risk.hessian_products(vectors, self._batch).products
-
-    def _measure(self, module: TrainingModule, step: int, products: Tensor) -> None:
-        further = announcing(self._products, module, self.tracker.budget, len(products))
-        pairs = self.tracker.update(products, further)
+    def _measure(self, module: TrainingModule, step: int, seen: CurvaturePass) -> None:
+        further = seen.further or (lambda vectors: self.risk.hessian_products(vectors, self._batch).products)
+        announced = announcing(further, module, self.tracker.budget, len(seen.products))
+        pairs = self.tracker.update(seen.products, announced, seen.gradient)
         module.share(TopEigenvector(pairs.vector, self._batch))
         self._write(module, step, pairs)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -19,7 +20,7 @@ from opposing_signals.training.batches import Batches
 Augmentation = Callable[[torch.Tensor, int], torch.Tensor]
 OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 Adjustment = Callable[[torch.optim.Optimizer, int], None]
-Request = tuple[torch.Tensor, Callable[[torch.Tensor], None]]
+Request = tuple[torch.Tensor, Callable[[CurvaturePass], None]]
 Shared = TypeVar("Shared")
 
 
@@ -171,12 +172,13 @@ class TrainingModule(LightningModule):
         """Enter ``observer`` around the coming step's own pass, for what can only be seen inside it."""
         self._observers.append(observer)
 
-    def request_products(self, vectors: torch.Tensor, then: Callable[[torch.Tensor], None]) -> None:
+    def request_products(self, vectors: torch.Tensor, then: Callable[[CurvaturePass], None]) -> None:
         """Let the coming step's pass compute ∇²L v_j of its batch as well; asked for in front of the step.
 
         Args:
             vectors: ``[k, P]``.
-            then: Called with the ``[k, P]`` products, in front of all `StepHooks.at_gradient`.
+            then: Called with what the pass saw, its products and slopes those of ``vectors``, in front of all
+                `StepHooks.at_gradient`.
         """
         self.risk.check_products()  # here, because the step's own pass is observed
         self._requests.append((vectors, then))
@@ -194,9 +196,10 @@ class TrainingModule(LightningModule):
 
     def _answer(self, requests: list[Request]) -> None:
         if isinstance(self.forward_pass, CurvaturePass):
-            parts = self.forward_pass.products.split([len(vectors) for vectors, _ in requests])
-            for (_, then), part in zip(requests, parts, strict=True):
-                then(part)
+            seen, self.forward_pass = self.forward_pass, replace(self.forward_pass, further=None)  # a graph is large
+            sizes = [len(vectors) for vectors, _ in requests]
+            for (_, then), *own in zip(requests, seen.products.split(sizes), seen.slopes.split(sizes), strict=True):
+                then(replace(seen, products=own[0], slopes=own[1]))
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Hand one row of scalars to each logger."""
