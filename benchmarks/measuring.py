@@ -172,13 +172,13 @@ def in_float64(case: Case, risk: EmpiricalRisk) -> EmpiricalRisk:
 
 
 def interleaved(candidates: Mapping[str, Callable[[], Any]], repetitions: int) -> dict[str, np.ndarray]:
-    """Seconds of each candidate, ``[repetitions]``, called in turn; a first round is not counted."""
+    """CPU seconds of each candidate, ``[repetitions]``, called in turn; a first round is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(repetitions + 1):
         for name, candidate in candidates.items():
-            started = time.perf_counter()
+            started = time.process_time()
             candidate()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(time.process_time() - started)
     return {name: np.array(times[1:]) for name, times in seconds.items()}
 
 

@@ -54,15 +54,15 @@ _FAR = 0.05
 
 
 class Clock(Instrument):
-    """Notes when each step of a block began, and when the last one ended."""
+    """Notes the CPU time when each step of a block began, and when the last one ended."""
 
     ticks: ClassVar[list[float]] = []
 
     def before_step(self, module: TrainingModule, step: int) -> None:
-        self.ticks.append(time.perf_counter())
+        self.ticks.append(time.process_time())
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self.ticks.append(time.perf_counter())
+        self.ticks.append(time.process_time())
 
 
 class Reference(Instrument):
@@ -116,9 +116,9 @@ class Reference(Instrument):
         layout = LAYOUTS[self.layouts[peers.EIGENVALUES[name][0]]]
         model, chunks = plain(self.risk, layout)
         compute = build(model, chunks)
-        chunks.passes, started = 0, time.perf_counter()
+        chunks.passes, started = 0, time.process_time()
         value = compute()
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         for what, number in (("value", value), ("seconds", seconds), ("products", chunks.passes)):
             self.record.append(quantity(name, what), step, number)
 
@@ -168,7 +168,7 @@ class Lane:
 
     folder: Path
     instruments: dict[str, dict[str, Any]]
-    blocks: list[np.ndarray] = field(default_factory=list)  # seconds of each step
+    blocks: list[np.ndarray] = field(default_factory=list)  # CPU seconds of each step
 
     def advance(self, case: Case, steps: int) -> None:
         """Go on from the checkpoint to θ_steps."""

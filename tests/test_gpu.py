@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from layers import NETWORKS, risk_of
+from layers import NETWORKS, network, risk_of
+from torch import nn
 
 from opposing_signals.curvature import (
     curvature_split,
@@ -20,12 +21,21 @@ pytestmark = pytest.mark.gpu
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 
+
+def has_images(layer: str) -> bool:
+    return any(isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.MaxPool2d) for module in network(layer).modules())
+
+
 GPU = torch.device("cuda")
+LAID_OUT = [(layer, False) for layer in NETWORKS] + [(layer, True) for layer in NETWORKS if has_images(layer)]
+"""Each network, and in channels_last those whose kernels depend on it."""
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def the_arithmetic_of_a_run():
     set_gpu_arithmetic(is_rounded=False)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def direction_for(risk):
@@ -59,20 +69,24 @@ MEASURES = {
 }
 
 
-@pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("measure", MEASURES)
-@pytest.mark.parametrize("layer", NETWORKS)
+@pytest.mark.parametrize(("layer", "channels_last"), LAID_OUT)
 def test_measures_agree_with_the_cpu(layer, measure, channels_last):
+    """The check against finite differences runs on the GPU alone; the CPU has passed it elsewhere.
+
+    In float64 two devices differ by the order of their sums, 1e-12 or less of these small numbers, and by a last bit of
+    exp and erf. A term that one of them lacks changes them by 1e-4 and more.
+    """
     if measure == "jacobian" and layer == "embedding":
         pytest.skip("tokens have no derivative")
-    expected = MEASURES[measure](risk_of(layer, channels_last=channels_last))
-    found = MEASURES[measure](risk_of(layer, channels_last=channels_last).to(GPU))
+    on_cpu, on_gpu = (risk_of(layer, channels_last=channels_last) for _ in range(2))
+    on_cpu.checked = None
+    expected, found = MEASURES[measure](on_cpu), MEASURES[measure](on_gpu.to(GPU))
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("channels_last", [True, False])
-@pytest.mark.parametrize("layer", NETWORKS)
+@pytest.mark.parametrize(("layer", "channels_last"), LAID_OUT)
 def test_the_training_gradient_has_the_same_bits_with_and_without_products(layer, channels_last):
     plain = risk_of(layer, precision="float32", channels_last=channels_last).to(GPU)
     measured = copy.deepcopy(plain)
