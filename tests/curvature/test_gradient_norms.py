@@ -14,7 +14,7 @@ from opposing_signals.errors import InputError
 from opposing_signals.losses import logistic_loss, square_loss
 from opposing_signals.models import resnet18, vgg11, vit
 
-MODULE = import_module("opposing_signals.curvature.gradient_norms")
+MODULE = import_module("opposing_signals.curvature.own_gradients")
 
 
 def expected(risk, loss=CROSS_ENTROPY):
@@ -28,7 +28,7 @@ def must_not_be_called(*_):
 
 @pytest.fixture
 def in_one_pass(monkeypatch):
-    monkeypatch.setattr(MODULE, "_norms_one_by_one", must_not_be_called)
+    monkeypatch.setattr(MODULE, "_from_gradients", must_not_be_called)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def one_by_one(monkeypatch):
     def no_rule(risk):
         raise MODULE.NoRuleError
 
-    monkeypatch.setattr(MODULE, "shapes_behind_examples", no_rule)
+    monkeypatch.setattr(MODULE, "_shapes_behind_examples", no_rule)
 
 
 @pytest.mark.parametrize("layer", IN_ONE_PASS)
@@ -206,7 +206,7 @@ class CrossAttention(nn.Module):
 
 @pytest.mark.parametrize("model", [Shared, Tied, Scaled, Positions, TimeFirst, Hidden, CrossAttention])
 def test_what_has_no_rule_is_taken_example_by_example(model, monkeypatch):
-    monkeypatch.setattr(MODULE, "_ghost_norms", must_not_be_called)
+    monkeypatch.setattr(MODULE, "_summed_over_uses", must_not_be_called)
     torch.manual_seed(0)
     risk = images_risk(model())
     torch.testing.assert_close(gradient_norms(risk), expected(risk), rtol=1e-10, atol=1e-13)

@@ -13,7 +13,7 @@ from opposing_signals.curvature.gradient_sketch import Projection
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 
-MODULE = import_module("opposing_signals.curvature.gradient_sketch")
+MODULE = import_module("opposing_signals.curvature.own_gradients")
 DIMENSIONS = 5
 
 
@@ -30,7 +30,7 @@ def dense(risk, dimensions, seed=0):
 
 @pytest.mark.parametrize("layer", IN_ONE_PASS)
 def test_sketches_are_projections_of_single_gradients(layer, monkeypatch):
-    monkeypatch.setattr(MODULE, "_one_by_one", None)  # one pass is enough
+    monkeypatch.setattr(MODULE, "_from_gradients", None)  # one pass is enough
     risk = risk_of(layer)
     found = gradient_sketch(risk, DIMENSIONS)
     torch.testing.assert_close(found, gradients(risk) @ dense(risk, DIMENSIONS).T, rtol=1e-9, atol=1e-12)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -67,7 +66,7 @@ def curvature_pass(
     further = None
     with risk.deterministic():
         for chunk, shares in zip(risk.chunks(batch, may_idle=True), risk.shares(batch), strict=True):
-            seen = _ChunkPass(risk, *chunk, shares, is_twice=len(directions) > 0)
+            seen = ChunkPass(risk, *chunk, shares, is_twice=len(directions) > 0)
             if not losses:
                 check_graph(seen.gradient, risk.model)
             for j, (direction, pieces) in enumerate(zip(directions, pieces_of, strict=True)):
@@ -78,7 +77,7 @@ def curvature_pass(
             losses.append(seen.losses.detach())
             outputs.append(risk.kept(seen.outputs))
             if keep_graph and directions:
-                further = partial(_further_products, risk, seen)
+                further = seen.products
             del seen  # its gradient is as large as θ
     used = risk.used_by_any([piece is not None for piece in gradients])
     dense = [torch.zeros_like(p) if g is None else g for p, g in zip(risk.parameters, gradients, strict=True)]
@@ -97,14 +96,26 @@ def curvature_pass(
     return result, gradients
 
 
-class _ChunkPass:
-    """The gradient of one chunk's share of L, Σ w_i ℓ_i, with its graph.
+class ChunkPass:
+    """The gradient of Σ w_i ℓ_i over a chunk, with its graph.
 
     What is needed for one product alone ends with it: a pass holds as few tensors of θ's size as it can.
+
+    Attributes:
+        losses: ``[n]`` ℓ_i.
+        outputs: ``[n, C]``.
+        gradient: One for each parameter; None where there is none.
+
+    Args:
+        risk: At its θ.
+        inputs: ``[n, ...]``.
+        targets: ``[n]`` or ``[n, C]``.
+        weights: ``[n]`` w_i.
+        is_twice: Whether there are to be products.
     """
 
     def __init__(self, risk: EmpiricalRisk, inputs: Tensor, targets: Tensor, weights: Tensor, is_twice: bool) -> None:
-        self._parameters = risk.parameters
+        self._risk, self._parameters = risk, risk.parameters
         with risk.differentiable():
             self.losses, self.outputs = risk.evaluate(inputs, targets, autocast=False)
             check_losses(self.losses, inputs)
@@ -113,7 +124,7 @@ class _ChunkPass:
         self.gradient = torch.autograd.grad(share, self._parameters, create_graph=is_twice, allow_unused=True)
 
     def add_product(self, direction: list[Tensor], product: list[Tensor], keep_graph: bool) -> Tensor:
-        """Add the chunk's share of a product to ``product``; returns ∇ℓ_i·v of its examples."""
+        """Add the Hessian's product with ``direction`` to ``product``; returns ``[n]`` ∇ℓ_i·v."""
         *rows, slope = torch.autograd.grad(
             [piece for piece in self.gradient if piece is not None],
             [*self._parameters, self._weights],
@@ -124,12 +135,12 @@ class _ChunkPass:
         torch._foreach_add_(product, rows)
         return slope
 
-
-def _further_products(risk: EmpiricalRisk, seen: _ChunkPass, vectors: Tensor) -> Tensor:
-    products = torch.zeros_like(vectors)
-    for vector, product in zip(vectors, products, strict=True):
-        seen.add_product(risk.unflatten(vector), risk.unflatten(product), keep_graph=True)
-    return products
+    def products(self, vectors: Tensor) -> Tensor:
+        """``[k, P]`` of ``[k, P]``; the graph stays."""
+        products = torch.zeros_like(vectors)
+        for vector, product in zip(vectors, products, strict=True):
+            self.add_product(self._risk.unflatten(vector), self._risk.unflatten(product), keep_graph=True)
+        return products
 
 
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:

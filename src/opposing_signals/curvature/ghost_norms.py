@@ -23,7 +23,7 @@ class SquaredNorm(Reading):
 
     def of_entries(self, parameter: Tensor, gradients: Tensor) -> Tensor:  # noqa: ARG002  # any parameter
         """As it says."""
-        return gradients.square().flatten(1).sum(1)
+        return gradients.square().reshape(len(gradients), -1).sum(1)
 
     def of_linear(self, weight: Tensor, values: Tensor, slope: Tensor) -> Tensor:
         """The product of two norms, or the ghost norm."""

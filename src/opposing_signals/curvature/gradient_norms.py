@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-import torch
 from torch import Tensor
 
 from opposing_signals.curvature.examples import check_independence
 from opposing_signals.curvature.finite_differences import Claim, check
 from opposing_signals.curvature.ghost_norms import SquaredNorm
-from opposing_signals.curvature.layer_rules import NoRuleError
-from opposing_signals.curvature.own_gradients import (
-    gradients_by_plain_autograd,
-    gradients_one_by_one,
-    shapes_behind_examples,
-    summed_over_uses,
-)
+from opposing_signals.curvature.own_gradients import gradients_by_plain_autograd, read_off
 from opposing_signals.curvature.risk import EmpiricalRisk
 
 
@@ -40,30 +33,14 @@ def gradient_norms(risk: EmpiricalRisk) -> Tensor:
     """
     check_independence(risk)
     check(risk, "gradient_norms", _claims)
-    return _gradient_norms(risk)
+    return _norms(risk)
+
+
+def _norms(risk: EmpiricalRisk) -> Tensor:
+    return read_off(risk, SquaredNorm()).clamp(min=0).sqrt()
 
 
 def _claims(few: EmpiricalRisk, _: Tensor) -> Generator[Claim]:
     rows = gradients_by_plain_autograd(few)
-    norms = _gradient_norms(few)[: len(rows)]
+    norms = _norms(few)[: len(rows)]
     yield Claim("gradient norm of each example", norms, lambda _: rows.norm(dim=1), is_derivative=False)
-
-
-def _gradient_norms(risk: EmpiricalRisk) -> Tensor:
-    try:
-        shapes = shapes_behind_examples(risk)
-        return risk.assembled([_ghost_norms(risk, chunk, shapes) for chunk in risk.parts()])
-    except NoRuleError:
-        return risk.assembled([_norms_one_by_one(risk, chunk) for chunk in risk.parts()])
-
-
-def _ghost_norms(risk: EmpiricalRisk, chunk: slice, shapes: list[torch.Size]) -> Tensor:
-    return summed_over_uses(risk, chunk, shapes, SquaredNorm()).clamp(min=0).sqrt()
-
-
-def _norms_one_by_one(risk: EmpiricalRisk, chunk: slice) -> Tensor:
-    squares = [
-        torch.stack([piece.square().reshape(len(piece), -1).sum(1) for piece in pieces]).sum(0)
-        for pieces in gradients_one_by_one(risk, chunk)
-    ]
-    return torch.cat(squares).sqrt()

@@ -17,13 +17,8 @@ from torch import Tensor, nn
 
 from opposing_signals.curvature.examples import check_independence
 from opposing_signals.curvature.finite_differences import Claim, check
-from opposing_signals.curvature.layer_rules import Convolution, NoRuleError, Reading, by_parts
-from opposing_signals.curvature.own_gradients import (
-    gradients_by_plain_autograd,
-    gradients_one_by_one,
-    shapes_behind_examples,
-    summed_over_uses,
-)
+from opposing_signals.curvature.layer_rules import Convolution, Reading, by_parts
+from opposing_signals.curvature.own_gradients import gradients_by_plain_autograd, read_off
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 
@@ -49,7 +44,7 @@ def gradient_sketch(risk: EmpiricalRisk, dimensions: int, seed: int = 0) -> Tens
         raise InputError(f"dimensions={dimensions}: expected at least 1 number of each gradient")
     check_independence(risk)
     check(risk, "gradient_sketch", partial(_claims, dimensions=dimensions, seed=seed))
-    return _gradient_sketch(risk, Projection(risk.parameters, dimensions, seed))
+    return read_off(risk, Projection(risk.parameters, dimensions, seed))
 
 
 def _claims(few: EmpiricalRisk, _: Tensor, dimensions: int, seed: int) -> Generator[Claim]:
@@ -57,24 +52,8 @@ def _claims(few: EmpiricalRisk, _: Tensor, dimensions: int, seed: int) -> Genera
     rows = zip(*(few.unflatten(row) for row in gradients_by_plain_autograd(few)), strict=True)
     pieces = [projection.of_entries(p, torch.stack(own)) for p, own in zip(few.parameters, rows, strict=True)]
     sketch = torch.stack(pieces).sum(0)
-    measured = _gradient_sketch(few, projection)[: len(sketch)]
+    measured = read_off(few, projection)[: len(sketch)]
     yield Claim("gradient sketch", measured, lambda _: sketch, is_derivative=False)
-
-
-def _gradient_sketch(risk: EmpiricalRisk, projection: Projection) -> Tensor:
-    try:
-        shapes = shapes_behind_examples(risk)
-        return risk.assembled([summed_over_uses(risk, part, shapes, projection) for part in risk.parts()])
-    except NoRuleError:
-        return risk.assembled([_one_by_one(risk, part, projection) for part in risk.parts()])
-
-
-def _one_by_one(risk: EmpiricalRisk, chunk: slice, projection: Projection) -> Tensor:
-    pieces = [
-        sum(projection.of_entries(parameter, own) for parameter, own in zip(risk.parameters, gradients, strict=True))
-        for gradients in gradients_one_by_one(risk, chunk)
-    ]
-    return torch.cat(pieces)  # type: ignore[arg-type]  # sums of tensors
 
 
 class Projection(Reading):

@@ -31,7 +31,30 @@ from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 
 
-def shapes_behind_examples(risk: EmpiricalRisk) -> list[torch.Size]:
+def read_off(risk: EmpiricalRisk, reading: Reading) -> Tensor:
+    """What ``reading`` makes of the gradient of every training point.
+
+    From one backward pass a chunk where every use of a parameter has a rule, and else from the gradients themselves.
+
+    Returns:
+        ``[N, *width]``.
+    """
+    try:
+        shapes = _shapes_behind_examples(risk)
+        return risk.assembled([_summed_over_uses(risk, chunk, shapes, reading) for chunk in risk.parts()])
+    except NoRuleError:
+        return risk.assembled([_from_gradients(risk, chunk, reading) for chunk in risk.parts()])
+
+
+def _from_gradients(risk: EmpiricalRisk, chunk: slice, reading: Reading) -> Tensor:
+    rows = []
+    for gradients in _gradients(risk, chunk):
+        pairs = zip(risk.parameters, gradients, strict=True)
+        rows.append(torch.stack([reading.of_entries(parameter, own) for parameter, own in pairs]).sum(0))
+    return torch.cat(rows)
+
+
+def _shapes_behind_examples(risk: EmpiricalRisk) -> list[torch.Size]:
     """Of the output of each use of parameters, the shape without its first axis.
 
     Raises:
@@ -51,7 +74,7 @@ def shapes_behind_examples(risk: EmpiricalRisk) -> list[torch.Size]:
     return shapes
 
 
-def summed_over_uses(
+def _summed_over_uses(
     risk: EmpiricalRisk,
     chunk: slice,
     shapes: list[torch.Size],
@@ -62,7 +85,7 @@ def summed_over_uses(
     Args:
         risk: Evaluated at its θ, without a trace.
         chunk: Positions of the chunk's examples.
-        shapes: See `shapes_behind_examples`.
+        shapes: See `_shapes_behind_examples`.
         reading: Gives ``[n, *width]``.
 
     Raises:
@@ -76,7 +99,7 @@ def summed_over_uses(
     return uses.total
 
 
-def gradients_one_by_one(risk: EmpiricalRisk, chunk: slice) -> Iterator[list[Tensor]]:
+def _gradients(risk: EmpiricalRisk, chunk: slice) -> Iterator[list[Tensor]]:
     """∇ℓ_i of a few examples of the chunk at a time, one ``[n, ...]`` tensor for each of ``risk.parameters``.
 
     Together where `torch.func.vmap` can take the model, and else one after another.

@@ -7,12 +7,13 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
+from opposing_signals.curvature.double_backward import ChunkPass
 from opposing_signals.curvature.eigen import Products
 from opposing_signals.curvature.examples import by_chunk, check_independence, independent_examples
 from opposing_signals.curvature.finite_differences import Claim, check, flat_gradient
 from opposing_signals.curvature.lanczos import lanczos, tridiagonal
-from opposing_signals.curvature.refusals import check_graph, check_losses
-from opposing_signals.curvature.risk import EmpiricalRisk, flatten
+from opposing_signals.curvature.refusals import check_graph
+from opposing_signals.curvature.risk import EmpiricalRisk
 
 
 def sample_sharpness(
@@ -73,29 +74,11 @@ def _claims(few: EmpiricalRisk, v: Tensor) -> Generator[Claim]:
 
 
 def _own_products(risk: EmpiricalRisk, index: int) -> Products:
-    """v ↦ ∇²ℓ_i v for one point, by double backward over one graph."""
-    parameters = risk.parameters
-    with risk.differentiable():
-        losses, _ = risk.evaluate(risk.inputs[index : index + 1], risk.targets[index : index + 1], autocast=False)
-        check_losses(losses, risk.inputs[index : index + 1])
-    slopes = torch.autograd.grad(losses.sum(), parameters, create_graph=True, materialize_grads=True)
-    check_graph(slopes, risk.model)
-    curved = [position for position, slope in enumerate(slopes) if slope.requires_grad]
-
-    def products(vectors: Tensor) -> Tensor:
-        if not curved:
-            return torch.zeros_like(vectors)
-        direction = risk.unflatten(vectors[0])
-        rows = torch.autograd.grad(
-            [slopes[position] for position in curved],
-            parameters,
-            [direction[position] for position in curved],
-            retain_graph=True,
-            materialize_grads=True,
-        )
-        return flatten(rows)[None]
-
-    return products
+    """v ↦ ∇²ℓ_i v for one point."""
+    one = slice(index, index + 1)
+    seen = ChunkPass(risk, risk.inputs[one], risk.targets[one], torch.ones(1), is_twice=True)
+    check_graph(seen.gradient, risk.model)
+    return seen.products
 
 
 def _largest_eigenvalue(products: Products, start: Tensor, tolerance: float, max_products: int) -> tuple[float, float]:
