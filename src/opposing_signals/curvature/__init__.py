@@ -7,7 +7,8 @@ from opposing_signals.curvature.gauss_newton import CurvatureSplit, curvature_sp
 from opposing_signals.curvature.gradient_norms import gradient_norms
 from opposing_signals.curvature.gradient_sketch import gradient_sketch
 from opposing_signals.curvature.hessian import Hessian
-from opposing_signals.curvature.jacobian import LayerSpectra, jacobian_norms, layer_spectra
+from opposing_signals.curvature.jacobian import jacobian_norms
+from opposing_signals.curvature.layer_spectra import LayerSpectra, layer_spectra
 from opposing_signals.curvature.preconditioned import adam_preconditioner, preconditioned
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.curvature.sample_curvature import AlongLine, StepExpansion, sample_curvature, step_expansion

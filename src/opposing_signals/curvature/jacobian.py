@@ -1,13 +1,11 @@
-"""Sensitivity of the network to its inputs: the input-output Jacobian, and the layers that make it up (talk, §3.1)."""
+"""Sensitivity of the network to its inputs: the input-output Jacobian (talk, §3.1)."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from opposing_signals.curvature.examples import by_chunk, check_independence, independent_examples
 from opposing_signals.curvature.finite_differences import Claim, check
@@ -80,68 +78,3 @@ def _claims(few: EmpiricalRisk, _: Tensor) -> Generator[Claim]:
 
         against = "finite differences of the outputs"
         yield Claim("change of outputs with inputs", change, difference, is_derivative=False, against=against)
-
-
-@dataclass(frozen=True)
-class LayerSpectra:
-    """The largest singular value σ of each layer's weight, and how its singular vectors fit those of its neighbours.
-
-    Attributes:
-        names: L linear layers and convolutions with a weight in θ, in the order in which the model holds them. In a
-            residual network neighbours in this order are not always neighbours in the computation.
-        norms: ``[L]`` σ_l. The weight of a convolution counts as the matrix ``[out, in x kernel]``, which is not the
-            norm of the map between images.
-        alignments: ``[L - 1]``, in [0, 1], NaN where the shapes of two neighbours do not fit. Between linear layers
-            abs(u_l·v_{l+1}), u_l being the left singular vector of σ_l in the space of its outputs, v_{l+1} the right
-            one of σ_{l+1} in that of its inputs. Where each of the layer's outputs is read at several places (by the
-            entries of a kernel, or by a linear layer behind flattened images), v_{l+1} is a matrix ``[outputs of l,
-            places]``, and the alignment is ‖u_lᵀ v_{l+1}‖, the length of its part in the subspace u_l.
-    """
-
-    names: list[str]
-    norms: Tensor
-    alignments: Tensor
-
-
-def layer_spectra(model: nn.Module) -> LayerSpectra:
-    """Exact, by the eigenvectors of the smaller Gram matrix, in float64.
-
-    Raises:
-        InputError: The model has no such layer.
-    """
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.weight.requires_grad
-    }
-    if not layers:
-        raise InputError("the model has no linear layer and no convolution: leave jacobian out of instruments")
-    with torch.no_grad():
-        triples = [_top_singular_triple(layer.weight.double()) for layer in layers.values()]
-        alignments = [_alignment(left, right) for (_, left, _), (_, _, right) in pairwise(triples)]
-    return LayerSpectra(
-        list(layers), torch.stack([norm for norm, _, _ in triples]), torch.tensor(alignments, dtype=torch.float64)
-    )
-
-
-def _top_singular_triple(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """σ, u ``[out]`` and v in the shape of one output's weights."""
-    matrix = weight.flatten(1)
-    if matrix.shape[0] <= matrix.shape[1]:
-        left = torch.linalg.eigh(matrix @ matrix.T)[1][:, -1]
-        right = matrix.T @ left
-        norm = right.norm()
-        right = right / norm
-    else:
-        right = torch.linalg.eigh(matrix.T @ matrix)[1][:, -1]
-        left = matrix @ right
-        norm = left.norm()
-        left = left / norm
-    return norm, left, right.view(weight.shape[1:])
-
-
-def _alignment(left: Tensor, right: Tensor) -> float:
-    is_flat = right.ndim == 1 and len(right) % len(left) == 0
-    if len(right) != len(left) and not is_flat:
-        return float("nan")
-    return float((left @ right.reshape(len(left), -1)).norm())
