@@ -1,8 +1,8 @@
 """What curvature costs and how exact it is, beside the tools that others use for it.
 
-Everything that is compared runs in one process, in turn: same weights, chunks, images and dtype. Times are CPU time; on
-a shared machine they vary all the same, so look at the ratios. The other tools come with ``pip install '.[bench]'``; one that does not load is left
-out, with the reason.
+Everything that is compared runs in one process, in turn: same weights, chunks, images and dtype. Times are CPU time;
+on a shared machine they vary all the same, so look at the ratios. The other tools come with ``pip install
+'.[bench]'``; one that does not load is left out, with the reason.
 
     python benchmarks/curvature.py [tracking product peers samples norms memory] [--model mlp resnet18]
 
