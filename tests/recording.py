@@ -16,18 +16,18 @@ def trained(folder: Path, config) -> Record:
     return Record(folder)
 
 
-def stopped(folder: Path, config, step: int, monkeypatch) -> None:
-    """A run that ends without a word while it writes the losses of ``step``."""
+def stopped(folder: Path, config, step: int, monkeypatch, quantity: str = "train_loss") -> None:
+    """A run that ends without a word while it writes what it measured at ``step``."""
 
     class KilledError(Exception):
         pass
 
     append = Record.append
 
-    def append_until(record, quantity, at, value):
-        if (quantity, at) == ("train_loss", step):
+    def append_until(record, written, at, value):
+        if (written, at) == (quantity, step):
             raise KilledError
-        append(record, quantity, at, value)
+        append(record, written, at, value)
 
     config.checkpoint_seconds = 0.0
     with monkeypatch.context() as patched, Record.writing(folder, decisive(config)) as record:

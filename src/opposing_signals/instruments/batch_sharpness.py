@@ -34,6 +34,8 @@ class BatchSharpness(Instrument):
         InputError: Fewer than 2 batches, or a negative seed.
     """
 
+    is_of_weights = True
+
     def __init__(
         self,
         risk: EmpiricalRisk,

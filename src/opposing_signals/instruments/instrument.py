@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,10 @@ class Instrument(Callback):
 
     Attributes:
         reference: The record of the run that this run is compared with (the field ``reference``), if there is one.
+        takes_from: Instruments whose findings of the same step it takes (`TrainingModule.shared`, or their scalars).
+        is_of_weights: Whether what it writes follows from θ_t, the data and the step's batch alone: then it can be
+            measured from snapshots of a run, without its optimizer, its running statistics and its other steps.
+        ends_run: Whether it may end the run before its last step.
 
     Args:
         risk: What is being trained.
@@ -42,6 +46,9 @@ class Instrument(Callback):
     """
 
     reference: Record | None = None
+    takes_from: ClassVar[tuple[type[Instrument], ...]] = ()
+    is_of_weights: bool = False
+    ends_run: ClassVar[bool] = False
 
     def __init__(self, risk: EmpiricalRisk, record: Record, every: Count = 1, consecutive: Count = 1) -> None:
         name = type(self).__name__

@@ -33,6 +33,8 @@ class Jacobian(Instrument):
         InputError: ``points`` is not from 1 to N.
     """
 
+    is_of_weights = True
+
     def __init__(
         self,
         risk: EmpiricalRisk,

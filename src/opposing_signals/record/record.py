@@ -38,6 +38,8 @@ from opposing_signals.record.column import CHECKSUM, Column, mapped, sound_rows,
 
 log = getLogger(__name__)
 
+_BLOCK = 64  # rows that are copied at once
+
 
 @dataclass(frozen=True)
 class Series:
@@ -261,6 +263,15 @@ class Record:
         if (np.diff(steps) <= 0).any():
             raise ValueError(f"{quantity}: steps that do not increase")
         self._column(quantity, int(steps[0]), values[0]).extend(steps, values)
+
+    def replace(self, quantity: str, series: Series) -> None:
+        """Let the rows of ``quantity`` be those of ``series``, instead of those that there are."""
+        if quantity in self._columns:
+            self._columns.pop(quantity).close()
+        self._path(quantity).unlink(missing_ok=True)
+        for first in range(0, len(series), _BLOCK):
+            block = slice(first, first + _BLOCK)
+            self.extend(quantity, series.steps[block], series.values[block])
 
     def _column(self, quantity: str, step: int, array: np.ndarray) -> Column:
         """Where a row is appended, which must fit to those that are there."""

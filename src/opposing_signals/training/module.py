@@ -54,6 +54,7 @@ class TrainingModule(LightningModule):
     Attributes:
         risk: What is trained.
         batches: Which examples each step uses.
+        augmentation: What the step sees of them.
         instruments: Whose hooks are called at each step, in this order.
         step: Iteration t of the last step begun.
         batch: The examples that it uses.
@@ -79,7 +80,7 @@ class TrainingModule(LightningModule):
         self.risk = risk
         self.batches = batches
         self._optimizer_factory = optimizer
-        self._augmentation = augmentation
+        self.augmentation = augmentation
         self.instruments: Sequence[StepHooks] = ()
         self.step = -1
         self.batch: Batch
@@ -143,10 +144,10 @@ class TrainingModule(LightningModule):
 
     def _augmented(self, batch: Batch) -> AbstractContextManager[Any]:
         """The step's view of its batch; instruments' own passes before and behind the step see the data as they are."""
-        if self._augmentation is None:
+        if self.augmentation is None:
             return nullcontext()
         assert isinstance(batch, torch.Tensor)
-        return self.risk.seen_as(self._augmentation(self.risk.inputs[batch], self.step), batch)
+        return self.risk.seen_as(self.augmentation(self.risk.inputs[batch], self.step), batch)
 
     def _closure(self, batch: Batch) -> Callable[[], float]:
         """∇L of the batch into ``.grad`` at the weights of the moment, for optimizers that take several a step.
