@@ -8,6 +8,8 @@ import torch
 from composing import composed
 from hydra.utils import instantiate
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from opposing_signals.configuration import decisive
 from opposing_signals.data.token_patterns import PATTERNS, pattern_points
@@ -130,6 +132,60 @@ def test_a_diverging_run_ends_as_any_other_and_writes_finite_losses_alone(tmp_pa
     assert record.state.startswith("stopped: the training loss is")
     assert len(record["train_loss"]) > 1
     assert not [quantity for quantity in record if quantity.startswith("token_")]  # the first step leads to no loss
+
+
+class RoundedFactors(TorchDispatchMode):
+    """Rounds the factors of products to TF32's ten bits, as a GPU does."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        first = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}.get(function.overloadpacket.__name__, len(args))
+        return function(*args[:first], *map(self.rounded, args[first:]), **(kwargs or {}))
+
+    @staticmethod
+    def rounded(factor):
+        bits = factor.contiguous().view(torch.int32)
+        return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
+
+
+def test_beside_training_in_16_bits_losses_are_followed_with_rounded_factors(tmp_path):
+    config = composed(*TEXT, "risk.precision=bfloat16")
+    dataset = instantiate(config.data)
+    module = training_module(config, dataset)
+    risk = module.risk
+    with Record.writing(tmp_path, decisive(config)) as record:
+        instrument = TokenLosses(risk, record)
+        instrument.prepare(dataset)
+    tracked, allowed = instrument._tracked, []
+    assert tracked.precision == "float32"
+
+    def losses():
+        with sdpa_kernel(SDPBackend.MATH), instrument._rounding():
+            allowed.append(torch.backends.cuda.matmul.allow_tf32)
+            exact = tracked.sample_losses().losses
+            with RoundedFactors():
+                rounded = tracked.sample_losses().losses
+            tracked.precision = "bfloat16"
+            found = torch.stack([exact, rounded, tracked.sample_losses().losses])
+            tracked.precision = "float32"
+        return found
+
+    optimizer, batches = module.configure_optimizers(), iter(module.batches)
+
+    def step():
+        optimizer.zero_grad()
+        risk.backward(next(batches))
+        optimizer.step()
+
+    for _ in range(11):
+        step()
+    before = losses()
+    step()
+    change, rounded, in_bfloat16 = (losses() - before).flatten(1)
+    error, error_of_bfloat16 = (float((seen - change).norm() / change.norm()) for seen in (rounded, in_bfloat16))
+    assert 0 < error < 0.01
+    assert error < error_of_bfloat16 / 5
+    assert all(allowed)
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_a_model_taken_as_it_is_keeps_its_precision(tmp_path):

@@ -158,11 +158,25 @@ def test_trainings_that_went_apart_are_not_mixed(tmp_path, caplog):
 
 @pytest.mark.parametrize(
     ("overrides", "names"),
-    [(("steps=7",), BASE), (("optimizer.lr=0.1",), BASE), ((), (*BASE, "break_even"))],
-    ids=["more steps", "another step size", "may end"],
+    [(("steps=5",), BASE), (("optimizer.lr=0.1",), BASE), ((), (*BASE, "break_even"))],
+    ids=["fewer steps", "another step size", "may end"],
 )
 def test_what_is_not_extended(source, overrides, names):
     assert "extends" not in recorded(extending(source, *names, overrides=overrides), None).provenance
+
+
+def test_more_steps_go_on_where_a_complete_run_ends(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "opposing_signals")
+    names = ("sharpness", "sample_losses")
+    whole = recorded(configured(tmp_path / "whole", (*CURVE, "steps=8"), *names), None)
+    shorter = recorded(configured(tmp_path / "parts", (*CURVE, "steps=5"), *names), None)
+    passes = passes_of(monkeypatch)
+    longer = recorded(configured(tmp_path / "parts", (*CURVE, "steps=8"), *names), None)
+    assert passes == [5, 6, 7]
+    assert_same(longer, whole)
+    assert longer.provenance["continues"] == shorter.folder.name
+    assert f"going on from the last step of {shorter.folder}" in caplog.text
+    shorter.verify()
 
 
 def test_a_damaged_run_is_left_alone(tmp_path, caplog):

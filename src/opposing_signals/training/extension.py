@@ -4,12 +4,14 @@ Two runs train alike if their configurations differ in name and instruments alon
 recorded holds for the other. What is missing is measured in one of two ways: at the snapshots of θ_t that the complete
 run has recorded, or while the training is repeated without the other instruments. Either way the train loss of each
 step is held against the recorded one, so that two trainings which went apart are never mixed.
+
+A run that differs from a complete one in more steps alone goes on where that ends (`continued`).
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from logging import getLogger
 from typing import Any, Literal
@@ -27,6 +29,7 @@ from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.processes import count
 from opposing_signals.record import Record, Series
 from opposing_signals.record.quantities import PARAMETERS, QUANTITIES, TRAIN_LOSS
+from opposing_signals.training.checkpoint import begun
 from opposing_signals.training.intervention import place
 from opposing_signals.training.module import TrainingModule
 
@@ -88,8 +91,7 @@ class Extension:
             record.replace(quantity, self.source[quantity])
         record.write_state("complete")
         if not self.measured and self.source.checkpoint.is_file():  # it holds the weights behind the last step
-            with replacing(record.checkpoint) as unfinished:
-                shutil.copyfile(self.source.checkpoint, unfinished)
+            _copy_checkpoint(self.source, record)
 
 
 def found(
@@ -97,7 +99,7 @@ def found(
     record: Record,
     instruments: Mapping[str, Instrument],
     ways: Collection[Way],
-    begun: Mapping[str, Any] | None,
+    interrupted: Mapping[str, Any],
 ) -> Extension | None:
     """The extension that leaves least to do; None if there is no complete run of the same training.
 
@@ -106,34 +108,68 @@ def found(
         record: Of the run.
         instruments: All of the configuration, by name.
         ways: Those that may be gone.
-        begun: The `provenance` of the extension that was interrupted and goes on; None if none was.
+        interrupted: The `provenance` of the extension that goes on from a checkpoint; empty if there is none.
     """
-    if config.run_dir is not None or record.folder != run_folder(config):
-        return None
-    begun = begun or {}
     if any(instrument.ends_run or not _written(instrument) for instrument in instruments.values()):
         return None  # an instrument of one's own may take anything from the others
     extensions = (
         _extension(config, record.configuration, source, instruments, way)
-        for source in _complete(record, decisive(config), begun.get("run"))
+        for source in _complete(config, record, training_key)
+        if source.folder.name == interrupted.get("run", source.folder.name)
         for way in ways
-        if way == begun.get("way", way)
+        if way == interrupted.get("way", way)
     )
     possible = [extension for extension in extensions if extension is not None]
     return min(possible, key=lambda one: (len(one.measured), WAYS.index(one.way)), default=None)
 
 
-def _complete(record: Record, configuration: Mapping[str, Any], name: str | None) -> Iterator[Record]:
-    """The complete records of the same training beside ``record``, or only the one of that ``name``."""
-    for path in sorted(record.folder.parent.glob(f"{name or '*'}/configuration.json")):
-        other = Record(path.parent)
+def continued(config: DictConfig, record: Record) -> bool:
+    """Begin where a complete run ends that differs from this one in fewer steps alone; whether there is one.
+
+    Its rows and its checkpoint are copied into ``record``, and the run goes on as one that was interrupted there.
+    """
+
+    def alike(configuration: Mapping[str, Any]) -> str:
+        return key({**configuration, "run": None, "steps": None})
+
+    shorter = [source for source in _complete(config, record, alike) if source.configuration["steps"] < config.steps]
+    for source in sorted(shorter, key=lambda source: -source.configuration["steps"]):
         try:
-            if path.parent != record.folder and other.is_complete:
-                theirs = other.configuration
-                if isinstance(theirs.get("instruments"), dict) and training_key(theirs) == training_key(configuration):
-                    yield other
+            end = begun(source.checkpoint)
+            if end.extends or (end.steps, end.rows) != (source.configuration["steps"], source.rows):
+                continue  # it ended before its last step, or holds what others have measured
+            source.verify()
         except DamagedError as error:
             log.warning("%s; nothing is taken over from it", error)
+            continue
+        for quantity in source:
+            record.replace(quantity, source[quantity])
+        record.write_provenance({**source.provenance, "continues": source.folder.name})
+        _copy_checkpoint(source, record)
+        log.info("going on from the last step of %s", source.folder)
+        return True
+    return False
+
+
+def _complete(config: DictConfig, record: Record, alike: Callable[[Mapping[str, Any]], str]) -> Iterator[Record]:
+    """The complete records beside that of ``config``, of configurations that are ``alike``."""
+    if config.run_dir is not None or record.folder != run_folder(config):
+        return
+    ours = alike(decisive(config))
+    for path in sorted(record.folder.parent.glob("*/configuration.json")):
+        other = Record(path.parent)
+        try:
+            theirs = other.configuration
+            is_alike = path.parent != record.folder and isinstance(theirs.get("instruments"), dict)
+            if is_alike and alike(theirs) == ours and other.is_complete:
+                yield other
+        except DamagedError as error:
+            log.warning("%s; nothing is taken over from it", error)
+
+
+def _copy_checkpoint(source: Record, record: Record) -> None:
+    with replacing(record.checkpoint) as unfinished:
+        shutil.copyfile(source.checkpoint, unfinished)
 
 
 def _extension(

@@ -29,7 +29,7 @@ from opposing_signals.record import Record
 from opposing_signals.training.allocation import keep_freed_memory
 from opposing_signals.training.batches import Batches
 from opposing_signals.training.checkpoint import Begun, TimedCheckpoint, begun
-from opposing_signals.training.extension import WAYS, DepartedError, ReplayedModule, SameTraining, Way, found
+from opposing_signals.training.extension import WAYS, DepartedError, ReplayedModule, SameTraining, Way, continued, found
 from opposing_signals.training.fit import fitting
 from opposing_signals.training.intervention import branch
 from opposing_signals.training.module import TrainingModule
@@ -103,6 +103,8 @@ def _train(
         elif start.extends:
             log.warning("%s is gone or changed: the run is started again", start.extends.get("run"))
             start = Begun(0, None, {})
+        elif agreed(lambda: continued(config, record)):
+            start = agreed(lambda: begun(record.checkpoint))
     module.instruments = list(instruments.values())
     if extension is not None and extension.way == "snapshots":
         module = ReplayedModule(module, extension.source, config.steps)
@@ -113,7 +115,7 @@ def _train(
     extends = extension.provenance if extension else {}
 
     def note_time() -> None:
-        seconds = seconds_before + time.monotonic() - started
+        seconds = earlier.get("training_seconds", 0.0) + time.monotonic() - started
         record.write_provenance({**origin, "training_seconds": round(seconds, 1)})
 
     quieten_lightning()
@@ -137,7 +139,7 @@ def _train(
         set_gpu_arithmetic(config.risk.precision == "tf32")
     module.batches.begin_at(lambda: trainer.global_step)
     agreed(lambda: record.cut(start.steps, start.rows))
-    seconds_before = _seconds(record) if start.steps else 0.0
+    earlier = _earlier(record) if start.steps else {}
     origin = {
         **environment(trainer.strategy.root_device),
         "data": {"name": dataset.name, "sha256": dataset.checksum, "examples": len(dataset)},
@@ -145,6 +147,7 @@ def _train(
         "parameters": sum(p.numel() for p in module.risk.parameters),
         "tensors": [name for name, p in module.model.named_parameters() if p.requires_grad],
         **({"extends": extends} if extends else {}),
+        **({"continues": earlier["continues"]} if "continues" in earlier else {}),
     }
     note_time()
     try:
@@ -252,13 +255,14 @@ def _check_stateless(config: DictConfig) -> None:
         )
 
 
-def _seconds(record: Record) -> float:
-    """What earlier processes have trained, in seconds; without a sound note the run's time begins here."""
+def _earlier(record: Record) -> dict[str, Any]:
+    """The provenance that earlier processes have left; without a sound note the run's time begins here."""
     try:
-        return float(record.provenance.get("training_seconds", 0.0))
+        earlier = record.provenance
+        return {**earlier, "training_seconds": float(earlier.get("training_seconds", 0.0))}
     except (DamagedError, TypeError, ValueError) as error:
         log.warning("%s: the training time of earlier processes is lost; it is written anew", error)
-        return 0.0
+        return {}
 
 
 def quieten_lightning() -> None:
