@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import recording
 import torch
 from composing import composed
 from hydra.utils import instantiate
@@ -18,23 +19,14 @@ from opposing_signals.instruments.token_losses import TokenLosses
 from opposing_signals.record import Record
 from opposing_signals.signals import fallers, risers
 from opposing_signals.signals.streaming import LossChangeStream
-from opposing_signals.training.job import train, training_module
+from opposing_signals.training.job import training_module
 
 TEXT = ("fig35_curvature_share_gpt", "threads=1", "data.sentences=120", "steps=5", "instruments.sharpness.every=2")
 BOUNDED = ("instruments.token_losses.keep=7", "instruments.token_losses.sample=30")
 
 
 def trained(folder: Path, *overrides: str, instruments: bool = True) -> Record:
-    config = composed(*TEXT, *overrides)
-    if not instruments:
-        config.instruments = {}
-    with Record.writing(folder, decisive(config)) as record:
-        train(config, record, None)
-    return Record(folder)
-
-
-def weights(record: Record) -> list[torch.Tensor]:
-    return list(torch.load(record.checkpoint, weights_only=True)["state_dict"].values())
+    return recording.trained(folder, composed(*TEXT, *overrides), instruments)
 
 
 @pytest.fixture(scope="module")
@@ -96,33 +88,14 @@ def test_training_is_bit_identical_with_and_without(whole, bounded, tmp_path):
     alone = trained(tmp_path, instruments=False)
     assert list(alone) == []
     for record in (whole, bounded):
-        assert all(torch.equal(a, b) for a, b in zip(weights(record), weights(alone), strict=True))
+        recording.assert_same_weights(record, alone)
 
 
 @pytest.mark.parametrize("settings", [(), BOUNDED], ids=["all", "bounded"])
 def test_a_run_killed_in_a_step_ends_with_the_same_bits(settings, whole, bounded, tmp_path, monkeypatch):
-    config = composed(*TEXT, *settings, "checkpoint_seconds=0.0")
-
-    class KilledError(Exception):
-        pass
-
-    append = Record.append
-
-    def append_until(record, quantity, step, value):
-        append(record, quantity, step, value)
-        if (quantity, step) in (("token_loss", 3), ("token_top", 3)):
-            raise KilledError
-
-    with monkeypatch.context() as patched, Record.writing(tmp_path, decisive(config)) as record:
-        patched.setattr(Record, "append", append_until)
-        with pytest.raises(KilledError):
-            train(config, record, None)
-    resumed, uninterrupted = trained(tmp_path, *settings), bounded if settings else whole
-    assert set(resumed) == set(uninterrupted)
-    for quantity in resumed:
-        np.testing.assert_array_equal(resumed[quantity].steps, uninterrupted[quantity].steps, quantity)
-        np.testing.assert_array_equal(resumed[quantity].values, uninterrupted[quantity].values, quantity)
-    assert all(torch.equal(a, b) for a, b in zip(weights(resumed), weights(uninterrupted), strict=True))
+    last = "token_top_loss" if settings else "token_loss"
+    recording.stopped(tmp_path, composed(*TEXT, *settings), 3, monkeypatch, last)
+    recording.assert_same(trained(tmp_path, *settings), bounded if settings else whole)
 
 
 def test_a_diverging_run_ends_as_any_other_and_writes_finite_losses_alone(tmp_path):

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from composing import composed
 from omegaconf import DictConfig, OmegaConf
-from recording import stopped, weights
+from recording import assert_same, assert_same_weights, stopped
 
 from opposing_signals.app.completion import recorded
 from opposing_signals.choices import choices, written
@@ -59,17 +58,6 @@ def configured(folder: Path, training: tuple[str, ...], *names: str, every: int 
     return config
 
 
-def assert_same(one: Record, other: Record) -> None:
-    assert {*one} == {*other}
-    for quantity in one:
-        np.testing.assert_array_equal(one[quantity].steps, other[quantity].steps, quantity)
-        np.testing.assert_array_equal(one[quantity].values, other[quantity].values, quantity)
-        assert one[quantity].values.dtype == other[quantity].values.dtype
-    theirs = weights(other)
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in weights(one).items())
-    one.verify()
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_added_has_the_bits_of_a_run_made_in_one_go(case, tmp_path):
     way, training, *added = CASES[case]
@@ -78,6 +66,7 @@ def test_what_is_added_has_the_bits_of_a_run_made_in_one_go(case, tmp_path):
     source = recorded(configured(tmp_path / "parts", training, *kept), None)
     extended = recorded(configured(tmp_path / "parts", training, *kept, *added), None)
     assert_same(extended, whole)
+    extended.verify()
     extends = extended.provenance["extends"]
     assert (extends["run"], extends["way"]) == (source.folder.name, way)
     assert {*extends["quantities"]} == {*source}
@@ -126,7 +115,7 @@ def test_what_is_measured_again(source, names, every, passes, taken, monkeypatch
     assert steps == passes
     quantities = {*source} if taken is None else {*taken} & {*source}
     assert {*extended.provenance["extends"]["quantities"]} == quantities
-    assert torch.equal(*(torch.cat([w.flatten() for w in weights(run).values()]) for run in (extended, source)))
+    assert_same_weights(extended, source)
 
 
 @pytest.mark.parametrize("name", ["jacobian", "preconditioned_sharpness"], ids=["from snapshots", "by training"])

@@ -244,7 +244,7 @@ class Record:
             OSError: The disk is full (or worse); the rows so far stay readable.
         """
         array = np.asarray(value)
-        self._column(quantity, step, array).append(step, array)
+        self._column(quantity, step, array).extend(np.array([step]), array[None])
 
     def extend(self, quantity: str, steps: np.ndarray, values: np.ndarray) -> None:
         """`append` of several rows at once, which costs little more than of one.
