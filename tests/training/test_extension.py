@@ -14,7 +14,8 @@ from opposing_signals.configuration import run_folder
 from opposing_signals.record import Record, Series
 from opposing_signals.training.module import TrainingModule
 
-IMAGES = ("fig01_group_losses", "data.images=12", "risk.chunk=6", "model.width=2", "steps=3", "threads=1")
+NETWORK = ("model=resnet56", "model.depth=8", "model.width=2")  # with batch norm
+IMAGES = ("fig01_group_losses", *NETWORK, "data.images=12", "risk.chunk=6", "steps=3", "threads=1")
 PERCEPTRON = ("data=planted", "data.images=12", "risk.chunk=6", "model.hidden=[5]", "batch=4", "steps=3", "threads=1")
 MINIBATCH = ("fig06b_projection", "run=mlp5k_minibatch", "optimizer.momentum=0.9", *PERCEPTRON)
 CURVE = ("fig03_chebyshev", "steps=3", "threads=1", "model.hidden=[5]")

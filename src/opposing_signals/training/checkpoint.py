@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class TimedCheckpoint(Checkpoint):
 
 @dataclass(frozen=True)
 class Begun:
-    """A run that goes on from its checkpoint.
+    """What there is of a run: its checkpoint's, or nothing.
 
     Attributes:
         steps: That have been taken.
@@ -88,9 +88,9 @@ class Begun:
         extends: What it takes over from another run; empty: nothing.
     """
 
-    steps: int
-    rows: dict[str, int] | None
-    extends: dict[str, Any]
+    steps: int = 0
+    rows: dict[str, int] | None = None
+    extends: dict[str, Any] = field(default_factory=dict)
 
 
 def begun(path: Path) -> Begun:

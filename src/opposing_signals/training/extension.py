@@ -5,13 +5,14 @@ recorded holds for the other. What is missing is measured in one of two ways: at
 run has recorded, or while the training is repeated without the other instruments. Either way the train loss of each
 step is held against the recorded one, so that two trainings which went apart are never mixed.
 
-A run that differs from a complete one in more steps alone goes on where that ends (`continued`).
+A run that differs from a complete one in more steps alone goes on where that ends (`begin`).
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from logging import getLogger
 from typing import Any, Literal
@@ -29,7 +30,7 @@ from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.processes import count
 from opposing_signals.record import Record, Series
 from opposing_signals.record.quantities import PARAMETERS, QUANTITIES, TRAIN_LOSS
-from opposing_signals.training.checkpoint import begun
+from opposing_signals.training.checkpoint import Begun, begun
 from opposing_signals.training.intervention import place
 from opposing_signals.training.module import TrainingModule
 
@@ -38,6 +39,8 @@ log = getLogger(__name__)
 Way = Literal["snapshots", "training"]
 WAYS: tuple[Way, ...] = ("snapshots", "training")
 """How the missing instruments measure, the cheaper first."""
+LOOKED_AT = (TRAIN_LOSS, PARAMETERS)
+"""The quantities that tell whether a complete run can be extended."""
 
 
 class DepartedError(Exception):
@@ -94,54 +97,71 @@ class Extension:
             _copy_checkpoint(self.source, record)
 
 
-def found(
-    config: DictConfig,
-    record: Record,
-    instruments: Mapping[str, Instrument],
-    ways: Collection[Way],
-    interrupted: Mapping[str, Any],
-) -> Extension | None:
-    """The extension that leaves least to do; None if there is no complete run of the same training.
+def begin(
+    config: DictConfig, record: Record, instruments: Mapping[str, Instrument], ways: Collection[Way]
+) -> tuple[Begun, Extension | None]:
+    """Where the run goes on from, and what it takes over.
 
     Args:
         config: Of the run.
         record: Of the run.
         instruments: All of the configuration, by name.
         ways: Those that may be gone.
-        interrupted: The `provenance` of the extension that goes on from a checkpoint; empty if there is none.
     """
+    start = begun(record.checkpoint) if record.checkpoint.exists() else Begun()
+    if start.steps and not start.extends:
+        return start, None
+    extension = _found(config, record, instruments, ways, start.extends)
+    if extension is not None:
+        log.info("%s", extension)
+        return start, extension
+    if start.extends:
+        log.warning("%s is gone or changed: the run is started again", start.extends.get("run"))
+        return Begun(), None
+    return begun(record.checkpoint) if _continued(config, record) else Begun(), None
+
+
+def _found(
+    config: DictConfig,
+    record: Record,
+    instruments: Mapping[str, Instrument],
+    ways: Collection[Way],
+    interrupted: Mapping[str, Any],
+) -> Extension | None:
+    """The extension that leaves least to do; of one that was ``interrupted``, with that provenance, the same again."""
     if any(instrument.ends_run or not _written(instrument) for instrument in instruments.values()):
         return None  # an instrument of one's own may take anything from the others
-    extensions = (
-        _extension(config, record.configuration, source, instruments, way)
+    possible = [
+        extension
         for source in _complete(config, record, training_key)
-        if source.folder.name == interrupted.get("run", source.folder.name)
+        if source.folder.name == interrupted.get("run", source.folder.name) and _is_sound(source, LOOKED_AT)
         for way in ways
         if way == interrupted.get("way", way)
-    )
-    possible = [extension for extension in extensions if extension is not None]
-    return min(possible, key=lambda one: (len(one.measured), WAYS.index(one.way)), default=None)
+        if (extension := _extension(config, source, instruments, way)) is not None
+    ]
+    possible.sort(key=lambda one: (len(one.measured), WAYS.index(one.way)))
+    return next((one for one in possible if _is_sound(one.source, one.quantities)), None)
 
 
-def continued(config: DictConfig, record: Record) -> bool:
-    """Begin where a complete run ends that differs from this one in fewer steps alone; whether there is one.
+def _continued(config: DictConfig, record: Record) -> bool:
+    """Whether there is a complete run that differs from this one in fewer steps alone.
 
-    Its rows and its checkpoint are copied into ``record``, and the run goes on as one that was interrupted there.
+    Its rows and its checkpoint are then copied into ``record``, and the run goes on as one that was interrupted there.
     """
 
     def alike(configuration: Mapping[str, Any]) -> str:
         return key({**configuration, "run": None, "steps": None})
 
-    shorter = [source for source in _complete(config, record, alike) if source.configuration["steps"] < config.steps]
-    for source in sorted(shorter, key=lambda source: -source.configuration["steps"]):
-        try:
-            end = begun(source.checkpoint)
-            if end.extends or (end.steps, end.rows) != (source.configuration["steps"], source.rows):
-                continue  # it ended before its last step, or holds what others have measured
-            source.verify()
-        except DamagedError as error:
-            log.warning("%s; nothing is taken over from it", error)
+    def steps(source: Record) -> int:
+        taken = source.configuration.get("steps")
+        return taken if isinstance(taken, int) else 0
+
+    for source in sorted(_complete(config, record, alike), key=steps, reverse=True):
+        if steps(source) >= config.steps or not source.checkpoint.is_file() or not _is_sound(source):
             continue
+        end = begun(source.checkpoint)
+        if end.extends or (end.steps, end.rows) != (steps(source), source.rows):
+            continue  # it ended before its last step, or holds what others have measured
         for quantity in source:
             record.replace(quantity, source[quantity])
         record.write_provenance({**source.provenance, "continues": source.folder.name})
@@ -158,13 +178,18 @@ def _complete(config: DictConfig, record: Record, alike: Callable[[Mapping[str, 
     ours = alike(decisive(config))
     for path in sorted(record.folder.parent.glob("*/configuration.json")):
         other = Record(path.parent)
-        try:
-            theirs = other.configuration
-            is_alike = path.parent != record.folder and isinstance(theirs.get("instruments"), dict)
-            if is_alike and alike(theirs) == ours and other.is_complete:
+        with suppress(DamagedError):  # whoever needs that run is told
+            if other.folder != record.folder and alike(other.configuration) == ours and other.is_complete:
                 yield other
-        except DamagedError as error:
-            log.warning("%s; nothing is taken over from it", error)
+
+
+def _is_sound(source: Record, quantities: Collection[str] | None = None) -> bool:
+    try:
+        source.verify(quantities)
+    except DamagedError as error:
+        log.warning("%s; nothing is taken over from it", error)
+        return False
+    return True
 
 
 def _copy_checkpoint(source: Record, record: Record) -> None:
@@ -172,43 +197,32 @@ def _copy_checkpoint(source: Record, record: Record) -> None:
         shutil.copyfile(source.checkpoint, unfinished)
 
 
-def _extension(
-    config: DictConfig, ours: Mapping[str, Any], source: Record, instruments: Mapping[str, Instrument], way: Way
-) -> Extension | None:
+def _extension(config: DictConfig, source: Record, instruments: Mapping[str, Instrument], way: Way) -> Extension | None:
     """That of ``source``, if there is something in it to take over and the missing instruments can go this ``way``."""
-    theirs = source.configuration["instruments"]
+    ours, theirs = decisive(config)["instruments"], source.configuration.get("instruments")
+    if not isinstance(theirs, dict) or TRAIN_LOSS not in source or config.steps - 1 not in source[TRAIN_LOSS].steps:
+        return None
     names = list(instruments)
     takes = {
         name: [one for one in names[:place] if isinstance(instruments[one], instruments[name].takes_from)]
         for place, name in enumerate(names)
     }
-    differs = {name for name in names if key(ours["instruments"][name]) != key(theirs.get(name))}
+    differs = {name for name in names if key(ours[name]) != key(theirs.get(name))}
     missing = {name for name in names if name in differs or differs & {*takes[name]}}
     measured = missing.union(*(takes[name] for name in missing))
-    quantities = [q for name in names if name not in measured for q in _written(instruments[name]) if q in source]
+    taken = [name for name in names if name not in measured]
+    quantities = [quantity for name in taken for quantity in _written(instruments[name]) if quantity in source]
+    losses = Series(*(np.array(part) for part in (source[TRAIN_LOSS].steps, source[TRAIN_LOSS].values)))
     is_due = {step for name in measured for step in range(config.steps) if instruments[name].is_due(step)}
-    try:
-        source.verify([*quantities, TRAIN_LOSS, PARAMETERS] if way == "snapshots" else [*quantities, TRAIN_LOSS])
-        if TRAIN_LOSS not in source or config.steps - 1 not in (losses := source[TRAIN_LOSS]).steps:
-            return None
-        if way == "training" and not quantities:
-            return None
-        if way == "snapshots" and not (
-            count() == 1  # elsewhere the disk may be another one
-            and all(instruments[name].is_of_weights for name in measured)
-            and source.checkpoint.is_file()
-            and PARAMETERS in source
-            and is_due <= {*source[PARAMETERS].steps.tolist()}
-        ):
-            return None
-    except DamagedError as error:
-        log.warning("%s; nothing is taken over from it", error)
-        return None
-    taken, measured_here = (
-        [name for name in names if (name in measured) is is_measured] for is_measured in (False, True)
-    )
-    copied = Series(np.array(losses.steps), np.array(losses.values))
-    return Extension(source, way, taken, measured_here, quantities, copied)
+    is_possible = {
+        "training": bool(quantities),
+        "snapshots": count() == 1  # elsewhere the disk may be another one
+        and source.checkpoint.is_file()
+        and all(instruments[name].is_of_weights for name in measured)
+        and is_due <= ({*source[PARAMETERS].steps.tolist()} if PARAMETERS in source else set()),
+    }
+    here = [name for name in names if name in measured]
+    return Extension(source, way, taken, here, quantities, losses) if is_possible[way] else None
 
 
 def _written(instrument: Instrument) -> list[str]:

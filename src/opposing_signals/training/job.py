@@ -28,8 +28,8 @@ from opposing_signals.provenance import environment
 from opposing_signals.record import Record
 from opposing_signals.training.allocation import keep_freed_memory
 from opposing_signals.training.batches import Batches
-from opposing_signals.training.checkpoint import Begun, TimedCheckpoint, begun
-from opposing_signals.training.extension import WAYS, DepartedError, ReplayedModule, SameTraining, Way, continued, found
+from opposing_signals.training.checkpoint import TimedCheckpoint
+from opposing_signals.training.extension import WAYS, DepartedError, ReplayedModule, SameTraining, Way, begin
 from opposing_signals.training.fit import fitting
 from opposing_signals.training.intervention import branch
 from opposing_signals.training.module import TrainingModule
@@ -93,26 +93,16 @@ def _train(
         name: instantiate(instrument, risk=module.risk, record=record)
         for name, instrument in config.instruments.items()
     }
-    start = agreed(lambda: begun(record.checkpoint) if record.checkpoint.exists() else Begun(0, None, {}))
-    extension = None
-    if not start.steps or start.extends:
-        extension = agreed(lambda: found(config, record, instruments, ways, start.extends))
-        if extension is not None:
-            log.info("%s", extension)
-            instruments = {name: instruments[name] for name in extension.measured}
-        elif start.extends:
-            log.warning("%s is gone or changed: the run is started again", start.extends.get("run"))
-            start = Begun(0, None, {})
-        elif agreed(lambda: continued(config, record)):
-            start = agreed(lambda: begun(record.checkpoint))
+    start, extension = agreed(lambda: begin(config, record, instruments, ways))
+    extends = extension.provenance if extension else {}
+    if extension is not None:
+        instruments = {name: instruments[name] for name in extension.measured}
     module.instruments = list(instruments.values())
     if extension is not None and extension.way == "snapshots":
         module = ReplayedModule(module, extension.source, config.steps)
     for instrument in instruments.values():
         instrument.reference = reference
         instrument.prepare(dataset)
-
-    extends = extension.provenance if extension else {}
 
     def note_time() -> None:
         seconds = earlier.get("training_seconds", 0.0) + time.monotonic() - started
@@ -123,7 +113,7 @@ def _train(
         **{**config.trainer, **devices},
         max_steps=config.steps,
         max_epochs=-1,
-        logger=logger or False,
+        logger=logger if logger and extension is None else False,  # what is taken over is shown with the rest
         callbacks=[
             *instruments.values(),
             *([] if extension is None else [SameTraining(extension)]),
