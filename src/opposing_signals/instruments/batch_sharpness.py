@@ -34,8 +34,6 @@ class BatchSharpness(Instrument):
         InputError: Fewer than 2 batches, or a negative seed.
     """
 
-    is_of_weights = True
-
     def __init__(
         self,
         risk: EmpiricalRisk,

@@ -52,8 +52,6 @@ class BlockProbe(Instrument):
             "penultimate feature" has no meaning.
     """
 
-    is_of_weights = True
-
     def __init__(
         self,
         risk: EmpiricalRisk,

@@ -20,7 +20,6 @@ class GaussNewton(Instrument):
     """
 
     takes_from = (Sharpness,)
-    is_of_weights = True
 
     def at_gradient(self, module: TrainingModule, step: int) -> None:
         """The step's own pass may have to show v."""

@@ -11,8 +11,6 @@ from opposing_signals.training.module import TrainingModule
 class GradientNorms(Instrument):
     """Writes ``gradient_norm`` ``[N]``: ‖∇ℓ_i(θ_t)‖ of every training point (figure 2)."""
 
-    is_of_weights = True
-
     def before_step(self, module: TrainingModule, step: int) -> None:
         """One forward and one backward pass over the training set."""
         self.write(module, step, GRADIENT_NORM, gradient_norms(self.risk).float().cpu().numpy())

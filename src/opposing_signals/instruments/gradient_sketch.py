@@ -29,8 +29,6 @@ class GradientSketch(Instrument):
         InputError: d < 1.
     """
 
-    is_of_weights = True
-
     def __init__(
         self, risk: EmpiricalRisk, record: Record, every: Count = 10, consecutive: Count = 1, dimensions: Count = 64
     ) -> None:

@@ -29,10 +29,9 @@ class Instrument(Callback):
 
     Attributes:
         reference: The record of the run that this run is compared with (the field ``reference``), if there is one.
-        takes_from: Instruments whose findings of the same step it takes (`TrainingModule.shared`, or their scalars).
-        is_of_weights: Whether what it writes follows from θ_t, the data and the step's batch alone: then it can be
-            measured from snapshots of a run, without its optimizer, its running statistics and its other steps.
-        ends_run: Whether it may end the run before its last step.
+        takes_from: Of a class, and so are the next two: see `StepHooks`.
+        needs_training: See there.
+        ends_run: See there.
 
     Args:
         risk: What is being trained.
@@ -46,8 +45,8 @@ class Instrument(Callback):
     """
 
     reference: Record | None = None
-    takes_from: ClassVar[tuple[type[Instrument], ...]] = ()
-    is_of_weights: bool = False
+    takes_from: ClassVar[tuple[type, ...]] = ()
+    needs_training: bool = False
     ends_run: ClassVar[bool] = False
 
     def __init__(self, risk: EmpiricalRisk, record: Record, every: Count = 1, consecutive: Count = 1) -> None:

@@ -33,8 +33,6 @@ class Jacobian(Instrument):
         InputError: ``points`` is not from 1 to N.
     """
 
-    is_of_weights = True
-
     def __init__(
         self,
         risk: EmpiricalRisk,

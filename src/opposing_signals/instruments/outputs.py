@@ -17,8 +17,6 @@ class Outputs(Instrument):
         InputError: The run does not keep outputs.
     """
 
-    is_of_weights = True
-
     def prepare(self, dataset: Dataset) -> None:
         """Refuse a run without outputs before it begins."""
         self.check_outputs("outputs")

@@ -19,8 +19,6 @@ class Predictions(Instrument):
     made at the steps that ``every`` and ``consecutive`` name.
     """
 
-    is_of_weights = True
-
     def prepare(self, dataset: Dataset) -> None:
         """There must be classes, one a point.
 

@@ -43,8 +43,6 @@ class _AlongBreakEven(Instrument):
 class Projection(_AlongBreakEven):
     """Writes ``projection`` θ_t·v."""
 
-    is_of_weights = True
-
     def before_step(self, module: TrainingModule, step: int) -> None:
         """Summed in float64, because successive values differ little."""
         theta = flatten([parameter.detach() for parameter in self.risk.parameters])
@@ -57,8 +55,6 @@ class FloorDistance(_AlongBreakEven):
     The floor is where the second-order expansion of the full training loss in the direction v is lowest. There is
     none, and the value is NaN, where the loss curves downwards along v.
     """
-
-    is_of_weights = True
 
     def before_step(self, module: TrainingModule, step: int) -> None:
         """One Hessian-vector product."""
@@ -76,6 +72,8 @@ class EffectiveStepSize(_AlongBreakEven):
     Raises:
         InputError: The optimizer is not Adam.
     """
+
+    needs_training = True
 
     def after_step(self, module: TrainingModule, step: int) -> None:
         """The optimizer's state is that of the step just taken."""

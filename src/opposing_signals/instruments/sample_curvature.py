@@ -50,7 +50,7 @@ class SampleCurvature(Instrument):
     ) -> None:
         super().__init__(risk, record, every, consecutive)
         self.expansion = expansion
-        self.is_of_weights = not expansion  # which takes the optimizer's step size
+        self.needs_training = expansion  # which takes the optimizer's step size
 
     def at_gradient(self, module: TrainingModule, step: int) -> None:
         """The step's own pass may have to show v."""

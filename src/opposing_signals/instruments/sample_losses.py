@@ -15,8 +15,6 @@ class SampleLosses(Instrument):
     ``consecutive`` name.
     """
 
-    is_of_weights = True
-
     def before_step(self, module: TrainingModule, step: int) -> None:
         """Under minibatch training."""
         if not module.batches.is_full:

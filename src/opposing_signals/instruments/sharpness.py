@@ -89,8 +89,6 @@ class Sharpness(Instrument):
         InputError: There are fewer examples than that.
     """
 
-    is_of_weights = True
-
     def __init__(
         self,
         risk: EmpiricalRisk,

@@ -11,8 +11,6 @@ from opposing_signals.training.module import TrainingModule
 class Snapshots(Instrument):
     """Writes ``parameters`` ``[P]``: θ_t, in the weights' precision."""
 
-    is_of_weights = True
-
     def before_step(self, module: TrainingModule, step: int) -> None:
         """At every step that ``every`` and ``consecutive`` name."""
         theta = flatten([parameter.detach() for parameter in self.risk.parameters])

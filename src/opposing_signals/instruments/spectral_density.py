@@ -27,8 +27,6 @@ class SpectralDensity(Instrument):
         seed: Of the random vectors.
     """
 
-    is_of_weights = True
-
     def __init__(
         self,
         risk: EmpiricalRisk,

@@ -85,7 +85,7 @@ class TokenLosses(Instrument):
         self.sequences = sequences
         self.with_pattern = with_pattern
         self.keep = keep
-        self.is_of_weights = keep is None  # else it sees θ_{t+1} as well
+        self.needs_training = keep is not None  # then it sees θ_{t+1} as well
         self.sample = sample
         self._tracked: EmpiricalRisk
         self._points: np.ndarray

@@ -13,8 +13,6 @@ class TrainLoss(Instrument):
     The accuracy takes the outputs of the batch: under ``risk.keep_outputs=false`` there is none.
     """
 
-    is_of_weights = True
-
     def after_step(self, module: TrainingModule, step: int) -> None:
         """Both are in the step's own forward pass."""
         self.write(module, step, TRAIN_LOSS, module.loss)

@@ -2,7 +2,7 @@
 
     <run>/
       configuration.json    what was asked for (the part that decides the numbers)
-      provenance.json       where the numbers come from: versions, commit, machine, data set, wall time
+      provenance.json       where the numbers come from: versions, commit, machine, data set, wall time, other runs
       state.json            how far the run is, "complete" or "stopped" with the reason, and how many rows it then had
       sample_loss.npy       a structured array: field `step` int64, field `value` of the quantity's dtype and shape,
                             field `crc32` of the two

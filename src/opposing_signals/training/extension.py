@@ -26,13 +26,12 @@ from opposing_signals.configuration import decisive, key, run_folder, training_k
 from opposing_signals.curvature.chunks import Batch
 from opposing_signals.errors import DamagedError
 from opposing_signals.files import replacing
-from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.processes import count
 from opposing_signals.record import Record, Series
 from opposing_signals.record.quantities import PARAMETERS, QUANTITIES, TRAIN_LOSS
 from opposing_signals.training.checkpoint import Begun, begun
 from opposing_signals.training.intervention import place
-from opposing_signals.training.module import TrainingModule
+from opposing_signals.training.module import StepHooks, TrainingModule
 
 log = getLogger(__name__)
 
@@ -98,7 +97,7 @@ class Extension:
 
 
 def begin(
-    config: DictConfig, record: Record, instruments: Mapping[str, Instrument], ways: Collection[Way]
+    config: DictConfig, record: Record, instruments: Mapping[str, StepHooks], ways: Collection[Way]
 ) -> tuple[Begun, Extension | None]:
     """Where the run goes on from, and what it takes over.
 
@@ -124,7 +123,7 @@ def begin(
 def _found(
     config: DictConfig,
     record: Record,
-    instruments: Mapping[str, Instrument],
+    instruments: Mapping[str, StepHooks],
     ways: Collection[Way],
     interrupted: Mapping[str, Any],
 ) -> Extension | None:
@@ -197,7 +196,7 @@ def _copy_checkpoint(source: Record, record: Record) -> None:
         shutil.copyfile(source.checkpoint, unfinished)
 
 
-def _extension(config: DictConfig, source: Record, instruments: Mapping[str, Instrument], way: Way) -> Extension | None:
+def _extension(config: DictConfig, source: Record, instruments: Mapping[str, StepHooks], way: Way) -> Extension | None:
     """That of ``source``, if there is something in it to take over and the missing instruments can go this ``way``."""
     ours, theirs = decisive(config)["instruments"], source.configuration.get("instruments")
     if not isinstance(theirs, dict) or TRAIN_LOSS not in source or config.steps - 1 not in source[TRAIN_LOSS].steps:
@@ -218,17 +217,17 @@ def _extension(config: DictConfig, source: Record, instruments: Mapping[str, Ins
         "training": bool(quantities),
         "snapshots": count() == 1  # elsewhere the disk may be another one
         and source.checkpoint.is_file()
-        and all(instruments[name].is_of_weights for name in measured)
+        and not any(instruments[name].needs_training for name in measured)
         and is_due <= ({*source[PARAMETERS].steps.tolist()} if PARAMETERS in source else set()),
     }
     here = [name for name in names if name in measured]
     return Extension(source, way, taken, here, quantities, losses) if is_possible[way] else None
 
 
-def _written(instrument: Instrument) -> list[str]:
+def _written(instrument: StepHooks) -> list[str]:
     """The quantities that an instrument of the package writes; none of another."""
     kind = type(instrument)
-    is_ours = kind.__module__.startswith("opposing_signals.instruments.")
+    is_ours = kind.__module__.startswith("opposing_signals.")
     return [str(quantity) for quantity in QUANTITIES.values() if is_ours and quantity.writer == kind.__name__]
 
 

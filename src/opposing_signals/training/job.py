@@ -21,7 +21,6 @@ from opposing_signals.configuration import reference_of, run_folder
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.data import Dataset
 from opposing_signals.errors import DamagedError, InputError, NotWrittenError, TrainingStoppedError
-from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.interruption import Interrupted
 from opposing_signals.processes import after_first, agreed, count, is_first
 from opposing_signals.provenance import environment
@@ -89,7 +88,7 @@ def _train(
     if reference is not None and config.get("intervention") is not None:
         _check_stateless(config)
         branched = {"branch": branch(module, reference, **config.intervention)}
-    instruments: dict[str, Instrument] = {
+    instruments: dict[str, Any] = {
         name: instantiate(instrument, risk=module.risk, record=record)
         for name, instrument in config.instruments.items()
     }
@@ -224,7 +223,7 @@ def set_gpu_arithmetic(is_rounded: bool) -> None:
 def _of_first(
     config: DictConfig,
     record: Record,
-    instruments: dict[str, Instrument],
+    instruments: dict[str, Any],
     saved: Callable[[], None],
     extends: dict[str, Any],
 ) -> list[Callback]:

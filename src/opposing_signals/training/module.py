@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -24,7 +24,18 @@ Shared = TypeVar("Shared")
 
 
 class StepHooks(Protocol):
-    """What looks at a run's steps, and changes nothing that training sees."""
+    """What looks at a run's steps, and changes nothing that training sees.
+
+    Attributes:
+        takes_from: Kinds of hooks whose findings of the same step it takes (`TrainingModule.shared`, or their scalars).
+        needs_training: Whether it reads more than θ_t, the data and the step's batch, such as the optimizer, running
+            statistics or other steps: then it cannot be measured from snapshots of a run.
+        ends_run: Whether it may end the run before its last step.
+    """
+
+    takes_from: ClassVar[tuple[type, ...]]
+    needs_training: bool
+    ends_run: ClassVar[bool]
 
     def is_due(self, step: int) -> bool:
         """Whether the others are called at ``step``."""
