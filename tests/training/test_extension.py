@@ -1,5 +1,6 @@
 """A run that takes over what another has recorded holds the bits of one that measured everything itself."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,29 @@ def test_an_extension_that_is_killed_goes_on_with_the_same_bits(name, tmp_path, 
     passes = passes_of(monkeypatch)
     assert_same(recorded(config, None), whole)
     assert 0 not in passes
+
+
+@pytest.mark.parametrize("names", [("jacobian",), ()], ids=["measured", "copied alone"])
+def test_an_extension_that_is_killed_while_it_copies_ends_with_the_same_bits(names, source, tmp_path, monkeypatch):
+    shutil.copytree(source.folder, tmp_path / "runs" / source.folder.name)
+    config = configured(tmp_path, (*CURVE, "steps=6"), "sample_losses", *names)
+    replace = Record.replace
+
+    def replace_one(record, quantity, series):
+        if len(list(record)) > 4 * len(names):
+            raise KeyboardInterrupt
+        replace(record, quantity, series)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Record, "replace", replace_one)
+        with pytest.raises(KeyboardInterrupt):
+            recorded(config, None)
+    assert not Record(run_folder(config)).is_complete
+    copied = recorded(config, None)
+    for quantity in ("train_loss", "sample_loss"):
+        np.testing.assert_array_equal(copied[quantity].values, source[quantity].values)
+    assert_same_weights(copied, source)
+    copied.verify()
 
 
 def test_trainings_that_went_apart_are_not_mixed(tmp_path, caplog):
