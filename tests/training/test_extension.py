@@ -33,13 +33,12 @@ SETTINGS = {
     "token_losses": {"sequences": 2, "with_pattern": 0, "keep": 3},
 }
 CASES = {
-    "images": (
-        "snapshots",
-        IMAGES,
-        *("gradient_norms", "jacobian", "predictions", "block_probe", "sharpness", "gauss_newton", "sample_curvature"),
-    ),
+    "images": ("snapshots", IMAGES, "predictions", "block_probe", "sharpness"),
     "minibatches": ("snapshots", MINIBATCH, "sample_losses", "predictions", "batch_sharpness", "sharpness"),
-    "curve": ("snapshots", CURVE, "outputs", "sample_losses", "gradient_sketch", "spectral_density"),
+    "curve": (
+        *("snapshots", CURVE, "outputs", "sample_losses", "gradient_norms", "gradient_sketch", "jacobian"),
+        *("spectral_density", "sharpness", "gauss_newton", "sample_curvature"),
+    ),
     "along a direction": ("snapshots", ALONG, "projection", "floor_distance"),
     "Adam": ("training", ALONG, "effective_step_size", "preconditioned_sharpness", "snapshots"),
     "running statistics": ("training", IMAGES, "sample_sharpness", "test_accuracy"),

@@ -18,7 +18,10 @@ from opposing_signals.errors import InputError, TrainingStoppedError
 from opposing_signals.record import Record
 from opposing_signals.training.job import train
 
-SMALL = ("data=planted", "data.images=24", "risk.chunk=14", "model.width=4", "steps=6", "threads=1")
+SMALL = (
+    *("model=resnet56", "model.depth=8", "model.width=4", "data=planted", "data.images=24"),
+    *("risk.chunk=14", "steps=6", "threads=1"),
+)
 FULL_BATCH_ONLY = "~instruments.sample_sharpness"
 MINIBATCH = ("batch=7", "instruments.sample_losses.every=2", "optimizer.momentum=0.9", FULL_BATCH_ONLY)
 
