@@ -20,12 +20,15 @@ log = getLogger(__name__)
 
 
 def free_folder(wanted: Path) -> Path:
-    """``wanted``, or the next of wanted-2, wanted-3, … if an earlier run's record stands there; in all processes."""
+    """``wanted``, or the next of wanted-2, wanted-3, … if an earlier run's record stands there; in all processes.
+
+    A run that ended before its first step has left nothing that is kept.
+    """
 
     def find() -> str:
         for number in range(1, 10_000):
             folder = wanted.with_name(wanted.name + (f"-{number}" if number > 1 else ""))
-            if not (folder / "configuration.json").exists() and not any(folder.glob("*.npy")):
+            if not any(folder.glob("*.npy")):
                 break
         if folder != wanted:
             log.warning("%s holds an earlier run: this one is written to %s", wanted, folder)
@@ -38,7 +41,7 @@ def free_folder(wanted: Path) -> Path:
 def writing(folder: Path, configuration: dict[str, Any]) -> Iterator[Record]:
     """The record of the first process; of the others one that writes nothing."""
     if is_first():
-        with Record.writing(folder, configuration) as record:
+        with Record.writing(folder, configuration, anew=not any(folder.glob("*.npy"))) as record:
             if count() > 1:
                 agreed(lambda: None)  # the others wait for its folder
             yield record
