@@ -84,7 +84,7 @@ def find_pairs(changes: Series, *, level: Fraction = 0.05, smallest_group: Count
     for pair in found:
         window = int(steps[pair.rows[0]]), int(steps[pair.rows[1] - 1])
         described = described_pair(changes, *pair.groups, window)
-        if described is not None and described.correlation < -ALIKE:
+        if described is not None:
             pairs.append(replace(described, p_value=pair.p_value))
     return sorted(pairs, key=lambda pair: -pair.amplitude)
 
