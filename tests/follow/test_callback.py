@@ -388,10 +388,11 @@ def test_a_failing_training_leaves_a_readable_record(tmp_path):
                 raise RuntimeError("out of luck")
             return super().training_step(batch, batch_idx)
 
-    for Failing.step in (0, 3):
+    for Failing.step, budget in ((0, 0.05), (3, None)):  # the first one leaves nothing
+        signals = watching(tmp_path / "run", budget=budget, track=None if budget else EXAMPLES)
         with pytest.raises(RuntimeError, match="out of luck"):
-            fitted(watching(tmp_path / "run", every=4 - Failing.step), module=Failing)
-    record = Record(tmp_path / "run")  # the first one left nothing
+            fitted(signals, module=Failing)
+    record = Record(tmp_path / "run")
     assert record["sample_loss"].steps.tolist() == [0, 1, 2, 3]
     assert record["train_loss"].steps.tolist() == [0, 1, 2]
     assert record.state == "running"

@@ -10,6 +10,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from torch import nn
 from torch.optim import Optimizer
 
@@ -28,7 +29,7 @@ def free_folder(wanted: Path) -> Path:
     def find() -> str:
         for number in range(1, 10_000):
             folder = wanted.with_name(wanted.name + (f"-{number}" if number > 1 else ""))
-            if not any(folder.glob("*.npy")):
+            if _is_free(folder):
                 break
         if folder != wanted:
             log.warning("%s holds an earlier run: this one is written to %s", wanted, folder)
@@ -37,11 +38,24 @@ def free_folder(wanted: Path) -> Path:
     return Path(agreed(find))
 
 
+def _is_free(folder: Path) -> bool:
+    if any(folder.glob("*.npy")):
+        return False
+    described = folder / "configuration.json"
+    if described.exists():
+        try:
+            with FileLock(folder / "lock", timeout=0):
+                described.unlink()
+        except Timeout:  # a run that has not written a row yet
+            return False
+    return True
+
+
 @contextmanager
 def writing(folder: Path, configuration: dict[str, Any]) -> Iterator[Record]:
     """The record of the first process; of the others one that writes nothing."""
     if is_first():
-        with Record.writing(folder, configuration, anew=not any(folder.glob("*.npy"))) as record:
+        with Record.writing(folder, configuration) as record:
             if count() > 1:
                 agreed(lambda: None)  # the others wait for its folder
             yield record

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from opposing_signals.record import Series
-from opposing_signals.signals.alignment import ALIKE, TINY, correlation, lengths_of, unit
+from opposing_signals.signals.alignment import TINY, correlation, lengths_of, unit
 from opposing_signals.signals.search import FEWEST, SHORTEST, Search
 from opposing_signals.signals.steps import between
 from opposing_signals.values import Count, Fraction

@@ -149,8 +149,8 @@ class Search:
     def _opposes(self, pair: Candidate) -> bool:
         """Whether the groups, with the members that they have in the end, move against each other.
 
-        As in the test against chance each step counts alike: where the train loss leaps, all groups rise together, and a
-        few such steps would outweigh all others. The step of the largest gap is left out, for it has been chosen.
+        As in the test against chance each step counts alike: where the train loss leaps, all groups rise together, and
+        a few such steps would outweigh all others. The step of the largest gap is left out, for it has been chosen.
         """
         one, other = (self.changes[slice(*pair.rows), group].mean(1, dtype=np.float64) for group in pair.groups)
         at = int(np.abs(one - other).argmax())

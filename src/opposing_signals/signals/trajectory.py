@@ -173,8 +173,8 @@ class Trajectory:
     def pairs(self) -> list[OpposingPair]:
         """The dominant ones by their outliers, at most 20 of a group (§2); the largest amplitude first.
 
-        Those whose mean losses oppose each other as they are. A pair that does so beside leaps which all points share is
-        one of `all_pairs` only.
+        Only pairs whose mean changes correlate negatively as they are; one that opposes beside leaps which all points
+        share is among `all_pairs` alone.
         """
         opposed = [pair for pair in self.all_pairs if pair.correlation < -ALIKE]
         outliers = [outliers_of(pair, self.changes) for pair in opposed]
