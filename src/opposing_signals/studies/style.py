@@ -92,7 +92,7 @@ def _broken(line: str, letters: int) -> str:
 
 
 def _wrapped(line: str, letters: int) -> list[str]:
-    return textwrap.wrap(line, letters, break_long_words=False)
+    return textwrap.wrap(line, letters, break_long_words=False, break_on_hyphens=False)
 
 
 def shade_bound(axes: Axes, record: Record) -> None:

@@ -276,7 +276,7 @@ def probe_family(trajectories: Mapping[str, Trajectory], probes: Sequence[str]) 
         axes.set_title(f"{probe.replace('_', ' ')}\n{axes.get_title(loc='left')}", fontsize=8)
     for axes in panels[-1]:
         axes.set_xlabel("step (dotted: break-even)")
-    panels[0, 0].legend(loc="lower right", fontsize=7)
+    style.legend_beside(figure, panels[0, 0])
     return figure
 
 
