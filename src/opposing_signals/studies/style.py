@@ -92,7 +92,7 @@ def _broken(line: str, letters: int) -> str:
 
 
 def _wrapped(line: str, letters: int) -> list[str]:
-    return textwrap.wrap(line, letters, break_long_words=False)
+    return textwrap.wrap(line, letters, break_long_words=False, break_on_hyphens=False)
 
 
 def shade_bound(axes: Axes, record: Record) -> None:
@@ -132,10 +132,17 @@ def wrapped(text: str, letters: int) -> str:
 
 
 def legend_above(axes: Axes, columns: int = 1) -> None:
-    """A legend between the title and the panel, where it covers no curve."""
+    """A legend between the title and the panel, where it covers no curve; none where nothing has a name."""
     rows = -(-len(axes.get_legend_handles_labels()[1]) // columns)
+    if not rows:
+        return
     axes.legend(ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, columnspacing=1.2)
     axes.set_title(axes.get_title(loc="left"), pad=4 + 13.5 * rows)
+
+
+def legend_beside(figure: Figure, axes: Axes) -> None:
+    """The legend of one panel, right of all of them: for long names."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
 
 
 def name_verdicts(
@@ -191,6 +198,11 @@ def about(what: str, trajectories: Mapping[str, Trajectory]) -> str:
     runs = trajectories.values()
     parts = [each(run.network for run in runs), each(run.record.provenance["data"]["name"] for run in runs)]
     return ", ".join([f"{what}: {parts[0]}", parts[1], f"η = {each(f'{run.step_size:g}' for run in runs)}"])
+
+
+def ordered_looks(count: int) -> list[dict[str, Any]]:
+    """Colour and line of each of an ordered family of runs, from dark to light."""
+    return [{"color": colour, "linestyle": LINES[number % len(LINES)]} for number, colour in enumerate(ramp(count))]
 
 
 def ramp(count: int) -> list[tuple[float, float, float, float]]:
