@@ -31,8 +31,6 @@ from opposing_signals.interruption import Interrupted
 from opposing_signals.terminal import console
 
 if TYPE_CHECKING:
-    from opposing_signals.data import Dataset
-    from opposing_signals.record import Record
     from opposing_signals.report.result import Result
 
 ORDER = (
@@ -199,17 +197,6 @@ class Plan:
         return [folder_name(run.folder, where) for run in found.runs] if found else []
 
 
-def _shown_data(record: Record) -> Dataset | None:
-    """What a run was trained on; None if examples of it cannot be shown one by one."""
-    from opposing_signals.data import recorded
-
-    try:
-        dataset = recorded(record.configuration.get("data"), record.folder)
-    except InputError:
-        return None
-    return dataset if dataset.inputs.is_floating_point() else None
-
-
 def _time_left(lines: Sequence[str]) -> float | None:
     """What the last line of a training's progress says, in seconds."""
     for line in reversed(lines):
@@ -261,9 +248,9 @@ def pack(names: Sequence[str], scale: str, outputs: Path, to: Path, limit: int) 
             if (outputs / name / kept).is_file():
                 shutil.copy(outputs / name / kept, to / name / kept)
     for run in sorted({run for name in done for run in plan.runs(name)}):  # experiments share runs
-        record = Record(outputs / "runs" / run)
-        record.verify()
-        packing.pack(record, to / "runs" / f"{run}{packing.SUFFIX}", _shown_data(record), limit)
+        why = packing.pack_run(Record(outputs / "runs" / run), to / "runs" / f"{run}{packing.SUFFIX}", limit)
+        if why:
+            print(f"reproduce: {why}")
     return len(done)
 
 
