@@ -171,9 +171,7 @@ def _reproduce(arguments: list[str]) -> int:
 
 def _pack(arguments: list[str]) -> int:
     """Records of results, small enough to be committed beside them."""
-    parser = _Parser(
-        "pack", "Pack the records behind the results in RESULTS, for the report to show their explorers."
-    )
+    parser = _Parser("pack", "Pack the records behind the results in RESULTS, for the report to show their explorers.")
     parser.add_argument("results", type=Path, metavar="RESULTS", help="folder of results, such as results")
     parser.add_argument("records", nargs="+", type=Path, metavar="FOLDER", help="with records, whole or packed")
     parser.add_argument("--only", nargs="+", default=[], metavar="EXPERIMENT", help="only the records behind these")
