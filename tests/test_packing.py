@@ -9,7 +9,7 @@ import pytest
 
 from opposing_signals import packing
 from opposing_signals.data import planted
-from opposing_signals.errors import DamagedError, InputError
+from opposing_signals.errors import DamagedError, InputError, NotWrittenError
 from opposing_signals.packing import SUFFIX, pack, rounded, unpack, unpacked
 from opposing_signals.record import Record
 from opposing_signals.signals import Trajectory
@@ -169,6 +169,14 @@ def test_a_packed_record_is_unpacked_once_into_the_cache(record, tmp_path, monke
     assert unpacked(path) == folder
     assert (folder / "sample_loss.npy").stat().st_mtime_ns == written
     assert unpacked(record.folder) == record.folder
+
+
+def test_a_cache_that_cannot_be_written_is_named(record, tmp_path, monkeypatch):
+    path = tmp_path / f"mine{SUFFIX}"
+    pack(record, path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc")
+    with pytest.raises(NotWrittenError, match=r"mine.* cannot be unpacked to /proc.*; let .* XDG_CACHE_HOME name a"):
+        unpacked(path)
 
 
 def rewritten(path, change):

@@ -189,6 +189,8 @@ def _pack(arguments: list[str]) -> int:
         print(f"pack: {path} is deleted: no result is drawn from it")
     for path in packed.written:
         print(f"pack: {path}, {path.stat().st_size / 1024:.0f} KB")
+    if not packed.written:
+        print(f"pack: no run behind the results in {options.results} has its record there")
     return 0
 
 

@@ -27,7 +27,7 @@ from PIL import Image
 from opposing_signals.data import Dataset
 from opposing_signals.data.recorded import is_known, recorded
 from opposing_signals.data.tracked import FILE, positions, write_tracked
-from opposing_signals.errors import DamagedError, InputError
+from opposing_signals.errors import DamagedError, InputError, NotWrittenError
 from opposing_signals.files import cache_folder, replacing
 from opposing_signals.record import Record
 from opposing_signals.record.quantities import SAMPLE_LOSS
@@ -130,6 +130,7 @@ def unpack(path: Path, folder: Path) -> None:
 
     Raises:
         DamagedError: It is no packed record, or more than one may hold.
+        NotWrittenError: ``folder`` cannot be written.
     """
     try:
         if path.stat().st_size > LARGEST_FILE:
@@ -164,9 +165,14 @@ def unpack(path: Path, folder: Path) -> None:
                 write_tracked(unfinished, kept["index"], shown, labels, names)
             (unfinished / "lock").unlink(missing_ok=True)
             unfinished.rename(folder)
+    except NotWrittenError:
+        raise
     except Exception as error:  # of many kinds: the file may be anything
         if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of what the file holds
-            raise
+            raise NotWrittenError(
+                f"{path} cannot be unpacked to {folder.parent} ({error.strerror}); let the environment variable "
+                "XDG_CACHE_HOME name a folder that can be written"
+            ) from error
         said = " ".join(str(error).split()) or type(error).__name__
         raise DamagedError(f"{path}: no packed record ({said}); expected a file of reproduce --pack") from None
 

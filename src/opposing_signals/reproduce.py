@@ -19,16 +19,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_type_hints
 
 from rich.table import Table
 
 from opposing_signals.configuration import folder_name
-from opposing_signals.errors import InputError
+from opposing_signals.errors import InputError, printable
 from opposing_signals.experiments import experiments, named
 from opposing_signals.files import read_json, write_json
 from opposing_signals.interruption import Interrupted
 from opposing_signals.terminal import console
+from opposing_signals.values import fits
 
 if TYPE_CHECKING:
     from opposing_signals.report.result import Result
@@ -133,6 +134,8 @@ class Plan:
             noted.pop("verdicts", None)  # of earlier versions
         try:
             job = Job(**{**noted, "name": name}) if noted else Job(name)
+            if wrong := [field for field, hint in get_type_hints(Job).items() if not fits(getattr(job, field), hint)]:
+                raise TypeError(wrong[0])
         except TypeError:
             raise InputError(
                 f"{self.path}: no notes of jobs; delete the file, and its times are measured anew"
@@ -271,7 +274,7 @@ def table(jobs: Sequence[Job], plan: Plan) -> Table:
             job.state,
             _duration(job.seconds) if job.seconds else "",
             "" if job.left is None or job.state == "done" else _duration(job.left),
-            job.said or verdicts,
+            printable(job.said) or verdicts,
         )
     return shown
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from opposing_signals.errors import InputError
+from opposing_signals.errors import DamagedError, InputError, first_line
 from opposing_signals.files import replacing, write_text
 from opposing_signals.report.page import PACKED, PACKS, SYMBOLS, duration, find_results, number, threshold
 from opposing_signals.report.result import VERDICTS, Picture, Result
@@ -192,8 +192,11 @@ def _made_of(path: Path) -> str:
 
 
 def _shrink(picture: Picture, path: Path) -> None:
-    with Image.open(picture.path) as full:
-        upper = full.convert("RGB").crop((0, 0, full.width, min(full.height, full.width)))
+    try:
+        with Image.open(picture.path) as full:
+            upper = full.convert("RGB").crop((0, 0, full.width, min(full.height, full.width)))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # by the kind of the damage
+        raise DamagedError(f"{picture.path} cannot be shown: {first_line(error)}; draw it again") from None
     small = upper.resize((WIDTH, round(upper.height * WIDTH / upper.width)), Image.Resampling.LANCZOS)
     exif = Image.Exif()
     exif[DESCRIPTION] = picture.sha256
