@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
 
-matplotlib.use("Agg")
+if "MPLBACKEND" not in os.environ:  # as in a notebook, which shows the figures of its own cells
+    matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from opposing_signals.record.quantities import SHARPNESS, SHARPNESS_BOUND
 
@@ -39,6 +43,8 @@ GREY = "#f0f1f3"
 """Marks a part of the steps, behind the lines."""
 LINES: tuple[Any, ...] = ("-", (0, (5, 1)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1)), (0, (1, 2)))
 """The lines of several runs in one panel, beside their colours."""
+LARGEST_PNG = 1_000_000
+"""Bytes, above which a picture, which then is one of many photographs, gets a palette."""
 _CLASSES = ("#0072B2", "#D55E00", "#00674F", "#8E3B74", "#22252b")
 
 plt.rcParams.update(
@@ -78,6 +84,15 @@ def figure(width: float, height: float, title: str) -> Figure:
     lines = [_broken(line, int(width / _INCHES_A_LETTER)) for line in title.splitlines()]
     new.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=12, fontweight="bold")
     return new
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write ``figure`` to ``path``, PNG or PDF; a PNG of more than `LARGEST_PNG` bytes with 256 colours."""
+    figure.savefig(path, dpi=150)
+    if path.suffix == ".png" and path.stat().st_size > LARGEST_PNG:
+        with Image.open(path) as picture:
+            fewer = picture.convert("RGB").quantize(256)
+        fewer.save(path, optimize=True)
 
 
 def _broken(line: str, letters: int) -> str:
