@@ -1,7 +1,6 @@
-"""One of two processes that train together, for test_several_processes; arguments: how, folder, rank, port."""
+"""One of two processes that train together, for test_several_processes."""
 
 import os
-import sys
 from contextlib import nullcontext
 
 import torch
@@ -50,11 +49,12 @@ def train(how, folder, rank, processes, follow=True):
     return [getattr(p, "full_tensor", lambda p=p: p)().detach() for p in model.parameters()]
 
 
-if __name__ == "__main__":
-    how, folder, rank, port = sys.argv[1:]
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=rank, WORLD_SIZE="2")
-    distributed.init_process_group("gloo")
-    watched = train(how, folder, int(rank), 2)
-    alone = train(how, folder, int(rank), 2, follow=False)
+def work(rank, how, folder, port):
+    """What each of two processes does: train with the follower and without it, to the same bits."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    watched = train(how, folder, rank, 2)
+    alone = train(how, folder, rank, 2, follow=False)
     assert all(torch.equal(one, other) for one, other in zip(watched, alone, strict=True))
     distributed.destroy_process_group()
