@@ -483,23 +483,20 @@ def test_what_is_refused_leaves_no_dashboard_run(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("field", "value", "sweep"),
     [
-        ("run.name", "../../escaped"),
-        ("run.name", "a/b"),
-        ("run.name", ""),
-        ("run.name", ".."),
-        ("experiment.name", "../escaped"),
-        ("experiment.name", "/tmp/escaped"),
-        ("experiment.name", ""),
-        ("scale.name", "../s"),
-        ("seed", "../../escaped"),
-        ("output_dir", ""),
-        ("output_dir", "null"),
-        ("run_dir", ""),
+        *(("run.name", value, False) for value in ("../../escaped", "a/b", "", "..")),
+        *(("experiment.name", value, False) for value in ("../escaped", "/tmp/escaped", "")),
+        ("scale.name", "../s", False),
+        ("seed", "../../escaped", False),
+        *(("output_dir", value, False) for value in ("", "null")),
+        ("run_dir", "", False),
+        ("run.name", "../../escaped", True),
+        ("experiment.name", "../escaped", True),
+        ("output_dir", "", True),
+        ("run_dir", "", True),
     ],
 )
-@pytest.mark.parametrize("sweep", [False, True])
 def test_names_stay_inside_the_output_folder(tmp_path, monkeypatch, capfd, field, value, sweep):
     outside = tmp_path / "outside"
     inside = outside / "inside"
