@@ -41,6 +41,7 @@ ENOUGH = {  # for every claim to be computed: a part of a grid, a short run
     "fig44a_dampened": (f"{DAMPENING},resnet110_adam",),
     "fig44b_signed_share": (DAMPENING,),
     "fig04_toy_valley": SHORT_VALLEY,
+    "fig22_flow_sky_block": ("steps=8",),  # each of them is many gradients
     "intervention": (
         "intervention=control,remove_pair,downweight_pair,relabel_pair,remove_random_1,remove_random_2",
         "intervention.spike=1,2",

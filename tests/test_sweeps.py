@@ -196,7 +196,9 @@ GRIDS = [name for name in experiments() if grid(name)]
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 
 
-def test_the_files_of_sweeps_are_the_grids(tmp_path):
+def test_the_files_of_sweeps_are_the_grids(tmp_path, capsys):
+    assert main(["sweep", GRIDS[0]]) == 0
+    assert capsys.readouterr().out == (SWEEPS / f"{GRIDS[0]}.yaml").read_text()
     assert main(["sweep", "--all", str(tmp_path)]) == 0
     assert {path.stem for path in tmp_path.iterdir()} == set(GRIDS)
     for path in SWEEPS.iterdir():
@@ -204,13 +206,13 @@ def test_the_files_of_sweeps_are_the_grids(tmp_path):
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_a_sweep_has_its_experiments_grid_and_renders_commands_that_compose(name, capsys):
-    assert main(["sweep", name]) == 0
-    sweep = yaml.safe_load(capsys.readouterr().out)
+def test_a_sweep_has_its_experiments_grid_and_renders_commands_that_compose(name):
+    sweep = yaml.safe_load((SWEEPS / f"{name}.yaml").read_text())
     values = {field: described["values"] for field, described in sweep["parameters"].items()}
     config = composed(name, "scale=paper", with_hydra=True)
+    described = config.hydra.sweeper.params
     assert {field: [str(value) for value in listed] for field, listed in values.items()} == {
-        field: [value.strip() for value in str(listed).split(",")] for field, listed in config.hydra.sweeper.params.items()
+        field: [value.strip() for value in str(listed).split(",")] for field, listed in described.items()
     }
     metric = sweep.get("metric", {}).get("name")
     assert (metric == "train_loss") == ("train_loss" in config.instruments)

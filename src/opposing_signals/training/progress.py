@@ -92,9 +92,7 @@ class Progress(Callback):
         pl_module.announce = self._announce
         self._step_began = time.monotonic()
         if sys.stderr.isatty():
-            self._bar = tqdm(
-                total=self.steps, initial=self._done, desc=self._name(), bar_format=_BAR, ncols=_columns()
-            )
+            self._bar = tqdm(total=self.steps, initial=self._done, desc=self._name(), bar_format=_BAR, ncols=_columns())
         self._update(is_forced=True)
 
     def _kind(self, step: int) -> Kind:
