@@ -97,7 +97,7 @@ def backgrounds(images: np.ndarray) -> list[str]:
     """
     pictures = images[..., None].repeat(3, axis=3) if images.ndim == 3 else images
     inside = np.zeros(pictures.shape[1:3], bool)
-    tall, wide = (max(1, EDGE * size // 32) for size in inside.shape)
+    tall, wide = (max(1, EDGE * size // 32) for size in pictures.shape[1:3])
     inside[tall:-tall, wide:-wide] = True
     words = _colours(pictures[:, ~inside].astype(float))
     most = [(word, 2 * (words == word).sum(1) > words.shape[1]) for word in _WORDS]
