@@ -22,6 +22,7 @@ Kind = frozenset[str]
 _REMEMBERED = 20  # steps of a kind whose mean time is expected of the next one
 _SECONDS = {True: 0.2, False: 20.0}  # between two updates of the bar on a terminal, or two lines in a log
 _LEAST_BAR = 6
+_ROWS = 2  # that the bar needs; tqdm draws none on a terminal that tells fewer
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
 
 
@@ -92,7 +93,9 @@ class Progress(Callback):
         pl_module.announce = self._announce
         self._step_began = time.monotonic()
         if sys.stderr.isatty():
-            self._bar = tqdm(total=self.steps, initial=self._done, desc=self._name(), bar_format=_BAR, ncols=_columns())
+            self._bar = tqdm(
+                total=self.steps, initial=self._done, desc=self._name(), bar_format=_BAR, ncols=_columns(), nrows=_ROWS
+            )
         self._update(is_forced=True)
 
     def _kind(self, step: int) -> Kind:
@@ -162,5 +165,5 @@ class Progress(Callback):
 
 
 def _columns() -> int:
-    """COLUMNS, or the width of the terminal; 80 of one that does not tell it. tqdm itself would draw no bar there."""
+    """COLUMNS, or the width of the terminal; 80 of one that does not tell it."""
     return shutil.get_terminal_size().columns
