@@ -1,13 +1,15 @@
 """What the documentation's site is made of beside the pages in ``docs/``: mkdocs calls the functions ``on_...``.
 
-The overview is README.md, the page of experiments the configuration, that of quantities the package's list, that of
-benchmarks their docstrings. Links out of ``docs/`` are links into the repository where its address is known
-(``repo_url``); otherwise their words alone are kept. A link to a file that is not there is a warning, which fails.
+The overview is README.md, the page of experiments the configuration, that of quantities the package's list, the first
+look a notebook, the end of that on benchmarks their docstrings. Links out of ``docs/`` are links into the repository
+where its address is known (``repo_url``); otherwise their words alone are kept. A link to a file that is not there is a
+warning, which fails.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import os
 import posixpath
 import re
@@ -41,7 +43,7 @@ GENERATED = {
         lambda: (ROOT / "examples/own_experiment/README.md").read_text(encoding="utf-8"),
     ),
     "experiments.md": ("docs/experiments.md", lambda: experiments_page()),
-    "benchmarks.md": ("docs/benchmarks.md", lambda: benchmarks()),
+    "first_look.md": ("docs/first_look.ipynb", lambda: notebook_page(ROOT / "docs" / "first_look.ipynb")),
 }
 """Page ↦ (where its links are meant from, what makes it)."""
 
@@ -62,18 +64,25 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
     """The page with links that lead somewhere, and with what is made of code."""
     if page.file.src_uri == "quantities.md":
         markdown = f"{markdown}\n{table()}\n"
+    elif page.file.src_uri == "benchmarks.md":
+        markdown = f"{markdown}\n{benchmarks()}\n"
 
     def led(match: re.Match[str]) -> str:
         picture, words, path, fragment = match.groups()
         target = _target(page.file.src_uri, path)
         if not (ROOT / target).exists() and target.removeprefix("docs/") not in GENERATED:
             log.warning("%s: a link to %s, which is not there", page.file.src_uri, path)
-        if picture or (target.startswith("docs/") and target.endswith(".md")):
+        if picture or (target.startswith("docs/") and target.endswith((".md", ".ipynb"))):
             inside = posixpath.relpath(target.removeprefix("docs/"), posixpath.dirname(page.file.src_uri) or ".")
             return f"{picture}[{words}]({inside}{fragment or ''})"
         return f"[{words}]({config.repo_url.rstrip('/')}/blob/main/{target})" if config.repo_url else words
 
     return LINK.sub(led, markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """The page with code that the keyboard can scroll."""
+    return html.replace("<pre>", '<pre tabindex="0">')
 
 
 def on_post_build(config: Any) -> None:
@@ -98,8 +107,7 @@ def experiments_page() -> str:
 
 def benchmarks() -> str:
     """Every benchmark with its docstring, which says what it measures and by which command."""
-    lines = ["# Benchmarks", "", "What each measures, and the command that does. Tables of what they gave stand in the"]
-    lines += ["pages on the topics, beside the same command.", ""]
+    lines = ["## Every benchmark", "", "What each measures, and its command.", ""]
     folder = ROOT / "benchmarks"
     for path in sorted([*folder.glob("*.py"), *folder.glob("*/__main__.py")]):
         described = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
@@ -108,8 +116,24 @@ def benchmarks() -> str:
         first, _, rest = described.partition("\n\n")
         commands = re.sub(r"^(?: {4})?python benchmarks", "    python benchmarks", rest, flags=re.MULTILINE)
         name = path.parent.name if path.stem == "__main__" else path.stem
-        lines += [f"## {name.replace('_', ' ').capitalize()}", "", " ".join(first.split()), "", commands, ""]
+        lines += [f"### {name.replace('_', ' ').capitalize()}", "", " ".join(first.split()), "", commands, ""]
     return "\n".join(lines)
+
+
+def notebook_page(path: Path) -> str:
+    """The notebook as Markdown: its texts, code, and what the code printed and drew."""
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+        for output in cell.get("outputs", ()):
+            drawn = output.get("data", {}).get("image/png")
+            if drawn:
+                parts.append(f'<img alt="What this cell draws" src="data:image/png;base64,{"".join(drawn.split())}">')
+            elif "text" in output:
+                parts.append(f"```text\n{''.join(output['text']).rstrip()}\n```")
+    parts.append(f'<a href="{path.name}" download>This page as a notebook</a>')
+    return "\n\n".join(parts)
 
 
 def _assigned(path: Path, name: str) -> Any:

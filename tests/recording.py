@@ -1,7 +1,8 @@
-"""Train a composed configuration into a record, whole or killed on the way."""
+"""Train a composed configuration into a record, whole or killed on the way, and compare two records."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,24 +11,26 @@ from opposing_signals.record import Record
 from opposing_signals.training.job import train
 
 
-def trained(folder: Path, config) -> Record:
+def trained(folder: Path, config, instruments: bool = True) -> Record:
+    if not instruments:
+        config.instruments = {}
     with Record.writing(folder, decisive(config)) as record:
         train(config, record, None)
     return Record(folder)
 
 
-def stopped(folder: Path, config, step: int, monkeypatch) -> None:
-    """A run that ends without a word while it writes the losses of ``step``."""
+def stopped(folder: Path, config, step: int, monkeypatch, quantity: str = "train_loss") -> None:
+    """A run that ends without a word while it writes what it measured at ``step``."""
 
     class KilledError(Exception):
         pass
 
     append = Record.append
 
-    def append_until(record, quantity, at, value):
-        if (quantity, at) == ("train_loss", step):
+    def append_until(record, written, at, value):
+        if (written, at) == (quantity, step):
             raise KilledError
-        append(record, quantity, at, value)
+        append(record, written, at, value)
 
     config.checkpoint_seconds = 0.0
     with monkeypatch.context() as patched, Record.writing(folder, decisive(config)) as record:
@@ -38,3 +41,18 @@ def stopped(folder: Path, config, step: int, monkeypatch) -> None:
 
 def weights(record: Record):
     return torch.load(record.checkpoint, weights_only=True)["state_dict"]
+
+
+def assert_same_weights(one: Record, other: Record) -> None:
+    theirs = weights(other)
+    for name, tensor in weights(one).items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def assert_same(one: Record, other: Record) -> None:
+    assert set(one) == set(other)
+    for quantity in one:
+        np.testing.assert_array_equal(one[quantity].steps, other[quantity].steps, quantity)
+        np.testing.assert_array_equal(one[quantity].values, other[quantity].values, quantity)
+        assert one[quantity].values.dtype == other[quantity].values.dtype, quantity
+    assert_same_weights(one, other)

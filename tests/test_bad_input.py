@@ -332,6 +332,15 @@ def test_other_commands_refuse_what_they_cannot_do(command, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "field",
+    ["model.hidden", "model.activation", "optimizer.lr", "data.images", "trainer.accelerator", "loss.reduction"],
+)
+def test_a_plain_value_is_made_by_no_function(field):
+    config = set_in("mlp", f"{field}={{_target_: builtins.abs, _args_: [3]}}")
+    assert re.match(rf"{re.escape(field)}=\{{'_target_': 'builtins.abs'.*: expected", refused(config))
+
+
 def test_own_functions_are_checked_by_their_signatures():
     config = set_in("mlp", "+model.deep=3")
     config.model._target_ = f"{__name__}.own_model"

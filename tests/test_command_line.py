@@ -19,6 +19,7 @@ from PIL import Image
 from opposing_signals.__main__ import main
 from opposing_signals.choices import written
 from opposing_signals.experiments import experiments
+from opposing_signals.packing import unpack
 from opposing_signals.record import Record, column
 
 SEVERAL_SEEDS = ("discovery_planted",)
@@ -456,7 +457,8 @@ def test_a_sweep_has_a_dashboard_run_for_each_job_and_one_for_its_figure(command
     assert len([content for content in contents if "media/table/claims" in content]) == 1
 
 
-def test_one_dashboard_run_a_job_holds_scalars_figure_and_claims(command, tmp_path):
+def test_one_dashboard_run_a_job_holds_scalars_figure_and_claims(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/proc")  # which cannot be written
     code, _, _ = command("experiment=fig03_chebyshev", "scale=smoke", "steps=12", "threads=1", "logger=wandb")
     assert code == 0
     (content,) = dashboards(tmp_path)
@@ -472,8 +474,16 @@ def test_one_dashboard_run_a_job_holds_scalars_figure_and_claims(command, tmp_pa
         "verdict/fig03b",
         "media/table/claims",
         "media/images/figure",
+        "seed1",
     ):
         assert expected in content, expected
+    (run,) = (tmp_path / "runs").iterdir()
+    artifacts = [entry["artifact"] for entry in map(json.loads, content.splitlines()) if entry["type"] == "artifact"]
+    (kept,) = (artifact for artifact in artifacts if artifact["type"] == "record")
+    assert kept["name"] == run.name
+    (packed,) = kept["manifest"]["contents"]
+    unpack(Path(packed["local_path"]), tmp_path / "unpacked")
+    assert np.array_equal(Record(tmp_path / "unpacked")["sample_loss"].values, Record(run)["sample_loss"].values)
 
 
 def test_what_is_refused_leaves_no_dashboard_run(command, tmp_path):

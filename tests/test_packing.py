@@ -9,7 +9,7 @@ import pytest
 
 from opposing_signals import packing
 from opposing_signals.data import planted
-from opposing_signals.errors import DamagedError, InputError
+from opposing_signals.errors import DamagedError, InputError, NotWrittenError
 from opposing_signals.packing import SUFFIX, pack, rounded, unpack, unpacked
 from opposing_signals.record import Record
 from opposing_signals.signals import Trajectory
@@ -64,7 +64,8 @@ def test_where_all_fits_all_is_kept(record, tmp_path):
         assert np.array_equal(read[quantity].values, record[quantity].values)
 
 
-def test_a_limit_keeps_pairs_and_series_exactly(record, dataset, tmp_path):
+def test_a_limit_keeps_pairs_and_series_exactly(record, dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "_TABLE", 2**12)  # the losses that are kept are more than this, as in a long run
     limit = 40_000
     path, read = round_trip(record, tmp_path, dataset, limit)
     assert 0.8 * limit < path.stat().st_size <= limit
@@ -86,6 +87,44 @@ def test_a_limit_keeps_pairs_and_series_exactly(record, dataset, tmp_path):
     assert trajectory.dataset.images.shape == (len(kept), 32, 32, 3)
     assert np.abs(difference).mean() < 8
     assert np.array_equal(trajectory.dataset.targets, dataset.targets[kept])
+
+
+def test_examples_that_all_fit_are_shown_without_the_data(record, dataset, tmp_path):
+    _, read = round_trip(record, tmp_path, dataset)
+    shown = Trajectory(read).dataset
+    assert shown.images.shape == (POINTS, 32, 32, 3)
+    assert np.array_equal(read["sample_loss"].values, record["sample_loss"].values)
+    assert read.provenance["packed"]["exact"] == read.provenance["packed"]["examples"] == POINTS
+
+
+def test_a_packed_record_is_packed_smaller_and_still_tells_who_is_who(record, dataset, tmp_path):
+    _, larger = round_trip(record, tmp_path, dataset, 50_000)
+    path = tmp_path / f"smaller{SUFFIX}"
+    pack(larger, path, Trajectory(larger).dataset, 30_000)
+    assert path.stat().st_size <= 30_000
+    unpack(path, tmp_path / "smaller")
+    read = Record(tmp_path / "smaller")
+    kept, before = (Trajectory(one).dataset.inputs[:, 0].numpy() for one in (read, larger))
+    assert {*kept} < {*before}
+    assert {*range(7, 12), *range(50, 55)} < {*kept}
+    assert np.allclose(read["sample_loss"].values, record["sample_loss"].values[:, kept], rtol=2**-10, atol=0)
+    described = read.provenance["packed"]
+    assert described["examples"] == POINTS
+    assert described["data"] == record.configuration["data"]
+    assert described["exact"] <= larger.provenance["packed"]["exact"]
+
+
+def test_a_run_whose_data_are_not_here_is_packed_without_examples_and_says_so(record, tmp_path, monkeypatch):
+    data = {"_target_": "opposing_signals.data.cifar10", "images": POINTS}
+    monkeypatch.setattr(Record, "configuration", {**record.configuration, "data": data})
+    monkeypatch.setattr(packing, "recorded", refuse)
+    path = tmp_path / f"a{SUFFIX}"
+    assert packing.pack_run(record, path) == f"{path} is without training examples: no cifar10 here"
+    assert path.is_file()
+
+
+def refuse(described, _):
+    raise InputError(f"no {described['_target_'].rpartition('.')[2]} here")
 
 
 def test_without_data_to_show_the_series_alone_are_kept(record, tmp_path):
@@ -130,6 +169,14 @@ def test_a_packed_record_is_unpacked_once_into_the_cache(record, tmp_path, monke
     assert unpacked(path) == folder
     assert (folder / "sample_loss.npy").stat().st_mtime_ns == written
     assert unpacked(record.folder) == record.folder
+
+
+def test_a_cache_that_cannot_be_written_is_named(record, tmp_path, monkeypatch):
+    path = tmp_path / f"mine{SUFFIX}"
+    pack(record, path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc")
+    with pytest.raises(NotWrittenError, match=r"mine.* cannot be unpacked to /proc.*; let .* XDG_CACHE_HOME name a"):
+        unpacked(path)
 
 
 def rewritten(path, change):

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from recording import assert_same, weights
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -122,10 +123,6 @@ def record_in(folder: Path, name: str = "") -> Record:
     return Record(run)
 
 
-def weights(record: Record) -> dict[str, torch.Tensor]:
-    return torch.load(record.checkpoint, weights_only=True)["state_dict"]
-
-
 def assert_near(one: Record, other: Record, tolerance: float) -> None:
     """Equal to ``tolerance`` of the largest entry; weights as well, but not batch norm's running statistics."""
     assert set(one) == set(other)
@@ -182,11 +179,7 @@ def test_two_processes_measure_images_as_one_does_and_resume_to_the_bit(tmp_path
     shutil.copytree(tmp_path / "killed", tmp_path / "fewer")
     assert started(tmp_path / "killed", *IMAGES)
     resumed = record_in(tmp_path / "killed")
-    assert set(resumed) == set(whole)
-    for quantity in whole:
-        np.testing.assert_array_equal(resumed[quantity].values, whole[quantity].values, quantity)
-    theirs = weights(resumed)
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in weights(whole).items())
+    assert_same(resumed, whole)
     alone(tmp_path / "fewer", *IMAGES)
     assert_near(whole, record_in(tmp_path / "fewer"), 1e-6)
 

@@ -7,7 +7,7 @@ import pytest
 from opposing_signals.__main__ import main
 from opposing_signals.errors import InputError
 from opposing_signals.experiments import experiments
-from opposing_signals.reproduce import Plan, chosen, reproduce
+from opposing_signals.reproduce import Job, Plan, chosen, reproduce, show
 
 SETTINGS = ("logger=none", "threads=1")
 
@@ -97,6 +97,12 @@ def test_what_cannot_be_meant_is_refused_in_a_line(tmp_path, capfd, arguments, m
 
 def test_notes_that_somebody_else_wrote_are_refused(tmp_path):
     (tmp_path / "reproduce").mkdir()
-    (tmp_path / "reproduce" / "smoke.json").write_text('{"fig03_chebyshev": {"what": 1}}')
-    with pytest.raises(InputError, match="no notes of jobs"):
-        Plan(tmp_path, "smoke").job("fig03_chebyshev")
+    for note in ({"what": 1}, {"seconds": "long"}, {"said": 3}):
+        (tmp_path / "reproduce" / "smoke.json").write_text(json.dumps({"fig03_chebyshev": note}))
+        with pytest.raises(InputError, match="no notes of jobs"):
+            Plan(tmp_path, "smoke").job("fig03_chebyshev")
+
+
+def test_what_a_job_said_reaches_the_terminal_as_text(tmp_path, capfd):
+    show([Job("fig03_chebyshev", "failed", said="\x1b]0;a\x07")], "smoke", tmp_path)
+    assert r"\x1b]0;a\x07" in capfd.readouterr().out

@@ -169,6 +169,31 @@ def _reproduce(arguments: list[str]) -> int:
     return show(jobs, options.scale, options.to)
 
 
+def _pack(arguments: list[str]) -> int:
+    """Records of results, small enough to be committed beside them."""
+    parser = _Parser("pack", "Pack the records behind the results in RESULTS, for the report to show their explorers.")
+    parser.add_argument("results", type=Path, metavar="RESULTS", help="folder of results, such as results")
+    parser.add_argument("records", nargs="+", type=Path, metavar="FOLDER", help="with records, whole or packed")
+    parser.add_argument("--only", nargs="+", default=[], metavar="EXPERIMENT", help="only the records behind these")
+    parser.add_argument("--kb", type=_kilobytes, default=300, help="that a packed record takes at most (%(default)s)")
+    options = parser.parse_args(arguments)
+    if missing := [str(folder) for folder in (options.results, *options.records) if not folder.is_dir()]:
+        raise InputError(f"pack: no folder {', '.join(missing)}; expected results, and then folders with records")
+    from opposing_signals.report.packs import pack_results
+
+    only = [named(experiment) for experiment in options.only]
+    packed = pack_results(options.results, options.records, 1024 * options.kb, only)
+    for note in packed.notes:
+        print(f"pack: {printable(note)}")
+    for path in packed.deleted:
+        print(f"pack: {path} is deleted: no result is drawn from it")
+    for path in packed.written:
+        print(f"pack: {path}, {path.stat().st_size / 1024:.0f} KB")
+    if not packed.written:
+        print(f"pack: no run behind the results in {options.results} has its record there")
+    return 0
+
+
 def _seconds(given: str) -> float:
     seconds = float(given)
     if not seconds > 0:
@@ -202,5 +227,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "gallery": _gallery,
     "explain": _explain,
     "reproduce": _reproduce,
+    "pack": _pack,
 }
 """The first word of a command ↦ what it does with the others; any other first word begins an experiment."""

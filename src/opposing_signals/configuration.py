@@ -67,7 +67,21 @@ def without_root(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def run_key(config: DictConfig) -> str:
     """Eight hexadecimal digits: equal for configurations whose runs have equal numbers."""
-    canonical = json.dumps(_one_spelling(decisive(config)), sort_keys=True, ensure_ascii=True)
+    return key(decisive(config))
+
+
+def training_key(configuration: Mapping[str, Any]) -> str:
+    """The same for what trains: equal for runs that differ in name and instruments alone.
+
+    Args:
+        configuration: The decisive part, as a record holds it.
+    """
+    return key({name: value for name, value in configuration.items() if name not in ("run", "instruments")})
+
+
+def key(value: Any) -> str:
+    """Eight hexadecimal digits of a value of JSON."""
+    canonical = json.dumps(_one_spelling(value), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
 

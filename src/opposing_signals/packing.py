@@ -25,8 +25,9 @@ from numpy.lib import format as npy
 from PIL import Image
 
 from opposing_signals.data import Dataset
-from opposing_signals.data.tracked import write_tracked
-from opposing_signals.errors import DamagedError, InputError
+from opposing_signals.data.recorded import is_known, recorded
+from opposing_signals.data.tracked import FILE, positions, write_tracked
+from opposing_signals.errors import DamagedError, InputError, NotWrittenError
 from opposing_signals.files import cache_folder, replacing
 from opposing_signals.record import Record
 from opposing_signals.record.quantities import SAMPLE_LOSS
@@ -54,20 +55,45 @@ _TRACKED = {"_target_": "opposing_signals.data.tracked"}
 _DATE = (1980, 1, 1, 0, 0, 0)  # equal content gives equal files
 
 
+def pack_run(record: Record, path: Path, limit: int = LARGEST_FILE) -> str:
+    """`pack` the sound ``record`` with those of its training examples that can be shown one by one.
+
+    Returns:
+        Why none are shown, for instance because the data set is not on this machine; empty if they are, or cannot be.
+
+    Raises:
+        InputError: It is damaged, or does not fit.
+    """
+    record.verify()
+    dataset, why = None, ""
+    described = record.configuration.get("data")
+    if is_known(described):
+        try:
+            dataset = recorded(described, record.folder)
+        except InputError as error:
+            why = f"{path} is without training examples: {error}"
+        if dataset is not None and dataset.images is None and not dataset.inputs.is_floating_point():
+            dataset = None  # tokens
+    pack(record, path, dataset, limit)
+    return why
+
+
 def pack(record: Record, path: Path, dataset: Dataset | None = None, limit: int = LARGEST_FILE) -> None:
     """Write ``record`` as a packed one, with as many of its examples as fit.
 
     Args:
         record: Of a run that has ended.
         path: Of the file; it ends in `SUFFIX`.
-        dataset: What the run was trained on, to show a part of its examples; None: all are kept, or none.
+        dataset: What the run was trained on, to show examples without it; None: all are kept, or none.
         limit: Bytes of the file.
 
     Raises:
         InputError: Not even the series of numbers fit.
     """
     size = sum(record[quantity].values.nbytes for quantity in record)
-    content = _packed(record) if size <= _TRIED * limit else None
+    is_shown = dataset is not None and (dataset.images is not None or (record.folder / FILE).is_file())
+    whole = np.arange(len(dataset)) if dataset is not None and is_shown else None
+    content = _packed(record, whole, math.inf, dataset) if size <= _TRIED * limit else None
     if content is None or len(content) > limit:
         content = bare = _packed(record, np.empty(0, np.int64))
         if len(bare) > limit:
@@ -104,6 +130,7 @@ def unpack(path: Path, folder: Path) -> None:
 
     Raises:
         DamagedError: It is no packed record, or more than one may hold.
+        NotWrittenError: ``folder`` cannot be written.
     """
     try:
         if path.stat().st_size > LARGEST_FILE:
@@ -138,9 +165,14 @@ def unpack(path: Path, folder: Path) -> None:
                 write_tracked(unfinished, kept["index"], shown, labels, names)
             (unfinished / "lock").unlink(missing_ok=True)
             unfinished.rename(folder)
+    except NotWrittenError:
+        raise
     except Exception as error:  # of many kinds: the file may be anything
         if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of what the file holds
-            raise
+            raise NotWrittenError(
+                f"{path} cannot be unpacked to {folder.parent} ({error.strerror}); let the environment variable "
+                "XDG_CACHE_HOME name a folder that can be written"
+            ) from error
         said = " ".join(str(error).split()) or type(error).__name__
         raise DamagedError(f"{path}: no packed record ({said}); expected a file of reproduce --pack") from None
 
@@ -148,23 +180,26 @@ def unpack(path: Path, folder: Path) -> None:
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
-def _packed(record: Record, wanted: np.ndarray | None = None, exact: int = 0, dataset: Dataset | None = None) -> bytes:
+def _packed(
+    record: Record, wanted: np.ndarray | None = None, exact: float = 0, dataset: Dataset | None = None
+) -> bytes:
     """The file: with all examples, or with those ``wanted``, of which the first so many are kept ``exact``."""
     examples = record[SAMPLE_LOSS].values.shape[1:] if SAMPLE_LOSS in record else None
     order = None if wanted is None else np.argsort(wanted)
-    left_out: list[str] = []
+    earlier = record.provenance.get("packed", {})  # where the record was unpacked
+    left_out: list[str] = list(earlier.get("left_out", ()))
     types: dict[str, str] = {}
     members: dict[str, bytes] = {}
     for quantity in record:
         series = record[quantity]
-        values = np.asarray(series.values) if wanted is None or series.values.shape[1:] != examples else None
-        if values is None:
-            assert order is not None
-            assert wanted is not None
+        is_of_examples = series.values.shape[1:] == examples
+        if wanted is None or order is None or not is_of_examples:
+            values = np.asarray(series.values)
+        else:
             values = np.array(series.values[:, wanted[order]])
             rough = order >= exact
             values[:, rough] = rounded(values[:, rough])
-        if not values.size or (values.ndim > 1 and values.nbytes > _TABLE and values.shape[1:] != examples):
+        if not values.size or (values.ndim > 1 and values.nbytes > _TABLE and not is_of_examples):
             if len(series):
                 left_out.append(quantity)
         else:
@@ -174,10 +209,12 @@ def _packed(record: Record, wanted: np.ndarray | None = None, exact: int = 0, da
     configuration = record.configuration
     packed: dict[str, Any] = {"left_out": left_out}
     if order is not None and wanted is not None and len(wanted) and dataset is not None:
-        packed |= {"data": configuration.get("data"), "examples": len(dataset), "exact": int(exact)}
+        packed |= {"data": configuration.get("data"), "examples": len(dataset), "exact": min(exact, len(wanted))}
+        packed |= {field: earlier[field] for field in ("data", "examples") if field in earlier}
+        packed["exact"] = min(packed["exact"], earlier.get("exact", packed["exact"]))
         configuration = {**configuration, "data": _TRACKED}
         chosen = wanted[order]
-        members["example/index.npy"] = _as_bytes(chosen)
+        members["example/index.npy"] = _as_bytes(positions(record.folder, len(dataset))[chosen])
         if dataset.is_classification:
             members["example/label.npy"] = _as_bytes(dataset.targets[chosen].numpy())
             members["example/class_names.npy"] = _as_bytes(np.array(dataset.class_names))

@@ -162,7 +162,6 @@ def agreed(work: Callable[[], Result]) -> Result:
     """
     if count() == 1:
         return work()
-    import torch
     from torch import distributed
 
     outcome: list[Any] = [None, ""]
@@ -172,7 +171,7 @@ def agreed(work: Callable[[], Result]) -> Result:
             outcome[0] = work()
         except Exception as error:
             failure, outcome[1] = error, str(error) or type(error).__name__
-    distributed.broadcast_object_list(outcome, device=torch.device("cpu"))
+    distributed.broadcast_object_list(outcome)  # over whichever device the group has: NCCL alone has no CPU
     if failure is not None:
         raise failure
     if outcome[1]:

@@ -19,20 +19,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_type_hints
 
 from rich.table import Table
 
 from opposing_signals.configuration import folder_name
-from opposing_signals.errors import InputError
+from opposing_signals.errors import InputError, printable
 from opposing_signals.experiments import experiments, named
 from opposing_signals.files import read_json, write_json
 from opposing_signals.interruption import Interrupted
 from opposing_signals.terminal import console
+from opposing_signals.values import fits
 
 if TYPE_CHECKING:
-    from opposing_signals.data import Dataset
-    from opposing_signals.record import Record
     from opposing_signals.report.result import Result
 
 ORDER = (
@@ -135,6 +134,8 @@ class Plan:
             noted.pop("verdicts", None)  # of earlier versions
         try:
             job = Job(**{**noted, "name": name}) if noted else Job(name)
+            if wrong := [field for field, hint in get_type_hints(Job).items() if not fits(getattr(job, field), hint)]:
+                raise TypeError(wrong[0])
         except TypeError:
             raise InputError(
                 f"{self.path}: no notes of jobs; delete the file, and its times are measured anew"
@@ -199,17 +200,6 @@ class Plan:
         return [folder_name(run.folder, where) for run in found.runs] if found else []
 
 
-def _shown_data(record: Record) -> Dataset | None:
-    """What a run was trained on; None if examples of it cannot be shown one by one."""
-    from opposing_signals.data import recorded
-
-    try:
-        dataset = recorded(record.configuration.get("data"), record.folder)
-    except InputError:
-        return None
-    return dataset if dataset.inputs.is_floating_point() else None
-
-
 def _time_left(lines: Sequence[str]) -> float | None:
     """What the last line of a training's progress says, in seconds."""
     for line in reversed(lines):
@@ -261,9 +251,9 @@ def pack(names: Sequence[str], scale: str, outputs: Path, to: Path, limit: int) 
             if (outputs / name / kept).is_file():
                 shutil.copy(outputs / name / kept, to / name / kept)
     for run in sorted({run for name in done for run in plan.runs(name)}):  # experiments share runs
-        record = Record(outputs / "runs" / run)
-        record.verify()
-        packing.pack(record, to / "runs" / f"{run}{packing.SUFFIX}", _shown_data(record), limit)
+        why = packing.pack_run(Record(outputs / "runs" / run), to / "runs" / f"{run}{packing.SUFFIX}", limit)
+        if why:
+            print(f"reproduce: {why}")
     return len(done)
 
 
@@ -284,7 +274,7 @@ def table(jobs: Sequence[Job], plan: Plan) -> Table:
             job.state,
             _duration(job.seconds) if job.seconds else "",
             "" if job.left is None or job.state == "done" else _duration(job.left),
-            job.said or verdicts,
+            printable(job.said) or verdicts,
         )
     return shown
 

@@ -18,7 +18,19 @@ from omegaconf.errors import OmegaConfBaseException
 from opposing_signals.configuration import SCALES, UNDECISIVE
 from opposing_signals.errors import InputError
 from opposing_signals.experiments import did_you_mean
-from opposing_signals.values import Count, Decay, Fraction, NotNegative, Positive, Range, Seed, fits, in_words, written
+from opposing_signals.values import (
+    Count,
+    Decay,
+    Fraction,
+    NotNegative,
+    Positive,
+    Range,
+    Seed,
+    fits,
+    in_words,
+    is_plain,
+    written,
+)
 
 JOB: Mapping[str, Any] = {
     "batch": Count | None,
@@ -170,8 +182,9 @@ def _check_arguments(
             listed = ", ".join([*known[:_FEW], *["..."] * (len(known) > _FEW)])
             there_are = f"there are {listed}" if known else "there are none"
             raise InputError(f"{where}.{name}: no such field; {did_you_mean(str(name), known)}{there_are}")
-        if not (isinstance(value, dict) and "_target_" in value):
-            _check_value(value, accepted.get(name, Any), f"{where}.{name}")
+        hint = accepted.get(name, Any)
+        if is_plain(hint) or not (isinstance(value, dict) and "_target_" in value):
+            _check_value(value, hint, f"{where}.{name}")
 
 
 def _check_value(value: Any, hint: Any, where: str) -> None:

@@ -126,6 +126,18 @@ def fits_plainly(hint: Any) -> bool:
     return origin is not Callable and (origin is not None or hint in _WORDS or hint in (list, tuple, dict))
 
 
+def is_plain(hint: Any) -> bool:
+    """Whether what ``hint`` says is written down as such, and made by no function: numbers, texts, lists of them."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return is_plain(parts[0])
+    if origin in (Union, types.UnionType):
+        return all(map(is_plain, parts))
+    if origin in _SEQUENCES:
+        return all(is_plain(part) for part in parts if part is not Ellipsis)
+    return origin is Literal or hint in _WORDS
+
+
 def written(value: Any) -> str:
     """``value`` as a command line has it, cut to what a line can show."""
     if value is None or isinstance(value, bool):

@@ -1,14 +1,11 @@
 """The Hessian as a matrix, beside the one that `torch.func` forms entry by entry."""
 
-import doctest
-
 import pytest
 import torch
 from torch.func import functional_call, hessian
 
 from opposing_signals import Hessian, InputError
 from opposing_signals.curvature import EmpiricalRisk
-from opposing_signals.curvature import hessian as module
 
 
 def losses(outputs, targets):
@@ -64,9 +61,3 @@ def test_the_hessian_of_a_risk_is_that_of_its_model_loss_and_data(case):
         Hessian(risk, losses)
     with pytest.raises(InputError, match="expected Hessian"):
         Hessian(model)
-
-
-def test_the_examples_of_its_documentation_run():
-    ran = doctest.testmod(module)
-    assert ran.attempted >= 9
-    assert not ran.failed

@@ -1,3 +1,4 @@
+import copy
 import itertools
 
 import pytest
@@ -138,6 +139,43 @@ def test_random_state_is_left_alone():
     state = torch.get_rng_state()
     risk.sample_losses()
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_float16_with_a_loss_scale_is_nearer_to_float32_than_bfloat16(monkeypatch):
+    """The loss is a hundredth of the cross-entropy, so that an example's share is that of one among 400,000."""
+    torch.manual_seed(0)
+    inputs = torch.randn(4096, 2, 4, 4)
+    targets = inputs.flatten(1)[:, :3].argmax(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 3))
+
+    def risk(precision="float32"):
+        small = lambda outputs, labels: CROSS_ENTROPY(outputs, labels) / 100  # noqa: E731
+        return EmpiricalRisk(copy.deepcopy(model), small, inputs, targets, chunk=1024, precision=precision)
+
+    trained = risk()
+    model = trained.model
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+    for _ in range(30):
+        optimizer.zero_grad()
+        trained.backward()
+        optimizer.step()
+    model.zero_grad()
+
+    def pass_of(one):
+        losses = one.backward().losses
+        return losses, torch.cat([parameter.grad.reshape(-1) for parameter in one.parameters])
+
+    expected = pass_of(risk())
+
+    def errors(precision):
+        seen = pass_of(risk(precision))
+        return [float((a - b).norm() / b.norm()) for a, b in zip(seen, expected, strict=True)]
+
+    (loss, gradient), (loss_of_bfloat16, gradient_of_bfloat16) = errors("float16"), errors("bfloat16")
+    assert loss < loss_of_bfloat16 / 4
+    assert gradient < gradient_of_bfloat16 / 1.5
+    monkeypatch.setattr(EmpiricalRisk, "_loss_scale", lambda *_: 1.0)
+    assert errors("float16")[1] > 1.5 * gradient
 
 
 def test_bfloat16_and_compiled_passes_agree_with_float32():

@@ -199,6 +199,8 @@ def test_an_interrupted_tokenization_is_begun_again(tmp_path, cache, monkeypatch
         ("abc", {"tokenizer": "gpt2", "vocabulary": 256}, "data.vocabulary=256: expected 257 to 50257, or null"),
         ("abc", {"tokenizer": "gpt2", "vocabulary": 50258}, "data.vocabulary=50258: expected 257 to 50257"),
         ("abc", {"tokenizer": "words"}, "data.tokenizer=words: expected gpt2 or characters"),
+        ("\0" * 99, {"block": 3}, "own.txt: one character alone, over and over; expected a text in which"),
+        ("abc", {"path": "/dev/zero"}, "data.path=/dev/zero: no regular file; expected a UTF-8 text file"),
     ],
 )
 def test_a_text_that_cannot_be_used_is_refused(tmp_path, content, arguments, message):

@@ -254,7 +254,8 @@ def test_what_fails_behind_the_first_step_never_reaches_training(tmp_path, setti
     assert trainer.global_step == 8
     state = Record(tmp_path / "run").state
     assert state == "complete" or ("another example than at the start" in state and "dataset" in settings)
-    assert len(Record(tmp_path / "run")["sample_loss"]) >= 3
+    for quantity in ("sample_loss", "batch_loss", "train_loss"):
+        assert len(Record(tmp_path / "run")[quantity]) >= 3
 
 
 class Changing(Dataset):
@@ -287,6 +288,7 @@ class Stream(torch.utils.data.IterableDataset):
         ({"loss": lambda m, b: per_sample_loss(m, b)[:, None]}, ["shape [8, 1]", "flatten(1).mean(1)"]),
         ({"loss": lambda m, b: per_sample_loss(m, b).repeat(4)}, ["shape [32]", "view(8, -1)"]),
         ({"loss": lambda *_: 1.0}, ["returned a float", "expected [8]"]),
+        ({"loss": lambda m, b: per_sample_loss(m, b["a"])}, ["TypeError", "on a batch of 8", "collate="]),
         ({"track": EXAMPLES + 1}, ["track=21", "expected 1 to 20"]),
         ({"track": [0, 25]}, ["index 25", "0 to 19"]),
         ({"track": [3, 3]}, ["different indices"]),
@@ -379,13 +381,17 @@ def test_a_loss_that_is_not_finite_ends_the_record_and_not_the_training(tmp_path
 
 def test_a_failing_training_leaves_a_readable_record(tmp_path):
     class Failing(Module):
+        step = 0
+
         def training_step(self, batch, batch_idx):
-            if self.global_step == 3:
+            if self.global_step == self.step:
                 raise RuntimeError("out of luck")
             return super().training_step(batch, batch_idx)
 
-    with pytest.raises(RuntimeError, match="out of luck"):
-        fitted(watching(tmp_path / "run"), module=Failing)
+    for Failing.step, budget in ((0, 0.05), (3, None)):  # the first one leaves nothing
+        signals = watching(tmp_path / "run", budget=budget, track=None if budget else EXAMPLES)
+        with pytest.raises(RuntimeError, match="out of luck"):
+            fitted(signals, module=Failing)
     record = Record(tmp_path / "run")
     assert record["sample_loss"].steps.tolist() == [0, 1, 2, 3]
     assert record["train_loss"].steps.tolist() == [0, 1, 2]

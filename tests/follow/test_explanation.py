@@ -188,6 +188,7 @@ def test_the_row_that_made_a_spike_is_named(tmp_path):
         ({"learning_rate": dict.fromkeys(range(39, 60), 1.0), "train_loss": {40: 3.0}},
          "the learning rate went from 0.1 to 1 at step 39"),
         ({"batch_gradient_norm": {39: 50.0}, "train_loss": {40: 3.0}}, "a gradient of norm 50"),
+        ({"batch_gradient_norm": {39: np.inf}, "train_loss": {40: 3.0}}, "a gradient that is not finite"),
     ],
 )  # fmt: skip
 def test_a_spike_is_told_with_what_was_unusual(tmp_path, unusual, reason):
@@ -220,6 +221,7 @@ def test_a_divergence_is_told_with_the_first_row_and_what_was_before(tmp_path):
 
 
 def test_a_loss_that_stays_high_is_a_divergence_too(tmp_path):
-    batches(tmp_path, train_loss={step: 1.0 if step < 30 else 50.0 for step in range(60)})
-    divergence = explain(tmp_path).findings["divergence"]
-    assert (divergence["step"], divergence["is_finite"]) == (30, True)
+    batches(tmp_path, train_loss={step: 1.0 if step < 30 else 1e9 if step == 50 else 50.0 for step in range(60)})
+    findings = explain(tmp_path).findings
+    assert (findings["divergence"]["step"], findings["divergence"]["is_finite"]) == (30, True)
+    assert [spike["step"] for spike in findings["batch_spikes"]] == [30]  # the next one has no reason of its own

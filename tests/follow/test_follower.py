@@ -191,7 +191,7 @@ def test_an_optimizer_may_step_behind_the_block(tmp_path):
 
 
 def test_an_optimizer_that_never_steps_ends_the_record(tmp_path, monkeypatch):
-    monkeypatch.setattr("opposing_signals.follow.follower._MOST_BATCHES", 5)
+    monkeypatch.setattr("opposing_signals.follow.watch._MOST_BATCHES", 5)
     model, (x, y) = network(), data()[:]
     other = torch.optim.SGD(model.parameters(), lr=0.1)
     follower = watching(tmp_path / "run")
@@ -348,6 +348,24 @@ class Stream(torch.utils.data.IterableDataset):
 
 
 X, Y = data()[:]
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_rows_of_a_stream_have_numbers_where_ids_takes_a_batch_too(tmp_path, batched):
+    ids = (lambda example: example["id"]) if batched else (lambda example: int(example["id"]))
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    follower = watching(
+        tmp_path / "run", Stream(), lambda m, b: per_sample_loss(m, (b["x"], b["y"])), track=20, ids=ids
+    )
+    for batch in follower.batches(DataLoader(Stream(), batch_size=20)):
+        with follower.step(model, optimizer, batch=batch):
+            per_sample_loss(model, (batch["x"], batch["y"])).mean().backward()
+            optimizer.step()
+    follower.close()
+    expected = 500 + np.arange(EXAMPLES).reshape(3, 20) if batched else np.full((3, 20), -1)
+    np.testing.assert_array_equal(Record(tmp_path / "run")["batch_index"].values, expected)
+    assert ("without indices" in str(explain(tmp_path / "run"))) != batched
 
 
 @pytest.mark.parametrize(
@@ -523,14 +541,16 @@ def test_what_is_done_within_steps_counts_once(monkeypatch):
 
     budget = Budget(0.05, 100)
     budget.begin()
+
+    def watched():
+        pass_(0.01)
+        with budget.measuring("writing"):
+            pass_(0.02)
+        budget.watching(lambda: pass_(0.03))
+
     for _ in range(10):
         budget.count_step()
-        with budget.watching():
-            pass_(0.01)
-            with budget.measuring("writing"):
-                pass_(0.02)
-            with budget.watching():
-                pass_(0.03)
+        budget.watching(watched)
         pass_(1.0)
     assert (budget.spent, budget.watched) == pytest.approx((0.6, 0.4))
     assert budget.step_seconds == pytest.approx(1.0)

@@ -15,19 +15,29 @@ sys.path.insert(0, str(Path(__file__).parent))
 import following_together
 
 
-@pytest.mark.parametrize("how", ["ddp", "fsdp"])
-def test_two_processes_leave_the_record_of_one(tmp_path, how):
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # Forked processes, which end without finalizing the interpreter. After fully_shard, DTensor's caches keep gloo's
     # threads beyond destroy_process_group; one that then frees the last tensor aborts a process that is finalizing.
-    start_processes(following_together.work, (how, tmp_path / "two", port), nprocs=2, start_method="forkserver")
+    start_processes(following_together.work, (folder, port), nprocs=2, start_method="forkserver")
+    return folder
+
+
+@pytest.mark.parametrize("how", following_together.HOW)
+def test_two_processes_leave_the_record_of_one(tmp_path, of_two, how):
     following_together.train(how, tmp_path / "one", 0, 1)
-    one, two = Record(tmp_path / "one"), Record(tmp_path / "two")
+    one, two = Record(tmp_path / "one"), Record(of_two / how)
     assert two.is_complete
     assert set(one) == set(two)
-    assert (SHARPNESS in one) == (how == "ddp")
+    assert (SHARPNESS in one) == (how != "fsdp")
+    order = np.argsort(two["batch_index"].values, 1)  # Lightning deals rows out in turns
+    np.testing.assert_array_equal(one["batch_index"].values, np.take_along_axis(two["batch_index"].values, order, 1))
     for quantity in one:
+        values = two[quantity].values
+        values = np.take_along_axis(values, order, 1) if quantity in ("batch_loss", "batch_index") else values
         np.testing.assert_array_equal(one[quantity].steps, two[quantity].steps, quantity)
-        np.testing.assert_allclose(one[quantity].values, two[quantity].values, rtol=1e-4, atol=1e-6, err_msg=quantity)
+        np.testing.assert_allclose(one[quantity].values, values, rtol=1e-4, atol=1e-6, err_msg=quantity)

@@ -6,7 +6,7 @@ import torch
 from composing import composed
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from recording import stopped, trained, weights
+from recording import assert_same_weights, stopped, trained
 from torch import nn
 
 from opposing_signals.curvature.risk import EmpiricalRisk
@@ -111,8 +111,7 @@ def _as_one_more_of(chunk, images, model):
 def test_training_is_bit_identical_with_and_without_probes(record, tmp_path):
     config = configured()
     del config.instruments["block_probe"]
-    alone = weights(trained(tmp_path, config))
-    assert all(torch.equal(tensor, alone[name]) for name, tensor in weights(record).items())
+    assert_same_weights(record, trained(tmp_path, config))
 
 
 def test_a_probe_does_not_depend_on_the_others(record, tmp_path):

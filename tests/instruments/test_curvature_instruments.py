@@ -4,10 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
-import torch
 from composing import composed
 from omegaconf import OmegaConf
-from recording import stopped, trained, weights
+from recording import assert_same_weights, stopped, trained
 
 from opposing_signals.choices import written
 from opposing_signals.errors import InputError
@@ -122,9 +121,8 @@ def test_training_is_bit_identical_with_and_without_them(run, tmp_path):
     instruments = ("gradient_norms", "gradient_sketch", "sample_sharpness", "jacobian", "spectral_density")
     if run is CURVE:
         instruments += ("sharpness", "gauss_newton")
-    watched = weights(trained(tmp_path / "watched", configured(*instruments, run=run, base=())))
-    alone = weights(trained(tmp_path / "alone", configured(run=run, base=())))
-    assert all(torch.equal(tensor, alone[name]) for name, tensor in watched.items())
+    watched = trained(tmp_path / "watched", configured(*instruments, run=run, base=()))
+    assert_same_weights(watched, trained(tmp_path / "alone", configured(run=run, base=())))
 
 
 @pytest.mark.parametrize("step", [1, 3, 4])

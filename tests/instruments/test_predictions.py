@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import recording
 import torch
 from composing import composed
 from omegaconf import OmegaConf
@@ -26,10 +27,7 @@ EVERY = "+instruments.outputs={_target_: opposing_signals.instruments.outputs.Ou
 
 
 def trained(folder: Path, *overrides: str) -> Record:
-    config = composed(*RUN, *overrides)
-    with Record.writing(folder, decisive(config)) as record:
-        train(config, record, None)
-    return Record(folder)
+    return recording.trained(folder, composed(*RUN, *overrides))
 
 
 def test_the_class_of_the_largest_output_at_every_step(tmp_path):

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import recording
 import torch
 from composing import composed
 from hydra.utils import instantiate
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from opposing_signals.configuration import decisive
 from opposing_signals.data.token_patterns import PATTERNS, pattern_points
@@ -16,23 +19,14 @@ from opposing_signals.instruments.token_losses import TokenLosses
 from opposing_signals.record import Record
 from opposing_signals.signals import fallers, risers
 from opposing_signals.signals.streaming import LossChangeStream
-from opposing_signals.training.job import train, training_module
+from opposing_signals.training.job import training_module
 
 TEXT = ("fig35_curvature_share_gpt", "threads=1", "data.sentences=120", "steps=5", "instruments.sharpness.every=2")
 BOUNDED = ("instruments.token_losses.keep=7", "instruments.token_losses.sample=30")
 
 
 def trained(folder: Path, *overrides: str, instruments: bool = True) -> Record:
-    config = composed(*TEXT, *overrides)
-    if not instruments:
-        config.instruments = {}
-    with Record.writing(folder, decisive(config)) as record:
-        train(config, record, None)
-    return Record(folder)
-
-
-def weights(record: Record) -> list[torch.Tensor]:
-    return list(torch.load(record.checkpoint, weights_only=True)["state_dict"].values())
+    return recording.trained(folder, composed(*TEXT, *overrides), instruments)
 
 
 @pytest.fixture(scope="module")
@@ -94,33 +88,14 @@ def test_training_is_bit_identical_with_and_without(whole, bounded, tmp_path):
     alone = trained(tmp_path, instruments=False)
     assert list(alone) == []
     for record in (whole, bounded):
-        assert all(torch.equal(a, b) for a, b in zip(weights(record), weights(alone), strict=True))
+        recording.assert_same_weights(record, alone)
 
 
 @pytest.mark.parametrize("settings", [(), BOUNDED], ids=["all", "bounded"])
 def test_a_run_killed_in_a_step_ends_with_the_same_bits(settings, whole, bounded, tmp_path, monkeypatch):
-    config = composed(*TEXT, *settings, "checkpoint_seconds=0.0")
-
-    class KilledError(Exception):
-        pass
-
-    append = Record.append
-
-    def append_until(record, quantity, step, value):
-        append(record, quantity, step, value)
-        if (quantity, step) in (("token_loss", 3), ("token_top", 3)):
-            raise KilledError
-
-    with monkeypatch.context() as patched, Record.writing(tmp_path, decisive(config)) as record:
-        patched.setattr(Record, "append", append_until)
-        with pytest.raises(KilledError):
-            train(config, record, None)
-    resumed, uninterrupted = trained(tmp_path, *settings), bounded if settings else whole
-    assert set(resumed) == set(uninterrupted)
-    for quantity in resumed:
-        np.testing.assert_array_equal(resumed[quantity].steps, uninterrupted[quantity].steps, quantity)
-        np.testing.assert_array_equal(resumed[quantity].values, uninterrupted[quantity].values, quantity)
-    assert all(torch.equal(a, b) for a, b in zip(weights(resumed), weights(uninterrupted), strict=True))
+    last = "token_top_loss" if settings else "token_loss"
+    recording.stopped(tmp_path, composed(*TEXT, *settings), 3, monkeypatch, last)
+    recording.assert_same(trained(tmp_path, *settings), bounded if settings else whole)
 
 
 def test_a_diverging_run_ends_as_any_other_and_writes_finite_losses_alone(tmp_path):
@@ -130,6 +105,60 @@ def test_a_diverging_run_ends_as_any_other_and_writes_finite_losses_alone(tmp_pa
     assert record.state.startswith("stopped: the training loss is")
     assert len(record["train_loss"]) > 1
     assert not [quantity for quantity in record if quantity.startswith("token_")]  # the first step leads to no loss
+
+
+class RoundedFactors(TorchDispatchMode):
+    """Rounds the factors of products to TF32's ten bits, as a GPU does."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        first = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}.get(function.overloadpacket.__name__, len(args))
+        return function(*args[:first], *map(self.rounded, args[first:]), **(kwargs or {}))
+
+    @staticmethod
+    def rounded(factor):
+        bits = factor.contiguous().view(torch.int32)
+        return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
+
+
+def test_beside_training_in_16_bits_losses_are_followed_with_rounded_factors(tmp_path):
+    config = composed(*TEXT, "risk.precision=bfloat16")
+    dataset = instantiate(config.data)
+    module = training_module(config, dataset)
+    risk = module.risk
+    with Record.writing(tmp_path, decisive(config)) as record:
+        instrument = TokenLosses(risk, record)
+        instrument.prepare(dataset)
+    tracked, allowed = instrument._tracked, []
+    assert tracked.precision == "float32"
+
+    def losses():
+        with sdpa_kernel(SDPBackend.MATH), instrument._rounding():
+            allowed.append(torch.backends.cuda.matmul.allow_tf32)
+            exact = tracked.sample_losses().losses
+            with RoundedFactors():
+                rounded = tracked.sample_losses().losses
+            tracked.precision = "bfloat16"
+            found = torch.stack([exact, rounded, tracked.sample_losses().losses])
+            tracked.precision = "float32"
+        return found
+
+    optimizer, batches = module.configure_optimizers(), iter(module.batches)
+
+    def step():
+        optimizer.zero_grad()
+        risk.backward(next(batches))
+        optimizer.step()
+
+    for _ in range(11):
+        step()
+    before = losses()
+    step()
+    change, rounded, in_bfloat16 = (losses() - before).flatten(1)
+    error, error_of_bfloat16 = (float((seen - change).norm() / change.norm()) for seen in (rounded, in_bfloat16))
+    assert 0 < error < 0.01
+    assert error < error_of_bfloat16 / 5
+    assert all(allowed)
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_a_model_taken_as_it_is_keeps_its_precision(tmp_path):

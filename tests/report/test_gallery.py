@@ -1,5 +1,7 @@
 import json
 import re
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,16 @@ def test_what_has_changed_is_out_of_date(results) -> None:
         check_gallery(results)
     write_gallery(results)
     check_gallery(results)
+
+
+def test_a_picture_that_cannot_be_shown_is_named(results) -> None:
+    picture = results / "cpu" / "fig01_group_losses" / "figure.png"
+    sound = picture.read_bytes()
+    head = b"IHDR" + struct.pack(">II", 60_000, 60_000) + sound[24:29]
+    for damaged in (sound[:12] + head + struct.pack(">I", zlib.crc32(head)) + sound[33:], sound[:40] + sound[-30:]):
+        picture.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"figure.png cannot be shown: .*; draw it again"):
+            write_gallery(results)
 
 
 def test_nothing_to_show_and_damage_are_refused(results, tmp_path) -> None:

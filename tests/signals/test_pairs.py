@@ -209,6 +209,20 @@ def test_three_pairs_in_time_with_each_other_are_told_apart(noise):
         assert min(best.precision, best.recall) >= 0.9
 
 
+def test_a_pair_is_found_beside_leaps_that_all_points_share():
+    """As on a ResNet: where the train loss leaps both groups rise, and their losses correlate hardly at all."""
+    generator = np.random.default_rng(0)
+    changes, (truth,) = with_pairs(generator, independent, [((30, 30), (30, 90), np.ones_like)])
+    leaps = np.zeros(120)
+    leaps[[45, 46, 60]] = 40.0, -40.0, 20.0
+    sizes = np.exp(0.5 * generator.standard_normal(800))
+    sizes[np.concatenate(truth)] *= 2
+    changes += np.outer(leaps, sizes)
+    pair = max(found_in(changes), key=lambda pair: match_pair(pair.groups, truth).f1)
+    assert match_pair(pair.groups, truth).f1 > 0.9
+    assert pair.correlation > -0.5
+
+
 def test_pairs_that_live_for_fourteen_steps_at_a_time_are_found_where_everything_alternates():
     """As on a ResNet-18 at the paper's step size: every point alternates, and three pairs take turns."""
     generator = np.random.default_rng(0)

@@ -59,12 +59,13 @@ def drawn(axes) -> list[list[float]]:
 
 def test_every_rule_has_a_line_in_each_panel_that_it_was_recorded_for(runs):
     made = runs(SGD | {"lr": 1.0}, SGD | {"lr": 0.1}, SPLIT | {"lr": 0.001, "sgd_lr": 0.1, "dampening": 0.9}, stopped=0)
-    loss, accuracy, share = rules(made).axes
+    figure = rules(made)
+    loss, accuracy, share = figure.axes
     assert sorted(map(len, drawn(loss))) == [STEPS // 2 - 1, STEPS, STEPS]
     np.testing.assert_allclose(sorted(line[0] for line in drawn(loss)), [2, 3, 4])
     assert len(accuracy.lines) == 3
     assert drawn(share) == [pytest.approx([0.3] * STEPS)]
-    assert [text.get_text() for text in loss.get_legend().texts] == [
+    assert [text.get_text() for text in figure.legends[0].texts] == [
         "SGD η = 0.1, β = 0.9, τ = 0", "SplitSGD η₁ = 0.1, η₂ = 0.001, τ = 0.9", "SGD η = 1, β = 0.9, τ = 0",
     ]  # fmt: skip
 

@@ -1,5 +1,7 @@
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+from PIL import Image
 
 from opposing_signals.studies import style
 from opposing_signals.studies.claim import Verdict
@@ -97,3 +99,21 @@ def test_a_legend_covers_neither_curve_nor_title(columns):
     title = next(text for text in (axes._left_title, axes.title) if text.get_text())
     assert legend.y0 >= axes.get_window_extent(renderer).y1
     assert legend.y1 <= title.get_window_extent(renderer).y0 + 2
+
+
+def test_a_large_picture_gets_a_palette_and_keeps_its_pixels(tmp_path, monkeypatch):
+    figure = style.figure(3, 2, "Photographs")
+    shown = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    figure.subplots().imshow(shown)
+    saved = {}
+    for limit in (10**9, 10**4):
+        monkeypatch.setattr(style, "LARGEST_PNG", limit)
+        style.save(figure, tmp_path / f"{limit}.png")
+        saved[limit] = Image.open(tmp_path / f"{limit}.png")
+    style.save(figure, tmp_path / "figure.pdf")
+    assert (saved[10**4].mode, saved[10**9].mode) == ("P", "RGBA")
+    assert saved[10**4].size == saved[10**9].size
+    before, after = (np.asarray(saved[limit].convert("RGB")).astype(float) for limit in saved)
+    assert np.abs(before - after).mean() < 8
+    assert (tmp_path / "10000.png").stat().st_size < 0.6 * (tmp_path / "1000000000.png").stat().st_size
+    assert (tmp_path / "figure.pdf").read_bytes().startswith(b"%PDF")

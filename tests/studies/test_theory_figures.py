@@ -10,7 +10,7 @@ from PIL import Image
 from opposing_signals.configuration import decisive
 from opposing_signals.record import Record
 from opposing_signals.signals import Trajectory
-from opposing_signals.studies.theory import figures
+from opposing_signals.studies.theory import figures, theorem_figures
 
 SMALL = {
     "fig04_toy_valley": (),
@@ -73,7 +73,7 @@ def test_three_phases_draw_every_quantity_of_every_run(trajectory, runs):
 
 def test_the_map_colours_hold_what_the_statements_say(trajectory):
     run = trajectory("theorem31")
-    figure = figures.theorem_map({"run": run})
+    figure = theorem_figures.theorem_map({"run": run})
     holds = run.record["holds"].at(0)
     for column in range(4):
         drawn = np.asarray(figure.axes[column].collections[0].get_array()).reshape(holds.shape[1:])
@@ -82,7 +82,7 @@ def test_the_map_colours_hold_what_the_statements_say(trajectory):
 
 @pytest.mark.parametrize("name", ["theorem31", "theorem32"])
 def test_the_theorems_are_drawn_from_finite_numbers(trajectory, name, tmp_path):
-    figure = getattr(figures, name)({"run": trajectory("theorem31")})
+    figure = getattr(theorem_figures, name)({"run": trajectory("theorem31")})
     figure.savefig(tmp_path / "figure.png", dpi=50)
     assert len(figure.axes) == 4
     for axes in figure.axes:

@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-import torch
 from composing import composed
-from recording import weights
+from recording import assert_same
 
 from opposing_signals.app.completion import recorded
 from opposing_signals.configuration import decisive, reference_of, run_folder
@@ -60,12 +59,7 @@ def test_a_reference_killed_behind_break_even_ends_with_the_same_bits(tmp_path, 
     assert not Record(run_folder(config)).is_complete
     resumed = recorded(config, None)
     assert resumed.is_complete
-    assert set(resumed) == set(whole)
-    for quantity in resumed:
-        np.testing.assert_array_equal(resumed[quantity].steps, whole[quantity].steps, quantity)
-        np.testing.assert_array_equal(resumed[quantity].values, whole[quantity].values, quantity)
-    theirs = weights(whole)
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in weights(resumed).items())
+    assert_same(resumed, whole)
 
 
 def test_the_reference_differs_from_its_run_in_the_named_fields_alone(tmp_path):

@@ -25,15 +25,7 @@ def configured(*overrides: str):
 
 
 def trained(folder, *overrides: str, instruments: bool = True) -> Record:
-    config = configured(*overrides)
-    if not instruments:
-        config.instruments = {}
-    return recording.trained(folder, config)
-
-
-def assert_same_weights(one: Record, other: Record) -> None:
-    theirs = recording.weights(other)
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in recording.weights(one).items())
+    return recording.trained(folder, configured(*overrides), instruments)
 
 
 def test_a_resumed_run_sees_the_images_of_an_uninterrupted_one(tmp_path, monkeypatch):
@@ -41,14 +33,11 @@ def test_a_resumed_run_sees_the_images_of_an_uninterrupted_one(tmp_path, monkeyp
     recording.stopped(tmp_path / "cut", configured(), 6, monkeypatch)
     resumed = trained(tmp_path / "cut")
     assert set(resumed) == {"sample_loss", "signed_share", "test_accuracy", "train_accuracy", "train_loss"}
-    for quantity in resumed:
-        np.testing.assert_array_equal(resumed[quantity].steps, uninterrupted[quantity].steps, quantity)
-        np.testing.assert_array_equal(resumed[quantity].values, uninterrupted[quantity].values, quantity)
-    assert_same_weights(resumed, uninterrupted)
+    recording.assert_same(resumed, uninterrupted)
 
 
 def test_instruments_leave_the_run_as_it_is(tmp_path):
-    assert_same_weights(trained(tmp_path / "watched"), trained(tmp_path / "alone", instruments=False))
+    recording.assert_same_weights(trained(tmp_path / "watched"), trained(tmp_path / "alone", instruments=False))
 
 
 def test_a_step_sees_augmented_images_and_instruments_see_the_images_as_they_are(tmp_path):

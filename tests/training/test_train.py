@@ -8,41 +8,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import recording
 import torch
 from composing import composed
-from recording import stopped
+from recording import assert_same, assert_same_weights, stopped
 
 from opposing_signals.configuration import decisive
 from opposing_signals.errors import InputError, TrainingStoppedError
 from opposing_signals.record import Record
 from opposing_signals.training.job import train
 
-SMALL = ("data=planted", "data.images=24", "risk.chunk=14", "model.width=4", "steps=6", "threads=1")
+SMALL = (
+    *("model=resnet56", "model.depth=8", "model.width=4", "data=planted", "data.images=24"),
+    *("risk.chunk=14", "steps=6", "threads=1"),
+)
 FULL_BATCH_ONLY = "~instruments.sample_sharpness"
 MINIBATCH = ("batch=7", "instruments.sample_losses.every=2", "optimizer.momentum=0.9", FULL_BATCH_ONLY)
 
 
 def trained(folder: Path, *overrides: str, instruments: bool = True) -> Record:
-    config = composed("fig01_group_losses", *SMALL, *overrides)
-    if not instruments:
-        config.instruments = {}
-    with Record.writing(folder, decisive(config)) as record:
-        train(config, record, None)
-    return Record(folder)
-
-
-def weights(record: Record) -> dict[str, torch.Tensor]:
-    return torch.load(record.checkpoint, weights_only=True)["state_dict"]
-
-
-def assert_same(one: Record, other: Record) -> None:
-    assert set(one) == set(other)
-    for quantity in one:
-        np.testing.assert_array_equal(one[quantity].steps, other[quantity].steps, quantity)
-        np.testing.assert_array_equal(one[quantity].values, other[quantity].values, quantity)
-    theirs = weights(other)
-    for name, tensor in weights(one).items():
-        assert torch.equal(tensor, theirs[name]), name
+    return recording.trained(folder, composed("fig01_group_losses", *SMALL, *overrides), instruments)
 
 
 @pytest.mark.parametrize("overrides", [(), MINIBATCH], ids=["full batch", "minibatch"])
@@ -52,14 +37,20 @@ def test_training_is_bit_identical_with_and_without_instruments(tmp_path, overri
     alone = trained(tmp_path / "alone", *overrides, instruments=False)
     assert list(alone) == []
     assert {"sample_loss", "sharpness", "train_loss"} <= set(watched)
-    theirs = weights(alone)
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in weights(watched).items())
+    assert_same_weights(watched, alone)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Record:
     """A run that nothing interrupts."""
     return trained(tmp_path_factory.mktemp("whole"))
+
+
+def test_a_checkpoint_holds_no_more_than_two_vectors_of_the_tracker(whole):
+    checkpoint = torch.load(whole.checkpoint, weights_only=True)
+    (tracker,) = (state for state in checkpoint["callbacks"].values() if "starts" in state)
+    held = sum(start.numel() * start.element_size() for start in tracker["starts"])
+    assert held == 2 * whole.provenance["parameters"] * torch.float32.itemsize
 
 
 def test_recorded_losses_are_those_before_the_step(whole):
@@ -135,9 +126,9 @@ def test_settings_that_cannot_work_are_refused(tmp_path, override, message):
     assert isinstance(error, InputError) or isinstance(error.__cause__, InputError)
 
 
-@pytest.mark.parametrize("rule", ["sam", "one_sam", "split_sgd", "sign_sgd", "clipped_sgd", "adam", "gradient_flow"])
+@pytest.mark.parametrize("rule", ["one_sam", "adam", "gradient_flow"])
 def test_other_rules_train_and_resume(tmp_path, rule):
-    """With the closure that a run hands them, and their state in its checkpoint."""
+    """With the closure that a run hands them, and their state in its checkpoint; for the rest see test_rules."""
 
     def run(folder: Path, steps: int) -> Record:
         config = composed("fig03_chebyshev", f"optimizer={rule}", "optimizer.lr=0.001", "steps=6", "threads=1")
@@ -163,7 +154,7 @@ def test_the_integrator_tells_what_it_spends(tmp_path):
         trained(tmp_path / "sgd", instrument)
 
 
-@pytest.mark.parametrize("precision", ["float64", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float64", "float16"])
 def test_other_precisions_train(tmp_path, precision):
     record = trained(tmp_path, f"risk.precision={precision}", "steps=3")
     assert np.isfinite(record["sample_loss"].values).all()

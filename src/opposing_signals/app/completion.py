@@ -96,6 +96,8 @@ def _completed(config: DictConfig, mirror: Dashboard | None, wait: bool, announc
                     mirror.was_live = config.job == SHARED_JOB
                 with together():
                     get_method(config.job)(config, record, mirror and mirror.logger)
+                if mirror is not None and "extends" in record.provenance:
+                    mirror.was_live = False
             except TrainingStoppedError as stop:
                 raise TrainingStoppedError(
                     f"{stop}; the record is kept in {folder}; try a smaller optimizer.lr"

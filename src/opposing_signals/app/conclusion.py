@@ -64,7 +64,7 @@ def conclude(
         style.name_verdicts(figure, verdicts, failures)
         for name in ("figure.png", "figure.pdf"):
             with replacing(folder / name) as unfinished:
-                figure.savefig(unfinished, dpi=150)
+                style.save(figure, unfinished)
             drawn.add(name)
         plt.close(figure)
         if trajectories and OmegaConf.select(config, "animation") is not None:

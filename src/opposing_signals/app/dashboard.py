@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +14,21 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from opposing_signals.errors import InputError, one_line
+from opposing_signals.errors import InputError, one_line, printable
 from opposing_signals.processes import is_first
 from opposing_signals.record.quantities import QUANTITIES, SAMPLE_LOSS, SHARPNESS
 
 if TYPE_CHECKING:
+    from opposing_signals.record import Record
     from opposing_signals.signals import Trajectory
     from opposing_signals.studies.claim import Verdict
 
+log = getLogger(__name__)
+
 MEMBERS = 10
 """Images of a group at the most."""
+LARGEST_RECORD = 2**20
+"""Bytes of a packed record."""
 
 
 @contextmanager
@@ -63,6 +70,9 @@ class Dashboard:
         given = self._config.logger
         choice = str(given._target_).rpartition(".")[2].removesuffix("Logger").lower()
         settings = {"config": self._settings} if choice == "wandb" else {}
+        for kind in ("data", "cache") if choice == "wandb" else ():  # not in a home folder, which may be read-only
+            place = Path(self._config.output_dir).absolute() / "wandb" / kind
+            os.environ.setdefault(f"WANDB_{kind.upper()}_DIR", str(place))
         try:
             logger = instantiate(given, _partial_=True)(name=self.name, **settings)
         except ModuleNotFoundError as error:
@@ -129,6 +139,8 @@ class Dashboard:
         import wandb
 
         run = self.logger.experiment
+        if only is not None:
+            self._keep_record(run, only.record)
         columns: list[str | int] = list(verdicts[0].as_json()) if verdicts else []
         rows = [[str(value) for value in verdict.as_json().values()] for verdict in verdicts]
         shown: dict[str, Any] = {"claims": wandb.Table(columns=columns, data=rows)}
@@ -137,6 +149,23 @@ class Dashboard:
         run.log({**shown, **{name: list(images) for name, images in members(only)}})
         run.summary.update(values)
         run.summary.update({f"verdict/{verdict.id}": verdict.verdict for verdict in verdicts})
+
+    def _keep_record(self, run: Any, record: Record) -> None:
+        """Log the packed ``record`` as an artifact; W&B reads its file when the run is uploaded, which may be later."""
+        import wandb
+
+        from opposing_signals.packing import SUFFIX, pack_run
+
+        name = record.folder.resolve().name
+        path = Path(self._config.output_dir).absolute() / "wandb" / "records" / f"{name}{SUFFIX}"
+        try:
+            why = pack_run(record, path, LARGEST_RECORD)
+        except InputError as error:
+            log.warning("the dashboard gets no packed record: %s", printable(str(error)))
+            return
+        artifact = wandb.Artifact(name, type="record", description=why or None, metadata=record.provenance)
+        artifact.add_file(str(path), policy="immutable")
+        run.log_artifact(artifact)
 
     def close(self) -> None:
         """End what was begun."""

@@ -134,7 +134,7 @@ def _few_examples(risk: EmpiricalRisk, seed: int, in_float64: bool) -> Iterator[
                 few.inputs, few.targets = _exact(few.inputs), _exact(few.targets)
                 few.precision = "float64"
                 _make_exact(risk.model)
-            elif risk.precision == "bfloat16":
+            elif risk.is_halved:
                 few.precision = "float32"
             direction = []
             for parameter in few.parameters:

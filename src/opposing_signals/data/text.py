@@ -116,6 +116,10 @@ def _sequences(
             f"data.block={block}: {text} has {len(tokens)} tokens, fewer than one sequence and the token behind it; "
             f"expected at most {len(tokens) - 1}, or a longer text"
         )
+    if len(names) < 2:
+        raise InputError(
+            f"{text}: one character alone, over and over; expected a text in which something is to predict"
+        )
     count = available if sequences is None else sequences
     if not 1 <= count <= available:
         raise InputError(
@@ -165,6 +169,8 @@ def _tokenized(path: Path, kind: str, vocabulary: int | None, root: str | None) 
 
 def _checksum(path: Path) -> str:
     """sha256 of a file that is not empty."""
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe or /dev/zero would be read without end
+        raise InputError(f"data.path={path}: no regular file; expected a UTF-8 text file")
     try:
         with path.open("rb") as file:
             sha256 = hashlib.sha256()

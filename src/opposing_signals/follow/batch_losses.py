@@ -20,6 +20,9 @@ from opposing_signals.errors import first_line
 from opposing_signals.follow.isolation import isolated, uncached_casts
 from opposing_signals.follow.per_sample import PerSampleLoss
 
+Safely = Callable[[str, Callable[[], Any]], Any]
+"""Runs what must not fail in training: (what it does, work) ↦ what the work gives, None if it failed."""
+
 PATIENCE = 3
 """Batches in which the calls are looked for before that is given up."""
 
@@ -27,6 +30,10 @@ _CALL = "_compiled_call_impl"
 """What `nn.Module.__call__` calls if it is set: below the hooks, and in front of a module's compiled form."""
 
 _MANY = 64  # calls of a module in a step, at the most, among which the right one is looked for
+
+
+Made = dict[nn.Module, list[tuple[Any, Any, Any]]]
+"""Module ↦ its calls in a training step: arguments, named arguments, outputs."""
 
 
 class BatchLosses:
@@ -38,7 +45,7 @@ class BatchLosses:
         calls: The modules that it calls, in order; see `outermost_calls`.
         take: Called with ``[n]`` losses, once a batch.
         context: In which a training step computes, such as the autocast of mixed precision.
-        timed: Around what is done while the training step runs.
+        safely: See `Safely`.
     """
 
     def __init__(
@@ -48,15 +55,15 @@ class BatchLosses:
         calls: list[nn.Module],
         take: Callable[[Tensor], None],
         context: Callable[[], AbstractContextManager[Any]],
-        timed: Callable[[], AbstractContextManager[Any]],
+        safely: Safely,
     ) -> None:
         self._module = module
-        self._timed = timed
+        self._safely = safely
         self._context = context
         self._per_sample_loss = per_sample_loss
         self._calls = calls
         self._take = take
-        self._made: dict[nn.Module, list[tuple[Any, Any, Any]]] = {}
+        self._made: Made = {}
         self._chosen: list[int] | None = None  # which call of its module each of `calls` is, in a training step
         self._batch: Any = None
         self._missed = 0
@@ -74,10 +81,15 @@ class BatchLosses:
 
     def close(self) -> None:
         """The training step is over."""
+        made = self._made
+        self.release()
+        if not self.failure and not self._is_taken:
+            self._look(made)
+
+    def release(self) -> None:
+        """Leave the modules as they were."""
         for module in self._made:
             _watched(module).remove(self)
-        if not self.failure and not self._is_taken:
-            self._look()
         self._made = {}
 
     def _seen(self, module: nn.Module, arguments: Any, named: Any, outputs: Any) -> None:
@@ -89,30 +101,31 @@ class BatchLosses:
             calls = list(zip(self._calls, self._chosen, strict=True))
             if all(len(self._made[module]) > place for module, place in calls):
                 self._is_taken = True  # what comes now is another pass over the batch
-                with self._timed():  # at once, so that nothing is kept longer than without it
-                    self._replay([self._made[module][place] for module, place in calls])
+                outputs = [self._made[module][place] for module, place in calls]
+                # At once, so that nothing is kept longer than without it.
+                self._safely("taking the batch's losses", lambda: self._replay(outputs))
 
-    def _look(self) -> None:
+    def _look(self, made: Made) -> None:
         """Find out, in a first batch, which of the module's calls are on the batch itself."""
-        if not any(self._made.values()):
+        if not any(made.values()):
             self._miss("the training step did not call the modules that per_sample_loss calls, or in a compiled whole")
             return
         chosen: list[int] = []
         for number, module in enumerate(self._calls):
             taken = [place for other, place in zip(self._calls[:number], chosen, strict=True) if other is module]
-            places = [place for place in range(len(self._made[module])) if place not in taken]
-            fits = [place for place in places if self._fits([*chosen, place])]
+            places = [place for place in range(len(made[module])) if place not in taken]
+            fits = [place for place in places if self._fits(made, [*chosen, place])]
             if not fits:
                 self._miss("the training step gives the model other inputs than per_sample_loss does")
                 return
             chosen.append(fits[0])
-        outputs = [self._made[module][place] for module, place in zip(self._calls, chosen, strict=True)]
+        outputs = [made[module][place] for module, place in zip(self._calls, chosen, strict=True)]
         if self._replay(outputs):
             self._chosen, self._missed = chosen, 0
 
-    def _fits(self, chosen: list[int]) -> bool:
+    def _fits(self, made: Made, chosen: list[int]) -> bool:
         """Whether per_sample_loss asks for what these calls, the first few of all, were made with."""
-        calls = [self._made[module][place] for module, place in zip(self._calls, chosen, strict=False)]
+        calls = [made[module][place] for module, place in zip(self._calls, chosen, strict=False)]
         asked: list[bool] = []
         try:
             self._evaluated(calls, lambda call, *inputs: asked.append(_same(call[:2], inputs)))
@@ -148,7 +161,7 @@ class BatchLosses:
 
             return call
 
-        before = {module: vars(module).get(_CALL) for module in self._made}
+        before = {module: vars(module).get(_CALL) for module in self._calls}
         batch = self._batch
         if batch is None:
             arguments, named, _ = calls[0]

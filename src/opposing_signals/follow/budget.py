@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+
+Result = TypeVar("Result")
 
 MODEST = 0.02
 """The share that is used where it suffices for `CHANGES` changes of `FEWEST` examples."""
@@ -139,12 +141,11 @@ class Budget:
         part = 1.0 if is_urgent or self.steps is None else 1 - RESERVE
         return self.spent + sum(costs) <= part * self.allowance(step)
 
-    def stride(self, cost: float, changes: int, step: int) -> int:
+    def stride(self, cost: float, step: int) -> int:
         """Steps from one window to the next that spread what is left over the steps that are left.
 
         Args:
             cost: Seconds of a window.
-            changes: That a window measures.
             step: The present one.
         """
         if self.share is None or self.steps is None or not cost > 0:
@@ -205,12 +206,14 @@ class Budget:
             self.costs[kind] = time.perf_counter() - began
             self.spent += self.costs[kind]
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Count what is done inside, while a training step runs; what is measured inside counts once."""
+    def watching(self, work: Callable[[], Result]) -> Result:
+        """What ``work`` gives while a training step runs; its time counts, and what it measures counts once.
+
+        It is called several times in each step, and a context manager would cost more than much of what is done in it.
+        """
         began, spent = time.perf_counter(), self.spent
         try:
-            yield
+            return work()
         finally:
             seconds = time.perf_counter() - began - (self.spent - spent)
             self.spent += seconds

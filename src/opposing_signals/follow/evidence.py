@@ -90,10 +90,10 @@ class Batches:
         self._record = record
         self.steps, self.losses = self._series(quantities.TRAIN_LOSS)
 
-    def spikes(self, count: int) -> list[BatchSpike]:
-        """The steps whose train loss stands out most, the largest first."""
+    def spikes(self, count: int, last: float = math.inf) -> list[BatchSpike]:
+        """The steps up to ``last`` whose train loss stands out most, the largest first."""
         found = []
-        for row in range(FEWEST, len(self.losses)):
+        for row in range(FEWEST, int(np.searchsorted(self.steps, last, "right"))):
             seen = self.losses[max(0, row - REMEMBERED) : row]
             seen = seen[np.isfinite(seen)]
             if len(seen) >= FEWEST and math.isfinite(self.losses[row]) and self.losses[row] > bound(seen.tolist()):
@@ -222,6 +222,8 @@ class Batches:
         seen = seen[np.isfinite(seen)]
         if place >= len(steps) or steps[place] != step - 1 or len(seen) < FEWEST or not norms[place] > bound(seen):
             return ""
+        if not math.isfinite(norms[place]):
+            return "the step before had a gradient that is not finite"
         usual = float(np.median(seen))
         times = f", {norms[place] / usual:.1f} times the usual" if usual > 0 else ""
         return f"the step before had a gradient of norm {norms[place]:.3g}{times}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,13 +74,14 @@ def explain(folder: str | Path, spikes: int = 3, named_data: bool = False) -> Ex
     divergence = batches.divergence()
     lines += words.told_divergence(divergence)
     findings["divergence"] = None if divergence is None else divergence.as_json()
+    last = math.inf if divergence is None else divergence.step  # what follows has no reason but the divergence
     found: list[Spike] = []
     if has_changes:
         pairs = trajectory.all_pairs[:PAIRS]
         lines += [line for number, pair in enumerate(pairs, 1) for line in words.told_pair(number, pair, trajectory)]
         if not pairs:
             lines.append("no opposing pair was found that chance would not show too")
-        found = find_spikes(trajectory, spikes)
+        found = [spike for spike in find_spikes(trajectory, spikes) if spike.step <= last]
         lines += words.told_spikes(found, trajectory, batches)
         findings["pairs"] = [words.pair_as_json(pair, trajectory) for pair in pairs]
         findings["spikes"] = [
@@ -87,7 +89,7 @@ def explain(folder: str | Path, spikes: int = 3, named_data: bool = False) -> Ex
         ]
         told, findings["groups"] = words.told_groups(trajectory)
         lines += told
-    jumped = batches.spikes(spikes)
+    jumped = batches.spikes(spikes, last)
     lines += [line for spike in jumped for line in words.told_batch(spike)]
     findings["batch_spikes"] = [spike.as_json() for spike in jumped]
     told, findings[str(quantities.SHARPNESS)] = words.told_sharpness(record)

@@ -12,34 +12,30 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from opposing_signals.errors import InputError, first_line
-from opposing_signals.follow.batch_losses import BatchLosses, outermost_calls
 from opposing_signals.follow.budget import Budget
-from opposing_signals.follow.isolation import isolated, uncached_casts
-from opposing_signals.follow.measurement import Measurement
-from opposing_signals.follow.optimizers import OptimizerSteps, innermost
+from opposing_signals.follow.optimizers import innermost
 from opposing_signals.follow.per_sample import PerSampleLoss, sharded_parts
 from opposing_signals.follow.run_folder import configuration_of, free_folder, writing
 from opposing_signals.follow.sampling import DrawnIndices
-from opposing_signals.follow.schedule import CURVATURE, LOSSES, Schedule
+from opposing_signals.follow.schedule import Schedule
 from opposing_signals.follow.shown import Groups, Shown
-from opposing_signals.follow.step import Step, StepBuffer, as_numbers
-from opposing_signals.follow.tracking_set import Collate, TrackingSet, evaluation, on_device
-from opposing_signals.processes import agreed, count, is_first
+from opposing_signals.follow.step import Step, StepBuffer
+from opposing_signals.follow.tracking import Tracking
+from opposing_signals.follow.tracking_set import Collate, TrackingSet, on_device
+from opposing_signals.follow.watch import StepWatch
+from opposing_signals.processes import count
 from opposing_signals.provenance import environment
 from opposing_signals.record import Record, quantities
 
 log = getLogger(__name__)
 
 _CLOSED = "closed"
-_MOST_BATCHES = 1024  # whose gradients are accumulated in a step
-_TIMED = 6  # steps that are timed before it is decided how many examples are followed
 
 
 class Follower:
@@ -80,7 +76,8 @@ class Follower:
         class_names: Names of classes that are whole numbers.
         groups: Name ↦ indices, or example ↦ name: groups that are followed beside those that are found. Of indices
             half of the examples that are drawn consist, as far as they reach.
-        ids: Example ↦ its number, of an iterable data set.
+        ids: Example ↦ its number, of an iterable data set. One that takes a batch, too, and gives ``[n]``, such as
+            ``lambda example: example["id"]``, tells also which rows a training batch has.
         seed: Of the drawing of examples.
 
     Raises:
@@ -112,32 +109,34 @@ class Follower:
             raise InputError(f"budget={budget}: expected a share of the training time above 0, such as 0.05, or None")
         self.folder = self._wanted_folder = Path(folder)
         self.budget = Budget(budget, steps)
-        self.schedule = Schedule(every, consecutive, sharpness_every, self.budget)
         wanted = [int(index) for members in groups.values() for index in members] if isinstance(groups, Mapping) else []
-        self._anew = partial(TrackingSet, dataset, per_sample_loss, track, batch_size, seed, ids, wanted)
-        self.examples = self._anew()
-        self.drawn = DrawnIndices(dataset)
+        self._tracking = Tracking(
+            partial(TrackingSet, dataset, per_sample_loss, track, batch_size, seed, ids, wanted),
+            Schedule(every, consecutive, sharpness_every, self.budget),
+            Shown(show, label, class_names, groups),
+        )
+        self._watch = StepWatch(dataset, ids, self._safely)
         self.record: Record
         self._steps = steps
         self._per_sample_loss = per_sample_loss
         self._collate = collate
-        self._shown = Shown(show, label, class_names, groups)
-        self._measurement = Measurement()
-        self._optimizers = OptimizerSteps(self._safely)
         self._open = ExitStack()
-        self._origin: dict[str, Any] = {}
+        self._origin: dict[str, Any] = {}  # empty while no training runs
         self._state: dict[str, Any] | None = None  # of the checkpoint that training goes on from
         self._continuation: dict[str, Any] | None = None  # what a second call of fit goes on from
         self._number = self._first = 0
-        self._has_settled = False  # which examples are followed
-        self._current: Step | None = None
         self._buffer = StepBuffer()
-        self._stopped = ""  # why the tracking set is not measured any more
         self._ended = ""  # why nothing is recorded any more
-        self._rows: BatchLosses | None = None
-        self._is_watching = self._seen_rows = False
-        self._context: Callable[[], AbstractContextManager[Any]] = nullcontext
-        self._device = torch.device("cpu")
+
+    @property
+    def examples(self) -> TrackingSet:
+        """Those that are followed."""
+        return self._tracking.examples
+
+    @property
+    def drawn(self) -> DrawnIndices:
+        """Which examples the loader has drawn."""
+        return self._watch.drawn
 
     # -- a plain loop -------------------------------------------------------------------------------------------
 
@@ -217,20 +216,17 @@ class Follower:
         """
         self._check_training(model, optimizers)
         goes_on = self._goes_on(step)
-        self._model, self._context = model, context
         parameter = next(model.parameters(), None)
-        self._device = torch.device("cpu") if parameter is None else parameter.device
-        self._stopped, self._ended = self._restored("stopped") or "", ""
+        device = torch.device("cpu") if parameter is None else parameter.device
+        self._ended, self._tracking.stopped = "", self._restored("stopped") or ""
         self.budget.begin()
         try:
             with self.budget.measuring("reading"):
-                self._reading = self.examples.begin(
-                    model, self._collate or _collate_of(loader), to_device or on_device(self._device), context
-                )
-                calls = self._calls_of(model)
+                collate = self._collate or _collate_of(loader)
+                calls = self._tracking.read(model, device, collate, to_device or on_device(device), context)
                 if goes_on is None:
                     self.folder = free_folder(self._wanted_folder)
-                    schedule, budget = self.schedule, self.budget.share
+                    schedule, budget = self._tracking.schedule, self.budget.share
                     settings = {"every": schedule.every, "consecutive": schedule.consecutive, "budget": budget}
                     settings |= {"sharpness_every": schedule.sharpness_every, **(described or {})}
                     configuration = configuration_of(self.folder.name, model, innermost(optimizers[0]), settings)
@@ -243,23 +239,21 @@ class Follower:
             raise
         try:
             with self.budget.measuring("reading"):
-                self._origin = self._origin_of(model)
+                self._origin = {
+                    **environment(device),
+                    "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+                    "tensors": [name for name, p in model.named_parameters() if p.requires_grad],
+                }
                 self._number = self._first if goes_on is None else goes_on
                 self.record.cut(self._number, self._restored("rows"))
                 self.record.write_state("running")
-                self._rows = BatchLosses(
-                    model, self._per_sample_loss, calls, self._take_rows, context, self.budget.watching
-                )
-                self._optimizers.begin(optimizers, hooks)
+                self._watch.begin(model, self._per_sample_loss, calls, context, optimizers, hooks)
                 if loader is not None:
                     self.drawn.watch(loader, iterator)
-                indices = self._restored("indices")
-                if indices is not None:
-                    self._settle(np.asarray(indices, np.int64))
-                elif not self.examples.is_sized_by_cost or self.budget.share is None:
-                    self._settle(self.examples.indices)
+                self._tracking.begin(self.record, self.folder, self._first, self._restored("indices"))
+                self._write_origin()
         except BaseException:
-            self._close(None)
+            self._close(None, has_others=False)
             raise
         self._state = None
         _open_followers.add(self)
@@ -271,10 +265,11 @@ class Follower:
     def _check_training(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
         if not optimizers:
             raise InputError("no optimizer: expected at least one, whose steps are counted")
-        if self.schedule.sharpness_every is not None and sharded_parts(model):
+        every = self._tracking.schedule.sharpness_every
+        if every is not None and sharded_parts(model):
             raise InputError(
-                f"sharpness_every={self.schedule.sharpness_every}: the model's parameters are sharded over processes "
-                "(fully_shard): expected None, because torch has no second derivative through their gathering"
+                f"sharpness_every={every}: the model's parameters are sharded over processes (fully_shard): expected "
+                "None, because torch has no second derivative through their gathering"
             )
 
     def _goes_on(self, step: int | None) -> int | None:
@@ -286,72 +281,13 @@ class Follower:
             self._state = self._continuation  # fit is called again, and goes on
             return step
         self._first = step or (int(state["number"]) if state is not None and state["begun"] else 0)
-        if state is None or not state["begun"]:
-            self._forget()
+        if state is None or not state["begun"]:  # another training begins
+            self._buffer = StepBuffer()
+            self._tracking.forget(is_read=bool(self._ended))
         return None
-
-    def _forget(self) -> None:
-        """Another training begins with the same follower."""
-        self.schedule.forget()
-        self._buffer, self._has_settled = StepBuffer(), False
-        if self._ended:
-            self.examples = self._anew()
-            self.budget.forget()
-
-    def _origin_of(self, model: nn.Module) -> dict[str, Any]:
-        return {
-            **environment(self._device),
-            "data": {"name": type(self.examples.dataset).__name__, "sha256": "", "examples": 0},
-            "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "tensors": [name for name, p in model.named_parameters() if p.requires_grad],
-        }
-
-    def _calls_of(self, model: nn.Module) -> list[nn.Module]:
-        """The modules whose outputs per_sample_loss needs."""
-        batch = self.examples.first_batch()
-
-        def evaluate() -> None:
-            with evaluation(model), self._context(), uncached_casts():
-                self._per_sample_loss(model, batch)
-
-        with isolated():
-            return outermost_calls(model, evaluate)
 
     def _restored(self, name: str) -> Any:
         return self._state[name] if self._state is not None and self._state["begun"] else None
-
-    def _plan(self) -> None:
-        """Follow as many examples as the budget allows, now that a step's time is known."""
-        with self.budget.measuring("reading"):
-            fixed, each = self.examples.cost(self._model, self._device)
-            size = agreed(
-                lambda: self.budget.examples(
-                    self._reading, fixed, each, len(self.examples), self.schedule.consecutive, self._number
-                )
-            )
-            self._settle(self.examples.indices[:size])
-
-    def _settle(self, indices: np.ndarray) -> None:
-        """Read the examples that are followed, and note which they are."""
-        checksum = self.examples.settle(indices, count())
-        theirs = self.record.provenance.get("data", {}).get("sha256") or checksum
-        if theirs != checksum:
-            raise InputError(
-                f"{self.folder} was written with other examples than train_dataset and track give now: resume with the "
-                "same, or choose another folder for a new run"
-            )
-        self._has_settled = True
-        examples, self.examples.examples = self.examples.examples, []  # their batches are on the device
-        if is_first():
-            self._shown.write(self.folder, self.examples.indices, examples)
-        self._measurement.begin(self._model, self.examples, self._device, self._context)
-        self._origin["data"] = {
-            "name": f"{type(self.examples.dataset).__name__} ({len(self.examples)} of {self.examples.available} "
-            "examples tracked)",
-            "sha256": checksum,
-            "examples": len(self.examples),
-        }
-        self._write_origin()
 
     def close(self, state: str | None = "complete") -> None:
         """The training is over, and the record complete.
@@ -360,20 +296,19 @@ class Follower:
             state: None leaves the record as that of an interrupted run.
         """
         if self._origin:
-            self._safely("closing the record", lambda: self._close(self._stopped or state))
+            ended = self._tracking.stopped or state
+            self._safely("closing the record", lambda: self._close(ended, has_others=state is not None))
         self._let_go()
 
-    def _close(self, state: str | None) -> None:
+    def _close(self, state: str | None, has_others: bool = True) -> None:
+        """End the record with ``state``; ``has_others`` if other processes do the same now, and can be waited for."""
         try:
-            if self._current is not None and self._optimizers.has_stepped:
+            if self._watch.is_complete:
                 self._advance()
-            self._buffer.write(self.record)
-            if not self._has_settled and state is not None and self._origin:
-                self._origin["data"]["name"] = (
-                    f"{type(self.examples.dataset).__name__} (none tracked: too short a training)"
-                )
-            if self._rows is not None and self._rows.failure:
-                self._origin["batch_rows"] = f"not recorded: {self._rows.failure}"
+            if has_others or count() == 1:
+                self._buffer.write(self.record)
+            if self._watch.missing:
+                self._origin["batch_rows"] = self._watch.missing
             self._write_origin()
             if state is not None:
                 self.record.write_state(state)
@@ -384,10 +319,9 @@ class Follower:
     def _let_go(self) -> None:
         self.budget.end()
         self._ended = self._ended or _CLOSED
-        self._origin, self._current = {}, None
+        self._origin = {}
         self._buffer.clear()
-        self._optimizers.end()
-        self.drawn.forget()
+        self._watch.end()
         self._open.close()
         _open_followers.discard(self)
 
@@ -396,6 +330,7 @@ class Follower:
         self.record.write_provenance(
             {
                 **self._origin,
+                **self._tracking.described,
                 **{name: round(value, 3) for name, value in seconds.items()},
                 "steps": self._number,
                 "measured": len(self.record[quantities.SAMPLE_LOSS]) if quantities.SAMPLE_LOSS in self.record else 0,
@@ -405,118 +340,79 @@ class Follower:
     def _safely(self, what: str, work: Callable[[], Any]) -> Any:
         """What ``work`` gives; if it fails, the record ends with the reason and training goes on."""
         try:
-            with self.budget.watching():
-                return work()
+            return self.budget.watching(work)
         except Exception as error:
             self._give_up(f"stopped: {what} failed at step {self._number}: {first_line(error)}")
             return None
 
     def _give_up(self, reason: str) -> None:
         log.warning("opposing signals: %s; training goes on, the record ends here", reason)
-        self._ended = self._stopped = reason
+        self._ended = self._tracking.stopped = reason
         try:
-            self.record.write_state(reason)
+            self._close(reason, has_others=False)
         except Exception as error:  # a full disk, maybe
             log.warning("opposing signals: %s", first_line(error))
-        self._let_go()
 
     # -- the steps ----------------------------------------------------------------------------------------------
 
     def open(self, batch: Any = None, batch_indices: Any = None) -> Step:
         """A batch begins: measure θ_t if it is the first of its step and its turn; watch the training step."""
-        if self._current is not None and self._optimizers.has_stepped:  # behind the last batch
-            self._safely("noting the step", self._advance)
-        if not self._ended and self._current is None:
-            self._current = Step(number=self._number)
-            self._safely("measuring", self._measure)
-        if not self._ended:
-            self._safely("watching the batch", lambda: self._watch(batch, batch_indices))
-        return self._current or Step()
-
-    def _watch(self, batch: Any, batch_indices: Any) -> None:
-        assert self._current is not None
-        if len(self._current.losses) >= _MOST_BATCHES:
-            raise InputError(f"no optimizer stepped in {_MOST_BATCHES} batches: expected the one that steps")
-        self._current.learning_rate = self._optimizers.learning_rate
-        self._batch_indices = self.drawn.next if batch_indices is None else lambda: as_numbers(batch_indices)
-        self._is_watching, self._seen_rows = True, False
-        if self._rows is not None:
-            self._rows.open(batch)
-        self._optimizers.open()
+        self._note_step()  # an optimizer may have stepped behind the last batch
+        if self._origin:
+            self._safely("watching the batch", lambda: self._open_batch(batch, batch_indices))
+        return self._watch.step or Step()
 
     def shut(self, failed: bool = False) -> None:
         """The batch is over; if an optimizer has stepped, so is the step."""
-        self._optimizers.shut()
-        if self._rows is not None and self._is_watching:
-            self._safely("taking the batch's losses", self._rows.close)
-            if not self._seen_rows:
-                self._safely("taking the batch's indices", self._batch_indices)
-        self._is_watching = False
-        if not failed and self._current is not None and self._optimizers.has_stepped:
-            self._safely("noting the step", self._advance)
-
-    def _take_rows(self, losses: Tensor) -> None:
-        if self._current is not None and not self._current.is_given:
-            self._seen_rows = True
-            self._current.add(losses, self._batch_indices())
+        if self._origin:
+            self._safely("noting the batch", lambda: self._shut_batch(failed))
 
     def at_gradient(self, optimizer: Optimizer) -> None:
         """``optimizer`` has its gradient and steps now; for adapters of frameworks that tell it."""
-        self._optimizers.at_gradient(optimizer)
+        self._watch.at_gradient(optimizer)
 
     def add_loss(self, loss: Any) -> None:
         """Add a batch's share of the step's own loss; for adapters of frameworks that give it."""
-        if self._current is not None and isinstance(loss, Tensor) and loss.numel() == 1:
-            before = self._current.loss
-            loss = loss.detach().reshape(())
-            self._current.loss = loss if before is None else before + loss
-
-    def _advance(self) -> None:
-        """The step is complete: buffer it, without waiting for the device."""
-        step, self._current = self._current, None
-        assert step is not None
-        norm = self._optimizers.take()
-        step.gradient_norm = norm if step.gradient_norm is None else step.gradient_norm
-        self._number += 1
-        is_full = self._buffer.add(step)
-        if self._has_settled:
-            self.schedule.look(step)
-        if is_full:
-            with self.budget.measuring("writing"):
-                self._buffer.write(self.record)
-
-    def _measure(self) -> None:
-        """Measure θ_t where it is its turn."""
-        step = self._number
-        self.budget.count_step()
-        if not self._has_settled:
-            if step - self._first < _TIMED:
-                return
-            self._plan()
-        if self._stopped:
-            return
-        wants_losses, wants_sharpness = self.schedule.due(step)
-        if wants_losses:
-            with self.budget.measuring(LOSSES, self._device):
-                self._stopped = self._measurement.losses(self.record, step)
-            if self._stopped:
-                log.warning("opposing signals %s; training goes on, the record of losses ends here", self._stopped)
-        if wants_sharpness and not self._stopped:
-            with self.budget.measuring(CURVATURE, self._device):
-                failure = self._measurement.sharpness(self.record, step)
-            if failure:
-                self.schedule.sharpness_every = None
-                self._origin[quantities.SHARPNESS] = failure
+        self._watch.add_loss(loss)
 
     def check_order(self) -> None:
         """An epoch begins: see that an index still names the same example."""
-        if self._ended or not self._has_settled:
-            return
-        try:
-            with self.budget.measuring("order"):
-                self.examples.check_order()
-        except Exception as error:
-            self._give_up(f"stopped: {first_line(error)}")
+        if self._origin:
+            try:
+                self._tracking.check_order()
+            except Exception as error:
+                self._give_up(f"stopped: {first_line(error)}")
+
+    def _open_batch(self, batch: Any, batch_indices: Any) -> None:
+        if self._watch.step is None:
+            self.budget.count_step()
+            if self._tracking.is_turn(self._number):
+                self._safely("measuring", self._measure)
+        if self._origin:
+            self._watch.open(self._number, batch, batch_indices)
+
+    def _shut_batch(self, failed: bool) -> None:
+        self._watch.shut()
+        if not failed and self._watch.is_complete:
+            self._advance()
+
+    def _measure(self) -> None:
+        if self._tracking.measure(self._number):
+            self._write_origin()
+
+    def _note_step(self) -> None:
+        if self._watch.is_complete:
+            self._safely("noting the step", self._advance)
+
+    def _advance(self) -> None:
+        """The step is complete: buffer it, without waiting for the device."""
+        step = self._watch.take()
+        self._number += 1
+        is_full = self._buffer.add(step)
+        self._tracking.look(step)
+        if is_full:
+            with self.budget.measuring("writing"):
+                self._buffer.write(self.record)
 
     # -- exact resume -------------------------------------------------------------------------------------------
 
@@ -525,8 +421,7 @@ class Follower:
 
         The record then holds every step before: a checkpoint never claims one that it lacks.
         """
-        if self._current is not None and self._optimizers.has_stepped:
-            self._safely("noting the step", self._advance)
+        self._note_step()
         if self._origin:
             self._safely("writing", lambda: self._buffer.write(self.record))
         if self._origin:
@@ -539,10 +434,7 @@ class Follower:
             "begun": begun,
             "number": self._number,
             "budget": self.budget.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "tracker": self._measurement.state_dict(),
-            "stopped": self._stopped,
-            "indices": self.examples.indices.tolist() if self._has_settled else None,
+            **self._tracking.state_dict(),
             "rows": self.record.rows if begun else None,
         }
 
@@ -551,9 +443,7 @@ class Follower:
         if not state_dict["begun"]:
             return
         self.budget.load_state_dict(state_dict["budget"])
-        self.schedule.load_state_dict(state_dict["schedule"])
-        self._measurement.load_state_dict(state_dict["tracker"])
-        self._stopped = state_dict["stopped"]
+        self._tracking.load_state_dict(state_dict)
         self._number = self._first = state_dict["number"]
         self._buffer.clear()
         self._state = state_dict

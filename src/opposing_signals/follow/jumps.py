@@ -49,29 +49,33 @@ class Jumps:
     def __init__(self) -> None:
         self._seen: dict[str, deque[float]] = {}
         self._bounds: dict[str, tuple[float, int]] = {}  # with the number of values for which it still serves
-        self._pending: deque[tuple[Iterable[str], Any, Any]] = deque()
+        self._pending: deque[tuple[list[str], Tensor, torch.cuda.Event]] = deque()  # on their way from the device
 
     def look(self, step: Step) -> bool:
         """Whether train loss, gradient or the largest loss of a row has jumped; told as soon as it is known.
 
         On a GPU that may be some steps later: nothing is waited for.
         """
-        given = {"loss": step.loss, "gradient": step.gradient_norm}
-        given |= {f"row {batch}": losses.max() for batch, losses in enumerate(step.losses) if len(losses)}
-        seen = {name: value for name, value in given.items() if value is not None}
-        device = next((value.device for value in seen.values() if isinstance(value, Tensor) and value.is_cuda), None)
-        values: Any = seen.values()
-        event = None
-        if device is not None:
-            packed = torch.stack([torch.as_tensor(value, device=device).detach().float() for value in values])
-            values, event = packed.to("cpu", non_blocking=True), torch.cuda.Event()
-            event.record()
-        self._pending.append((seen.keys(), values, event))
+        named: list[tuple[str, Any]] = [("loss", step.loss), ("gradient", step.gradient_norm)]
+        named += [("row", losses.max()) for losses in step.losses if len(losses)]
+        named = [(name, value) for name, value in named if value is not None]
+        device = next((value.device for _, value in named if isinstance(value, Tensor) and value.is_cuda), None)
+        if device is None:
+            return self._add_all(named)
+        packed = torch.stack([torch.as_tensor(value, device=device).detach().float() for _, value in named])
+        values, event = packed.to("cpu", non_blocking=True), torch.cuda.Event()
+        event.record()
+        self._pending.append(([name for name, _ in named], values, event))
         has_jumped = False
-        while self._pending and (self._pending[0][-1] is None or self._pending[0][-1].query()):
+        while self._pending and self._pending[0][-1].query():
             names, values, _ = self._pending.popleft()
-            for name, value in zip(names, values, strict=True):
-                has_jumped |= self.add(name.split()[0], float(value))
+            has_jumped |= self._add_all(list(zip(names, values, strict=True)))
+        return has_jumped
+
+    def _add_all(self, named: list[tuple[str, Any]]) -> bool:
+        has_jumped = False
+        for name, value in named:
+            has_jumped |= self.add(name, float(value))
         return has_jumped
 
     def add(self, name: str, value: float) -> bool:

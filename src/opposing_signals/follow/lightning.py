@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 from opposing_signals.errors import InputError
@@ -15,7 +16,8 @@ from opposing_signals.follow.adapter import Adapter
 class OpposingSignals(Adapter, Callback):
     """`Follower` as a callback of Lightning: it follows any `LightningModule` as it is. Its arguments: see `Adapter`.
 
-    Automatic or manual optimization with any number of optimizers, minibatches, mixed precision, accumulated gradients.
+    Automatic or manual optimization with any number of optimizers, minibatches, mixed precision, accumulated gradients;
+    one process, or several under ``strategy="ddp"``.
     A step is what passes until an optimizer has stepped, batch by batch.
     """
 
@@ -32,10 +34,10 @@ class OpposingSignals(Adapter, Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the examples and begin the record, or cut it back to the checkpoint that training goes on from."""
-        if trainer.world_size != 1:
+        if trainer.world_size != 1 and not isinstance(trainer.strategy, DDPStrategy):
             raise InputError(
-                f"OpposingSignals: {trainer.world_size} processes train: expected one (devices=1), or a plain loop "
-                "with DistributedDataParallel and a Follower"
+                f"OpposingSignals: {trainer.world_size} processes train under {type(trainer.strategy).__name__}: "
+                'expected one process (devices=1), or strategy="ddp"'
             )
         loader, iterator = _loader(trainer)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import wraps
 from typing import Any
 
@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from opposing_signals.follow.batch_losses import Safely
+
 
 class OptimizerSteps:
     """Sees the optimizers step, and puts together the Euclidean norm of the step's gradient, before it is clipped.
 
     Args:
-        safely: Runs what must not fail in training: (what it does, work) ↦ what the work gives, None if it failed.
+        safely: See `batch_losses.Safely`.
     """
 
-    def __init__(self, safely: Callable[[str, Callable[[], Any]], Any]) -> None:
+    def __init__(self, safely: Safely) -> None:
         self.has_stepped = False
         self._safely = safely
         self._is_open = False  # a step has begun and is not complete

@@ -131,5 +131,5 @@ def _batches(trajectory: Trajectory) -> Figure:
         train = record[quantities.TRAIN_LOSS]
         axes.plot(train.steps, train.values, color=style.INK, label="train loss")
     axes.set(xlabel="step", ylabel="loss")
-    axes.legend()
+    style.legend_above(axes, 2)
     return figure

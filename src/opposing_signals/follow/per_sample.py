@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from opposing_signals.errors import InputError
+from opposing_signals.errors import InputError, first_line
 from opposing_signals.follow.isolation import uncached_casts
 
 PerSampleLoss = Callable[[Any, Any], Tensor]
@@ -133,8 +133,15 @@ def check_single(
     """
 
     def evaluated(batch: Any, count: int) -> Tensor:
-        with context(), uncached_casts():
-            losses = per_sample_loss(module, batch)
+        try:
+            with context(), uncached_casts():
+                losses = per_sample_loss(module, batch)
+        except Exception as error:
+            raise InputError(
+                f"per_sample_loss failed on a batch of {count} of train_dataset's examples ({type(error).__name__}: "
+                f"{first_line(error)}): expected a function of the model and the batch that the training step gets; "
+                "give collate=, if examples are put together in another way than in the loader"
+            ) from error
         check_shape(losses, count)
         return losses.detach()
 

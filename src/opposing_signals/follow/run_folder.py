@@ -10,6 +10,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from torch import nn
 from torch.optim import Optimizer
 
@@ -20,18 +21,34 @@ log = getLogger(__name__)
 
 
 def free_folder(wanted: Path) -> Path:
-    """``wanted``, or the next of wanted-2, wanted-3, … if an earlier run's record stands there; in all processes."""
+    """``wanted``, or the next of wanted-2, wanted-3, … if an earlier run's record stands there; in all processes.
+
+    A run that ended before its first step has left nothing that is kept.
+    """
 
     def find() -> str:
         for number in range(1, 10_000):
             folder = wanted.with_name(wanted.name + (f"-{number}" if number > 1 else ""))
-            if not (folder / "configuration.json").exists() and not any(folder.glob("*.npy")):
+            if _is_free(folder):
                 break
         if folder != wanted:
             log.warning("%s holds an earlier run: this one is written to %s", wanted, folder)
         return str(folder)
 
     return Path(agreed(find))
+
+
+def _is_free(folder: Path) -> bool:
+    if any(folder.glob("*.npy")):
+        return False
+    described = folder / "configuration.json"
+    if described.exists():
+        try:
+            with FileLock(folder / "lock", timeout=0):
+                described.unlink()
+        except Timeout:  # a run that has not written a row yet
+            return False
+    return True
 
 
 @contextmanager

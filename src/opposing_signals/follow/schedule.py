@@ -49,6 +49,7 @@ class Schedule:
         """Another training begins."""
         self._window: int | None = None  # the step at which the last window began
         self._windows = 0
+        self._next = 0  # the step at which it is looked again whether a window may begin
         self._has_jumped = False
 
     def look(self, step: Step) -> None:
@@ -72,7 +73,7 @@ class Schedule:
         else:
             begins = agreed(lambda: self._may_begin(step))
         if begins:
-            self._window, self._has_jumped = step, False
+            self._window, self._next, self._has_jumped = step, step + self.every, False
             self._windows += 1
         return begins
 
@@ -81,16 +82,18 @@ class Schedule:
 
     def _may_begin(self, step: int) -> bool:
         is_free = self._window is None or self._has_jumped
-        since = step - (self._window or 0)
-        if not is_free and since < self.every:
+        if not is_free and step < self._next:
             return False
+        self._next = step + self.every
         wanted = {LOSSES: self.consecutive}
         if self._wants_sharpness(self._windows):
             wanted[CURVATURE] = self.consecutive
         if not self.budget.allows(wanted, step, is_urgent=self._has_jumped):
             return False
-        cost = sum(number * self.budget.costs.get(kind, 0.0) for kind, number in wanted.items())
-        return is_free or since >= self.budget.stride(cost, self.consecutive - 1, step)
+        if not is_free:
+            cost = sum(number * self.budget.costs.get(kind, 0.0) for kind, number in wanted.items())
+            self._next = (self._window or 0) + max(self.every, self.budget.stride(cost, step))
+        return is_free or step >= self._next
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from."""

@@ -76,7 +76,8 @@ class StepBuffer:
     def add(self, step: Step) -> bool:
         """Take a complete step; True if it is time to write."""
         if step.loss is None and step.losses:
-            step.loss = torch.cat([losses.float() for losses in step.losses]).mean()
+            parts = [losses.float() for losses in step.losses]
+            step.loss = (torch.cat(parts) if len(parts) > 1 else parts[0]).mean()
         self._steps.append(step)
         return len(self._steps) >= _BUFFERED
 

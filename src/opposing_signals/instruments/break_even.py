@@ -11,7 +11,7 @@ from torch import Tensor
 
 from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
-from opposing_signals.instruments.sharpness import top_eigenvector
+from opposing_signals.instruments.sharpness import Sharpness, top_eigenvector
 from opposing_signals.record import Record
 from opposing_signals.record.quantities import BREAK_EVEN_EIGENVECTOR, SHARPNESS
 from opposing_signals.signals.edge import edge_of_rule, reaches
@@ -24,6 +24,8 @@ class BreakEven(Instrument):
     It reads what `Sharpness` measured in the same step, and stands behind it in the configuration.
     """
 
+    takes_from = (Sharpness,)
+    ends_run = True
     _found = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

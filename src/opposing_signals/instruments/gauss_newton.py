@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from opposing_signals.curvature import curvature_split
 from opposing_signals.instruments.instrument import Instrument
-from opposing_signals.instruments.sharpness import top_eigenvector
+from opposing_signals.instruments.sharpness import Sharpness, top_eigenvector
 from opposing_signals.record.quantities import SHARPNESS_FUNCTIONAL, SHARPNESS_GAUSS_NEWTON
 from opposing_signals.training.module import TrainingModule
 
@@ -18,6 +18,8 @@ class GaussNewton(Instrument):
 
     It takes v from `Sharpness`, and stands behind it in the configuration.
     """
+
+    takes_from = (Sharpness,)
 
     def at_gradient(self, module: TrainingModule, step: int) -> None:
         """The step's own pass may have to show v."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ class Instrument(Callback):
 
     Attributes:
         reference: The record of the run that this run is compared with (the field ``reference``), if there is one.
+        takes_from: Of a class, and so are the next two: see `StepHooks`.
+        needs_training: See there.
+        ends_run: See there.
 
     Args:
         risk: What is being trained.
@@ -42,6 +45,9 @@ class Instrument(Callback):
     """
 
     reference: Record | None = None
+    takes_from: ClassVar[tuple[type, ...]] = ()
+    needs_training: bool = False
+    ends_run: ClassVar[bool] = False
 
     def __init__(self, risk: EmpiricalRisk, record: Record, every: Count = 1, consecutive: Count = 1) -> None:
         name = type(self).__name__

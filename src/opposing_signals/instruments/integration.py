@@ -15,6 +15,8 @@ class Integration(Instrument):
         InputError: The optimizer is not `GradientFlow`.
     """
 
+    needs_training = True
+
     def after_step(self, module: TrainingModule, step: int) -> None:
         """Both are left by the step just taken."""
         optimizer = self.required_optimizer(module, GradientFlow, "integration")

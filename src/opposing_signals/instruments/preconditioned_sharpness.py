@@ -36,6 +36,8 @@ class PreconditionedSharpness(Instrument):
         max_products: See `EigenTracker`.
     """
 
+    needs_training = True
+
     def __init__(
         self,
         risk: EmpiricalRisk,

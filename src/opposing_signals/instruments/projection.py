@@ -73,6 +73,8 @@ class EffectiveStepSize(_AlongBreakEven):
         InputError: The optimizer is not Adam.
     """
 
+    needs_training = True
+
     def after_step(self, module: TrainingModule, step: int) -> None:
         """The optimizer's state is that of the step just taken."""
         optimizer: Any = module.optimizers()

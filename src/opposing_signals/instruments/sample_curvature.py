@@ -11,7 +11,7 @@ from opposing_signals.curvature.risk import EmpiricalRisk, flatten
 from opposing_signals.curvature.sample_curvature import sample_curvature, step_expansion
 from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
-from opposing_signals.instruments.sharpness import top_eigenvector
+from opposing_signals.instruments.sharpness import Sharpness, top_eigenvector
 from opposing_signals.record import Record
 from opposing_signals.record.quantities import (
     EXPANSION_ALONG_V,
@@ -43,11 +43,14 @@ class SampleCurvature(Instrument):
         InputError: Sharpness was not measured in the same step; or an expansion is asked for under another rule.
     """
 
+    takes_from = (Sharpness,)
+
     def __init__(
         self, risk: EmpiricalRisk, record: Record, every: Count = 1, consecutive: Count = 1, expansion: bool = False
     ) -> None:
         super().__init__(risk, record, every, consecutive)
         self.expansion = expansion
+        self.needs_training = expansion  # which takes the optimizer's step size
 
     def at_gradient(self, module: TrainingModule, step: int) -> None:
         """The step's own pass may have to show v."""

@@ -40,6 +40,8 @@ class SampleSharpness(Instrument):
         InputError: ``count`` is not from 1 to N.
     """
 
+    needs_training = True
+
     def __init__(
         self,
         risk: EmpiricalRisk,

@@ -15,6 +15,8 @@ class SignedShare(Instrument):
         InputError: The optimizer is not `SplitSGD`.
     """
 
+    needs_training = True
+
     def after_step(self, module: TrainingModule, step: int) -> None:
         """It follows from the momenta that the step just taken has left."""
         optimizer = self.required_optimizer(module, SplitSGD, "signed_share")

@@ -21,6 +21,7 @@ class TestAccuracy(Instrument):
     """
 
     __test__ = False  # it is no test of pytest's
+    needs_training = True
 
     _inputs: torch.Tensor
     _targets: torch.Tensor

@@ -31,7 +31,6 @@ class Column:
             self.last_step = int(counted["step"][-1]) if self.rows else -1
         self._file = path.open("r+b", buffering=0)
         self._offset = len(self._header())
-        self._row = np.empty(1, self.dtype)
 
     def _header(self) -> bytes:
         buffer = io.BytesIO()
@@ -39,27 +38,12 @@ class Column:
         npy.write_array_header_1_0(buffer, {"descr": description, "fortran_order": False, "shape": (self.rows,)})
         return buffer.getvalue()
 
-    def append(self, step: int, value: np.ndarray) -> None:
-        """Write a row behind the last one, and count it.
+    def extend(self, steps: np.ndarray, values: np.ndarray) -> None:
+        """Write rows behind the last one, and then count them.
 
         Raises:
             OSError: The disk is full (or worse).
         """
-        self._row["step"], self._row["value"] = step, value
-        if CHECKSUM in fields(self.dtype):
-            self._row[CHECKSUM] = _checksums(self._row)[0]
-        try:
-            _write_all(
-                self._file.fileno(), self._row.view(np.uint8).data, self._offset + self.rows * self.dtype.itemsize
-            )
-            self.rows += 1
-            self.last_step = step
-            _write_all(self._file.fileno(), self._header(), 0)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path)) from None
-
-    def extend(self, steps: np.ndarray, values: np.ndarray) -> None:
-        """Append several rows at once."""
         rows = np.empty(len(steps), self.dtype)
         rows["step"], rows["value"] = steps, values
         if CHECKSUM in fields(self.dtype):

@@ -2,7 +2,7 @@
 
     <run>/
       configuration.json    what was asked for (the part that decides the numbers)
-      provenance.json       where the numbers come from: versions, commit, machine, data set, wall time
+      provenance.json       where the numbers come from: versions, commit, machine, data set, wall time, other runs
       state.json            how far the run is, "complete" or "stopped" with the reason, and how many rows it then had
       sample_loss.npy       a structured array: field `step` int64, field `value` of the quantity's dtype and shape,
                             field `crc32` of the two
@@ -37,6 +37,8 @@ from opposing_signals.files import read_json, sync_folder, write_json
 from opposing_signals.record.column import CHECKSUM, Column, mapped, sound_rows, what_is_wrong
 
 log = getLogger(__name__)
+
+_BLOCK = 64  # rows that are copied at once
 
 
 @dataclass(frozen=True)
@@ -242,7 +244,7 @@ class Record:
             OSError: The disk is full (or worse); the rows so far stay readable.
         """
         array = np.asarray(value)
-        self._column(quantity, step, array).append(step, array)
+        self._column(quantity, step, array).extend(np.array([step]), array[None])
 
     def extend(self, quantity: str, steps: np.ndarray, values: np.ndarray) -> None:
         """`append` of several rows at once, which costs little more than of one.
@@ -261,6 +263,15 @@ class Record:
         if (np.diff(steps) <= 0).any():
             raise ValueError(f"{quantity}: steps that do not increase")
         self._column(quantity, int(steps[0]), values[0]).extend(steps, values)
+
+    def replace(self, quantity: str, series: Series) -> None:
+        """Let the rows of ``quantity`` be those of ``series``, instead of those that there are."""
+        if quantity in self._columns:
+            self._columns.pop(quantity).close()
+        self._path(quantity).unlink(missing_ok=True)
+        for first in range(0, len(series), _BLOCK):
+            block = slice(first, first + _BLOCK)
+            self.extend(quantity, series.steps[block], series.values[block])
 
     def _column(self, quantity: str, step: int, array: np.ndarray) -> Column:
         """Where a row is appended, which must fit to those that are there."""

@@ -9,9 +9,9 @@ from typing import Any
 
 from PIL import Image
 
-from opposing_signals.errors import InputError
+from opposing_signals.errors import DamagedError, InputError, first_line
 from opposing_signals.files import replacing, write_text
-from opposing_signals.report.page import SYMBOLS, duration, find_results, number, threshold
+from opposing_signals.report.page import PACKED, PACKS, SYMBOLS, duration, find_results, number, threshold
 from opposing_signals.report.result import VERDICTS, Picture, Result
 from opposing_signals.report.sentences import paper, shown
 
@@ -46,7 +46,7 @@ def write_gallery(folder: Path) -> tuple[Path, list[str]]:
     return folder / PAGE, [
         place
         for result in results
-        if not result.shown and (folder / (place := _place(folder, result))).resolve() in described
+        if not result.shown and (folder / (place := result.place_in(folder))).resolve() in described
     ]
 
 
@@ -101,12 +101,13 @@ def render(results: list[Result], folder: Path) -> str:
         if name in paper():
             lines += [f"**Paper:** {_text(paper()[name])}", ""]
         for result in group:
-            lines += [*_shown(result, _place(folder, result)), ""]
+            lines += [*_shown(result, folder), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _shown(result: Result, place: str) -> list[str]:
+def _shown(result: Result, folder: Path) -> list[str]:
     """One result: its sentence, picture, claims and origin."""
+    place = result.place_in(folder)
     where = f"scale {result.scale}, seed {result.seed}"
     said = f" {_text(result.shown.sentence)}" if result.shown else ""
     lines = [
@@ -120,8 +121,10 @@ def _shown(result: Result, place: str) -> list[str]:
     if result.training_seconds is not None:
         of = f"{len(result.runs)} runs, " if len(result.runs) > 1 else ""
         cost = f"{of}{duration(result.training_seconds)} of training{_machines(result)} · "
-    files = f"[claims]({place}/claims.json) · [settings and origin]({place}/experiment.json)"
-    return [*lines, "", f"{cost}`{result.command}` · {files}"]
+    files = [f"[claims]({place}/claims.json)", f"[settings and origin]({place}/experiment.json)"]
+    packs = [f"{place.rpartition('/')[0]}/{PACKS}/{PACKED.replace('*', run.folder)}" for run in result.runs]
+    files += [f"[record]({pack})" for pack in dict.fromkeys(packs) if (folder / pack).is_file()]
+    return [*lines, "", f"{cost}`{result.command}` · {' · '.join(files)}"]
 
 
 def _claim(claim: dict[str, Any]) -> str:
@@ -168,19 +171,15 @@ def _results(folder: Path) -> list[Result]:
     return results
 
 
-def _place(folder: Path, result: Result) -> str:
-    """Where the result lies in ``folder``."""
-    assert result.picture is not None, "a result without one is malformed"
-    return result.picture.path.parent.relative_to(folder.resolve()).as_posix()
-
-
 def _flat(place: str) -> str:
     return place.replace("/", "-") + ".webp"
 
 
 def _thumbnails(folder: Path, results: list[Result]) -> dict[Path, Picture]:
     """Where the thumbnail of each picture lies."""
-    return {folder / THUMBNAILS / _flat(_place(folder, result)): result.picture for result in results if result.picture}
+    return {
+        folder / THUMBNAILS / _flat(result.place_in(folder)): result.picture for result in results if result.picture
+    }
 
 
 def _made_of(path: Path) -> str:
@@ -193,8 +192,11 @@ def _made_of(path: Path) -> str:
 
 
 def _shrink(picture: Picture, path: Path) -> None:
-    with Image.open(picture.path) as full:
-        upper = full.convert("RGB").crop((0, 0, full.width, min(full.height, full.width)))
+    try:
+        with Image.open(picture.path) as full:
+            upper = full.convert("RGB").crop((0, 0, full.width, min(full.height, full.width)))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # by the kind of the damage
+        raise DamagedError(f"{picture.path} cannot be shown: {first_line(error)}; draw it again") from None
     small = upper.resize((WIDTH, round(upper.height * WIDTH / upper.width)), Image.Resampling.LANCZOS)
     exif = Image.Exif()
     exif[DESCRIPTION] = picture.sha256

@@ -23,6 +23,8 @@ log = getLogger(__name__)
 PAGE = Path("outputs", "report", "index.html")
 PICTURES = "pictures"
 PACKED = "*.record.zip"
+PACKS = "runs"
+"""Beside the folders of the results of one scale: the packed records of their runs, each once."""
 SYMBOLS = dict(zip(VERDICTS, "✓✗?–", strict=True))
 DEPTH = 3
 """How many folders below a given one results are looked for."""

@@ -169,6 +169,11 @@ class Result:
         passed = sum(claim["verdict"] == VERDICTS[0] for claim in self.verdicts)
         return ("all" if passed == len(self.verdicts) else "some" if passed else "none") if self.verdicts else ""
 
+    def place_in(self, folder: Path) -> str:
+        """Where the result lies in ``folder``, with slashes; it has a picture."""
+        assert self.picture is not None, "a result without one is malformed"
+        return self.picture.path.parent.relative_to(folder.resolve()).as_posix()
+
     @cached_property
     def shared_settings(self) -> dict[str, list[tuple[str, str]]]:
         """The settings that all runs have in common: part of the configuration ↦ (field in it, value)."""

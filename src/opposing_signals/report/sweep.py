@@ -57,11 +57,12 @@ def conclude_sweep(folder: Path, jobs: Mapping[str, str]) -> None:
         return
     write_json(folder / FILE, [asdict(claim) for claim in claims])
     from opposing_signals.report.sweep_figure import seeds_over_each_other  # needs matplotlib
+    from opposing_signals.studies import style
 
     records = {job: Record(record) for job, record in jobs.items() if record and job in concluded}
     figure = seeds_over_each_other(f"{folder.name} over {len(jobs)} jobs", records, claims)
     with replacing(folder / PICTURE) as unfinished:
-        figure.savefig(unfinished, dpi=150)
+        style.save(figure, unfinished)
     shown = console()
     shown.print(_table(claims, f"{folder.name} over {len(jobs)} jobs"))
     shown.print(f"figure: {folder / PICTURE}\nsweep: {folder / FILE}", soft_wrap=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from opposing_signals.record import Series
-from opposing_signals.signals.alignment import ALIKE, TINY, correlation, lengths_of, unit
+from opposing_signals.signals.alignment import TINY, correlation, lengths_of, unit
 from opposing_signals.signals.search import FEWEST, SHORTEST, Search
 from opposing_signals.signals.steps import between
 from opposing_signals.values import Count, Fraction
@@ -84,7 +84,7 @@ def find_pairs(changes: Series, *, level: Fraction = 0.05, smallest_group: Count
     for pair in found:
         window = int(steps[pair.rows[0]]), int(steps[pair.rows[1] - 1])
         described = described_pair(changes, *pair.groups, window)
-        if described is not None and described.correlation < -ALIKE:
+        if described is not None:
             pairs.append(replace(described, p_value=pair.p_value))
     return sorted(pairs, key=lambda pair: -pair.amplitude)
 

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import scipy
 
-from opposing_signals.signals.alignment import ALIKE, TINY, clusters, lengths_of, unit
+from opposing_signals.signals.alignment import ALIKE, TINY, clusters, correlation, lengths_of, unit
 
 SEEDS = 250
 """Points of a window that are compared with each other: so many by size, by size beside their usual one, and by how
@@ -144,7 +144,17 @@ class Search:
             if not confirmed:
                 break
             kept = self._settled(kept + [part for pair in confirmed for part in self._parted(pair)])
-        return kept
+        return [pair for pair in kept if self._opposes(pair)]
+
+    def _opposes(self, pair: Candidate) -> bool:
+        """Whether the groups, with the members that they have in the end, move against each other.
+
+        As in the test against chance each step counts alike: where the train loss leaps, all groups rise together, and
+        a few such steps would outweigh all others. The step of the largest gap is left out, for it has been chosen.
+        """
+        one, other = (self.changes[slice(*pair.rows), group].mean(1, dtype=np.float64) for group in pair.groups)
+        at = int(np.abs(one - other).argmax())
+        return correlation(np.delete(one, at), np.delete(other, at)) < -ALIKE
 
     def _free(self, rows: tuple[int, int], kept: list[Candidate]) -> np.ndarray:
         """Columns that belong to none of the pairs that are active in a window."""

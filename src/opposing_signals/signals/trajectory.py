@@ -14,6 +14,7 @@ from opposing_signals.data import Dataset, recorded
 from opposing_signals.errors import DamagedError, InputError
 from opposing_signals.record import Record, Series
 from opposing_signals.record.quantities import GRADIENT_SKETCH, SAMPLE_LOSS, SHARPNESS
+from opposing_signals.signals.alignment import ALIKE
 from opposing_signals.signals.edge import NO_EDGE, edge_of_stability, reaches
 from opposing_signals.signals.gradient_pairs import find_pairs_by_gradients
 from opposing_signals.signals.intervals import interval_coverage
@@ -170,8 +171,13 @@ class Trajectory:
 
     @cached_property
     def pairs(self) -> list[OpposingPair]:
-        """The dominant ones by their outliers, at most 20 of a group (§2); the largest amplitude first."""
-        outliers = [outliers_of(pair, self.changes) for pair in self.all_pairs]
+        """The dominant ones by their outliers, at most 20 of a group (§2); the largest amplitude first.
+
+        Only pairs whose mean changes correlate negatively as they are; one that opposes beside leaps which all points
+        share is among `all_pairs` alone.
+        """
+        opposed = [pair for pair in self.all_pairs if pair.correlation < -ALIKE]
+        outliers = [outliers_of(pair, self.changes) for pair in opposed]
         return sorted(outliers, key=lambda pair: -pair.amplitude)[:DOMINANT]
 
     @property

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
 
-matplotlib.use("Agg")
+if "MPLBACKEND" not in os.environ:  # as in a notebook, which shows the figures of its own cells
+    matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from opposing_signals.record.quantities import SHARPNESS, SHARPNESS_BOUND
 
@@ -39,6 +43,8 @@ GREY = "#f0f1f3"
 """Marks a part of the steps, behind the lines."""
 LINES: tuple[Any, ...] = ("-", (0, (5, 1)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1)), (0, (1, 2)))
 """The lines of several runs in one panel, beside their colours."""
+LARGEST_PNG = 1_000_000
+"""Bytes, above which a picture, which then is one of many photographs, gets a palette."""
 _CLASSES = ("#0072B2", "#D55E00", "#00674F", "#8E3B74", "#22252b")
 
 plt.rcParams.update(
@@ -80,6 +86,15 @@ def figure(width: float, height: float, title: str) -> Figure:
     return new
 
 
+def save(figure: Figure, path: Path) -> None:
+    """Write ``figure`` to ``path``, PNG or PDF; a PNG of more than `LARGEST_PNG` bytes with 256 colours."""
+    figure.savefig(path, dpi=150)
+    if path.suffix == ".png" and path.stat().st_size > LARGEST_PNG:
+        with Image.open(path) as picture:
+            fewer = picture.convert("RGB").quantize(256)
+        fewer.save(path, optimize=True)
+
+
 def _broken(line: str, letters: int) -> str:
     """As few lines of at most ``letters`` as there can be, of about the same length; "x = 1" stays in one of them."""
     whole = line.replace(" = ", "\u00a0=\u00a0")  # no place to break
@@ -92,7 +107,7 @@ def _broken(line: str, letters: int) -> str:
 
 
 def _wrapped(line: str, letters: int) -> list[str]:
-    return textwrap.wrap(line, letters, break_long_words=False)
+    return textwrap.wrap(line, letters, break_long_words=False, break_on_hyphens=False)
 
 
 def shade_bound(axes: Axes, record: Record) -> None:
@@ -132,10 +147,17 @@ def wrapped(text: str, letters: int) -> str:
 
 
 def legend_above(axes: Axes, columns: int = 1) -> None:
-    """A legend between the title and the panel, where it covers no curve."""
+    """A legend between the title and the panel, where it covers no curve; none where nothing has a name."""
     rows = -(-len(axes.get_legend_handles_labels()[1]) // columns)
+    if not rows:
+        return
     axes.legend(ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, columnspacing=1.2)
     axes.set_title(axes.get_title(loc="left"), pad=4 + 13.5 * rows)
+
+
+def legend_beside(figure: Figure, axes: Axes) -> None:
+    """The legend of one panel, right of all of them: for long names."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
 
 
 def name_verdicts(
@@ -191,6 +213,11 @@ def about(what: str, trajectories: Mapping[str, Trajectory]) -> str:
     runs = trajectories.values()
     parts = [each(run.network for run in runs), each(run.record.provenance["data"]["name"] for run in runs)]
     return ", ".join([f"{what}: {parts[0]}", parts[1], f"η = {each(f'{run.step_size:g}' for run in runs)}"])
+
+
+def ordered_looks(count: int) -> list[dict[str, Any]]:
+    """Colour and line of each of an ordered family of runs, from dark to light."""
+    return [{"color": colour, "linestyle": LINES[number % len(LINES)]} for number, colour in enumerate(ramp(count))]
 
 
 def ramp(count: int) -> list[tuple[float, float, float, float]]:

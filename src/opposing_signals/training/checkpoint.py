@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,16 @@ class TimedCheckpoint(Checkpoint):
         record: Beside which the checkpoint lies.
         seconds: Between checkpoints.
         saved: Called behind each.
+        extends: What the run takes over from another one (`training.extension`); None: nothing.
     """
 
-    def __init__(self, record: Record, seconds: float, saved: Callable[[], None]) -> None:
+    def __init__(
+        self, record: Record, seconds: float, saved: Callable[[], None], extends: dict[str, Any] | None = None
+    ) -> None:
         self.record = record
         self.seconds = seconds
         self.saved = saved
+        self.extends = extends
         self._last = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -61,8 +66,8 @@ class TimedCheckpoint(Checkpoint):
         interruption.end_steps()
 
     def state_dict(self) -> dict[str, Any]:
-        """How many rows the record has, which a run that goes on from here must find."""
-        return {"rows": self.record.rows}
+        """How many rows the record has, which a run that goes on from here must find, and what it takes over."""
+        return {"rows": self.record.rows, **({"extends": self.extends} if self.extends else {})}
 
     def save(self, trainer: Trainer) -> None:
         """Write the checkpoint of the step just taken."""
@@ -73,10 +78,23 @@ class TimedCheckpoint(Checkpoint):
         self._last = time.monotonic()
 
 
-def progress_of(path: Path) -> tuple[int, dict[str, int] | None]:
-    """How many steps the training of a checkpoint had taken, and how many rows of each quantity its record had.
+@dataclass(frozen=True)
+class Begun:
+    """What there is of a run: its checkpoint's, or nothing.
 
-    The second is None for a checkpoint of an earlier version.
+    Attributes:
+        steps: That have been taken.
+        rows: Of each quantity that its record had; None for a checkpoint of an earlier version.
+        extends: What it takes over from another run; empty: nothing.
+    """
+
+    steps: int = 0
+    rows: dict[str, int] | None = None
+    extends: dict[str, Any] = field(default_factory=dict)
+
+
+def begun(path: Path) -> Begun:
+    """What there is of a run with the checkpoint ``path``.
 
     Raises:
         DamagedError: It is no whole checkpoint, or holds anything but tensors and plain values.
@@ -89,7 +107,8 @@ def progress_of(path: Path) -> tuple[int, dict[str, int] | None]:
                 raise DamagedError(f"{path} is damaged: the checksum of its part {damaged} is wrong")
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         noted = checkpoint["callbacks"].get(TimedCheckpoint.__qualname__)
-        return int(checkpoint["global_step"]), noted and {str(name): int(rows) for name, rows in noted["rows"].items()}
+        rows = noted and {str(name): int(rows) for name, rows in noted["rows"].items()}
+        return Begun(int(checkpoint["global_step"]), rows, dict((noted or {}).get("extends") or {}))
     except (OSError, DamagedError):
         raise
     except Exception as error:  # of many kinds: a stranger's file may hold anything

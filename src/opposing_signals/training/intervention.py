@@ -58,7 +58,7 @@ def branch(
     if kind == "remove_random":
         others = np.setdiff1d(np.arange(len(module.risk)), touched)
         touched = np.random.default_rng(draw).choice(others, len(touched), replace=False)
-    _place(module, np.array(reference[PARAMETERS].at(start)))
+    place(module, reference[PARAMETERS].at(start))
     points = torch.from_numpy(np.sort(touched))
     if kind == "relabel_pair":
         _relabel(module, points)
@@ -103,11 +103,16 @@ def _dominant(trajectory: Trajectory, start: int, window: int) -> OpposingPair |
     return max((pair for pair in seen if pair is not None), key=lambda pair: pair.amplitude, default=None)
 
 
-def _place(module: TrainingModule, theta: np.ndarray) -> None:
+def place(module: TrainingModule, theta: np.ndarray) -> None:
+    """Give ``module`` the weights of a snapshot.
+
+    Args:
+        module: Of the same network.
+        theta: ``[P]``.
+    """
     with torch.no_grad():
-        for parameter, piece in zip(
-            module.risk.parameters, module.risk.unflatten(torch.from_numpy(theta)), strict=True
-        ):
+        pieces = module.risk.unflatten(torch.from_numpy(np.array(theta)))
+        for parameter, piece in zip(module.risk.parameters, pieces, strict=True):
             parameter.copy_(piece)
 
 

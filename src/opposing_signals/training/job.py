@@ -27,10 +27,11 @@ from opposing_signals.provenance import environment
 from opposing_signals.record import Record
 from opposing_signals.training.allocation import keep_freed_memory
 from opposing_signals.training.batches import Batches
-from opposing_signals.training.checkpoint import TimedCheckpoint, progress_of
+from opposing_signals.training.checkpoint import TimedCheckpoint
+from opposing_signals.training.extension import WAYS, DepartedError, ReplayedModule, SameTraining, Way, begin
 from opposing_signals.training.fit import fitting
 from opposing_signals.training.intervention import branch
-from opposing_signals.training.module import StepHooks, TrainingModule
+from opposing_signals.training.module import TrainingModule
 from opposing_signals.training.progress import Progress
 
 log = getLogger(__name__)
@@ -38,6 +39,8 @@ log = getLogger(__name__)
 
 def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
     """Train from the record's checkpoint, or from the start if there is none, until ``config.steps`` are taken.
+
+    What a complete run beside it has recorded of the same training is not measured again, see `training.extension`.
 
     Args:
         config: data, model, loss, optimizer, risk, batch, instruments, steps, seed, trainer, threads and
@@ -57,6 +60,26 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     dataset: Dataset = after_first(lambda: instantiate(config.data))
+    ways = list(WAYS)
+    while True:
+        try:
+            return _train(config, record, logger, dataset, devices, started, ways)
+        except DepartedError as departed:
+            log.warning("%s: another machine, version or number of threads rounds differently; started again", departed)
+            ways.remove(departed.way)
+            if is_first():
+                record.checkpoint.unlink(missing_ok=True)
+
+
+def _train(
+    config: DictConfig,
+    record: Record,
+    logger: Logger | None,
+    dataset: Dataset,
+    devices: dict[str, Any],
+    started: float,
+    ways: list[Way],
+) -> None:
     module = training_module(config, dataset)
     module.risk.parts(slice(0, config.batch))  # refuses more processes than it has chunks for
     module.before_update = [instantiate(adjust) for adjust in config.get("before_update", {}).values()]
@@ -65,15 +88,23 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
     if reference is not None and config.get("intervention") is not None:
         _check_stateless(config)
         branched = {"branch": branch(module, reference, **config.intervention)}
-    module.instruments = instruments = [
-        instantiate(instrument, risk=module.risk, record=record) for instrument in config.instruments.values()
-    ]
-    for instrument in instruments:
+    instruments: dict[str, Any] = {
+        name: instantiate(instrument, risk=module.risk, record=record)
+        for name, instrument in config.instruments.items()
+    }
+    start, extension = agreed(lambda: begin(config, record, instruments, ways))
+    extends = extension.provenance if extension else {}
+    if extension is not None:
+        instruments = {name: instruments[name] for name in extension.measured}
+    module.instruments = list(instruments.values())
+    if extension is not None and extension.way == "snapshots":
+        module = ReplayedModule(module, extension.source, config.steps)
+    for instrument in instruments.values():
         instrument.reference = reference
         instrument.prepare(dataset)
 
     def note_time() -> None:
-        seconds = seconds_before + time.monotonic() - started
+        seconds = earlier.get("training_seconds", 0.0) + time.monotonic() - started
         record.write_provenance({**origin, "training_seconds": round(seconds, 1)})
 
     quieten_lightning()
@@ -81,8 +112,12 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
         **{**config.trainer, **devices},
         max_steps=config.steps,
         max_epochs=-1,
-        logger=logger or False,
-        callbacks=[*instruments, *(_of_first(config, record, instruments, note_time) if is_first() else [])],
+        logger=logger if logger and extension is None else False,  # what is taken over is shown with the rest
+        callbacks=[
+            *instruments.values(),
+            *([] if extension is None else [SameTraining(extension)]),
+            *(_of_first(config, record, instruments, note_time, extends) if is_first() else []),
+        ],
         enable_checkpointing=is_first(),
         enable_progress_bar=False,  # ours shows the run's steps, not those of an endless epoch
         enable_model_summary=False,
@@ -92,19 +127,21 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
     if trainer.strategy.root_device.type == "cuda":
         set_gpu_arithmetic(config.risk.precision == "tf32")
     module.batches.begin_at(lambda: trainer.global_step)
-    resuming = agreed(record.checkpoint.exists)
-    agreed(lambda: record.cut(*(progress_of(record.checkpoint) if resuming else (0,))))
-    seconds_before = _seconds(record) if resuming else 0.0
+    agreed(lambda: record.cut(start.steps, start.rows))
+    earlier = _earlier(record) if start.steps else {}
     origin = {
         **environment(trainer.strategy.root_device),
         "data": {"name": dataset.name, "sha256": dataset.checksum, "examples": len(dataset)},
         **branched,
         "parameters": sum(p.numel() for p in module.risk.parameters),
         "tensors": [name for name, p in module.model.named_parameters() if p.requires_grad],
+        **({"extends": extends} if extends else {}),
+        **({"continues": earlier["continues"]} if "continues" in earlier else {}),
     }
     note_time()
     try:
-        trainer.fit(module, ckpt_path=record.checkpoint if resuming else None, weights_only=True)
+        if extension is None or extension.measured:
+            trainer.fit(module, ckpt_path=record.checkpoint if start.steps else None, weights_only=True)
     except BaseException:
         with suppress(NotWrittenError):  # where the disk is full, the failure that said so is the one to tell
             note_time()
@@ -113,9 +150,13 @@ def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
     if module.stop_reason:
         record.write_state(f"stopped: {module.stop_reason}")
         raise TrainingStoppedError(module.stop_reason)
-    if trainer.global_step < config.steps and not module.is_finished:
+    has_nothing_to_do = extension is not None and not extension.measured
+    if trainer.global_step < config.steps and not (module.is_finished or has_nothing_to_do):
         raise Interrupted(signal.SIGINT)  # Lightning turns Ctrl-C into an early return in some versions
-    record.write_state("complete")
+    if extension is not None:
+        agreed(lambda: extension.complete(record))
+    else:
+        record.write_state("complete")
 
 
 def training_module(config: DictConfig, dataset: Dataset) -> TrainingModule:
@@ -180,13 +221,16 @@ def set_gpu_arithmetic(is_rounded: bool) -> None:
 
 
 def _of_first(
-    config: DictConfig, record: Record, instruments: list[StepHooks], saved: Callable[[], None]
+    config: DictConfig,
+    record: Record,
+    instruments: dict[str, Any],
+    saved: Callable[[], None],
+    extends: dict[str, Any],
 ) -> list[Callback]:
     """What only the first process has. Nothing here waits for the others, which have the same state."""
-    named = dict(zip(config.instruments, instruments, strict=True))
     return [
-        Progress(record.folder.name, config.steps, named),
-        TimedCheckpoint(record, config.checkpoint_seconds, saved),
+        Progress(record.folder.name, config.steps, instruments),
+        TimedCheckpoint(record, config.checkpoint_seconds, saved, extends),
     ]
 
 
@@ -200,13 +244,14 @@ def _check_stateless(config: DictConfig) -> None:
         )
 
 
-def _seconds(record: Record) -> float:
-    """What earlier processes have trained, in seconds; without a sound note the run's time begins here."""
+def _earlier(record: Record) -> dict[str, Any]:
+    """The provenance that earlier processes have left; without a sound note the run's time begins here."""
     try:
-        return float(record.provenance.get("training_seconds", 0.0))
+        earlier = record.provenance
+        return {**earlier, "training_seconds": float(earlier.get("training_seconds", 0.0))}
     except (DamagedError, TypeError, ValueError) as error:
         log.warning("%s: the training time of earlier processes is lost; it is written anew", error)
-        return 0.0
+        return {}
 
 
 def quieten_lightning() -> None:

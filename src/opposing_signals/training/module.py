@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -24,7 +24,18 @@ Shared = TypeVar("Shared")
 
 
 class StepHooks(Protocol):
-    """What looks at a run's steps, and changes nothing that training sees."""
+    """What looks at a run's steps, and changes nothing that training sees.
+
+    Attributes:
+        takes_from: Kinds of hooks whose findings of the same step it takes (`TrainingModule.shared`, or their scalars).
+        needs_training: Whether it reads more than θ_t, the data and the step's batch, such as the optimizer, running
+            statistics or other steps: then it cannot be measured from snapshots of a run.
+        ends_run: Whether it may end the run before its last step.
+    """
+
+    takes_from: ClassVar[tuple[type, ...]]
+    needs_training: bool
+    ends_run: ClassVar[bool]
 
     def is_due(self, step: int) -> bool:
         """Whether the others are called at ``step``."""
@@ -54,6 +65,7 @@ class TrainingModule(LightningModule):
     Attributes:
         risk: What is trained.
         batches: Which examples each step uses.
+        augmentation: What the step sees of them.
         instruments: Whose hooks are called at each step, in this order.
         step: Iteration t of the last step begun.
         batch: The examples that it uses.
@@ -79,7 +91,7 @@ class TrainingModule(LightningModule):
         self.risk = risk
         self.batches = batches
         self._optimizer_factory = optimizer
-        self._augmentation = augmentation
+        self.augmentation = augmentation
         self.instruments: Sequence[StepHooks] = ()
         self.step = -1
         self.batch: Batch
@@ -143,10 +155,10 @@ class TrainingModule(LightningModule):
 
     def _augmented(self, batch: Batch) -> AbstractContextManager[Any]:
         """The step's view of its batch; instruments' own passes before and behind the step see the data as they are."""
-        if self._augmentation is None:
+        if self.augmentation is None:
             return nullcontext()
         assert isinstance(batch, torch.Tensor)
-        return self.risk.seen_as(self._augmentation(self.risk.inputs[batch], self.step), batch)
+        return self.risk.seen_as(self.augmentation(self.risk.inputs[batch], self.step), batch)
 
     def _closure(self, batch: Batch) -> Callable[[], float]:
         """∇L of the batch into ``.grad`` at the weights of the moment, for optimizers that take several a step.

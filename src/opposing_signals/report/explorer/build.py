@@ -17,7 +17,7 @@ from opposing_signals.errors import InputError, NotWrittenError
 from opposing_signals.files import write_text
 from opposing_signals.record import Record
 from opposing_signals.record.quantities import LEARNING_RATE, SAMPLE_LOSS, SHARPNESS, TRAIN_LOSS
-from opposing_signals.report.explorer.data import read, script, write_data
+from opposing_signals.report.explorer.data import is_part, read, script, write_data
 from opposing_signals.report.explorer.examples import Examples, without_place
 from opposing_signals.report.result import Explorer, Result, entry
 from opposing_signals.signals import Trajectory
@@ -163,7 +163,8 @@ def _described(trajectory: Trajectory) -> dict[str, str]:
     )
     data_name = str(entry(record.provenance, "data", "name") or "")
     state = "running or interrupted" if record.state == "running" else record.state
-    facts = [data_name, f"{points:,} training examples" if isinstance(points, int) else ""]
+    among = f" of {entry(record.provenance, 'packed', 'examples'):,}" if is_part(record) else ""
+    facts = [data_name, f"{points:,}{among} training examples" if isinstance(points, int) else ""]
     facts += [f"η = {step_size:g}" if step_size else "", f"batch {batch}" if batch else ""]
     facts += [f"{planned:,} steps" if isinstance(planned, int) else "", state]
     return {

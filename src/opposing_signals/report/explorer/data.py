@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from opposing_signals.data.tracked import positions
-from opposing_signals.record import Series
+from opposing_signals.record import Record, Series
 from opposing_signals.record.quantities import QUANTITIES, SAMPLE_LOSS, SHARPNESS, SHARPNESS_BOUND, TRAIN_LOSS
 from opposing_signals.report.explorer.examples import COLUMNS, Examples
+from opposing_signals.report.result import entry
 from opposing_signals.signals import OpposingPair, Trajectory, fallers, name_pair, risers
 
 SHOWN = 24
@@ -78,6 +79,14 @@ def write_data(trajectory: Trajectory, examples: Examples, described: dict[str, 
 def _notices(trajectory: Trajectory, examples: Examples) -> list[str]:
     """What the page cannot show, and why."""
     record, notices = trajectory.record, []
+    if is_part(record):
+        packed = record.provenance["packed"]
+        notices.append(
+            f"The record is a packed one: {trajectory.losses.values.shape[1]:,} of the run's {packed['examples']:,} "
+            f"training examples are kept, {packed['exact']:,} of them exactly and the others with three digits. The "
+            "members of the dominant pairs and the examples that move most are among them; risers, fallers and pairs "
+            "are those among what is kept."
+        )
     if not record.is_complete:
         steps = len(trajectory.losses) if SAMPLE_LOSS in record else 0
         last = f"; the losses of {steps} steps are shown" if steps else ""
@@ -107,16 +116,22 @@ def _notices(trajectory: Trajectory, examples: Examples) -> list[str]:
     return notices
 
 
+def is_part(record: Record) -> bool:
+    """Whether the record keeps a part of the training examples alone, as a packed one can."""
+    return isinstance(entry(record.provenance, "packed", "examples"), int) and SAMPLE_LOSS in record
+
+
 def _over_steps(trajectory: Trajectory) -> dict[str, Any]:
     """Loss, sharpness and break-even."""
     record = trajectory.record
-    if SAMPLE_LOSS in record:
-        loss = trajectory.mean_loss
-    else:
-        loss = record[TRAIN_LOSS] if TRAIN_LOSS in record else Series(np.empty(0), np.empty(0))
+    loss, loss_is = Series(np.empty(0), np.empty(0)), ""
+    if SAMPLE_LOSS in record and not (is_part(record) and TRAIN_LOSS in record):
+        loss, loss_is = trajectory.mean_loss, "mean over all recorded training examples"
+    elif TRAIN_LOSS in record:
+        loss, loss_is = record[TRAIN_LOSS], "as the training computed it"
     found: dict[str, Any] = {
         "loss": _curve(loss),
-        "lossIs": "mean over all recorded training examples" if SAMPLE_LOSS in record else "of the step's batch",
+        "lossIs": loss_is,
         SHARPNESS: None,
         "threshold": None,
         "breakEven": None,

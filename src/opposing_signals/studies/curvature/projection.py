@@ -51,10 +51,10 @@ def projection(
     if adaptive in trajectories:
         sizes, steps, floor = (figure.add_subplot(grid[2, column]) for column in range(3))
         colour = looks[adaptive]["color"]
-        _draw_against_distance(sizes, trajectories[adaptive], EFFECTIVE_STEP_SIZE, first, colour)
         sizes.set_title("Adam's effective step size on v")
-        _draw_against_distance(steps, trajectories[adaptive], "step_along_v", first, colour)
+        _draw_against_distance(sizes, trajectories[adaptive], EFFECTIVE_STEP_SIZE, first, colour)
         steps.set_title("size of Adam's steps along v")
+        _draw_against_distance(steps, trajectories[adaptive], "step_along_v", first, colour)
         _draw_floor(floor, trajectories[adaptive], break_even, colour)
     return figure
 
@@ -66,8 +66,9 @@ def _draw_against_distance(
     axes.plot(distance, size, ".", color=colour, markersize=3)
     axes.set(xlabel="distance to the valley's floor", yscale="log")
     if len(size) > 2:
-        axes.axhline(float(np.median(size)), color=style.MUTED, linestyle="--", linewidth=0.9, label="median")
-        axes.legend(title=f"correlation {np.corrcoef(distance, size)[0, 1]:.2f}")
+        axes.axhline(float(np.median(size)), color=style.MUTED, linestyle="--", linewidth=0.9)
+        correlation = np.corrcoef(distance, size)[0, 1]
+        axes.set_title(f"{axes.get_title(loc='left')}\ncorrelation {correlation:.2f} (dashed: median)")
 
 
 def _draw_floor(axes: Axes, trajectory: Trajectory, break_even: int | None, colour: str) -> None:
@@ -81,4 +82,4 @@ def _draw_floor(axes: Axes, trajectory: Trajectory, break_even: int | None, colo
     reach = np.ptp(along.values)
     axes.set(title="Adam and the floor along v", xlabel="step")
     axes.set_ylim(np.min(along.values) - reach, np.max(along.values) + reach)
-    axes.legend(ncols=2)
+    style.legend_above(axes, 2)

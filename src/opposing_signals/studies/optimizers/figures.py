@@ -31,9 +31,6 @@ SIGNED_BAND = (0.1, 0.25), "10-25% signed"
 TONES = ListedColormap(plt.get_cmap("viridis")(np.linspace(0, 0.88, 256)))
 """Without the tones that are too light for a line."""
 
-Colour = str | tuple[float, float, float, float]
-
-
 # -- figures 6a and 37 ------------------------------------------------------------------------------------------------
 
 
@@ -90,15 +87,13 @@ def _draw_pair(axes: Axes, trajectory: Trajectory, number: int, zoom: int) -> No
 def rules(trajectories: Mapping[str, Trajectory]) -> Figure:
     """Figure 39: train loss and test accuracy of every run, and SplitSGD's share of signed steps."""
     runs = _all_of(trajectories)
-    names = [name for name in runs if Rule.of(runs[name]).name != "SplitSGD"]
-    colours: dict[str, Colour] = dict(zip(names, style.RUNS, strict=False))
+    looks = style.looks(name for name in runs if Rule.of(runs[name]).name != "SplitSGD")
     figure, panels = _panels(runs, "SGD over step sizes, momentum and dampening against SplitSGD", 3)
     for name, run in runs.items():
-        is_split = name not in colours
-        colour = colours.get(name, style.INK)
-        _draw_run(panels, run, color=colour, linewidth=2 if is_split else 1.2, label=str(Rule.of(run)))
+        look = looks.get(name, {"color": style.INK, "linewidth": 2})
+        _draw_run(panels, run, **look, label=str(Rule.of(run)))
     _finish(panels, runs)
-    panels[0].legend()
+    style.legend_beside(figure, panels[0])
     return figure
 
 
@@ -118,7 +113,7 @@ def plain_step_sizes(trajectories: Mapping[str, Trajectory], dampening: float = 
         _draw_run(panels, run, color=style.INK, linestyle="--", linewidth=1.6, label=str(rule))
     _finish(panels[:3], runs)
     _draw_final_losses(panels[3], split, adam)
-    _legend(panels[0])
+    style.legend_above(panels[0], 2)
     return figure
 
 
@@ -136,12 +131,11 @@ def _draw_final_losses(axes: Axes, split: Mapping[Rule, Trajectory], adam: Mappi
             continue
         axes.axhline(end, color=style.INK, linestyle="--", label=str(rule))
         axes.axhspan(0.9 * end, 1.1 * end, color=style.GREY, zorder=0)
-    low, high = axes.get_ylim()
     if plain:
         axes.set_xscale("log")
     axes.set(xlabel="η₁ of SplitSGD", ylabel="final train loss", title="at the end (band: Adam ± 10%)")
-    axes.set_ylim(max(0.0, low - 0.2 * (high - low)), high + 0.4 * (high - low))
-    axes.legend(loc="upper left")
+    axes.margins(y=0.1)
+    style.legend_above(axes, 2)
 
 
 def signed_shares(trajectories: Mapping[str, Trajectory]) -> Figure:
@@ -169,10 +163,10 @@ def learning_rates(trajectories: Mapping[str, Trajectory], quantity: Quantity) -
     figure, panels = _panels(runs, f"Adam and SplitSGD over learning rates: {LABELS[quantity]}", 3)
     for axes, name in zip(panels, ("Adam", "SplitSGD"), strict=False):
         chosen = under(runs, name)
-        for (rule, run), colour in zip(chosen.items(), style.ramp(len(chosen)), strict=True):
-            _draw_run([axes], run, [quantity], color=colour, label=f"{_lr(name)} = {rule.lr:g}")
+        for (rule, run), look in zip(chosen.items(), style.ordered_looks(len(chosen)), strict=True):
+            _draw_run([axes], run, [quantity], **look, label=f"{_lr(name)} = {rule.lr:g}")
         axes.set(title=name, xlabel="step", ylabel=LABELS[quantity])
-        axes.legend()
+        style.legend_above(axes, 3)
     _same_limits(panels[:2])
     _draw_final(panels[2], runs, ("Adam", "SplitSGD"), quantity)
     return figure
@@ -182,13 +176,14 @@ def learning_rates_of_both(trajectories: Mapping[str, Trajectory]) -> Figure:
     """Figure 43a: SGD with momentum and Adam over learning rates, train loss and test accuracy."""
     runs = _all_of(trajectories)
     figure, panels = _panels(runs, "SGD with momentum and Adam over learning rates", 3)
-    for name, tones, line in (("SGD", "Blues", "-"), ("Adam", "Oranges", "--")):
+    for name, tones, width in (("SGD", "Blues", 1.2), ("Adam", "Oranges", 2.0)):
         chosen = under(runs, name)
         shades = plt.get_cmap(tones)(np.linspace(0.45, 1, len(chosen)))
-        for (rule, run), colour in zip(chosen.items(), shades, strict=True):
-            _draw_run(panels[:2], run, color=tuple(colour), linestyle=line, label=f"{name} η = {rule.lr:g}")
+        for (rule, run), shade, look in zip(chosen.items(), shades, style.ordered_looks(len(chosen)), strict=True):
+            look |= {"color": tuple(shade), "linewidth": width}
+            _draw_run(panels[:2], run, **look, label=f"{name} η = {rule.lr:g}")
     _finish(panels[:2], runs)
-    panels[0].legend(ncols=2)
+    style.legend_above(panels[0], 2)
     _draw_final(panels[2], runs, ("SGD", "Adam"), TRAIN_LOSS)
     return figure
 
@@ -241,12 +236,12 @@ def _draw_plain_step_sizes(
 
 def _draw_final(axes: Axes, runs: Mapping[str, Trajectory], names: Sequence[str], quantity: Quantity) -> None:
     """The final value over the learning rate, one line for each rule."""
-    for name, colour in zip(names, style.RUNS, strict=False):
+    for name, look in zip(names, style.GROUPS, strict=True):
         chosen = under(runs, name)
         rates = [rule.lr for rule in chosen]
-        axes.plot(rates, [final(run, quantity).mean() for run in chosen.values()], "o-", color=colour, label=name)
+        axes.plot(rates, [final(run, quantity).mean() for run in chosen.values()], **look, label=name)
     axes.set(xscale="log", xlabel="learning rate", ylabel=f"final {LABELS[quantity]}", title="at the end")
-    axes.legend()
+    style.legend_above(axes, 2)
 
 
 def _finish(panels: Sequence[Axes], runs: Mapping[str, Trajectory]) -> None:
@@ -270,11 +265,6 @@ def _same_limits(panels: Sequence[Axes]) -> None:
     low, high = zip(*(axes.get_ylim() for axes in panels), strict=True)
     for axes in panels:
         axes.set_ylim(min(low), max(high))
-
-
-def _legend(axes: Axes) -> None:
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend()
 
 
 def _lr(name: str) -> str:

@@ -252,7 +252,7 @@ def probe_family(trajectories: Mapping[str, Trajectory], probes: Sequence[str]) 
         probes: A column a block.
     """
     title = style.about("Colour blocks: rise, oscillation and decline of the feature norm", trajectories)
-    figure = style.figure(2.7 * len(probes), 0.9 + 2.5 * len(trajectories), title)
+    figure = style.figure(2.7 * len(probes) + 2, 0.9 + 2.5 * len(trajectories), title)
     panels = figure.subplots(len(trajectories), len(probes), sharex="row", squeeze=False)
     for row, (name, trajectory) in zip(panels, trajectories.items(), strict=True):
         for axes, probe in zip(row, probes, strict=True):
@@ -276,7 +276,7 @@ def probe_family(trajectories: Mapping[str, Trajectory], probes: Sequence[str]) 
         axes.set_title(f"{probe.replace('_', ' ')}\n{axes.get_title(loc='left')}", fontsize=8)
     for axes in panels[-1]:
         axes.set_xlabel("step (dotted: break-even)")
-    panels[0, 0].legend(loc="lower right", fontsize=7)
+    style.legend_beside(figure, panels[0, 0])
     return figure
 
 

@@ -1,0 +1,197 @@
+"""The examples that are followed: how many, and when their losses are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from opposing_signals.errors import InputError
+from opposing_signals.follow.batch_losses import outermost_calls
+from opposing_signals.follow.isolation import isolated, uncached_casts
+from opposing_signals.follow.measurement import Measurement
+from opposing_signals.follow.schedule import CURVATURE, LOSSES, Schedule
+from opposing_signals.follow.shown import Shown
+from opposing_signals.follow.step import Step
+from opposing_signals.follow.tracking_set import Collate, TrackingSet, evaluation
+from opposing_signals.processes import agreed, count, is_first
+from opposing_signals.record import Record, quantities
+
+log = getLogger(__name__)
+
+_TIMED = 6  # steps that are timed before it is decided how many examples are followed
+
+
+class Tracking:
+    """Settles which examples are followed once a step's time is known, and measures them when it is their turn.
+
+    Args:
+        examples: Makes the tracking set, anew for each training.
+        schedule: At which steps it is measured.
+        shown: What figures show of an example.
+    """
+
+    def __init__(self, examples: Callable[[], TrackingSet], schedule: Schedule, shown: Shown) -> None:
+        self.examples = examples()
+        self.schedule = schedule
+        self.stopped = ""  # why nothing is measured any more
+        self.has_settled = False
+        self.described: dict[str, Any] = {}  # for the record's provenance
+        self._anew = examples
+        self._budget = schedule.budget
+        self._shown = shown
+        self._measurement = Measurement()
+        self._first = 0
+        self._due = False, False  # whether losses and λ are measured at the present step
+
+    def forget(self, is_read: bool) -> None:
+        """Another training begins.
+
+        Args:
+            is_read: Whether examples have been read for the one before.
+        """
+        self.schedule.forget()
+        self.has_settled = False
+        if is_read:
+            self.examples = self._anew()
+            self._budget.forget()
+
+    def read(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        collate: Collate | None,
+        to_device: Callable[[Any], Any],
+        context: Callable[[], AbstractContextManager[Any]],
+    ) -> list[nn.Module]:
+        """Read the first examples, and see that their losses can be followed. See `TrackingSet.begin`.
+
+        Returns:
+            The modules whose outputs per_sample_loss needs; see `outermost_calls`.
+
+        Raises:
+            InputError: They cannot.
+        """
+        self._model, self._device, self._context = model, device, context
+        self._seconds = self.examples.begin(model, collate, to_device, context)
+        batch = self.examples.first_batch()
+
+        def evaluate() -> None:
+            with evaluation(model), context(), uncached_casts():
+                self.examples.per_sample_loss(model, batch)
+
+        with isolated():
+            return outermost_calls(model, evaluate)
+
+    def begin(self, record: Record, folder: Path, first: int, indices: Any) -> None:
+        """The record is open.
+
+        Args:
+            record: That is written.
+            folder: Of the record.
+            first: Step at which training begins.
+            indices: Of the examples that a resumed run goes on following; None in a new one.
+
+        Raises:
+            InputError: A resumed run was begun with other examples.
+        """
+        self._record, self._folder, self._first = record, folder, first
+        self.described = {"data": self._data("none tracked: too short a training")}
+        if indices is not None:
+            self._settle(np.asarray(indices, np.int64))
+        elif not self.examples.is_sized_by_cost or self._budget.share is None:
+            self._settle(self.examples.indices)
+
+    def is_turn(self, step: int) -> bool:
+        """Whether θ_t is measured, or it is settled what is."""
+        if not self.has_settled:
+            return step - self._first >= _TIMED
+        self._due = (False, False) if self.stopped else self.schedule.due(step)
+        return self._due[0]
+
+    def measure(self, step: int) -> bool:
+        """Measure θ_t, whose turn it is; whether `described` has changed."""
+        has_settled = self.has_settled
+        if not has_settled:
+            self._plan(step)
+            self._due = self.schedule.due(step)
+        wants_losses, wants_sharpness = self._due
+        if wants_losses:
+            with self._budget.measuring(LOSSES, self._device):
+                self.stopped = self._measurement.losses(self._record, step)
+            if self.stopped:
+                log.warning("opposing signals %s; training goes on, the record of losses ends here", self.stopped)
+        if wants_sharpness and not self.stopped:
+            with self._budget.measuring(CURVATURE, self._device):
+                failure = self._measurement.sharpness(self._record, step)
+            if failure:
+                self.schedule.sharpness_every = None
+                self.described[quantities.SHARPNESS] = failure
+        return not has_settled
+
+    def look(self, step: Step) -> None:
+        """See whether a step has jumped: then the next ones are measured."""
+        if self.has_settled:
+            self.schedule.look(step)
+
+    def check_order(self) -> None:
+        """See that an index still names the same example.
+
+        Raises:
+            InputError: It does not.
+        """
+        if self.has_settled:
+            with self._budget.measuring("order"):
+                self.examples.check_order()
+
+    def _plan(self, step: int) -> None:
+        """Follow as many examples as the budget allows, now that a step's time is known."""
+        with self._budget.measuring("reading"):
+            fixed, each = self.examples.cost(self._model, self._device)
+            wanted = partial(self._budget.examples, self._seconds, fixed, each)
+            size = agreed(lambda: wanted(len(self.examples), self.schedule.consecutive, step))
+            self._settle(self.examples.indices[:size])
+
+    def _settle(self, indices: np.ndarray) -> None:
+        """Read the examples that are followed, and note which they are."""
+        checksum = self.examples.settle(indices, count())
+        theirs = self._record.provenance.get("data", {}).get("sha256") or checksum
+        if theirs != checksum:
+            raise InputError(
+                f"{self._folder} was written with other examples than train_dataset and track give now: resume with "
+                "the same, or choose another folder for a new run"
+            )
+        self.has_settled = True
+        examples, self.examples.examples = self.examples.examples, []  # their batches are on the device
+        if is_first():
+            self._shown.write(self._folder, self.examples.indices, examples)
+        self._measurement.begin(self._model, self.examples, self._device, self._context)
+        self.described["data"] = self._data(
+            f"{len(self.examples)} of {self.examples.available} examples tracked", checksum, len(self.examples)
+        )
+
+    def _data(self, said: str, checksum: str = "", examples: int = 0) -> dict[str, Any]:
+        name = f"{type(self.examples.dataset).__name__} ({said})"
+        return {"name": name, "sha256": checksum, "examples": examples}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to measure at the steps at which an uninterrupted one would."""
+        return {
+            "schedule": self.schedule.state_dict(),
+            "tracker": self._measurement.state_dict(),
+            "stopped": self.stopped,
+            "indices": self.examples.indices.tolist() if self.has_settled else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`; the indices are given to `begin`."""
+        self.schedule.load_state_dict(state["schedule"])
+        self._measurement.load_state_dict(state["tracker"])
+        self.stopped = state["stopped"]

@@ -1,0 +1,141 @@
+"""What a training step shows by itself: the losses of its batch's rows, their indices, and the optimizers' gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from opposing_signals.errors import InputError
+from opposing_signals.follow.batch_losses import BatchLosses, Safely
+from opposing_signals.follow.optimizers import OptimizerSteps
+from opposing_signals.follow.per_sample import PerSampleLoss
+from opposing_signals.follow.sampling import DrawnIndices
+from opposing_signals.follow.step import Step, as_numbers
+
+_MOST_BATCHES = 1024  # whose gradients are accumulated in a step
+
+
+class StepWatch:
+    """Watches training steps, batch by batch; a step is over when an optimizer has stepped.
+
+    Args:
+        dataset: In whose terms an index is wanted.
+        ids: Example ↦ its number, for batches whose indices no sampler tells.
+        safely: See `batch_losses.Safely`.
+    """
+
+    def __init__(self, dataset: Any, ids: Callable[[Any], Any] | None, safely: Safely) -> None:
+        self.drawn = DrawnIndices(dataset)
+        self.step: Step | None = None  # while it runs
+        self._ids = ids
+        self._safely = safely
+        self._optimizers = OptimizerSteps(safely)
+        self._rows: BatchLosses | None = None
+        self._indices: Callable[[], np.ndarray | None]
+        self._is_open = self._has_rows = False
+        self._has_indices = False  # of any row so far
+
+    def begin(
+        self,
+        model: nn.Module,
+        per_sample_loss: PerSampleLoss,
+        calls: list[nn.Module],
+        context: Callable[[], AbstractContextManager[Any]],
+        optimizers: Sequence[Any],
+        hooks: bool,
+    ) -> None:
+        """Training begins. See `BatchLosses` and `OptimizerSteps.begin`."""
+        self._rows = BatchLosses(model, per_sample_loss, calls, self._take, context, self._safely)
+        self._optimizers.begin(optimizers, hooks)
+        self._has_indices = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether an optimizer has stepped in the step that runs."""
+        return self.step is not None and self._optimizers.has_stepped
+
+    @property
+    def missing(self) -> str:
+        """What of the batches' rows is not known, and why; empty if nothing is missing."""
+        if self._rows is not None and self._rows.failure:
+            return f"not recorded: {self._rows.failure}"
+        if self._has_indices or not self._has_rows:
+            return ""
+        return (
+            "recorded without indices, because no sampler tells them: give batch_indices=, or ids= as a function that "
+            "takes a batch, too"
+        )
+
+    def open(self, number: int, batch: Any, batch_indices: Any) -> None:
+        """A batch begins.
+
+        Args:
+            number: Of the step, if it is its first batch.
+            batch: That per_sample_loss gets; None takes the arguments of the model's call.
+            batch_indices: ``[n]``; None asks the loader, or ``ids``.
+
+        Raises:
+            InputError: No optimizer ever steps.
+        """
+        self.step = self.step or Step(number=number)
+        if len(self.step.losses) >= _MOST_BATCHES:
+            raise InputError(f"no optimizer stepped in {_MOST_BATCHES} batches: expected the one that steps")
+        self.step.learning_rate = self._optimizers.learning_rate
+        self._indices = lambda: self._indices_of(batch) if batch_indices is None else as_numbers(batch_indices)
+        self._is_open, self._has_rows = True, False
+        if self._rows is not None:
+            self._rows.open(batch)
+        self._optimizers.open()
+
+    def shut(self) -> None:
+        """The batch is over."""
+        self._optimizers.shut()
+        if self._is_open and self._rows is not None:
+            self._is_open = False
+            self._rows.close()
+            if not self._has_rows:
+                self._indices()
+
+    def take(self) -> Step:
+        """The step that is complete; the next one may begin."""
+        step, self.step = self.step, None
+        assert step is not None
+        self._has_indices |= any(indices is not None for indices in step.indices)
+        norm = self._optimizers.take()
+        step.gradient_norm = norm if step.gradient_norm is None else step.gradient_norm
+        return step
+
+    def at_gradient(self, optimizer: Any) -> None:
+        """``optimizer`` has its gradient and steps now; for adapters of frameworks that tell it."""
+        self._optimizers.at_gradient(optimizer)
+
+    def add_loss(self, loss: Any) -> None:
+        """Add a batch's share of the step's own loss; for adapters of frameworks that give it."""
+        if self.step is not None and isinstance(loss, Tensor) and loss.numel() == 1:
+            loss = loss.detach().reshape(())
+            self.step.loss = loss if self.step.loss is None else self.step.loss + loss
+
+    def end(self) -> None:
+        """Training ends."""
+        self.step, self._is_open = None, False
+        if self._rows is not None:
+            self._rows.release()
+        self._optimizers.end()
+        self.drawn.forget()
+
+    def _take(self, losses: Tensor) -> None:
+        if self.step is not None and not self.step.is_given:
+            self._has_rows = True
+            self.step.add(losses, self._indices())
+
+    def _indices_of(self, batch: Any) -> np.ndarray | None:
+        """By the loader's sampler, or by ``ids``, which takes a batch where examples name themselves in it."""
+        indices = self.drawn.next()
+        if indices is None and self._ids is not None and batch is not None:
+            with suppress(Exception):  # it may take single examples only
+                indices = as_numbers(self._ids(batch))
+        return indices

@@ -1,0 +1,86 @@
+"""The packed records of committed results, of which their explorers are made."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from opposing_signals.configuration import folder_name
+from opposing_signals.errors import InputError
+from opposing_signals.packing import SUFFIX, pack_run
+from opposing_signals.record import Record
+from opposing_signals.report.page import PACKS, find_records, find_results
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What `pack_results` has done.
+
+    Attributes:
+        written: The packed records.
+        notes: Of each run that was not packed, or without its training examples: why.
+        deleted: Packed records of runs that no result is drawn from any more.
+    """
+
+    written: list[Path]
+    notes: list[str]
+    deleted: list[Path]
+
+
+def pack_results(folder: Path, records: Sequence[Path], limit: int, only: Collection[str] = ()) -> Packed:
+    """Pack the record of every run behind a result in ``folder``, beside the result.
+
+    A result in ``folder/cpu/fig01_group_losses`` has its runs' records in ``folder/cpu/runs``. A run whose record is
+    not there, or of which there is one of another training under the same name, is left as it is.
+
+    Args:
+        folder: Of the results.
+        records: Folders with records, packed ones among them; they are searched as for the report.
+        limit: Bytes of a packed record.
+        only: Names of the experiments; empty: all of them.
+
+    Raises:
+        InputError: There are no results, or a record is damaged or does not fit.
+        NotWrittenError: A packed record cannot be written.
+    """
+    results = find_results([folder])
+    chosen = [result for result in results if result.picture and (not only or result.name in only)]
+    if not chosen:
+        wanted = f"results of {', '.join(only)}" if only else "results"
+        raise InputError(f"no {wanted} in {folder}: expected folders with experiment.json, claims.json and figure.png")
+    found = {place.resolve().name: place for place in find_records(records)}
+    written, notes = [], []
+    for result in chosen:
+        for run in result.runs:
+            name = folder_name(run.folder, f"{result.folder}/experiment.json: folder")
+            path = (folder / result.place_in(folder)).parent / PACKS / f"{name}{SUFFIX}"
+            if path in written:
+                continue
+            if name not in found:
+                notes.append(f"{name}: there is no record of it in {', '.join(map(str, records))}")
+                continue
+            record = Record(found[name])
+            if {field: value for field, value in record.provenance.items() if field != "packed"} != run.provenance:
+                notes.append(f"{found[name]} is the record of another training than {result.folder} is drawn from")
+                continue
+            if why := pack_run(record, path, limit):
+                notes.append(why)
+            written.append(path)
+    return Packed(
+        written,
+        list(dict.fromkeys(notes)),
+        _delete_stale(folder, {run.folder for result in results for run in result.runs}),
+    )
+
+
+def packed_records(folder: Path) -> list[Path]:
+    """Every packed record beside the results in ``folder``."""
+    return sorted(folder.glob(f"*/{PACKS}/*{SUFFIX}"))
+
+
+def _delete_stale(folder: Path, runs: Collection[str]) -> list[Path]:
+    stale = [path for path in packed_records(folder) if path.name.removesuffix(SUFFIX) not in runs]
+    for path in stale:
+        path.unlink()
+    return stale
