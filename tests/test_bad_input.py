@@ -14,8 +14,7 @@ from opposing_signals.app.job import begin
 from opposing_signals.arguments import completed
 from opposing_signals.configuration import configuration_folder
 from opposing_signals.errors import InputError
-from opposing_signals.experiments import experiments
-from opposing_signals.schema import check, check_training
+from opposing_signals.schema import check_training
 
 BASES = {
     "mlp": ["demo_planted"],
@@ -331,13 +330,6 @@ def test_other_commands_refuse_what_they_cannot_do(command, tmp_path, monkeypatc
     assert said.startswith(f"opposing-signals: {OTHERS[command]}")
     assert said.count("\n") == 1
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("experiment", experiments())
-def test_every_experiment_fits_the_schema(experiment):
-    config = composed(experiment)
-    check(config)
-    check_training(config)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ ENOUGH = {  # for every claim to be computed: a part of a grid, a short run
     "fig44a_dampened": (f"{DAMPENING},resnet110_adam",),
     "fig44b_signed_share": (DAMPENING,),
     "fig04_toy_valley": SHORT_VALLEY,
+    "fig22_flow_sky_block": ("steps=8",),  # each of them is many gradients
     "intervention": (
         "intervention=control,remove_pair,downweight_pair,relabel_pair,remove_random_1,remove_random_2",
         "intervention.spike=1,2",
@@ -493,23 +494,20 @@ def test_what_is_refused_leaves_no_dashboard_run(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("field", "value", "sweep"),
     [
-        ("run.name", "../../escaped"),
-        ("run.name", "a/b"),
-        ("run.name", ""),
-        ("run.name", ".."),
-        ("experiment.name", "../escaped"),
-        ("experiment.name", "/tmp/escaped"),
-        ("experiment.name", ""),
-        ("scale.name", "../s"),
-        ("seed", "../../escaped"),
-        ("output_dir", ""),
-        ("output_dir", "null"),
-        ("run_dir", ""),
+        *(("run.name", value, False) for value in ("../../escaped", "a/b", "", "..")),
+        *(("experiment.name", value, False) for value in ("../escaped", "/tmp/escaped", "")),
+        ("scale.name", "../s", False),
+        ("seed", "../../escaped", False),
+        *(("output_dir", value, False) for value in ("", "null")),
+        ("run_dir", "", False),
+        ("run.name", "../../escaped", True),
+        ("experiment.name", "../escaped", True),
+        ("output_dir", "", True),
+        ("run_dir", "", True),
     ],
 )
-@pytest.mark.parametrize("sweep", [False, True])
 def test_names_stay_inside_the_output_folder(tmp_path, monkeypatch, capfd, field, value, sweep):
     outside = tmp_path / "outside"
     inside = outside / "inside"

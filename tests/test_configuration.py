@@ -13,6 +13,7 @@ from opposing_signals.choices import check_settings, choices, written
 from opposing_signals.configuration import SCALES, configuration_folder, decisive, run_folder, run_key
 from opposing_signals.errors import InputError
 from opposing_signals.experiments import experiments
+from opposing_signals.schema import check, check_training
 from opposing_signals.studies.claim import Threshold
 from opposing_signals.sweeps import grid
 
@@ -34,8 +35,10 @@ def at_scale(scale: str, experiment: str, *overrides: str) -> DictConfig:
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("experiment", sorted(experiments()))
-def test_every_experiment_composes_at_every_scale(experiment, scale):
+def test_every_experiment_composes_at_every_scale_and_fits_the_schema(experiment, scale):
     config = at_scale(scale, experiment)
+    check(config)
+    check_training(config)
     assert config.experiment.name == experiment
     assert config.scale.name == scale
     assert json.loads(json.dumps(decisive(config))) == decisive(config)

@@ -11,6 +11,8 @@ from opposing_signals.__main__ import main
 from opposing_signals.demo import demo
 from opposing_signals.record import Record
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"planted": ("scale=smoke",), "curve": ("scale=smoke",)}
 
 
@@ -54,7 +56,8 @@ def test_the_page_shows_the_three_results_and_their_runs(ran, said):
     assert "is missing" not in page
 
 
-def test_a_second_call_trains_nothing_again_but_what_was_interrupted(ran, said):
+def test_a_second_call_trains_nothing_again_but_what_was_interrupted(ran, said, monkeypatch):
+    monkeypatch.setattr("opposing_signals.report.build", lambda _, page: page)
     digits, *others = (ran / "digits", *(ran / "runs").iterdir())
     written = {folder: (folder / "sample_loss.npy").stat().st_mtime_ns for folder in (digits, *others)}
     demo(ran, **SMALL)

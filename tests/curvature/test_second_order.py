@@ -28,20 +28,20 @@ from opposing_signals.models import resnet18, vgg11
 
 
 @pytest.mark.parametrize("layer", NETWORKS)
-@pytest.mark.parametrize("channels_last", [True, False])
-def test_products_gradient_and_slopes_agree_with_plain_double_backward(layer, channels_last):
-    risk = risk_of(layer, channels_last=channels_last)
-    losses = plain_losses(risk)
-    dense = plain_hessian(losses.mean(), risk)
+def test_products_gradient_and_slopes_agree_with_plain_double_backward(layer):
+    plain = risk_of(layer, channels_last=False)
+    losses = plain_losses(plain)
+    dense = plain_hessian(losses.mean(), plain)
+    gradients = torch.stack([plain_gradient(loss, plain).detach() for loss in losses])
     vectors = torch.randn(2, len(dense), dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
-    measured = risk.hessian_products(vectors)
+    for channels_last in (True, False):
+        measured = risk_of(layer, channels_last=channels_last).hessian_products(vectors)
 
-    torch.testing.assert_close(measured.products, vectors @ dense, rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(measured.losses, losses.detach(), rtol=1e-12, atol=1e-14)
-    gradients = torch.stack([plain_gradient(loss, risk).detach() for loss in losses])
-    torch.testing.assert_close(measured.slopes, vectors @ gradients.T, rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(measured.gradient, gradients.mean(0), rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(measured.products, vectors @ dense, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(measured.losses, losses.detach(), rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(measured.slopes, vectors @ gradients.T, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(measured.gradient, gradients.mean(0), rtol=1e-9, atol=1e-11)
 
 
 def test_products_of_a_model_that_transforms_functions():

@@ -1,7 +1,6 @@
-"""One of two processes that train together, for test_several_processes; arguments: folder, rank, port."""
+"""One of two processes that train together, for test_several_processes."""
 
 import os
-import sys
 from contextlib import nullcontext
 
 import torch
@@ -78,14 +77,16 @@ def train(how, folder, rank, processes, follow=True):
     return [getattr(p, "full_tensor", lambda p=p: p)().detach() for p in model.parameters()]
 
 
-if __name__ == "__main__":
-    folder, rank, port = sys.argv[1:]
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=port, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", TORCHELASTIC_RUN_ID="1"
-    )
+def work(rank, folder, port):
+    """What each of two processes does: train with the follower and without it, to the same bits."""
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "1",
+    }  # fmt: skip
+    torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     for how in HOW:
-        watched = train(how, f"{folder}/{how}", int(rank), 2)
-        alone = train(how, f"{folder}/{how}", int(rank), 2, follow=False)
+        watched = train(how, f"{folder}/{how}", rank, 2)
+        alone = train(how, f"{folder}/{how}", rank, 2, follow=False)
         assert all(torch.equal(one, other) for one, other in zip(watched, alone, strict=True)), how
     distributed.destroy_process_group()

@@ -6,7 +6,7 @@ import torch
 
 from opposing_signals.data import chebyshev, planted
 from opposing_signals.signals import name_group
-from opposing_signals.signals.names import background
+from opposing_signals.signals.names import backgrounds
 
 PICTURES = {
     "white": (240, 245, 250), "black": (10, 5, 20), "blue": (40, 90, 220), "green": (60, 160, 50),
@@ -60,5 +60,5 @@ def test_points_of_a_curve_are_named_by_their_place():
 def test_backgrounds(name):
     image = np.full((32, 32, 3), PICTURES[name], np.uint8)
     image[6:26, 6:26] = 77
-    assert background(image) == name
-    assert background(np.full((8, 8), 255, np.uint8)) == "white"
+    assert backgrounds(np.stack([image, np.full_like(image, 255)])) == [name, "white"]
+    assert backgrounds(np.full((1, 8, 8), 255, np.uint8)) == ["white"]

@@ -104,7 +104,8 @@ def test_a_log_has_a_line_now_and_then(run):
 @pytest.mark.parametrize("columns", [70, 80, 120])
 @pytest.mark.parametrize("name", ["short", "a_run_with_a_long_name-scale=paper-optimizer.lr=0.0123456789-{seed}"])
 def test_a_bar_keeps_loss_and_sharpness_on_a_narrow_terminal(run, monkeypatch, name, columns):
-    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda _: (columns, 24))
+    """As COLUMNS says it; a terminal without a width of its own is one."""
+    monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda _: (0, -1))
     bars = [bar.strip() for bar in run(name, True, 10, columns).replace("\n", "").split("\r") if bar.strip()]
     assert "0/10" in bars[0]
     assert "curvature, product 3 of 10" in "".join(bars)

@@ -100,9 +100,9 @@ def begin(config: DictConfig, searched: list[Path], what: str) -> None:
     schema.check(config)
     check_settings(config.settings, searched)
     experiment_folder(config)  # refuses a name that leads elsewhere
+    announce(config, what)  # before Lightning is imported, which takes as long as all until here
     if not is_reused(config):
         schema.check_training(config)
-    announce(config, what)
     if config.conclude:
         check_conclusion(config)
 

@@ -79,45 +79,45 @@ def _plural(name: str) -> str:
 def _background(dataset: Dataset, group: np.ndarray) -> str:
     """The colour that most pictures of the group have at their sides, and more of them than by chance; else empty."""
     assert dataset.images is not None
-    ours = [background(dataset.images[point]) for point in group]
+    ours = backgrounds(dataset.images[group])
     colour = max(set(ours), key=ours.count)
     if not colour or 2 * ours.count(colour) <= len(ours):
         return ""
     sample = np.random.default_rng(0).choice(len(dataset), min(len(dataset), 1000), replace=False)
-    usual = sum(background(dataset.images[point]) == colour for point in sample) / len(sample)
+    usual = backgrounds(dataset.images[sample]).count(colour) / len(sample)
     chance = float(scipy.stats.binom.sf(ours.count(colour) - 1, len(ours), max(usual, 1 / len(sample))))
     return colour if chance < CHANCE else ""
 
 
-def background(image: np.ndarray) -> str:
-    """The colour of a picture's sides in a word; empty if they are of no one colour, or of a dull one.
+def backgrounds(images: np.ndarray) -> list[str]:
+    """The colour of each picture's sides in a word; empty if they are of no one colour, or of a dull one.
 
     Args:
-        image: ``[height, width, 3]`` or ``[height, width]``, uint8.
+        images: ``[n, height, width, 3]`` or ``[n, height, width]``, uint8.
     """
-    picture = np.asarray(image, float)
-    if picture.ndim == 2:
-        picture = np.repeat(picture[:, :, None], 3, axis=2)
-    inside = np.zeros(picture.shape[:2], bool)
-    tall, wide = (max(1, EDGE * size // 32) for size in picture.shape[:2])
+    pictures = images[..., None].repeat(3, axis=3) if images.ndim == 3 else images
+    inside = np.zeros(pictures.shape[1:3], bool)
+    tall, wide = (max(1, EDGE * size // 32) for size in pictures.shape[1:3])
     inside[tall:-tall, wide:-wide] = True
-    words = [_colour(pixel) for pixel in picture[~inside]]
-    word = max(set(words), key=words.count)
-    return word if 2 * words.count(word) > len(words) else ""
+    words = _colours(pictures[:, ~inside].astype(float))
+    most = [(word, 2 * (words == word).sum(1) > words.shape[1]) for word in _WORDS]
+    return np.select([has for _, has in most], [word for word, _ in most], "").tolist()
 
 
-def _colour(pixel: np.ndarray) -> str:
-    """White, black, or the hue of a saturated pixel; empty for grey and dull ones."""
-    red, green, blue = pixel
-    high, low = pixel.max(), pixel.min()
-    if low > 200 and high - low < 40:
-        return "white"
-    if high < 50:
-        return "black"
-    if high - low < 0.2 * high:
-        return ""
-    if high == blue:
-        return "blue"
-    if high == green:
-        return "green"
-    return "yellow" if green > 0.75 * red and green > 1.3 * blue else "red" if green < 0.5 * red else "brown"
+_WORDS = ("white", "black", "blue", "green", "yellow", "red", "brown")
+
+
+def _colours(pixels: np.ndarray) -> np.ndarray:
+    """White, black, or the hue of each saturated pixel of ``[..., 3]``; empty for grey and dull ones."""
+    red, green, blue = np.moveaxis(pixels, -1, 0)
+    high, low = pixels.max(-1), pixels.min(-1)
+    tests = {
+        "white": (low > 200) & (high - low < 40),
+        "black": high < 50,
+        "": high - low < 0.2 * high,
+        "blue": high == blue,
+        "green": high == green,
+        "yellow": (green > 0.75 * red) & (green > 1.3 * blue),
+        "red": green < 0.5 * red,
+    }
+    return np.select(list(tests.values()), list(tests), "brown")

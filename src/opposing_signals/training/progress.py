@@ -22,6 +22,7 @@ Kind = frozenset[str]
 _REMEMBERED = 20  # steps of a kind whose mean time is expected of the next one
 _SECONDS = {True: 0.2, False: 20.0}  # between two updates of the bar on a terminal, or two lines in a log
 _LEAST_BAR = 6
+_ROWS = 2  # that the bar needs; tqdm draws none on a terminal that tells fewer
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
 
 
@@ -93,7 +94,7 @@ class Progress(Callback):
         self._step_began = time.monotonic()
         if sys.stderr.isatty():
             self._bar = tqdm(
-                total=self.steps, initial=self._done, desc=self._name(), bar_format=_BAR, dynamic_ncols=True
+                total=self.steps, initial=self._done, desc=self._name(), bar_format=_BAR, ncols=_columns(), nrows=_ROWS
             )
         self._update(is_forced=True)
 
@@ -130,7 +131,7 @@ class Progress(Callback):
                 flush=True,
             )
         else:
-            self._bar.n = self._done
+            self._bar.n, self._bar.ncols = self._done, _columns()
             self._bar.set_description_str(self._name(), refresh=False)
             self._bar.set_postfix_str(", ".join(self._details()), refresh=False)
             self._bar.refresh()
@@ -145,7 +146,7 @@ class Progress(Callback):
     def _name(self) -> str:
         """As much of the name as leaves room for the rest of the bar."""
         rest = ", ".join([f" 100%|{'':{_LEAST_BAR}}| {self._done}/{self.steps}", *self._details()])
-        room = shutil.get_terminal_size().columns - len(rest)
+        room = _columns() - len(rest)
         return self.name if len(self.name) <= room else self.name[: max(room - 1, 0)] + "…"
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -161,3 +162,8 @@ class Progress(Callback):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _columns() -> int:
+    """COLUMNS, or the width of the terminal; 80 of one that does not tell it."""
+    return shutil.get_terminal_size().columns
