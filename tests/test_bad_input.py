@@ -67,7 +67,7 @@ VALUES = {
         "optimizer.momentum": (*NOT_NUMBERS, "2", "1", "-1"),
         "optimizer._target_": ("torch.optim.Nope", "os"),
         "risk.chunk": (*NOT_COUNTS, "null"),
-        "risk.precision": ("float16", "", "null", "32"),
+        "risk.precision": ("float8", "", "null", "32"),
         "risk.channels_last": NOT_SWITCHES,
         "risk.compile_training": NOT_SWITCHES,
         "loss.label_smoothing": (*NOT_NUMBERS, "2", "-0.1"),

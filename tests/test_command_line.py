@@ -314,8 +314,8 @@ def test_a_complete_run_is_reused(command, tmp_path):
             ["+optimiser.lr=1", "no job reads a field optimiser"],
         ),
         (
-            ["experiment=fig03_chebyshev", *TINY, "risk.precision=float16"],
-            ["risk.precision=float16", "float32, tf32, float64"],
+            ["experiment=fig03_chebyshev", *TINY, "risk.precision=float8"],
+            ["risk.precision=float8", "float32, tf32, float64"],
         ),
         (["experiment=fig03_chebyshev", *TINY, "risk.chunk=ten"], ["risk.chunk=ten", "a whole number"]),
         (["experiment=fig03_chebyshev", *TINY, "batch=ten"], ["batch=ten", "whole number", "null"]),

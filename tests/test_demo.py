@@ -38,7 +38,7 @@ def test_the_end_tells_the_numbers_that_were_measured(ran, said):
     for word in ("PASS:", "FAIL:", "INCONCLUSIVE:"):
         assert word in end
     assert "explain outputs/mine" in end
-    assert "experiment=fig01_group_losses" in end
+    assert "opposing-signals fig6a" in end
 
 
 def test_the_digits_are_explained(ran, said):

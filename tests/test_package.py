@@ -67,7 +67,7 @@ def test_on_an_index_every_link_leads_somewhere(repository) -> None:
     addresses = re.findall(r"\]\(([^)]*)\)", text)
     assert addresses
     assert all(address.startswith("https://") for address in addresses)
-    has_caption = "*Figure 1: a ResNet" in text
+    has_caption = "*Figure 6a: a VGG-11" in text
     assert ("![" in text) == has_caption == (repository is not None), "a picture goes with its caption"
     assert len(addresses) == len(re.findall(r"\]\(", readme)) or repository is None
     assert "**the paper, figure by figure**" in re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text)

@@ -92,11 +92,11 @@ def print_help() -> None:
         "[bold]opposing-signals gallery[/] \\[FOLDER]     results as one page of Markdown\n"
         "[bold]opposing-signals explain[/] FOLDER ...   which examples carried a run's loss spikes\n"
         "[bold]opposing-signals reproduce[/]            all of it, in order, in --budget SECONDS\n"
-        "[bold]opposing-signals pack[/] RESULTS FOLDER  the records behind results, to be committed with them\n\n"
-        "An experiment is given by its name or a beginning of it: fig1, fig06b, theorem31. It trains what is missing, "
-        "draws its figure, checks its claims and writes them to outputs/NAME/. Any field of its configuration can be "
-        "set: model.width=32 data=planted logger=none output_dir=FOLDER. [bold]--cfg job[/] prints the configuration, "
-        "[bold]-m[/] runs each of several values (seed=1,2), [bold]--hydra-help[/] says more.\n"
+        "[bold]opposing-signals pack[/] RESULTS FOLDER  the records behind results, made small\n\n"
+        "An experiment is given by a beginning of its name: fig1, fig06b. It trains what is missing, draws its figure, "
+        "checks its claims and writes them to outputs/NAME/. Any field can be set: model.width=32 data=planted "
+        "logger=none. [bold]--cfg job[/] prints all fields, [bold]-m[/] runs several values (seed=1,2), "
+        "[bold]--hydra-help[/] says more.\n"
     )
     table = Table.grid(padding=(0, 2))
     for family, members in families().items():

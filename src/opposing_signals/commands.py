@@ -134,15 +134,14 @@ def _demo(arguments: list[str]) -> int:
     parser.add_argument(
         "folder",
         nargs="?",
-        type=Path,
         metavar="FOLDER",
-        default=demo.FOLDER,
+        default=str(demo.FOLDER),
         help="for all that is written (%(default)s)",
     )
-    folder = parser.parse_args(arguments).folder
-    if "=" in folder.name:
-        parser.error(f"{folder} is a setting, and the demo has none")
-    return demo.demo(folder)
+    folder = parser.parse_args(arguments).folder.removeprefix("output_dir=")
+    if not folder or "=" in folder:
+        parser.error(f"{folder} is a setting, and the demo has none" if folder else "output_dir= is empty")
+    return demo.demo(Path(folder))
 
 
 def _reproduce(arguments: list[str]) -> int:

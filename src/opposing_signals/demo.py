@@ -101,7 +101,7 @@ def _seen(folder: Path, page: Path, spike: Spike | None, trajectory: Trajectory)
 
     planted, curve = _claims(folder / PLANTED), _claims(folder / CURVE)
     reason = curve["fig03a"]["reason"]
-    cost = experiments()["fig01_group_losses"][1]["cpu"]
+    cost = experiments()["fig06a_sgd_groups"][1]["cpu"]
     return [
         "\nWhat was seen",
         f"1. Real images. {_told(spike, trajectory)}",
@@ -124,7 +124,7 @@ def _seen(folder: Path, page: Path, spike: Spike | None, trajectory: Trajectory)
         "  your own model, by one callback, and then opposing-signals explain outputs/mine:",
         '      signals = OpposingSignals(train_dataset, per_sample_loss, folder="outputs/mine")',
         "      Trainer(callbacks=[signals]).fit(module, loader)",
-        f"  figure 1 on CIFAR-10, {cost} on two cores: opposing-signals experiment=fig01_group_losses",
+        f"  figure 6a of the paper on CIFAR-10, {cost} on two cores: opposing-signals fig6a",
     ]
 
 

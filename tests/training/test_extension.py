@@ -164,7 +164,7 @@ def test_trainings_that_went_apart_are_not_mixed(tmp_path, caplog):
         changed = np.where(losses.steps == 2, losses.values + 1e-9, losses.values)
         record.replace("train_loss", Series(losses.steps.copy(), changed))
     extended = recorded(configured(tmp_path, CURVE, *BASE, "gradient_norms"), None)
-    assert ["the train loss at step 2 is" in message for message in caplog.messages] == [True, True]
+    assert sum("the train loss at step 2 is" in message for message in caplog.messages) == 2
     assert "extends" not in extended.provenance
     assert_same(extended, recorded(configured(tmp_path / "alone", CURVE, *BASE, "gradient_norms"), None))
 
