@@ -32,7 +32,7 @@ test: setup
 	$(PYTEST)
 
 # What tells most in half a minute: the risk and its derivatives, records, finding, claims, optimizers and models.
-QUICK := tests/signals tests/studies tests/optim tests/models tests/curvature/test_eigen.py tests/training/test_progress.py \
+QUICK := tests/signals $(wildcard tests/studies/test_*.py) tests/optim tests/models tests/curvature/test_eigen.py tests/training/test_progress.py \
 	tests/record/test_record.py tests/record/test_quantities.py tests/test_rooms.py tests/curvature/test_risk.py tests/curvature/test_second_order.py tests/test_experiments.py
 quick: setup
 	$(PYTEST) -m "not slow" $(QUICK)
