@@ -54,7 +54,7 @@ VALUES = {
         "checkpoint_seconds": (*NOT_NUMBERS, "-1", ""),
         "conclude": (*NOT_SWITCHES, ""),
         "retrain_damaged": NOT_SWITCHES,
-        "job": ("os.nothing", "nothing", "", "3", "null"),
+        "job": ("os.getcwd", "os.nothing", "nothing", "", "3", "null"),
         "output_dir": ("", "null", "[a]"),
         "run_dir": ("", "[a]"),
         "run.name": ("../../escape", "a/b", "", ".", "[a]"),

@@ -107,7 +107,7 @@ def check_training(config: DictConfig) -> None:
         InputError: See `check`.
     """
     fields = _fields(config)
-    named(fields["job"], "job")
+    _check_job(fields["job"])
     reference = fields.pop("reference", None) or {}
     for name, value in fields.items():
         if name not in UNDECISIVE:
@@ -234,6 +234,22 @@ def named(target: Any, where: str) -> Callable[..., Any]:
     if not callable(found):
         raise InputError(f"{where}={written(target)}: expected a function or class, as package.module.NAME")
     return found
+
+
+def _check_job(target: Any) -> None:
+    """Refuse what cannot fill a run's record: a job is called with the configuration, the record and a logger."""
+    try:
+        signature = inspect.signature(named(target, "job"))
+    except ValueError:  # of functions written in C, which tell no signature
+        return
+    try:
+        signature.bind("config", "record", "logger")
+    except TypeError:
+        raise InputError(
+            f"job={written(target)}: expected a function of configuration, record and logger, as "
+            "opposing_signals.training.job.train is one; its arguments are "
+            f"{signature}"
+        ) from None
 
 
 def _hint(annotation: Any, namespace: dict[str, Any]) -> Any:
