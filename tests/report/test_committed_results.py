@@ -7,6 +7,7 @@ import pytest
 
 from opposing_signals.packing import SUFFIX, unpack
 from opposing_signals.record import Record
+from opposing_signals.record.quantities import SAMPLE_LOSS
 from opposing_signals.report import check_gallery
 from opposing_signals.report.packs import packed_records
 from opposing_signals.report.page import find_results
@@ -37,7 +38,8 @@ def test_a_packed_record_is_of_the_run_that_a_result_is_drawn_from(path, tmp_pat
     record = Record(tmp_path / "run")
     record.verify()
     packed = record.provenance["packed"]
-    assert packed["examples"] >= packed["exact"] > 0
+    if SAMPLE_LOSS in record:  # a run under gradient flow records none
+        assert packed["examples"] >= packed["exact"] > 0
     name = path.name.removesuffix(SUFFIX)
     runs = [run for result in find_results([path.parents[1]]) for run in result.runs if run.folder == name]
     assert runs
