@@ -322,6 +322,14 @@ def test_a_command_that_names_what_is_not_there_is_refused(command):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("command", ["report", "gallery", "reproduce --pack", "reproduce --to", "pack results"])
+def test_an_empty_folder_is_not_this_one(command, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert main([*command.split(" "), ""]) == 2
+    assert "expected the path of a folder; . is this one" in capfd.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("command", OTHERS)
 def test_other_commands_refuse_what_they_cannot_do(command, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)

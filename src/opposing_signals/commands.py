@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -14,6 +14,13 @@ from opposing_signals.configuration import SCALES
 from opposing_signals.errors import READ_NAMED_DATA, InputError, printable
 from opposing_signals.experiments import ALL, experiments, named
 from opposing_signals.terminal import console
+
+
+def _folder(given: str) -> Path:
+    """The path of a folder; an empty one would be the folder of the command."""
+    if not given.strip():
+        raise ArgumentTypeError("expected the path of a folder; . is this one")
+    return Path(given)
 
 
 def _list(arguments: list[str]) -> int:
@@ -46,7 +53,9 @@ def _sweep(arguments: list[str]) -> int:
     parser = _Parser("sweep", "Print an experiment's grid as the file that `wandb sweep` takes.")
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("experiment", nargs="?", help="its name, or a beginning of it")
-    chosen.add_argument("--all", type=Path, metavar="FOLDER", help="write every experiment's grid to FOLDER/NAME.yaml")
+    chosen.add_argument(
+        "--all", type=_folder, metavar="FOLDER", help="write every experiment's grid to FOLDER/NAME.yaml"
+    )
     parser.add_argument("--scale", choices=SCALES, default="paper", help="of the runs (%(default)s)")
     options = parser.parse_args(arguments)
     from opposing_signals.sweeps import wandb_sweep, write_sweeps
@@ -62,7 +71,7 @@ def _report(arguments: list[str]) -> int:
     """One page of all results."""
     parser = _Parser("report", "Write one page of all results, with an explorer of every run.")
     parser.add_argument(
-        "folders", nargs="*", type=Path, metavar="FOLDER", help="with results or runs (default: outputs and results)"
+        "folders", nargs="*", type=_folder, metavar="FOLDER", help="with results or runs (default: outputs and results)"
     )
     _add_named_data(parser)
     options = parser.parse_args(arguments)
@@ -78,7 +87,9 @@ def _report(arguments: list[str]) -> int:
 def _gallery(arguments: list[str]) -> int:
     """Results to be read where they lie."""
     parser = _Parser("gallery", "Write FOLDER/README.md: each result with its picture, verdicts and cost.")
-    parser.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", default=Path("results"), help="(%(default)s)")
+    parser.add_argument(
+        "folder", nargs="?", type=_folder, metavar="FOLDER", default=Path("results"), help="(%(default)s)"
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; fail where the gallery is out of date")
     options = parser.parse_args(arguments)
     from opposing_signals.report import check_gallery, write_gallery
@@ -152,8 +163,8 @@ def _reproduce(arguments: list[str]) -> int:
     parser.add_argument("--budget", type=_seconds, metavar="SECONDS", help="then what runs writes its state and ends")
     parser.add_argument("--next", dest="only_next", action="store_true", help="only the next one")
     parser.add_argument("--only", nargs="+", default=[], metavar="EXPERIMENT", help="only these")
-    parser.add_argument("--to", type=Path, default=Path("outputs"), metavar="FOLDER", help="for all (%(default)s)")
-    parser.add_argument("--pack", type=Path, metavar="FOLDER", help="run nothing, but pack what is done, to be sent")
+    parser.add_argument("--to", type=_folder, default=Path("outputs"), metavar="FOLDER", help="for all (%(default)s)")
+    parser.add_argument("--pack", type=_folder, metavar="FOLDER", help="run nothing, but pack what is done, to be sent")
     parser.add_argument("--kb", type=_kilobytes, default=2**14, help="that a packed run takes at most (%(default)s)")
     options = parser.parse_args(arguments)
     from opposing_signals.reproduce import chosen, pack, reproduce, show
@@ -171,8 +182,8 @@ def _reproduce(arguments: list[str]) -> int:
 def _pack(arguments: list[str]) -> int:
     """Records of results, small enough to be committed beside them."""
     parser = _Parser("pack", "Pack the records behind the results in RESULTS, for the report to show their explorers.")
-    parser.add_argument("results", type=Path, metavar="RESULTS", help="folder of results, such as results")
-    parser.add_argument("records", nargs="+", type=Path, metavar="FOLDER", help="with records, whole or packed")
+    parser.add_argument("results", type=_folder, metavar="RESULTS", help="folder of results, such as results")
+    parser.add_argument("records", nargs="+", type=_folder, metavar="FOLDER", help="with records, whole or packed")
     parser.add_argument("--only", nargs="+", default=[], metavar="EXPERIMENT", help="only the records behind these")
     parser.add_argument("--kb", type=_kilobytes, default=300, help="that a packed record takes at most (%(default)s)")
     options = parser.parse_args(arguments)
