@@ -31,7 +31,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadf
 test: setup
 	$(PYTEST)
 
-# What tells most in half a minute: the risk and its derivatives, records, finding, claims, optimizers and models.
+# What tells most in under a minute: the risk and its derivatives, records, finding, claims, optimizers and models.
 QUICK := tests/signals $(wildcard tests/studies/test_*.py) tests/optim tests/models tests/curvature/test_eigen.py tests/training/test_progress.py \
 	tests/record/test_record.py tests/record/test_quantities.py tests/test_rooms.py tests/curvature/test_risk.py tests/curvature/test_second_order.py tests/test_experiments.py
 quick: setup
