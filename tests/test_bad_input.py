@@ -322,7 +322,7 @@ def test_a_command_that_names_what_is_not_there_is_refused(command):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("command", ["report", "gallery", "reproduce --pack", "reproduce --to", "pack results"])
+@pytest.mark.parametrize("command", ["report", "gallery", "demo", "reproduce --pack", "reproduce --to", "pack results"])
 def test_an_empty_folder_is_not_this_one(command, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     assert main([*command.split(" "), ""]) == 2

@@ -145,14 +145,15 @@ def _demo(arguments: list[str]) -> int:
     parser.add_argument(
         "folder",
         nargs="?",
+        type=lambda given: _folder(given.removeprefix("output_dir=")),
         metavar="FOLDER",
-        default=str(demo.FOLDER),
+        default=demo.FOLDER,
         help="for all that is written (%(default)s)",
     )
-    folder = parser.parse_args(arguments).folder.removeprefix("output_dir=")
-    if not folder or "=" in folder:
-        parser.error(f"{folder} is a setting, and the demo has none" if folder else "output_dir= is empty")
-    return demo.demo(Path(folder))
+    folder = parser.parse_args(arguments).folder
+    if "=" in str(folder):
+        parser.error(f"{folder} is a setting, and the demo has none")
+    return demo.demo(folder)
 
 
 def _reproduce(arguments: list[str]) -> int:
