@@ -10,7 +10,7 @@ from composing import composed
 from recorded import alternating, write_record
 
 from opposing_signals.app.dashboard import Dashboard, dashboard, steps
-from opposing_signals.app.workspace import PAIRS, workspace
+from opposing_signals.app.workspace import PAIRS, STEP, workspace
 from opposing_signals.errors import InputError
 from opposing_signals.record import Record
 from opposing_signals.signals import Trajectory
@@ -81,6 +81,7 @@ def test_a_workspace_has_a_panel_for_what_is_logged(trajectory) -> None:
     logged = set().union(*steps(trajectory, with_scalars=True).values())
     of_further_pairs = {f"pair/{number}{side}" for number in PAIRS for side in "ab"} - logged
     assert drawn - of_further_pairs - {"sharpness_bound", "test_accuracy"} == logged
+    assert {panel.x for shown in panels.values() for panel in shown if hasattr(panel, "y")} == {STEP}
     claims = [panel.metrics[0].name for panel in panels["Claims"]]
     assert claims == [f"claim/fig01{letter}" for letter in "abcdef"]
     sent = json.loads(described._to_model().model_dump_json(by_alias=True))  # what save() sends

@@ -13,6 +13,8 @@ from opposing_signals.record.quantities import SHARPNESS, SHARPNESS_BOUND, TEST_
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
+STEP = "trainer/global_step"
+"""The steps of the training. W&B's own count rows, and a step has two: what is known in it, and what after the run."""
 PAIRS = range(1, 5)
 """The numbers of the opposing pairs that have panels."""
 
@@ -37,7 +39,7 @@ def workspace(experiment: str, entity: str, project: str = "opposing-signals") -
     claims = composed(f"experiment={experiment}", "logger=none").claims
     sections = {
         "Losses": [
-            panels.LinePlot(title=title, y=list(names))
+            panels.LinePlot(x=STEP, title=title, y=list(names))
             for title, names in {
                 "train loss": (TRAIN_LOSS,),
                 "test accuracy": (TEST_ACCURACY,),
@@ -46,9 +48,10 @@ def workspace(experiment: str, entity: str, project: str = "opposing-signals") -
             }.items()
         ],
         "Opposing pairs": [
-            panels.LinePlot(title=f"losses of pair {number}", y=[*pair_names(number), TRAIN_LOSS]) for number in PAIRS
+            panels.LinePlot(x=STEP, title=f"losses of pair {number}", y=[*pair_names(number), TRAIN_LOSS])
+            for number in PAIRS
         ],
-        "Sharpness": [panels.LinePlot(title="sharpness and 2/η", y=[SHARPNESS, SHARPNESS_BOUND, EDGE])],
+        "Sharpness": [panels.LinePlot(x=STEP, title="sharpness and 2/η", y=[SHARPNESS, SHARPNESS_BOUND, EDGE])],
         "Claims": [
             panels.BarPlot(
                 title=f"{name}: {claim.statement} ({claim.threshold})", metrics=[panels.SummaryMetric(f"claim/{name}")]

@@ -60,11 +60,11 @@ def conclude_sweep(folder: Path, jobs: Mapping[str, str]) -> None:
     from opposing_signals.studies import style
 
     records = {job: Record(record) for job, record in jobs.items() if record and job in concluded}
-    figure = seeds_over_each_other(f"{folder.name} over {len(jobs)} jobs", records, claims)
-    with replacing(folder / PICTURE) as unfinished:
-        style.save(figure, unfinished)
+    title = f"{folder.name} over {len(jobs)} jobs"
+    with style.look(), replacing(folder / PICTURE) as unfinished:
+        style.save(seeds_over_each_other(title, records, claims), unfinished)
     shown = console()
-    shown.print(_table(claims, f"{folder.name} over {len(jobs)} jobs"))
+    shown.print(_table(claims, title))
     shown.print(f"figure: {folder / PICTURE}\nsweep: {folder / FILE}", soft_wrap=True)
 
 
