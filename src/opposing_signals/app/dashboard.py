@@ -149,7 +149,7 @@ class Dashboard:
         shown: dict[str, Any] = {"claims": wandb.Table(columns=columns, data=rows)}
         if figure.is_file():
             shown["figure"] = wandb.Image(str(figure))
-        run.log({**shown, **{name: list(images) for name, images in members(only)}})
+        run.log({**shown, **members(only)})
         run.summary.update(values)
         run.summary.update({f"verdict/{verdict.id}": verdict.verdict for verdict in verdicts})
 
@@ -215,24 +215,21 @@ def steps(trajectory: Trajectory, with_scalars: bool) -> dict[int, dict[str, flo
     return rows
 
 
-def members(trajectory: Trajectory | None) -> Iterator[tuple[str, Iterator[Any]]]:
-    """Name of each group of each opposing pair, with the images of its members for W&B; none where there are none."""
+def members(trajectory: Trajectory | None) -> dict[str, list[Any]]:
+    """Name of each group of each opposing pair ↦ images of its members for W&B; empty where there are none."""
     import wandb
 
     if trajectory is None or SAMPLE_LOSS not in trajectory.record or not trajectory.pairs:
-        return
+        return {}
     dataset = trajectory.dataset
     if dataset.images is None:
-        return
-    for number, pair in enumerate(trajectory.pairs, start=1):
-        for name, group in zip(member_names(number), pair.groups, strict=True):
-            yield (
-                name,
-                (
-                    wandb.Image(dataset.images[point], caption=dataset.class_names[int(dataset.targets[point])])
-                    for point in group[:MEMBERS]
-                ),
-            )
+        return {}
+    names = [dataset.class_names[int(label)] for label in dataset.targets]
+    return {
+        name: [wandb.Image(dataset.images[point], caption=names[point]) for point in group[:MEMBERS]]
+        for number, pair in enumerate(trajectory.pairs, start=1)
+        for name, group in zip(member_names(number), pair.groups, strict=True)
+    }
 
 
 def pair_names(number: int) -> list[str]:

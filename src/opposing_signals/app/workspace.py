@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opposing_signals.app.dashboard import CHANGES, EDGE, member_names, pair_names
 from opposing_signals.choices import composed
@@ -37,36 +37,30 @@ def workspace(experiment: str, entity: str, project: str = "opposing-signals") -
         raise InputError(f"{error}; pip install 'opposing-signals[workspaces]'") from None
     experiment = named(experiment)
     claims = composed(f"experiment={experiment}", "logger=none").claims
-    sections = {
-        "Losses": [
-            panels.LinePlot(x=STEP, title=title, y=list(names))
-            for title, names in {
-                "train loss": (TRAIN_LOSS,),
-                "test accuracy": (TEST_ACCURACY,),
-                "largest one-step changes of an example's loss": CHANGES[:2],
-                "fraction of the examples whose loss rises": CHANGES[2:],
-            }.items()
-        ],
-        "Opposing pairs": [
-            panels.LinePlot(x=STEP, title=f"losses of pair {number}", y=[*pair_names(number), TRAIN_LOSS])
-            for number in PAIRS
-        ],
-        "Sharpness": [panels.LinePlot(x=STEP, title="sharpness and 2/η", y=[SHARPNESS, SHARPNESS_BOUND, EDGE])],
-        "Claims": [
-            panels.BarPlot(
-                title=f"{name}: {claim.statement} ({claim.threshold})", metrics=[panels.SummaryMetric(f"claim/{name}")]
-            )
-            for name, claim in claims.items()
-        ],
-        "Pictures": [panels.MediaBrowser(media_keys=keys) for keys in (["figure"], *map(member_names, PAIRS))],
+    lines = {
+        "Losses": {
+            "train loss": [TRAIN_LOSS],
+            "test accuracy": [TEST_ACCURACY],
+            "largest one-step changes of an example's loss": CHANGES[:2],
+            "fraction of the examples whose loss rises": CHANGES[2:],
+        },
+        "Opposing pairs": {f"losses of pair {number}": [*pair_names(number), TRAIN_LOSS] for number in PAIRS},
+        "Sharpness": {"sharpness and 2/η": [SHARPNESS, SHARPNESS_BOUND, EDGE]},
     }
+    shown: dict[str, list[Any]] = {
+        section: [panels.LinePlot(x=STEP, title=title, y=list(names)) for title, names in plots.items()]
+        for section, plots in lines.items()
+    }
+    shown["Claims"] = [
+        panels.BarPlot(title=f"{name}: {claim.statement}", metrics=[panels.SummaryMetric(f"claim/{name}")])
+        for name, claim in claims.items()
+    ]
+    shown["Pictures"] = [panels.MediaBrowser(media_keys=keys) for keys in (["figure"], *map(member_names, PAIRS))]
     return workspaces.Workspace(
         entity=entity,
         project=project,
         name=experiment,
-        sections=[
-            workspaces.Section(name=name, panels=shown, is_open=True) for name, shown in sections.items() if shown
-        ],
+        sections=[workspaces.Section(name=name, panels=drawn, is_open=True) for name, drawn in shown.items() if drawn],
         runset_settings=workspaces.RunsetSettings(filters=workspaces.And(workspaces.Tags().isin([experiment]))),
         auto_generate_panels=True,  # of what else a run logs
     )
