@@ -42,7 +42,7 @@ LARGEST_PNG = 1_000_000
 """Bytes, above which a picture, which then is one of many photographs, gets a palette."""
 _CLASSES = ("#0072B2", "#D55E00", "#00674F", "#8E3B74", "#22252b")
 
-_LOOK = {
+_LOOK: Any = {
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
     "axes.labelsize": 9,
