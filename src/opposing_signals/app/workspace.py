@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from opposing_signals.app.dashboard import CHANGES, EDGE, member_names, pair_names
@@ -37,7 +38,7 @@ def workspace(experiment: str, entity: str, project: str = "opposing-signals") -
         raise InputError(f"{error}; pip install 'opposing-signals[workspaces]'") from None
     experiment = named(experiment)
     claims = composed(f"experiment={experiment}", "logger=none").claims
-    lines = {
+    lines: dict[str, dict[str, Sequence[str]]] = {
         "Losses": {
             "train loss": [TRAIN_LOSS],
             "test accuracy": [TEST_ACCURACY],
