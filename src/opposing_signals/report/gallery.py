@@ -107,7 +107,7 @@ def _link(result: Result, with_scale: bool) -> str:
     """A link to the result by the number of its figure, or by the experiment's name."""
     figure = re.match(r"Figure (\w+):", result.title)
     return (
-        f"[{figure[1] if figure else _cell(result.name)}{f' ({result.scale})' if with_scale else ''}](#{result.name})"
+        f"[{figure[1] if figure else _text(result.name)}{f' ({result.scale})' if with_scale else ''}](#{result.name})"
     )
 
 
@@ -119,7 +119,7 @@ def _shown(result: Result, folder: Path) -> list[str]:
     lines = [
         f"**Here** ({where}):{said}",
         "",
-        f"[![{_cell(result.title)}, {where}]({THUMBNAILS}/{_flat(place)})]({place}/figure.png)",
+        f"[![{_text(result.title)}, {where}]({THUMBNAILS}/{_flat(place)})]({place}/figure.png)",
         "",
         *(f"- {_claim(claim)}" for claim in result.verdicts),
     ]
@@ -153,10 +153,6 @@ def _machines(result: Result) -> str:
 def _text(text: Any) -> str:
     """``text`` as Markdown shows it, whatever characters are in it."""
     return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", str(text))
-
-
-def _cell(text: Any) -> str:
-    return _text(" ".join(str(text).split()))
 
 
 def _results(folder: Path) -> list[Result]:

@@ -211,16 +211,14 @@ class Result:
     @property
     def origins(self) -> dict[str, list[str]]:
         """What else is known about the origin of the numbers: label ↦ distinct values over the runs."""
+        machines, versions = ([_entries(run.origin(part)) for run in self.runs] for part in ("machine", "versions"))
         listed = {
             "Machine": (
                 ", ".join(f"{value} {name}" if isinstance(value, int) else str(value) for name, value in parts)
-                for parts in map(_entries, (run.origin("machine") for run in self.runs))
+                for parts in machines
             ),
             "Commit": (str(run.origin("commit") or "") for run in self.runs),
-            "Versions": (
-                ", ".join(f"{package} {version}" for package, version in _entries(run.origin("versions")))
-                for run in self.runs
-            ),
+            "Versions": (", ".join(f"{package} {version}" for package, version in parts) for parts in versions),
             "Records": (run.folder for run in self.runs),
         }
         distinct = {label: [value for value in dict.fromkeys(values) if value] for label, values in listed.items()}
