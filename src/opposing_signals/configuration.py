@@ -102,6 +102,19 @@ def reference_of(config: DictConfig) -> DictConfig:
     return OmegaConf.create({**fields, "run_dir": None, **changes})
 
 
+def refuse_seed(config: DictConfig) -> None:
+    """Refuse a seed other than the first in a job that draws nothing at random: its run would repeat the first.
+
+    Raises:
+        InputError: There is another seed.
+    """
+    if config.seed != 1:
+        raise InputError(
+            f"seed={config.seed}: {config.run.name} draws nothing at random, and every seed gives the same numbers; "
+            "leave the seed out"
+        )
+
+
 def run_folder(config: DictConfig) -> Path:
     """Where the run's record is kept.
 
@@ -132,7 +145,7 @@ def folder(given: Any, field: str) -> str:
     """
     if isinstance(given, str | int) and str(given).strip() and str(given).isprintable():
         return str(given)
-    raise InputError(f"{field}={written(given)}: expected the path of a folder, of printable characters")
+    raise InputError(f"{field}={written(given)}: expected the path of a folder, of printable characters; . is this one")
 
 
 def folder_name(given: Any, field: str) -> str:

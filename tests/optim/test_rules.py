@@ -222,10 +222,10 @@ def test_one_sam_asks_for_what_it_needs():
     ("rule", "numbers", "message"),
     [
         (SignSGD, {"lr": -1}, "optimizer.lr=-1: expected a number, at least 0"),
-        (SignSGD, {"momentum": 1.0}, "optimizer.momentum=1.0: expected a number from 0 to below 1"),
+        (SignSGD, {"momentum": 1.0}, "optimizer.momentum=1.0: expected a number, at least 0 and below 1"),
         (ClippedSGD, {"lr": -1}, "optimizer.lr=-1"),
         (ClippedSGD, {"momentum": -0.1}, "optimizer.momentum=-0.1"),
-        (ClippedSGD, {"bound": 0.0}, "optimizer.bound=0.0: expected a number larger than 0"),
+        (ClippedSGD, {"bound": 0.0}, "optimizer.bound=0.0: expected a number, above 0"),
         (SAM, {"rho": -0.05}, "optimizer.rho=-0.05: expected a number, at least 0"),
         (SAM, {"momentum": 1.5}, "optimizer.momentum=1.5"),
         (OneSAM, {"rho": math.nan}, "optimizer.rho=nan"),

@@ -283,12 +283,12 @@ def test_a_first_gradient_that_gives_no_threshold_is_refused():
         ({"lr": -0.1}, "optimizer.lr=-0.1: expected a number, at least 0"),
         ({"sgd_lr": -1e-3}, "optimizer.sgd_lr=-0.001: expected a number, at least 0"),
         ({"lr": math.nan}, "optimizer.lr=nan: expected a number, at least 0"),
-        ({"dampening": 1.0}, "optimizer.dampening=1.0: expected a number from 0 to below 1"),
+        ({"dampening": 1.0}, "optimizer.dampening=1.0: expected a number, at least 0 and below 1"),
         ({"dampening": -0.1}, "optimizer.dampening=-0.1"),
-        ({"momentum": 1}, "optimizer.momentum=1: expected a number from 0 to below 1"),
+        ({"momentum": 1}, "optimizer.momentum=1: expected a number, at least 0 and below 1"),
         ({"threshold": -1e-4}, "optimizer.threshold=-0.0001: expected a number, at least 0"),
-        ({"quantile": 0}, "optimizer.quantile=0: expected a number between 0 and 1"),
-        ({"quantile": 1.0}, "optimizer.quantile=1.0: expected a number between 0 and 1"),
+        ({"quantile": 0}, "optimizer.quantile=0: expected a number, above 0 and below 1"),
+        ({"quantile": 1.0}, "optimizer.quantile=1.0: expected a number, above 0 and below 1"),
     ],
 )
 @pytest.mark.parametrize("by_group", [False, True])

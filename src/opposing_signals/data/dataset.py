@@ -46,7 +46,6 @@ class Dataset:
 
     @property
     def is_classification(self) -> bool:
-        """Whether targets are class indices."""
         return not torch.is_floating_point(self.targets)
 
     @property

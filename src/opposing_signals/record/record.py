@@ -236,7 +236,7 @@ class Record:
 
         Args:
             quantity: A file name without its ending.
-            step: Iteration, larger than that of the last row.
+            step: Larger than that of the last row.
             value: A number or array; shape and dtype are those of the quantity's first row.
 
         Raises:
@@ -251,7 +251,7 @@ class Record:
 
         Args:
             quantity: A file name without its ending.
-            steps: ``[T]`` iterations that increase.
+            steps: ``[T]``, increasing.
             values: ``[T, ...]``.
 
         Raises:
@@ -320,7 +320,6 @@ class Record:
 
     @property
     def rows(self) -> dict[str, int]:
-        """How many rows of each quantity there are."""
         return {quantity: len(self[quantity]) for quantity in self}
 
     def sync(self) -> None:
@@ -340,7 +339,7 @@ class Record:
 
 
 class WrittenElsewhere(Record):
-    """A record that another process writes: nothing is written here, and no quantity is looked at."""
+    """A record that another process writes: nothing is written here, and no quantity is read."""
 
     def __contains__(self, quantity: str) -> bool:
         return False
@@ -348,23 +347,10 @@ class WrittenElsewhere(Record):
     def __iter__(self) -> Iterator[str]:
         return iter(())
 
-    def append(self, quantity: str, step: int, value: np.ndarray | float) -> None:
-        """Leave it to the other process, which appends the same."""
+    def _leave(self, *arguments: Any, **keywords: Any) -> None:
+        """The other process does the same."""
 
-    def extend(self, quantity: str, steps: np.ndarray, values: np.ndarray) -> None:
-        """Leave it to the other process, which appends the same."""
-
-    def cut(self, step: int, counted: Mapping[str, int] | None = None) -> None:
-        """Leave it to the other process."""
-
-    def sync(self) -> None:
-        """Leave it to the other process."""
-
-    def write_state(self, state: str) -> None:
-        """Leave it to the other process."""
-
-    def write_provenance(self, provenance: Mapping[str, Any]) -> None:
-        """Leave it to the other process."""
+    append = extend = cut = sync = write_state = write_provenance = _leave
 
 
 def _delete(folder: Path) -> None:

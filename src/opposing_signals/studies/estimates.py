@@ -10,13 +10,13 @@ import scipy
 
 from opposing_signals.studies.claim import Estimate
 
-FEWEST_STEPS = 10
-"""A statistic over fewer steps than this is not given."""
-
 FEWEST = 8
 """Values that an interval is computed from, at the least: spikes are rarer than steps."""
 
 DRAWS = 500
+
+SMALLEST = float(np.finfo(np.float32).tiny)
+"""What a value is compared with counts as no smaller: the loss of an interpolated point does not change at all."""
 
 _NORMAL = float(scipy.stats.norm.ppf(0.975))
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from opposing_signals.configuration import refuse_seed
 from opposing_signals.errors import InputError, TrainingStoppedError
 from opposing_signals.provenance import recording
 from opposing_signals.record import Record
@@ -43,7 +44,8 @@ from opposing_signals.studies.theory.model import (
     initial_state,
     sharpness,
 )
-from opposing_signals.studies.theory.theorems import TheoremCheck, check_grid
+from opposing_signals.studies.theory.theorems import check_grid
+from opposing_signals.values import Count, Positive, expect
 
 log = getLogger(__name__)
 
@@ -62,15 +64,15 @@ def toy_valley(config: DictConfig, record: Record, logger: Any) -> None:  # noqa
     Records for each step the weight ``w``, the ``minimum`` and the ``magnitude`` with which it is taken,
     ``group_loss`` ``[2]`` of planes and others, ``train_loss``, and as ``sharpness`` the curvature at the minimum.
     """
-    _refuse_seed(config)
+    refuse_seed(config)
     theory = config.theory
     with recording(record, {"name": "toy valley of figure 4"}):
-        before, after = (_positive(name, theory.magnitudes[name]) for name in ("before", "after"))
-        settle, sharpen, stay = (_count(theory, name) for name in ("settle", "sharpen", "stay"))
+        before, after = (_checked(theory.magnitudes, name, Positive) for name in ("before", "after"))
+        settle, sharpen, stay = (_checked(theory, name, Count) for name in ("settle", "sharpen", "stay"))
         ramp = np.geomspace(before, after, sharpen + 2)[1:-1]
         magnitudes = np.concatenate([np.full(settle, before), ramp, np.full(stay, after)])
-        share = _number("share", theory.share)
-        path = toy.descend(_number("start", theory.start), _step_size(config), magnitudes, share)
+        share = _checked(theory, "share", float)
+        path = toy.descend(float(_checked(theory, "start", float)), _step_size(config), magnitudes, share)
         for step, magnitude in enumerate(magnitudes):
             losses = [path.losses.plane[step], path.losses.other[step]]
             record.append(WEIGHT, step, path.w[step])
@@ -88,10 +90,10 @@ def linear_descent(config: DictConfig, record: Record, logger: Any) -> None:  # 
     with signal + and −, and of all other points, ``sharpness``, ``projection`` (``b_o`` along the signal, with its
     sign), ``log_projection`` (the logarithm of its size, also where that underflows) and ``second_layer``.
     """
-    _refuse_seed(config)
+    refuse_seed(config)
     with recording(record, {"name": "population of the model of §3.3"}):
         model = _model(config.theory)
-        step_size, steps = _step_size(config), _count(config, "steps")
+        step_size, steps = _step_size(config), _checked(config, "steps", Count)
         path = gradient_descent(model.alpha, model.beta_norm, initial_state(model), step_size, steps)
         finite = np.isfinite(path.loss) & np.isfinite(path.sharpness)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -115,7 +117,7 @@ def sampled_descent(config: DictConfig, record: Record, logger: Any) -> None:  #
     same start on the same points.
     """
     theory = config.theory
-    points, layers = _count(theory, "points"), _count(theory, "layers")
+    points, layers = _checked(theory, "points", Count), _checked(theory, "layers", Count)
     name = f"{points} points of the model of §3.3" + (" with labels" if theory.loss == "logistic" else "")
     with recording(record, {"name": name, "examples": points}):
         model = _model({name: theory[name] for name in TwoLayerModel.__dataclass_fields__ if name in theory})
@@ -123,7 +125,7 @@ def sampled_descent(config: DictConfig, record: Record, logger: Any) -> None:  #
         members = [problem.signs == sign for sign in (1, -1, 0)]
         if not all(group.any() for group in members[:2]):
             raise InputError(f"theory.points={points}: no outlier of one sign was drawn; draw more points")
-        step_size, steps = _step_size(config), _count(config, "steps")
+        step_size, steps = _step_size(config), _checked(config, "steps", Count)
         start = deep.initial_parameters(model, layers)
         step = -1
         for step, (theta, at) in enumerate(deep.descend(start, problem, step_size, steps)):
@@ -152,21 +154,12 @@ def theorems(config: DictConfig, record: Record, logger: Any) -> None:  # noqa: 
     ``steps``, ``ratios``) gives ``descent_ratio``, ``descent_log_b_o``, ``descent_sign`` and ``descent_eta_lambda``
     (ηλ), for the step size of the i-th ratio to 2/(α‖β‖) at step i.
     """
-    _refuse_seed(config)
+    refuse_seed(config)
     theory = config.theory
     with recording(record, {"name": "population of the model of §3.3"}):
         _record_grid(record, theory.grid)
         _record_paths(record, theory.paths)
         _record_descents(record, theory.descent)
-
-
-def _refuse_seed(config: DictConfig) -> None:
-    """Refuse a seed other than the first where nothing is drawn at random: its run would be that of the first again."""
-    if config.seed != 1:
-        raise InputError(
-            f"seed={config.seed}: {config.run.name} draws nothing at random, and every seed gives the same numbers; "
-            "leave the seed out"
-        )
 
 
 def _record_grid(record: Record, grid: DictConfig) -> None:
@@ -182,7 +175,7 @@ def _record_grid(record: Record, grid: DictConfig) -> None:
             sum(check.alpha.size for check in checks),
         )
 
-    record.append(GRID, 0, _stacked([_axes_of(check) for check in checks]))
+    record.append(GRID, 0, _stacked([{"alpha": one.alpha, "k": one.k, "beta_norm": one.beta_norm} for one in checks]))
     record.append(CONDITIONS, 0, _stacked([check.conditions for check in checks]))
     for part in ("measured", "bound", "holds"):
         statements = [{name: getattr(s, part) for name, s in check.statements.items()} for check in checks]
@@ -217,10 +210,6 @@ def _record_descents(record: Record, descent: DictConfig) -> None:
         record.append(DESCENT_ETA_LAMBDA, index, ratio * edge * path.sharpness[:, index])
 
 
-def _axes_of(check: TheoremCheck) -> dict[str, np.ndarray]:
-    return {"alpha": check.alpha, "k": check.k, "beta_norm": check.beta_norm}
-
-
 def _stacked(parts: list[dict[str, np.ndarray]]) -> np.ndarray:
     """A structured array ``[len(parts), ...]`` with the fields of the parts."""
     first = parts[0]
@@ -238,11 +227,12 @@ def _axis(node: DictConfig, name: str) -> np.ndarray:
     if not OmegaConf.is_dict(axis):
         if not OmegaConf.is_list(axis) or not axis:
             raise InputError(f"{name}={axis}: expected a list of one or more numbers, or low, high and points")
-        return np.array([_number(name, value) for value in axis])
-    low, high = _number(f"{name}.low", axis.low), _number(f"{name}.high", axis.high)
+        expect(name, OmegaConf.to_container(axis), list[float])
+        return np.array(axis, dtype=float)
+    low, high = (float(_checked(axis, end, float)) for end in ("low", "high"))
     if not 0 < low <= high <= LARGEST:
         raise InputError(f"{name}: from {low:g} to {high:g}: expected 0 < low <= high <= {LARGEST:g}")
-    return np.geomspace(low, high, _count(axis, "points"))
+    return np.geomspace(low, high, _checked(axis, "points", Count))
 
 
 def _model(fields: Any) -> TwoLayerModel:
@@ -255,26 +245,15 @@ def _model(fields: Any) -> TwoLayerModel:
     return model
 
 
-def _count(node: DictConfig, name: str) -> int:
-    if not isinstance(node[name], int) or node[name] < 1:
-        raise InputError(f"{name}={node[name]}: expected a whole number, 1 or more")
-    return int(node[name])
-
-
-def _number(name: str, value: Any) -> float:
-    if not isinstance(value, (int, float)):
-        raise InputError(f"{name}={value}: expected a number")
-    return float(value)
-
-
-def _positive(name: str, value: Any) -> float:
-    if not _number(name, value) > 0:
-        raise InputError(f"{name}={value}: expected a number larger than 0")
-    return float(value)
+def _checked(node: Any, name: str, kind: Any) -> Any:
+    """``node[name]``, which has to be of a type of `opposing_signals.values`."""
+    expect(name, node[name], kind)
+    return node[name]
 
 
 def _step_size(config: DictConfig) -> float:
-    return _positive("optimizer.lr", config.optimizer.lr)
+    expect("optimizer.lr", config.optimizer.lr, Positive)
+    return float(config.optimizer.lr)
 
 
 def _mean(values: np.ndarray) -> float:

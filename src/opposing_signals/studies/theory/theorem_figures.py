@@ -28,6 +28,7 @@ from opposing_signals.record.quantities import (
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies import style
 from opposing_signals.studies.theory import exact
+from opposing_signals.studies.theory.jobs import PATH_FIELDS
 from opposing_signals.studies.theory.theorems import sufficient_conditions
 
 OTHER = style.PAIRS[1][0]
@@ -77,10 +78,9 @@ def _draw_initial_sharpness(axes: Axes, trajectory: Trajectory) -> None:
 def _paths(trajectory: Trajectory) -> list[tuple[dict[str, Any], float, dict[str, np.ndarray], np.ndarray]]:
     """Look, α, rows by name and times of every single trajectory."""
     paths = trajectory.configuration["theory"]["paths"]
-    names = ("t", SHARPNESS, "b_o", "c_squared", "b_squared", "o_bound")
     rows = trajectory.record[PATH].values
     return [
-        (LOOKS[index % 4], float(alpha), dict(zip(names, rows[index], strict=True)), times)
+        (LOOKS[index % 4], float(alpha), dict(zip(PATH_FIELDS, rows[index], strict=True)), times)
         for index, (alpha, times) in enumerate(zip(paths["alpha"], trajectory.record[PATH_TIMES].values, strict=True))
     ]
 
