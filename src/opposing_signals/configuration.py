@@ -138,10 +138,10 @@ def experiment_folder(config: DictConfig) -> Path:
 
 
 def folder(given: Any, field: str) -> str:
-    """``given``, which ``field`` says, as the path of a folder.
+    """``given``, the value of ``field``, as the path of a folder.
 
     Raises:
-        InputError: It is empty, which would be the root of the disk in front of a name, or cannot be a path.
+        InputError: It is empty, so that a name behind it would lie at the root of the disk, or it cannot be a path.
     """
     if isinstance(given, str | int) and str(given).strip() and str(given).isprintable():
         return str(given)
@@ -149,7 +149,7 @@ def folder(given: Any, field: str) -> str:
 
 
 def folder_name(given: Any, field: str) -> str:
-    """``given``, which ``field`` says, as the name of a folder inside another one.
+    """``given``, the value of ``field``, as the name of a folder inside another one.
 
     Raises:
         InputError: It would lead elsewhere: it is empty, has a separator or a control character, or begins with a dot.

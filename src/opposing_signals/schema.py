@@ -86,9 +86,9 @@ OF_TRAINING = {"augmentation", "before_update", "data", "instruments"}
 OF_TRAINING |= {"intervention", "job", "loss", "model", "optimizer", "reference"}
 """Beside `JOB`, `GROUPS` and those that leave a run's numbers as they are: the fields that a training reads."""
 FORWARDED: Mapping[str, str] = {"lightning.pytorch.loggers.WandbLogger": "wandb.init"}
-"""What takes any argument ↦ what it gives them to."""
+"""A function that takes any keyword argument ↦ the function that it passes them to."""
 _FEW = 12
-"""So many fields a message names."""
+"""The most fields that a message names."""
 
 
 def check(config: DictConfig) -> None:

@@ -107,6 +107,8 @@ def test_a_quantity_that_was_not_recorded_decides_nothing_and_what_is_no_estimat
 
     checked = Claim("a", "", "", missing, "> 1").check({"run": Recorded()}, "cpu", 1)
     assert (checked.verdict, checked.reason) == ("INCONCLUSIVE", "run holds no 'jacobian_norm'")
+    checked = Claim("a", "", "", lambda _: Estimate(1 / 0.0), "> 1").check({"run": Recorded()}, "cpu", 1)
+    assert (checked.verdict, checked.value) == ("INCONCLUSIVE", None)
     with pytest.raises(InputError, match=r"claims.a.statistic gave 3.0: expected an Estimate"):
         Claim("a", "", "", lambda _: 3.0, "> 1").check({"run": Recorded()}, "cpu", 1)
 

@@ -45,6 +45,7 @@ def conclude(
         subfolder: Of the experiment's folder, where they are written.
     """
     import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     from opposing_signals.signals import Runs, Trajectory
     from opposing_signals.studies import style
@@ -62,6 +63,10 @@ def conclude(
     drawn = set()
     if trajectories or failures:
         figure = instantiate(config.figure)(trajectories) if trajectories else style.figure(8, 2, "No run is complete")
+        if not isinstance(figure, Figure):
+            raise InputError(
+                f"figure._target_={config.figure._target_} gave {figure!r}: expected a figure of Matplotlib"
+            )
         style.name_verdicts(figure, verdicts, failures)
         for name in ("figure.png", "figure.pdf"):
             with replacing(folder / name) as unfinished:

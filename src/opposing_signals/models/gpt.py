@@ -18,10 +18,7 @@ class GPT(nn.Module):
 
     Args:
         block: T, the largest number of tokens in a context.
-        vocabulary: V, the number of tokens that there are.
-        width: Of a token.
-        depth: Number of blocks.
-        heads: Of the attention.
+        vocabulary: V, the number of tokens that there are; the others: see `gpt`.
 
     Raises:
         InputError: The heads do not share the width evenly.

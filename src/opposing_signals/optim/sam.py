@@ -70,9 +70,9 @@ class SAM(Rule):
 class OneSAM(Rule):
     """SGD with the mean of the gradients ∇ℓ_i(θ + ρ ∇ℓ_i/‖∇ℓ_i‖): every sample of the batch has its own ascent step.
 
-    1-SAM is m-SAM of Foret et al. 2021 with m = 1 (Andriushchenko and Flammarion 2022). A closure gives the batch's
-    mean gradient, of which the samples' gradients cannot be had, so beside it the step needs the loss of each sample
-    as a function of the weights, and to know which samples the step uses. `follow` hands it both.
+    1-SAM is m-SAM of Foret et al. 2021 with m = 1 (Andriushchenko and Flammarion 2022). A closure gives only the mean
+    gradient of the batch. The step also needs the loss of each sample as a function of the weights, and which samples
+    it uses: see `follow`.
 
     The closure's pass over the batch only gives the loss; `ascended_gradient` costs two more gradients a sample, each
     with weights of its own.

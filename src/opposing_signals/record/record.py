@@ -179,7 +179,7 @@ class Record:
 
         Raises:
             InputError: Another process writes it (unless ``wait``), or it was written by another configuration.
-            DamagedError: What it was written by can no longer be told (unless ``anew``).
+            DamagedError: The configuration that it was written by is damaged (unless ``anew``).
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -225,7 +225,7 @@ class Record:
             lock.release()
 
     def _forget_if_empty(self) -> None:
-        """What failed before its first row is no run; the lock stays, on which others may wait."""
+        """Delete the record of a run that failed before its first row; the lock stays, since others may wait for it."""
         begun = [self.folder / name for name in ("configuration.json", "provenance.json", DIED)]
         if {*self.folder.iterdir()} <= {*begun, self.folder / "lock"}:
             for path in begun:
@@ -274,7 +274,7 @@ class Record:
             self.extend(quantity, series.steps[block], series.values[block])
 
     def _column(self, quantity: str, step: int, array: np.ndarray) -> Column:
-        """Where a row is appended, which must fit to those that are there."""
+        """The column that a row is appended to, which must fit the rows that are there."""
         if not self._writable:
             raise ValueError(f"{self.folder} is open for reading only")
         if quantity not in self._columns:
@@ -291,7 +291,7 @@ class Record:
     def cut(self, step: int, counted: Mapping[str, int] | None = None) -> None:
         """Forget every row measured at ``step`` or later, before a run goes on from its checkpoint at ``step``.
 
-        What is damaged in a part that is forgotten is forgotten with it.
+        Damage in the rows that are cut is not reported.
 
         Args:
             step: Of the checkpoint.

@@ -179,7 +179,10 @@ class Claim:
         reason = "; ".join(trajectories.failures.values()) or "the run is missing"
         if trajectories:
             try:
-                estimate = self.statistic(trajectories)
+                with np.errstate(divide="ignore", invalid="ignore"):  # what is not finite decides nothing
+                    estimate = self.statistic(trajectories)
+            except ZeroDivisionError:
+                estimate = Estimate(math.inf)
             except (CannotTellError, MissingQuantityError) as error:
                 estimate = Estimate(math.nan, reason=str(error))
             if not isinstance(estimate, Estimate):

@@ -11,7 +11,7 @@ import scipy
 from opposing_signals.studies.claim import Estimate
 
 FEWEST = 8
-"""Values that an interval is computed from, at the least: spikes are rarer than steps."""
+"""The fewest values that an interval is computed from; fewer than for steps, since spikes are rarer."""
 
 DRAWS = 500
 

@@ -42,7 +42,7 @@ NEGLIGIBLE_SHARE = 0.01
 def outlier_metrics(trajectories: Mapping[str, Trajectory]) -> Figure:
     """Four metrics of the points of each dominant pair and of as many random points, over steps; medians.
 
-    The top eigenvalue of a point's own Hessian is too dear for every point: it is drawn for the points whose loss
+    The top eigenvalue of a point's own Hessian costs too much for every point: it is drawn for the points whose loss
     rose or fell most in the last step.
     """
     (trajectory,) = trajectories.values()

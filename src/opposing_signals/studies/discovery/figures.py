@@ -77,7 +77,7 @@ def planted_pair(
 
     Args:
         trajectories: One run on data with planted features.
-        features: Those of which the network makes something.
+        features: The planted features that the network uses.
         thumbnails: Images shown a group.
         zoom: Steps shown, around the one at which the pair has grown to half of its largest amplitude.
     """

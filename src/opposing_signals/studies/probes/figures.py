@@ -1,4 +1,4 @@
-"""Figures 5 and 10 to 31: what a network makes of a pure signal along a run, and the images nearest to a colour."""
+"""Figures 5 and 10 to 31: a pure signal passed through the network along a run, and the images nearest to a colour."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.gridspec import GridSpecFromSubplotSpec, SubplotSpec
+from matplotlib.gridspec import GridSpec, GridSpecFromSubplotSpec, SubplotSpec
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from opposing_signals.record.quantities import NEIGHBOUR_DISTANCE, TRAIN_LOSS
@@ -42,15 +42,23 @@ def block_probe(trajectories: Mapping[str, Trajectory], probe: str) -> Figure:
     path = probe_path(trajectory, probe)
     figure = style.figure(13, 3.9, _title(trajectory, probe))
     grid = figure.add_gridspec(1, 4, width_ratios=[0.62, 1.5, 1.35, 1.25])
+    _draw_panels(figure, grid, trajectory, path)
+    return figure
+
+
+def _draw_panels(figure: Figure, grid: GridSpec, trajectory: Trajectory, path: ProbePath) -> None:
+    """Input, logits, probabilities and feature norm in the first four places."""
     _draw_input(figure, grid[0], trajectory, path)
     logits, norms = figure.add_subplot(grid[1]), figure.add_subplot(grid[3])
     _draw_logits(logits, path.steps, path, "class logits")
     _draw_probabilities(figure, grid[2], trajectory, path, trajectory.break_even or 0, logits)
-    _draw_norm(norms, path.steps, path)
+    _plot_norms(norms, path.steps, path)
+    norms.set(title="feature norm", ylim=(0, 1.05 * max(path.norm.max(), path.mean_norm.max())))
+    style.legend_above(norms, 2)
+    style.whole_steps(norms)
     for axes in (logits, norms):
         axes.set_xlabel(style.step_label(trajectory))
         style.mark_break_even(axes, trajectory.break_even)
-    return figure
 
 
 def _title(trajectory: Trajectory, probe: str) -> str:
@@ -124,13 +132,6 @@ def _plot_norms(axes: Axes, positions: np.ndarray, path: ProbePath, **look: Any)
     axes.plot(positions, path.mean_norm, color=_MEAN, linestyle="--", label="mean over the training data", **look)
 
 
-def _draw_norm(axes: Axes, positions: np.ndarray, path: ProbePath) -> None:
-    _plot_norms(axes, positions, path)
-    axes.set(title="feature norm", ylim=(0, 1.05 * max(path.norm.max(), path.mean_norm.max())))
-    style.legend_above(axes, 2)
-    style.whole_steps(axes)
-
-
 # -- figures 22 to 27 -------------------------------------------------------------------------------------------------
 
 
@@ -189,13 +190,7 @@ def probe_under_adam(trajectories: Mapping[str, Trajectory], probe: str, adam: s
     path = probe_path(trajectory, probe)
     figure = style.figure(15, 4.2, _title(trajectory, probe))
     grid = figure.add_gridspec(1, 5, width_ratios=[0.62, 1.5, 1.35, 1.2, 1.2])
-    _draw_input(figure, grid[0], trajectory, path)
-    logits, norms = figure.add_subplot(grid[1]), figure.add_subplot(grid[3])
-    _draw_logits(logits, path.steps, path, "class logits")
-    _draw_probabilities(figure, grid[2], trajectory, path, 0, logits)
-    _draw_norm(norms, path.steps, path)
-    for axes in (logits, norms):
-        axes.set_xlabel("step")
+    _draw_panels(figure, grid, trajectory, path)
     right = GridSpecFromSubplotSpec(2, 1, grid[4])
     alternation, decline = figure.add_subplot(right[0]), figure.add_subplot(right[1])
     style.draw(alternation, path.alternation, color=_INPUT, linewidth=0.8)

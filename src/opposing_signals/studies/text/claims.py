@@ -68,7 +68,7 @@ def pattern_share(trajectories: Trajectories, pair: str) -> Estimate:
 
 
 def _has_pattern(contexts: Contexts, point: int, pattern: str) -> bool:
-    """Whether a match ends in the next token, in the text up to the tokens behind that."""
+    """Whether a match of the pattern ends in the next token; the tokens that follow it may be part of the match."""
     context, target = contexts.of(point)
     behind = contexts.behind(point)
     names = contexts.dataset.class_names

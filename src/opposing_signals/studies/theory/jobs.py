@@ -73,14 +73,16 @@ def toy_valley(config: DictConfig, record: Record, logger: Any) -> None:  # noqa
         magnitudes = np.concatenate([np.full(settle, before), ramp, np.full(stay, after)])
         share = _checked(theory, "share", float)
         path = toy.descend(float(_checked(theory, "start", float)), _step_size(config), magnitudes, share)
-        for step, magnitude in enumerate(magnitudes):
-            losses = [path.losses.plane[step], path.losses.other[step]]
-            record.append(WEIGHT, step, path.w[step])
-            record.append(MAGNITUDE, step, magnitude)
-            record.append(MINIMUM, step, toy.minimum(magnitude, share))
-            record.append(GROUP_LOSS, step, np.array(losses))
-            record.append(TRAIN_LOSS, step, path.losses.average[step])
-            record.append(SHARPNESS, step, toy.curvature(magnitude, share))
+        quantities = {
+            WEIGHT: path.w[:-1],
+            MAGNITUDE: magnitudes,
+            MINIMUM: toy.minimum(magnitudes, share),
+            GROUP_LOSS: np.stack([path.losses.plane, path.losses.other], axis=1),
+            TRAIN_LOSS: path.losses.average,
+            SHARPNESS: toy.curvature(magnitudes, share),
+        }
+        for quantity, values in quantities.items():
+            record.extend(quantity, np.arange(len(magnitudes)), np.asarray(values))
 
 
 def linear_descent(config: DictConfig, record: Record, logger: Any) -> None:  # noqa: ARG001
@@ -98,13 +100,17 @@ def linear_descent(config: DictConfig, record: Record, logger: Any) -> None:  # 
         finite = np.isfinite(path.loss) & np.isfinite(path.sharpness)
         with np.errstate(over="ignore", invalid="ignore"):
             groups = np.stack(np.broadcast_arrays(*group_losses(path.states, model)), axis=-1)
-        for step in range(len(finite) if finite.all() else int(np.argmin(finite))):
-            record.append(TRAIN_LOSS, step, path.loss[step])
-            record.append(GROUP_LOSS, step, groups[step])
-            record.append(SHARPNESS, step, path.sharpness[step])
-            record.append(PROJECTION, step, np.asarray(path.states.b_o)[step])
-            record.append(LOG_PROJECTION, step, path.log_b_o[step])
-            record.append(SECOND_LAYER, step, np.asarray(path.states.c)[step])
+        quantities = {
+            TRAIN_LOSS: path.loss,
+            GROUP_LOSS: groups,
+            SHARPNESS: path.sharpness,
+            PROJECTION: path.states.b_o,
+            LOG_PROJECTION: path.log_b_o,
+            SECOND_LAYER: path.states.c,
+        }
+        taken = len(finite) if finite.all() else int(np.argmin(finite))
+        for quantity, values in quantities.items():
+            record.extend(quantity, np.arange(taken), np.asarray(values)[:taken])
         _stop_unless(bool(finite.all()), int(np.argmin(finite)), record)
 
 
