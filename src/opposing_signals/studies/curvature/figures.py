@@ -114,7 +114,6 @@ def curvature_share(trajectories: Mapping[str, Trajectory], title: str) -> Figur
     Transformer 104 (106). Tensors that never hold more than 0.01 are left out; the last linear layer is always shown.
 
     Args:
-        trajectories: One run.
         title: Of the figure.
     """
     (trajectory,) = trajectories.values()

@@ -23,7 +23,6 @@ def group_losses(trajectories: Mapping[str, Trajectory], thumbnails: int = 10, z
     """Overall train loss, sharpness, and the mean loss of each group of the found pairs, with sample images.
 
     Args:
-        trajectories: One run.
         thumbnails: Images shown a group.
         zoom: Steps shown around each pair's selecting step.
     """

@@ -37,7 +37,6 @@ def sgd_groups(trajectories: Mapping[str, Trajectory], zoom: int = 60) -> Figure
     """The losses of each dominant pair, of a random group of equal size and of all points, around the selecting step.
 
     Args:
-        trajectories: One run.
         zoom: Steps shown of each pair.
     """
     (trajectory,) = trajectories.values()
@@ -95,7 +94,6 @@ def plain_step_sizes(trajectories: Mapping[str, Trajectory], dampening: float = 
     """Figures 40, 43b and 44a: SplitSGD with dampening τ over η1, and Adam.
 
     Args:
-        trajectories: The runs.
         dampening: τ of the runs shown.
     """
     runs = Runs.of(trajectories).with_stopped
@@ -150,7 +148,6 @@ def learning_rates(trajectories: Mapping[str, Trajectory], quantity: Quantity) -
     """Figures 41 and 42: Adam and SplitSGD over learning rates.
 
     Args:
-        trajectories: The runs.
         quantity: What is drawn.
     """
     runs = Runs.of(trajectories).with_stopped

@@ -35,7 +35,6 @@ def block_probe(trajectories: Mapping[str, Trajectory], probe: str) -> Figure:
     shown: θ before and after it in bold, and one step more to either side.
 
     Args:
-        trajectories: One run.
         probe: Which of the run's probes.
     """
     (trajectory,) = trajectories.values()

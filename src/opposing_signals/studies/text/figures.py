@@ -28,7 +28,6 @@ def token_pair(trajectories: Mapping[str, Trajectory], pair: str, title: str, ro
     """The contexts of a named pair with their next tokens, and their losses around the step that moved them most.
 
     Args:
-        trajectories: One run.
         pair: One of `token_patterns.PAIRS`.
         title: Of the figure.
         rows: Contexts shown a group, those whose loss changed most.
@@ -95,7 +94,6 @@ def token_losses(trajectories: Mapping[str, Trajectory], pairs: Sequence[str], z
     """Losses of the named pairs and of those that were found, over the run and around their selecting steps.
 
     Args:
-        trajectories: One run.
         pairs: Of `token_patterns.PAIRS`.
         zoom: Steps around the selecting step.
     """
@@ -123,7 +121,6 @@ def token_tables(
     """Write ``tables.txt`` and ``tables.html``: a named pair's contexts, and the groups of one step's largest changes.
 
     Args:
-        trajectories: One run.
         folder: Of the experiment.
         pair: One of `token_patterns.PAIRS`.
         rows: Contexts a group.

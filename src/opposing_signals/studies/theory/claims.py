@@ -9,19 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from opposing_signals.record.quantities import (
-    DESCENT_ETA_LAMBDA,
-    DESCENT_LOG_B_O,
-    DESCENT_RATIO,
-    DESCENT_SIGN,
-    FLOW_SHARPNESS,
-    GRID,
-    GROUP_LOSS,
-    MAGNITUDE,
-    MINIMUM,
-    PROJECTION,
-    WEIGHT,
-)
+from opposing_signals.record import quantities
 from opposing_signals.signals.trajectory import Trajectory
 from opposing_signals.studies.claim import CannotTellError, Estimate
 from opposing_signals.studies.runs import Trajectories, break_even, only_run
@@ -36,7 +24,7 @@ def share_holding(
 ) -> Estimate:
     """Share of the models of the grid that meet the conditions at which all the statements hold."""
     trajectory = only_run(trajectories)
-    chosen = _all(trajectory, "conditions", conditions) & (trajectory.record[GRID].at(0)["k"] >= smallest_k)
+    chosen = _all(trajectory, "conditions", conditions) & (trajectory.record[quantities.GRID].at(0)["k"] >= smallest_k)
     if not chosen.any():
         raise CannotTellError(f"no model of the grid meets {', '.join(conditions)}")
     return Estimate(float(_all(trajectory, "holds", statements)[chosen].mean()))
@@ -61,13 +49,13 @@ def growth_steps(trajectories: Trajectories, alternating: bool) -> Estimate:
     """
     trajectory = only_run(trajectories)
     shares = []
-    for index, ratio in enumerate(trajectory.record[DESCENT_RATIO].values):
+    for index, ratio in enumerate(trajectory.record[quantities.DESCENT_RATIO].values):
         if not 1.03 <= ratio <= 1.8:
             continue
         begin, end = growth_window(trajectory, index)
         if end > begin:
-            size = trajectory.record[DESCENT_LOG_B_O].values[index, begin : end + 1]
-            sign = trajectory.record[DESCENT_SIGN].values[index, begin : end + 1]
+            size = trajectory.record[quantities.DESCENT_LOG_B_O].values[index, begin : end + 1]
+            sign = trajectory.record[quantities.DESCENT_SIGN].values[index, begin : end + 1]
             steps = sign[1:] * sign[:-1] < 0 if alternating else np.diff(size) > 0
             shares.append(steps.mean())
     if not shares:
@@ -77,8 +65,8 @@ def growth_steps(trajectories: Trajectories, alternating: bool) -> Estimate:
 
 def growth_window(trajectory: Trajectory, index: int) -> tuple[int, int]:
     """First step with λ ≥ 2/η under the ``index``-th step size, and that of the largest ``b_o`` after it."""
-    size = trajectory.record[DESCENT_LOG_B_O].values[index]
-    above = np.flatnonzero(trajectory.record[DESCENT_ETA_LAMBDA].values[index] >= 2)
+    size = trajectory.record[quantities.DESCENT_LOG_B_O].values[index]
+    above = np.flatnonzero(trajectory.record[quantities.DESCENT_ETA_LAMBDA].values[index] >= 2)
     if not above.size:
         return 0, 0
     begin = int(above[0])
@@ -89,7 +77,7 @@ def growth_window(trajectory: Trajectory, index: int) -> tuple[int, int]:
 def largest_stable_step(trajectories: Trajectories) -> Estimate:
     """Largest step size at which b_o shrinks at every step, over 2/(α‖β‖)."""
     trajectory = only_run(trajectories)
-    ratios, sizes = (trajectory.record[name].values for name in (DESCENT_RATIO, DESCENT_LOG_B_O))
+    ratios, sizes = (trajectory.record[name].values for name in (quantities.DESCENT_RATIO, quantities.DESCENT_LOG_B_O))
     # A size of e^{−∞} is 0 for ever; what has diverged compares as false.
     shrinking = [ratio for ratio, size in zip(ratios, sizes, strict=True) if np.all(size[1:] < size[:-1])]
     if not shrinking:
@@ -100,8 +88,8 @@ def largest_stable_step(trajectories: Trajectories) -> Estimate:
 def largest_returning_step(trajectories: Trajectories) -> Estimate:
     """Largest step size, below the first that diverges, at which descent ends with λ < 2/η, over 4/(α‖β‖)."""
     trajectory = only_run(trajectories)
-    ratios = trajectory.record[DESCENT_RATIO].values
-    last = trajectory.record[DESCENT_ETA_LAMBDA].values[:, -1]
+    ratios = trajectory.record[quantities.DESCENT_RATIO].values
+    last = trajectory.record[quantities.DESCENT_ETA_LAMBDA].values[:, -1]
     diverged = ~np.isfinite(last)
     if not diverged.any():
         raise CannotTellError("no step size of the run diverges")
@@ -160,7 +148,7 @@ def group_correlation(trajectories: Trajectories) -> Estimate:
     """Correlation, from break-even on, of the one-step changes of both groups' losses, largest over the runs."""
 
     def correlation(trajectory: Trajectory, break_even: int) -> float:
-        changes = np.diff(trajectory.record[GROUP_LOSS].values[:, :2], axis=0)[break_even:]
+        changes = np.diff(trajectory.record[quantities.GROUP_LOSS].values[:, :2], axis=0)[break_even:]
         return float(np.corrcoef(changes.T)[0, 1])
 
     return _worst(trajectories, correlation, max)
@@ -172,7 +160,7 @@ def final_sharpness_error(trajectories: Trajectories) -> Estimate:
     for trajectory in trajectories.values():
         theory = trajectory.configuration["theory"]
         predicted = deep.final_sharpness(theory["alpha"], theory["beta_norm"], theory["layers"])
-        errors.append(abs(trajectory.record[FLOW_SHARPNESS].at(0) / predicted - 1))
+        errors.append(abs(trajectory.record[quantities.FLOW_SHARPNESS].at(0) / predicted - 1))
     return Estimate(float(max(errors)))
 
 
@@ -184,8 +172,8 @@ def approach(trajectories: Trajectories) -> Estimate:
 
 def side_changes(trajectories: Trajectories) -> Estimate:
     """Share of the steps from break-even on that end on the other side of the minimum."""
-    trajectory = only_run(trajectories)
-    offset = (trajectory.record[WEIGHT].values - trajectory.record[MINIMUM].values)[break_even(trajectory) :]
+    offset, reached = _offset(trajectories)
+    offset = offset[reached:]
     return Estimate(float((offset[1:] * offset[:-1] < 0).mean()))
 
 
@@ -204,7 +192,7 @@ def turning_point(trajectories: Trajectories) -> Estimate:
 def two_cycle_ratio(trajectories: Trajectories) -> Estimate:
     """Distance from the minimum at the end over that of the cycle of period 2 (share of planes ½)."""
     trajectory = only_run(trajectories)
-    cycle = toy.two_cycle(float(trajectory.record[MAGNITUDE].values[-1]), trajectory.step_size)
+    cycle = toy.two_cycle(float(trajectory.record[quantities.MAGNITUDE].values[-1]), trajectory.step_size)
     if not cycle:
         raise CannotTellError("the last valley is stable")
     distance, _ = _distance(trajectories)
@@ -213,14 +201,19 @@ def two_cycle_ratio(trajectories: Trajectories) -> Estimate:
 
 def oscillation(trajectory: Trajectory) -> np.ndarray:
     """Steps along the outliers' direction, ``[T − 1]``."""
-    return np.diff(trajectory.record[PROJECTION].values)
+    return np.diff(trajectory.record[quantities.PROJECTION].values)
+
+
+def _offset(trajectories: Trajectories) -> tuple[np.ndarray, int]:
+    """``[T]`` iterate less the minimum, and the step of break-even."""
+    trajectory = only_run(trajectories)
+    iterate, minimum = (trajectory.record[name].values for name in (quantities.WEIGHT, quantities.MINIMUM))
+    return iterate - minimum, break_even(trajectory)
 
 
 def _distance(trajectories: Trajectories) -> tuple[np.ndarray, int]:
-    """``[T]`` distance from the minimum, and the step of break-even."""
-    trajectory = only_run(trajectories)
-    distance = np.abs(trajectory.record[WEIGHT].values - trajectory.record[MINIMUM].values)
-    return distance, break_even(trajectory)
+    offset, reached = _offset(trajectories)
+    return np.abs(offset), reached
 
 
 def _worst(

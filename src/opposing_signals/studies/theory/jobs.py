@@ -12,28 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from opposing_signals.configuration import refuse_seed
 from opposing_signals.errors import InputError, TrainingStoppedError
 from opposing_signals.provenance import recording
-from opposing_signals.record import Record
-from opposing_signals.record.quantities import (
-    CONDITIONS,
-    DESCENT_ETA_LAMBDA,
-    DESCENT_LOG_B_O,
-    DESCENT_RATIO,
-    DESCENT_SIGN,
-    FLOW_SHARPNESS,
-    GRID,
-    GROUP_LOSS,
-    LOG_PROJECTION,
-    MAGNITUDE,
-    MINIMUM,
-    PATH,
-    PATH_TIMES,
-    PROJECTION,
-    SCALAR_LAYERS,
-    SECOND_LAYER,
-    SHARPNESS,
-    TRAIN_LOSS,
-    WEIGHT,
-)
+from opposing_signals.record import Record, quantities
 from opposing_signals.studies.theory import deep, toy
 from opposing_signals.studies.theory.exact import fast_phase, step_sizes
 from opposing_signals.studies.theory.flow import gradient_descent, gradient_flow
@@ -49,7 +28,7 @@ from opposing_signals.values import Count, Positive, expect
 
 log = getLogger(__name__)
 
-PATH_FIELDS = ("t", SHARPNESS, "b_o", "c_squared", "b_squared", "o_bound")
+PATH_FIELDS = ("t", quantities.SHARPNESS, "b_o", "c_squared", "b_squared", "o_bound")
 """The rows of the quantity ``path``, each over the times of one trajectory of gradient flow."""
 LARGEST = 1e12
 """Largest α, k or ratio of a grid: beyond it the first phase takes less than float64 resolves of the second."""
@@ -73,15 +52,15 @@ def toy_valley(config: DictConfig, record: Record, logger: Any) -> None:  # noqa
         magnitudes = np.concatenate([np.full(settle, before), ramp, np.full(stay, after)])
         share = _checked(theory, "share", float)
         path = toy.descend(float(_checked(theory, "start", float)), _step_size(config), magnitudes, share)
-        quantities = {
-            WEIGHT: path.w[:-1],
-            MAGNITUDE: magnitudes,
-            MINIMUM: toy.minimum(magnitudes, share),
-            GROUP_LOSS: np.stack([path.losses.plane, path.losses.other], axis=1),
-            TRAIN_LOSS: path.losses.average,
-            SHARPNESS: toy.curvature(magnitudes, share),
+        rows = {
+            quantities.WEIGHT: path.w[:-1],
+            quantities.MAGNITUDE: magnitudes,
+            quantities.MINIMUM: toy.minimum(magnitudes, share),
+            quantities.GROUP_LOSS: np.stack([path.losses.plane, path.losses.other], axis=1),
+            quantities.TRAIN_LOSS: path.losses.average,
+            quantities.SHARPNESS: toy.curvature(magnitudes, share),
         }
-        for quantity, values in quantities.items():
+        for quantity, values in rows.items():
             record.extend(quantity, np.arange(len(magnitudes)), np.asarray(values))
 
 
@@ -100,16 +79,16 @@ def linear_descent(config: DictConfig, record: Record, logger: Any) -> None:  # 
         finite = np.isfinite(path.loss) & np.isfinite(path.sharpness)
         with np.errstate(over="ignore", invalid="ignore"):
             groups = np.stack(np.broadcast_arrays(*group_losses(path.states, model)), axis=-1)
-        quantities = {
-            TRAIN_LOSS: path.loss,
-            GROUP_LOSS: groups,
-            SHARPNESS: path.sharpness,
-            PROJECTION: path.states.b_o,
-            LOG_PROJECTION: path.log_b_o,
-            SECOND_LAYER: path.states.c,
+        rows = {
+            quantities.TRAIN_LOSS: path.loss,
+            quantities.GROUP_LOSS: groups,
+            quantities.SHARPNESS: path.sharpness,
+            quantities.PROJECTION: path.states.b_o,
+            quantities.LOG_PROJECTION: path.log_b_o,
+            quantities.SECOND_LAYER: path.states.c,
         }
         taken = len(finite) if finite.all() else int(np.argmin(finite))
-        for quantity, values in quantities.items():
+        for quantity, values in rows.items():
             record.extend(quantity, np.arange(taken), np.asarray(values)[:taken])
         _stop_unless(bool(finite.all()), int(np.argmin(finite)), record)
 
@@ -135,18 +114,18 @@ def sampled_descent(config: DictConfig, record: Record, logger: Any) -> None:  #
         start = deep.initial_parameters(model, layers)
         step = -1
         for step, (theta, at) in enumerate(deep.descend(start, problem, step_size, steps)):
-            record.append(TRAIN_LOSS, step, at.losses.mean())
-            record.append(GROUP_LOSS, step, np.array([_mean(at.losses[group]) for group in members]))
-            record.append(SHARPNESS, step, np.linalg.eigvalsh(at.hessian)[-1])
-            record.append(PROJECTION, step, theta[: len(problem.direction)] @ problem.direction)
-            record.append(SCALAR_LAYERS, step, theta[len(problem.direction) :])
+            record.append(quantities.TRAIN_LOSS, step, at.losses.mean())
+            record.append(quantities.GROUP_LOSS, step, np.array([_mean(at.losses[group]) for group in members]))
+            record.append(quantities.SHARPNESS, step, np.linalg.eigvalsh(at.hessian)[-1])
+            record.append(quantities.PROJECTION, step, theta[: len(problem.direction)] @ problem.direction)
+            record.append(quantities.SCALAR_LAYERS, step, theta[len(problem.direction) :])
         _stop_unless(step == steps, step + 1, record)
         if theory.loss == "square":
             # The slowest rate at the end is at least that of w off β, C² = ‖β‖^{2(L−1)/L}; the way there takes longer
             # the more layers grow together.
             horizon = 20.0 * layers / model.beta_norm ** (2 / layers)
             end = deep.flow_end(start, problem, horizon)
-            record.append(FLOW_SHARPNESS, 0, np.linalg.eigvalsh(deep.evaluate(end, problem).hessian)[-1])
+            record.append(quantities.FLOW_SHARPNESS, 0, np.linalg.eigvalsh(deep.evaluate(end, problem).hessian)[-1])
 
 
 def theorems(config: DictConfig, record: Record, logger: Any) -> None:  # noqa: ARG001
@@ -181,8 +160,9 @@ def _record_grid(record: Record, grid: DictConfig) -> None:
             sum(check.alpha.size for check in checks),
         )
 
-    record.append(GRID, 0, _stacked([{"alpha": one.alpha, "k": one.k, "beta_norm": one.beta_norm} for one in checks]))
-    record.append(CONDITIONS, 0, _stacked([check.conditions for check in checks]))
+    axes = [{"alpha": check.alpha, "k": check.k, "beta_norm": check.beta_norm} for check in checks]
+    record.append(quantities.GRID, 0, _stacked(axes))
+    record.append(quantities.CONDITIONS, 0, _stacked([check.conditions for check in checks]))
     for part in ("measured", "bound", "holds"):
         statements = [{name: getattr(s, part) for name, s in check.statements.items()} for check in checks]
         record.append(part, 0, _stacked(statements))
@@ -199,8 +179,8 @@ def _record_paths(record: Record, paths: DictConfig) -> None:
         values = sharpness(state, model.alpha, model.beta_norm)
         _, o_bound = fast_phase(t, model.alpha, model.k)
         rows = (t, values, np.abs(state.b_o), np.square(state.c), state.b_squared, o_bound)
-        record.append(PATH, index, np.stack(rows))
-        record.append(PATH_TIMES, index, np.array([path.turn_time or 0.0, path.minimum_sharpness_time]))
+        record.append(quantities.PATH, index, np.stack(rows))
+        record.append(quantities.PATH_TIMES, index, np.array([path.turn_time or 0.0, path.minimum_sharpness_time]))
 
 
 def _record_descents(record: Record, descent: DictConfig) -> None:
@@ -210,10 +190,10 @@ def _record_descents(record: Record, descent: DictConfig) -> None:
     path = gradient_descent(model.alpha, model.beta_norm, initial_state(model), ratios * edge, descent.steps)
     signs = np.nan_to_num(np.sign(path.states.b_o)).astype(np.int8)  # 0 once it has diverged
     for index, ratio in enumerate(ratios):
-        record.append(DESCENT_RATIO, index, ratio)
-        record.append(DESCENT_LOG_B_O, index, path.log_b_o[:, index])
-        record.append(DESCENT_SIGN, index, signs[:, index])
-        record.append(DESCENT_ETA_LAMBDA, index, ratio * edge * path.sharpness[:, index])
+        record.append(quantities.DESCENT_RATIO, index, ratio)
+        record.append(quantities.DESCENT_LOG_B_O, index, path.log_b_o[:, index])
+        record.append(quantities.DESCENT_SIGN, index, signs[:, index])
+        record.append(quantities.DESCENT_ETA_LAMBDA, index, ratio * edge * path.sharpness[:, index])
 
 
 def _stacked(parts: list[dict[str, np.ndarray]]) -> np.ndarray:
