@@ -49,6 +49,8 @@ def test_two_runs_are_compared_without_their_trends(run):
     assert values["same"] > 0.98
     assert 0.1 < values["noisy"] < 0.6
     assert abs(values["other"]) < 0.4
+    still = {name: run(f"still {name}", train_loss=np.ones(STEPS)) for name in ("one", "two")}
+    assert "never changes" in why(detrended_correlation, still, "one", "two", 8)
     assert "the run gone is missing" in why(detrended_correlation, runs, "gone", "base", 8)
     assert "60 of the 61 needed steps in common" in why(detrended_correlation, runs, "same", "base", 61)
 

@@ -10,6 +10,7 @@ from opposing_signals.signals import Trajectory
 from opposing_signals.studies.conjectures.figures import descents, group_variance
 from opposing_signals.studies.curvature import claims as curvature
 from opposing_signals.studies.curvature.metrics import sizes_by_floor_distance
+from opposing_signals.studies.groups import claims as groups
 from opposing_signals.studies.groups.figures import group_losses
 from opposing_signals.studies.optimizers import claims as optimizers
 from opposing_signals.studies.optimizers.figures import sgd_groups
@@ -93,6 +94,12 @@ def test_the_variance_of_groups_is_that_of_the_whole_run_or_is_not_given(run):
     assert stretches == pytest.approx(whole, rel=0.2)
     thinned = run(EVERY["pairs of steps"], "thinned")
     assert "21 or more successive ones" in why(optimizers.group_variance_ratio, thinned)
+
+
+def test_losses_of_every_second_step_tell_of_no_change(run):
+    thinned = run(range(0, STEPS, 2))
+    assert "not measured at enough successive steps" in why(groups.pair_correlation, thinned)
+    assert "0 of the 10 needed one-step changes" in why(groups.share_increasing, thinned, "run", False)
 
 
 def test_the_share_of_turns_is_that_of_the_whole_run_or_is_not_given(run):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from opposing_signals.record import Series
 from opposing_signals.signals import OpposingPair, Trajectory
+from opposing_signals.signals.steps import NOT_SUCCESSIVE
 from opposing_signals.studies.claim import CannotTellError
 
 Trajectories = Mapping[str, Trajectory]
@@ -72,5 +73,6 @@ def dominant_pairs(trajectory: Trajectory, name: str = "") -> list[OpposingPair]
         CannotTellError: None was found; ``name`` is said where there are several runs.
     """
     if not trajectory.pairs:
-        raise CannotTellError(f"no opposing pair was found{name and f' in {name}'}")
+        why = f"; {NOT_SUCCESSIVE}" if len(trajectory.changes) < FEWEST_STEPS else ""
+        raise CannotTellError(f"no opposing pair was found{name and f' in {name}'}{why}")
     return trajectory.pairs

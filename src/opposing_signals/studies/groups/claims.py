@@ -14,7 +14,7 @@ from opposing_signals.signals.alignment import correlation
 from opposing_signals.signals.coherence import class_variances
 from opposing_signals.signals.steps import between
 from opposing_signals.studies.claim import CannotTellError, Estimate
-from opposing_signals.studies.estimates import SMALLEST, mean_over_steps, median_over_steps, over_steps
+from opposing_signals.studies.estimates import CORRELATION, SMALLEST, mean_over_steps, median_over_steps, over_steps
 from opposing_signals.studies.runs import (
     FEWEST_STEPS,
     Trajectories,
@@ -31,7 +31,7 @@ def pair_correlation(trajectories: Trajectories) -> Estimate:
     trajectory = only_run(trajectories)
     weakest = max(dominant_pairs(trajectory), key=lambda pair: pair.correlation)
     upper, lower = group_changes(trajectory, weakest, without_step=True)
-    return over_steps(lambda rows: correlation(upper[rows], lower[rows]), len(upper))
+    return over_steps(lambda rows: correlation(upper[rows], lower[rows]), len(upper), CORRELATION)
 
 
 def group_changes(trajectory: Trajectory, pair: OpposingPair, without_step: bool = False) -> np.ndarray:
@@ -131,7 +131,7 @@ def share_increasing(trajectories: Trajectories, run: str, after_break_even: boo
     """Median over steps of the share of training points with Δ_i > 0."""
     (trajectory,) = named_runs(trajectories, run)
     changes = from_break_even(trajectory, trajectory.changes) if after_break_even else trajectory.changes
-    need(len(changes), "steps")
+    need(len(changes), "one-step changes")
     return median_over_steps((changes.values > 0).mean(1))
 
 

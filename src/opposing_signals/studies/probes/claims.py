@@ -14,7 +14,7 @@ import numpy as np
 
 from opposing_signals.record import Series
 from opposing_signals.studies.claim import CannotTellError, Estimate, Threshold
-from opposing_signals.studies.estimates import over_steps
+from opposing_signals.studies.estimates import CORRELATION, over_steps
 from opposing_signals.studies.probes.paths import common_loss, lag_one_autocorrelation, norm_at_loss, probe_path, times
 from opposing_signals.studies.runs import Trajectories, break_even, named_runs, need, only_run
 
@@ -37,7 +37,7 @@ def change_autocorrelation(trajectories: Trajectories, probe: str) -> Estimate:
     need(len(changes), f"steps after break-even at step {first}")
     if math.isnan(lag_one_autocorrelation(changes)):
         raise CannotTellError("the dominant class's probability does not change")
-    return over_steps(lambda rows: lag_one_autocorrelation(changes[rows]), len(changes))
+    return over_steps(lambda rows: lag_one_autocorrelation(changes[rows]), len(changes), CORRELATION)
 
 
 def final_over_peak(trajectories: Trajectories, probe: str) -> Estimate:

@@ -14,7 +14,7 @@ from opposing_signals.signals.steps import between
 from opposing_signals.signals.tokens import Contexts, TokenPair, TokenTrack
 from opposing_signals.studies.claim import CannotTellError, Estimate
 from opposing_signals.studies.curvature.metrics import detrended
-from opposing_signals.studies.estimates import median_over_steps, over_steps
+from opposing_signals.studies.estimates import CORRELATION, median_over_steps, over_steps
 from opposing_signals.studies.runs import FEWEST_STEPS, Trajectories, named_runs, need, only_run
 
 START = 10
@@ -52,7 +52,7 @@ def _correlation(track: TokenTrack, found: TokenPair) -> Estimate:
     changes = between(track.changes, *pair.window)
     others = changes.values[changes.steps != pair.step]
     upper, lower = (others[:, group].mean(1, dtype=np.float64) for group in pair.groups)
-    return over_steps(lambda rows: correlation(upper[rows], lower[rows]), len(others))
+    return over_steps(lambda rows: correlation(upper[rows], lower[rows]), len(others), CORRELATION)
 
 
 def pattern_share(trajectories: Trajectories, pair: str) -> Estimate:
@@ -87,8 +87,10 @@ def detrended_correlation(trajectories: Trajectories, run: str, other: str, wind
     """Correlation over steps of two runs' training losses, each without its running mean."""
     one, two = _losses_in_common(trajectories, run, other)
     need(len(one), "steps in common", least=max(FEWEST_STEPS, window))
+    if not (np.ptp(one) and np.ptp(two)):
+        raise CannotTellError("a loss that never changes correlates with nothing")
     one, two = detrended(one, window), detrended(two, window)
-    return over_steps(lambda rows: correlation(one[rows], two[rows]), len(one))
+    return over_steps(lambda rows: correlation(one[rows], two[rows]), len(one), CORRELATION)
 
 
 def final_loss_ratio(trajectories: Trajectories, run: str, other: str, part: float = 0.05) -> Estimate:
