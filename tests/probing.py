@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import numpy as np
+from recording import made
 
-from opposing_signals.record import Record
 from opposing_signals.signals import Trajectory
 
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.1}
@@ -40,13 +40,7 @@ def probed(
         "mean_feature_norm": np.broadcast_to(mean, steps),
         **quantities,
     }
-    with Record.writing(folder, configuration) as writer:
-        writer.write_provenance({"data": {"name": "made up"}})
-        writer.append("probe_image", 0, np.full((len(names), 4, 4, 3), 128, np.uint8))
-        for quantity, values in rows.items():
-            for step, value in enumerate(values):
-                writer.append(quantity, step, np.asarray(value))
-    return Trajectory(Record(folder))
+    return made(folder, configuration, probe_image=np.full((1, len(names), 4, 4, 3), 128, np.uint8), **rows)
 
 
 def two_class_logits(probability: np.ndarray) -> np.ndarray:

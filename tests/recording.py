@@ -8,6 +8,8 @@ import torch
 
 from opposing_signals.configuration import decisive
 from opposing_signals.record import Record
+from opposing_signals.signals import Trajectory
+from opposing_signals.studies.claim import CannotTellError
 from opposing_signals.training.job import train
 
 
@@ -37,6 +39,23 @@ def stopped(folder: Path, config, step: int, monkeypatch, quantity: str = "train
         patched.setattr(Record, "append", append_until)
         with pytest.raises(KilledError):
             train(config, record, None)
+
+
+def made(folder: Path, configuration=None, provenance=None, pairing=None, **quantities) -> Trajectory:
+    """A run out of arrays by quantity: one row a step, or (steps, rows)."""
+    with Record.writing(folder, configuration or {}) as record:
+        record.write_provenance(provenance or {"data": {"name": "made up"}})
+        for quantity, rows in quantities.items():
+            steps, rows = rows if isinstance(rows, tuple) else (range(len(rows)), rows)
+            record.extend(quantity, np.asarray(steps), np.asarray(rows))
+    return Trajectory(Record(folder), pairing)
+
+
+def why(statistic, *arguments, **keywords) -> str:
+    """The reason for which the runs cannot tell."""
+    with pytest.raises(CannotTellError) as caught:
+        statistic(*arguments, **keywords)
+    return str(caught.value)
 
 
 def weights(record: Record):

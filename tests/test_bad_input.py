@@ -326,7 +326,7 @@ def test_a_command_that_names_what_is_not_there_is_refused(command):
 def test_an_empty_folder_is_not_this_one(command, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     assert main([*command.split(" "), ""]) == 2
-    assert "expected the path of a folder; . is this one" in capfd.readouterr().err
+    assert "FOLDER=: expected the path of a folder, of printable characters; . is this one" in capfd.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,41 @@ def test_what_is_not_there_is_refused_in_one_line(arguments, parts, tmp_path, ca
     assert len(message) == 1
     for part in parts:
         assert part in message[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("_partial_: true", "_partial_: false"), "figure: expected _partial_: true"),
+        (("title:", "text:"), "experiment.title: missing"),
+        (("spirals.norm_growth}", "spirals.norm_growth, run: a}"), "statistic.run: no such field"),
+        (
+            ("spirals.norm_growth", "opposing_signals.studies.curvature.claims.jacobian_growth"),
+            "claims.spirals_growth.statistic: missing a required argument: 'run'",
+        ),
+        (("claims:", "claimz: {}\nclaims:"), "claimz: no training reads such a field; did you mean claims?"),
+        (
+            ("experiment:\n", "instruments: {mine: {_target_: spirals.Block, width: 3}}\nexperiment:\n"),
+            "instruments.mine._target_=spirals.Block: expected a class that derives from Instrument",
+        ),
+    ],
+)
+def test_a_wrong_experiment_is_refused_in_one_line_before_it_trains(change, message, tmp_path, capfd):
+    shutil.copytree(OWN, tmp_path / "own")
+    file = tmp_path / "own" / "experiment" / "spirals.yaml"
+    file.write_text(file.read_text().replace(*change, 1))
+    assert main(["--config-dir", str(tmp_path / "own"), *SETTINGS, f"output_dir={tmp_path}"]) == 2
+    assert message in capfd.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_instrument_that_is_not_there_is_refused_in_one_line(tmp_path, capfd):
+    (tmp_path / "experiment").mkdir()
+    text = (OWN / "experiment" / "spirals.yaml").read_text().replace("spirals_gd", "chebyshev_gd")
+    (tmp_path / "experiment" / "mine.yaml").write_text(text.replace("[gradient_norms]", "[gradient_norm]"))
+    assert main(["--config-dir", str(tmp_path), "experiment=mine", f"output_dir={tmp_path}"]) == 2
+    error = capfd.readouterr().err
+    assert "experiment/mine: instruments=gradient_norm: unknown; did you mean gradient_norms" in error
 
 
 def test_overrides_in_front_of_other_defaults_are_refused_in_one_line(tmp_path, capfd):

@@ -30,6 +30,7 @@ from opposing_signals.signals import (
     risers,
 )
 from opposing_signals.signals.steps import reversals
+from opposing_signals.studies.claim import CannotTellError, Statistic
 from opposing_signals.studies.curvature.metrics import gap_changes
 from opposing_signals.studies.groups.claims import group_amplitude_ratio, spike_concentration
 from opposing_signals.training.job import training_module
@@ -87,8 +88,8 @@ def measured(point: Point, record: Record) -> dict[str, Any]:
         "directions": _over(directions, late),
         "share_rising": rounded(np.mean(late.values.mean(1) > 0)) if len(late) >= FEWEST_STEPS else None,
         "largest_rise": rounded(np.max(loss[1:] / loss[:-1])),
-        "spike_concentration": rounded(spike_concentration({"run": trajectory}).value),
-        "amplitude": rounded(group_amplitude_ratio({"run": trajectory}).value) if pairs else None,
+        "spike_concentration": _value(spike_concentration, trajectory),
+        "amplitude": _value(group_amplitude_ratio, trajectory),
         "correlation": median([pair["correlation"] for pair in pairs]),
         "coherence": median(shares),
         "coherence_smallest": min(shares, default=None),
@@ -198,3 +199,11 @@ def eigenvectors(point: Point, record: Record, count: int, max_products: int) ->
             for value, residual, slope in zip(pairs.values, pairs.residuals, slopes, strict=True)
         ],
     }
+
+
+def _value(statistic: Statistic, trajectory: Trajectory) -> float | None:
+    """None where the run cannot tell."""
+    try:
+        return rounded(statistic({"run": trajectory}).value)
+    except CannotTellError:
+        return None

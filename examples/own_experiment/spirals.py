@@ -58,7 +58,7 @@ class WeightNorm(Instrument):
     """Writes ``weight_norm`` ‖θ_t‖."""
 
     def before_step(self, module: TrainingModule, step: int) -> None:
-        """The weights are still those in front of the step."""
+        """The weights are still those before the step."""
         squares = sum(float(parameter.detach().double().square().sum()) for parameter in self.risk.parameters)
         self.write(module, step, "weight_norm", squares**0.5)
 

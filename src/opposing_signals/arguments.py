@@ -173,7 +173,7 @@ def _check(text: str, searched: list[Path]) -> None:
         return
     for choice in _values(override):
         if choice not in known:
-            raise InputError(f"{group}={choice}: unknown; {_instead_of(choice, known)}")
+            raise InputError(f"{group}={choice}: unknown; {instead_of(choice, known)}")
 
 
 def _values(override: Override) -> list[str]:
@@ -184,7 +184,8 @@ def _values(override: Override) -> list[str]:
     return ["" if choice is None else str(choice) for choice in values]
 
 
-def _instead_of(choice: str, known: list[str]) -> str:
+def instead_of(choice: str, known: list[str]) -> str:
+    """What a message proposes for a ``choice`` that is not among the ``known`` ones."""
     near = did_you_mean(choice, known)
     return near.strip() if near and len(known) > _FEW else f"{near}there are {', '.join(known)}"
 
@@ -205,7 +206,7 @@ def _check_launcher(launcher: str) -> None:
     """Refuse a launcher that is not there, and say how to get it; or one that does not fit to several processes."""
     known = sorted({"basic", *LAUNCHERS})
     if launcher not in known:
-        raise InputError(f"hydra/launcher={launcher}: unknown; {_instead_of(launcher, known)}")
+        raise InputError(f"hydra/launcher={launcher}: unknown; {instead_of(launcher, known)}")
     if launcher != "basic" and is_one_of_several():
         raise InputError(
             f"hydra/launcher={launcher} under torchrun: expected basic, whose jobs follow each other; start the "

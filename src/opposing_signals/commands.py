@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -10,17 +10,14 @@ from typing import NoReturn
 from rich.markup import escape
 from rich.table import Table
 
-from opposing_signals.configuration import SCALES
+from opposing_signals.configuration import SCALES, folder
 from opposing_signals.errors import READ_NAMED_DATA, InputError, printable
 from opposing_signals.experiments import ALL, experiments, named
 from opposing_signals.terminal import console
 
 
 def _folder(given: str) -> Path:
-    """The path of a folder; an empty one would be the folder of the command."""
-    if not given.strip():
-        raise ArgumentTypeError("expected the path of a folder; . is this one")
-    return Path(given)
+    return Path(folder(given, "FOLDER"))
 
 
 def _list(arguments: list[str]) -> int:
@@ -118,8 +115,8 @@ def _explain(arguments: list[str]) -> int:
     from opposing_signals.follow.explanation import explain
     from opposing_signals.packing import unpacked
 
-    for folder in options.folders:
-        explanation = explain(unpacked(Path(folder)), named_data=options.named_data)
+    for given in options.folders:
+        explanation = explain(unpacked(Path(given)), named_data=options.named_data)
         if options.json:
             print(json.dumps(explanation.as_json()))
             continue
@@ -150,10 +147,10 @@ def _demo(arguments: list[str]) -> int:
         default=demo.FOLDER,
         help="for all that is written (%(default)s)",
     )
-    folder = parser.parse_args(arguments).folder
-    if "=" in str(folder):
-        parser.error(f"{folder} is a setting, and the demo has none")
-    return demo.demo(folder)
+    chosen = parser.parse_args(arguments).folder
+    if "=" in str(chosen):
+        parser.error(f"{chosen} is a setting, and the demo has none")
+    return demo.demo(chosen)
 
 
 def _reproduce(arguments: list[str]) -> int:

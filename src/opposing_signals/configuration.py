@@ -102,6 +102,19 @@ def reference_of(config: DictConfig) -> DictConfig:
     return OmegaConf.create({**fields, "run_dir": None, **changes})
 
 
+def refuse_seed(config: DictConfig) -> None:
+    """Refuse a seed other than the first in a job that draws nothing at random: its run would repeat the first.
+
+    Raises:
+        InputError: There is another seed.
+    """
+    if config.seed != 1:
+        raise InputError(
+            f"seed={config.seed}: {config.run.name} draws nothing at random, and every seed gives the same numbers; "
+            "leave the seed out"
+        )
+
+
 def run_folder(config: DictConfig) -> Path:
     """Where the run's record is kept.
 
@@ -125,18 +138,18 @@ def experiment_folder(config: DictConfig) -> Path:
 
 
 def folder(given: Any, field: str) -> str:
-    """``given``, which ``field`` says, as the path of a folder.
+    """``given``, the value of ``field``, as the path of a folder.
 
     Raises:
-        InputError: It is empty, which would be the root of the disk in front of a name, or cannot be a path.
+        InputError: It is empty, so that a name behind it would lie at the root of the disk, or it cannot be a path.
     """
     if isinstance(given, str | int) and str(given).strip() and str(given).isprintable():
         return str(given)
-    raise InputError(f"{field}={written(given)}: expected the path of a folder, of printable characters")
+    raise InputError(f"{field}={written(given)}: expected the path of a folder, of printable characters; . is this one")
 
 
 def folder_name(given: Any, field: str) -> str:
-    """``given``, which ``field`` says, as the name of a folder inside another one.
+    """``given``, the value of ``field``, as the name of a folder inside another one.
 
     Raises:
         InputError: It would lead elsewhere: it is empty, has a separator or a control character, or begins with a dot.

@@ -26,8 +26,7 @@ from opposing_signals.values import (
     Positive,
     Range,
     Seed,
-    fits,
-    in_words,
+    expect,
     is_plain,
     written,
 )
@@ -82,10 +81,14 @@ OF_TORCH: Mapping[str, Mapping[str, Any]] = {
 }
 """Where torch's annotations say less than a run needs: beginning of a name ↦ argument ↦ what is expected."""
 
+TRAINING = "opposing_signals.training.job.train"
+OF_TRAINING = {"augmentation", "before_update", "data", "instruments"}
+OF_TRAINING |= {"intervention", "job", "loss", "model", "optimizer", "reference"}
+"""Beside `JOB`, `GROUPS` and those that leave a run's numbers as they are: the fields that a training reads."""
 FORWARDED: Mapping[str, str] = {"lightning.pytorch.loggers.WandbLogger": "wandb.init"}
-"""What takes any argument ↦ what it gives them to."""
+"""A function that takes any keyword argument ↦ the function that it passes them to."""
 _FEW = 12
-"""So many fields a message names."""
+"""The most fields that a message names."""
 
 
 def check(config: DictConfig) -> None:
@@ -94,7 +97,11 @@ def check(config: DictConfig) -> None:
     Raises:
         InputError: The message names the field, its value, and what is expected.
     """
-    for name, value in _fields(config).items():
+    fields = _fields(config)
+    read = {*JOB, *GROUPS, *OF_TRAINING, *UNDECISIVE}
+    for name, value in fields.items():
+        if name not in read and fields.get("job") == TRAINING:  # a job of one's own may read fields of its own
+            raise InputError(f"{name}: no training reads such a field; {did_you_mean(name, read)}".removesuffix("; "))
         _check_shape(name, value, name)
         if name in UNDECISIVE:
             _check_content(name, value, name)
@@ -132,9 +139,11 @@ def _fields(config: DictConfig) -> dict[str, Any]:
 def _check_shape(name: str, value: Any, where: str) -> None:
     """Whether ``value`` is of the type that code relies on which reads it."""
     if name in JOB:
-        _check_value(value, JOB[name], where)
+        expect(where, value, JOB[name])
     if name in SEVERAL and not isinstance(value, dict):
         raise InputError(f"{where}={written(value)}: expected fields, as in {where}.NAME=VALUE")
+    if name == "experiment" and (missing := {"name", "title"} - {*value}):
+        raise InputError(f"{where}.{min(missing)}: missing; expected name and title of the experiment")
     for member, described in value.items() if name == "instruments" else ():
         if not isinstance(described, dict) or "_target_" not in described:
             raise InputError(
@@ -152,10 +161,20 @@ def _check_content(name: str, value: Any, where: str) -> None:
                 raise InputError(f"{where}.{member}={written(claim)}: expected the fields of a claim")
             _check_arguments(claim, _accepted("opposing_signals.studies.claim.Claim", where), f"{where}.{member}", ours)
         ours = ()
+    for member, described in value.items() if name == "instruments" else ():
+        _check_instrument(described["_target_"], f"{where}.{member}")
     if isinstance(value, dict) and value and name in GROUPS:
         group = GROUPS[name]
         _check_arguments(value, _accepted(group, where) if isinstance(group, str) else group, where, ours)
     _check_tree(value, where, ours)
+
+
+def _check_instrument(target: Any, where: str) -> None:
+    from opposing_signals.instruments.instrument import Instrument
+
+    called = named(target, f"{where}._target_")
+    if isinstance(called, type) and not issubclass(called, Instrument):
+        raise InputError(f"{where}._target_={target}: expected a class that derives from Instrument")
 
 
 def _check_tree(value: Any, where: str, ours: Collection[str] = ()) -> None:
@@ -184,12 +203,7 @@ def _check_arguments(
             raise InputError(f"{where}.{name}: no such field; {did_you_mean(str(name), known)}{there_are}")
         hint = accepted.get(name, Any)
         if is_plain(hint) or not (isinstance(value, dict) and "_target_" in value):
-            _check_value(value, hint, f"{where}.{name}")
-
-
-def _check_value(value: Any, hint: Any, where: str) -> None:
-    if not fits(value, hint):
-        raise InputError(f"{where}={written(value)}: expected {in_words(hint)}")
+            expect(f"{where}.{name}", value, hint)
 
 
 def _accepted(target: Any, where: str) -> dict[str, Any]:

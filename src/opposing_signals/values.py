@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
+from opposing_signals.errors import InputError
+
 
 @dataclass(frozen=True)
 class Range:
@@ -62,6 +64,16 @@ _WORDS: Mapping[Any, str] = {
 }
 _LONGEST = 80
 """Characters of a value that a message shows."""
+
+
+def expect(field: str, value: Any, hint: Any) -> None:
+    """Refuse a value that is not what the annotation ``hint`` says.
+
+    Raises:
+        InputError: The message names ``field``, the value, and what is expected.
+    """
+    if not fits(value, hint):
+        raise InputError(f"{field}={written(value)}: expected {in_words(hint)}")
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -192,7 +192,7 @@ def test_an_interrupted_tokenization_is_begun_again(tmp_path, cache, monkeypatch
     [
         ("", {}, "own.txt: the file is empty; expected UTF-8 text"),
         ("abc", {"block": 3}, "data.block=3: own.txt has 3 tokens, .* expected at most 2"),
-        ("abc", {"block": 0}, "data.block=0: expected at least 1"),
+        ("abc", {"block": 0}, "data.block=0: expected a whole number, at least 1"),
         ("abcdefg", {"block": 2, "sequences": 4}, "data.sequences=4: own.txt has 3 sequences of 2 tokens"),
         ("abcdefg", {"block": 2, "sequences": 0}, "data.sequences=0: .* expected 1 to 3"),
         ("abc", {"vocabulary": 300}, "data.vocabulary=300: expected null, characters are as many"),
@@ -300,8 +300,8 @@ def test_text_is_drawn_the_same_on_every_machine():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"sentences": 0}, "data.sentences=0: expected at least 1"),
-        ({"period_inside": 1.1}, "data.period_inside=1.1: expected a fraction"),
+        ({"sentences": 0}, "data.sentences=0: expected a whole number, at least 1"),
+        ({"period_inside": 1.1}, "data.period_inside=1.1: expected a finite number, at least 0 and at most 1"),
         ({"newline_after_colon": float("nan")}, "data.newline_after_colon=nan"),
         ({"sentences": 1, "block": 500}, "data.block=500: text_demo, seed 0 has .* tokens"),
     ],

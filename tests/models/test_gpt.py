@@ -10,7 +10,7 @@ from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.losses import sequence_loss, token_losses
 from opposing_signals.models import gpt
-from opposing_signals.models.gpt import GPT, Block
+from opposing_signals.models.gpt import GPT
 
 
 def small(**sizes) -> GPT:
@@ -45,27 +45,6 @@ def test_sizes_are_the_standard_ones(block, vocabulary, sizes, parameters, tenso
         model = gpt((block,), vocabulary, **sizes)
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert len(list(model.parameters())) == tensors
-
-
-def test_a_block_is_torchs_encoder_layer_under_a_causal_mask():
-    torch.manual_seed(0)
-    block = Block(width=12, heads=3).double()
-    theirs = torch.nn.TransformerEncoderLayer(
-        12, 3, 48, dropout=0.0, activation="gelu", batch_first=True, norm_first=True, bias=False
-    ).double()
-    names = {
-        "attention": "self_attn.in_proj_",
-        "projection": "self_attn.out_proj.",
-        "norm1": "norm1.",
-        "norm2": "norm2.",
-        "mlp.0": "linear1.",
-        "mlp.2": "linear2.",
-    }
-    state = block.state_dict()
-    theirs.load_state_dict({f"{name}weight": state[f"{ours}.weight"] for ours, name in names.items()})
-    tokens = torch.randn(2, 5, 12, dtype=torch.float64)
-    mask = torch.nn.Transformer.generate_square_subsequent_mask(5, dtype=torch.float64)
-    torch.testing.assert_close(block(tokens), theirs(tokens, src_mask=mask))
 
 
 def test_embedding_positions_and_tied_head():

@@ -9,7 +9,7 @@ from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.models import cifar_resnet, mlp, resnet18, vgg11, vit
 from opposing_signals.models.resnet import PaddedShortcut
-from opposing_signals.models.vit import Block
+from opposing_signals.models.transformer import Block
 
 resnet56, resnet110 = (partial(cifar_resnet, depth=depth) for depth in (56, 110))
 
@@ -99,26 +99,21 @@ def test_equal_seeds_give_equal_weights():
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-def test_a_transformer_block_is_torchs_encoder_layer():
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_a_transformer_block_is_torchs_encoder_layer(bias, is_causal):
     torch.manual_seed(0)
-    block = Block(width=12, heads=3).double()
-    theirs = torch.nn.TransformerEncoderLayer(
-        12, 3, 48, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-    ).double()
-    names = {
-        "attention": "self_attn.in_proj_",
-        "projection": "self_attn.out_proj.",
-        "norm1": "norm1.",
-        "norm2": "norm2.",
-        "mlp.0": "linear1.",
-        "mlp.2": "linear2.",
-    }
+    block = Block(12, 3, bias, is_causal).double()
+    sizes = {"d_model": 12, "nhead": 3, "dim_feedforward": 48, "dropout": 0.0, "activation": "gelu"}
+    theirs = torch.nn.TransformerEncoderLayer(**sizes, batch_first=True, norm_first=True, bias=bias).double()
+    names = {"attention.": "self_attn.in_proj_", "projection.": "self_attn.out_proj."}
+    names |= {"norm1.": "norm1.", "norm2.": "norm2.", "mlp.0.": "linear1.", "mlp.2.": "linear2."}
+    kinds = ("weight", "bias") if bias else ("weight",)
     state = block.state_dict()
-    theirs.load_state_dict(
-        {f"{name}{kind}": state[f"{ours}.{kind}"] for ours, name in names.items() for kind in ("weight", "bias")}
-    )
+    theirs.load_state_dict({f"{name}{kind}": state[f"{ours}{kind}"] for ours, name in names.items() for kind in kinds})
     tokens = torch.randn(2, 5, 12, dtype=torch.float64)
-    torch.testing.assert_close(block(tokens), theirs(tokens))
+    mask = torch.nn.Transformer.generate_square_subsequent_mask(5, dtype=torch.float64) if is_causal else None
+    torch.testing.assert_close(block(tokens), theirs(tokens, src_mask=mask))
 
 
 def test_a_transformer_sees_each_patch_at_its_position():

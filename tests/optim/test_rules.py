@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -14,12 +15,13 @@ from torch.func import functional_call
 from opposing_signals.configuration import configuration_folder, decisive
 from opposing_signals.curvature.risk import flatten
 from opposing_signals.errors import InputError
-from opposing_signals.optim import SAM, ClippedSGD, OneSAM, SignSGD
+from opposing_signals.optim import SAM, ClippedSGD, OneSAM, SignSGD, SplitSGD
 from opposing_signals.optim.sam import ascended_gradient
 from opposing_signals.record import Record
 from opposing_signals.training.job import train
 from opposing_signals.training.module import TrainingModule
 
+split_sgd = partial(SplitSGD, lr=0.001, sgd_lr=0.1)
 GRADIENTS = [torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(t)) for t in range(5)]
 
 
@@ -222,25 +224,34 @@ def test_one_sam_asks_for_what_it_needs():
     ("rule", "numbers", "message"),
     [
         (SignSGD, {"lr": -1}, "optimizer.lr=-1: expected a number, at least 0"),
-        (SignSGD, {"momentum": 1.0}, "optimizer.momentum=1.0: expected a number from 0 to below 1"),
+        (SignSGD, {"momentum": 1.0}, "optimizer.momentum=1.0: expected a number, at least 0 and below 1"),
         (ClippedSGD, {"lr": -1}, "optimizer.lr=-1"),
         (ClippedSGD, {"momentum": -0.1}, "optimizer.momentum=-0.1"),
-        (ClippedSGD, {"bound": 0.0}, "optimizer.bound=0.0: expected a number larger than 0"),
+        (ClippedSGD, {"bound": 0.0}, "optimizer.bound=0.0: expected a number, above 0"),
         (SAM, {"rho": -0.05}, "optimizer.rho=-0.05: expected a number, at least 0"),
         (SAM, {"momentum": 1.5}, "optimizer.momentum=1.5"),
         (OneSAM, {"rho": math.nan}, "optimizer.rho=nan"),
+        (split_sgd, {"lr": math.nan}, "optimizer.lr=nan: expected a number, at least 0"),
+        (split_sgd, {"sgd_lr": -1e-3}, "optimizer.sgd_lr=-0.001: expected a number, at least 0"),
+        (split_sgd, {"dampening": 1.0}, "optimizer.dampening=1.0: expected a number, at least 0 and below 1"),
+        (split_sgd, {"momentum": 1}, "optimizer.momentum=1: expected a number, at least 0 and below 1"),
+        (split_sgd, {"threshold": -1e-4}, "optimizer.threshold=-0.0001: expected a number, at least 0"),
+        (split_sgd, {"quantile": 0}, "optimizer.quantile=0: expected a number, above 0 and below 1"),
+        (split_sgd, {"quantile": 1.0}, "optimizer.quantile=1.0: expected a number, above 0 and below 1"),
     ],
 )
-def test_numbers_that_cannot_work_are_refused(rule, numbers, message):
-    with pytest.raises(InputError, match=message):
-        rule([parameter()], **numbers)
+@pytest.mark.parametrize("by_group", [False, True])
+def test_numbers_that_cannot_work_are_refused(rule, numbers, message, by_group):
+    with pytest.raises(InputError, match=message) as caught:
+        rule([{"params": [parameter()], **numbers}]) if by_group else rule([parameter()], **numbers)
+    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("rule", [SignSGD, ClippedSGD])
+@pytest.mark.parametrize("rule", [SignSGD, ClippedSGD, split_sgd])
 def test_sparse_gradients_are_refused(rule):
     table = torch.nn.Embedding(5, 2, sparse=True)
     table(torch.tensor([1])).sum().backward()
-    with pytest.raises(RuntimeError, match="is sparse: expected a dense one"):
+    with pytest.raises(RuntimeError, match=r"of shape \[5, 2\] is sparse: expected a dense one"):
         rule(table.parameters()).step()
 
 

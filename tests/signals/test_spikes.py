@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from recording import made
 
-from opposing_signals.record import Record
 from opposing_signals.signals import Trajectory, find_spikes
 
 POINTS, STEPS = 200, 80
@@ -11,10 +11,8 @@ UP, DOWN = np.arange(10, 18), np.arange(50, 57)
 
 
 def trajectory(folder, losses, steps=None) -> Trajectory:
-    with Record.writing(folder, {"run": {"name": "drawn"}}) as record:
-        for step, row in zip(range(len(losses)) if steps is None else steps, losses, strict=True):
-            record.append("sample_loss", step, row.astype(np.float32))
-    return Trajectory(Record(folder))
+    at = range(len(losses)) if steps is None else steps
+    return made(folder, {"run": {"name": "drawn"}}, sample_loss=(at, losses.astype(np.float32)))
 
 
 def losses_with_a_spike(at: int, jump: float = 1.0) -> np.ndarray:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
+from recording import made
 
-from opposing_signals.record import Record
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies.chebyshev.figures import chebyshev
 
@@ -23,13 +23,11 @@ def trajectory(tmp_path):
             "optimizer": {"lr": 0.5},
             "data": {"_target_": "opposing_signals.data.chebyshev", "points": 20},
         }
-        with Record.writing(tmp_path, configuration) as record:
-            record.write_provenance({"data": {"name": "a curve"}})
-            for step, row in enumerate(losses, start=first):
-                record.append("sample_loss", step, row)
-                record.append("outputs", step, np.full((20, 1), step, np.float32))
-                record.append("sharpness", step, 4.0)
-        return Trajectory(Record(tmp_path), pairing={"smallest_group": 1})
+        steps = np.arange(first, first + len(losses))
+        outputs = np.tile(steps[:, None, None], (1, 20, 1)).astype(np.float32)
+        rows = {"sample_loss": losses, "outputs": outputs, "sharpness": np.full(len(steps), 4.0)}
+        measured = {quantity: (steps, values) for quantity, values in rows.items()}
+        return made(tmp_path, configuration, {"data": {"name": "a curve"}}, {"smallest_group": 1}, **measured)
 
     return make
 

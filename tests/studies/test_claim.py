@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from opposing_signals.errors import InputError
-from opposing_signals.studies.claim import Claim, Estimate, Threshold, Verdict, verdict_table
+from opposing_signals.errors import InputError, MissingQuantityError
+from opposing_signals.signals import Runs
+from opposing_signals.studies.claim import CannotTellError, Claim, Estimate, Threshold, Verdict, verdict_table
 
 
 @pytest.mark.parametrize(
@@ -41,12 +42,14 @@ class Recorded:
         self.configuration = {"seed": seed}
 
 
-def claim_with(estimate: Estimate) -> Claim:
+def claim_with(estimate: Estimate | None) -> Claim:
     def statistic(trajectories):
         """What is measured.
 
         And more about it.
         """
+        if estimate is None:
+            raise CannotTellError("too short")
         return estimate
 
     return Claim("fig99a", "It is so", "Figure 99", statistic, {"cpu": "> 1", "paper": "> 3"})
@@ -86,6 +89,30 @@ def test_a_value_that_is_too_uncertain_decides_nothing():
     assert (checked.verdict, checked.value, checked.reason) == ("INCONCLUSIVE", 2, "3 values")
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 2.0])
+@pytest.mark.parametrize("interval", [None, (np.nan, np.nan), (1.5, np.inf)])
+def test_what_is_not_finite_decides_nothing(value, interval):
+    checked = claim_with(Estimate(value, interval)).check({"run": Recorded()}, "cpu", 1)
+    if (value, interval) == (2.0, None):
+        assert checked.verdict == "PASS"
+    else:
+        assert (checked.verdict, checked.interval) == ("INCONCLUSIVE", None)
+        assert checked.reason == "the value or its interval is not finite"
+    assert json.loads(json.dumps(checked.as_json(), allow_nan=False)) == checked.as_json()
+
+
+def test_a_quantity_that_was_not_recorded_decides_nothing_and_what_is_no_estimate_is_refused():
+    def missing(trajectories):
+        raise MissingQuantityError("run holds no 'jacobian_norm'")
+
+    checked = Claim("a", "", "", missing, "> 1").check({"run": Recorded()}, "cpu", 1)
+    assert (checked.verdict, checked.reason) == ("INCONCLUSIVE", "run holds no 'jacobian_norm'")
+    checked = Claim("a", "", "", lambda _: Estimate(1 / 0.0), "> 1").check({"run": Recorded()}, "cpu", 1)
+    assert (checked.verdict, checked.value) == ("INCONCLUSIVE", None)
+    with pytest.raises(InputError, match=r"claims.a.statistic gave 3.0: expected an Estimate"):
+        Claim("a", "", "", lambda _: 3.0, "> 1").check({"run": Recorded()}, "cpu", 1)
+
+
 def test_without_runs_nothing_is_claimed():
     checked = claim_with(Estimate(2)).check({}, "cpu", 1)
     assert checked.verdict == "NOT RUN"
@@ -113,6 +140,17 @@ def test_seeds_are_counted(values, verdict, passed):
     assert json.loads(json.dumps(checked.as_json()))["by_seed"][0]["verdict"] == "PASS"
 
 
+def test_a_seed_whose_run_failed_is_counted():
+    claim = claim_with(Estimate(2))
+    complete = {f"seed={seed}": Recorded(seed) for seed in (1, 2)}
+    runs = Runs(complete, {"seed=3": Recorded(3)}, {"seed=3": "the loss is not finite"})
+    checked = claim.check(runs, "cpu", 1)
+    assert (checked.verdict, checked.seed) == ("INCONCLUSIVE", [1, 2, 3])
+    assert checked.reason == "passes in 2 of 3 seeds; seed 3: the loss is not finite"
+    checked = claim.check(Runs(complete, {}, {"seed=3": "no memory"}), "cpu", 1)
+    assert (checked.verdict, checked.reason) == ("INCONCLUSIVE", "passes in 2 of 2 seeds; failed: seed=3")
+
+
 def test_a_claim_about_seeds_sees_them_together():
     def statistic(trajectories):
         """How many there are."""
@@ -126,7 +164,7 @@ def test_a_claim_about_seeds_sees_them_together():
 def test_the_table_shows_value_verdict_and_reason():
     rows = [
         claim_with(Estimate(2.5, (2, 3))).check({"run": Recorded()}, "cpu", 1),
-        claim_with(Estimate.unknown("too short")).check({"run": Recorded()}, "cpu", 1),
+        claim_with(None).check({"run": Recorded()}, "cpu", 1),
     ]
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(verdict_table(rows, "claims", console))

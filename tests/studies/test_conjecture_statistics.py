@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+import recording
+from recording import why
 
-from opposing_signals.record import Record
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies.conjectures import claims as conjectures
 from opposing_signals.studies.conjectures.figures import group_variance
@@ -15,13 +16,8 @@ def made(tmp_path):
 
     def make(name: str, losses: np.ndarray | None = None, lr: float = 0.1, **quantities: np.ndarray) -> Trajectory:
         losses = np.ones((STEPS, EXAMPLES)) if losses is None else losses
-        with Record.writing(tmp_path / name, {"run": {"name": name}, "optimizer": {"lr": lr}}) as record:
-            record.write_provenance({"data": {"name": "made up"}})
-            for step in range(len(losses)):
-                record.append("sample_loss", step, losses[step])
-                for quantity, values in quantities.items():
-                    record.append(quantity, step, values[step])
-        return Trajectory(Record(tmp_path / name))
+        configuration = {"run": {"name": name}, "optimizer": {"lr": lr}}
+        return recording.made(tmp_path / name, configuration, sample_loss=losses, **quantities)
 
     return make
 
@@ -44,7 +40,7 @@ def test_sharpening_of_one_run_beside_another(made):
     assert conjectures.break_even_delay(steep, "smoothed", "plain").value == pytest.approx(later / first)
     runs["smoothed"] = made("third", sharpness=ramp / 4)
     assert conjectures.break_even_delay(runs, "smoothed", "plain").value == pytest.approx((STEPS - 1) / first)
-    assert "2/η" in conjectures.break_even_delay(runs, "plain", "smoothed").reason
+    assert "2/η" in why(conjectures.break_even_delay, runs, "plain", "smoothed")
 
 
 def test_a_quantity_is_compared_where_both_runs_first_have_the_same_loss(made):
@@ -69,7 +65,7 @@ def test_amplitude_and_variance_of_the_dominant_groups(made):
     assert conjectures.pair_correlation(runs, "wide").value < -0.9
     assert conjectures.group_amplitude_ratio(runs, "wide").value > 5
     still = {"wide": runs["wide"], "still": made("still")}
-    assert "no opposing pair" in conjectures.group_variance_ratio(still, "wide", "still").reason
+    assert "no opposing pair" in why(conjectures.group_variance_ratio, still, "wide", "still")
     assert len(group_variance(runs).axes) == 2
 
 
@@ -89,5 +85,5 @@ def test_peak_and_decline_of_feature_norms(made):
 
 def test_a_missing_job_is_named():
     for statistic in (conjectures.peak_sharpness_ratio, conjectures.group_variance_ratio):
-        assert statistic({}, "optimizer=sam", "optimizer=sgd").reason == "the run optimizer=sam is missing"
-    assert "missing" in conjectures.pair_correlation({}, "loss=square").reason
+        assert why(statistic, {}, "optimizer=sam", "optimizer=sgd") == "the run optimizer=sam is missing"
+    assert "missing" in why(conjectures.pair_correlation, {}, "loss=square")

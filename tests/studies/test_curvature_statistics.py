@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+import recording
+from recording import why
 
-from opposing_signals.record import Record
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies.curvature import claims as curvature
 
@@ -11,17 +12,9 @@ TENSORS = ["embedding.weight", "blocks.0.weight", "head.weight", "head.bias"]
 
 @pytest.fixture
 def made(tmp_path):
-    """A run out of arrays by quantity; a quantity is one row a step, or (steps, rows)."""
-
     def make(name: str = "run", reference=None, **quantities) -> Trajectory:
         configuration = {"optimizer": {"lr": 1.0}, "reference": reference or {}}
-        with Record.writing(tmp_path / name, configuration) as writer:
-            writer.write_provenance({"tensors": TENSORS})
-            for quantity, rows in quantities.items():
-                steps, rows = rows if isinstance(rows, tuple) else (range(len(rows)), rows)
-                for step, row in zip(steps, rows, strict=True):
-                    writer.append(quantity, step, np.asarray(row))
-        return Trajectory(Record(tmp_path / name))
+        return recording.made(tmp_path / name, configuration, {"tensors": TENSORS}, **quantities)
 
     return make
 
@@ -83,11 +76,11 @@ def test_own_hessians_of_risers_and_fallers_against_random_points(made):
 
 def test_outliers_of_a_run_that_cannot_tell(made):
     stable = {"run": made("stable", sample_loss=opposed_losses(1.0), sharpness=np.ones(STEPS))}
-    assert curvature.outlier_ratio(stable, "loss_change").reason == "λ did not reach 2/η"
+    assert why(curvature.outlier_ratio, stable, "loss_change") == "λ did not reach 2/η"
     without = {"run": made("without", sample_loss=np.ones((STEPS, POINTS)), sharpness=SHARPNESS)}
-    assert "no opposing pair" in curvature.outlier_ratio(without, "loss_change").reason
+    assert "no opposing pair" in why(curvature.outlier_ratio, without, "loss_change")
     few = {"run": made("few", sharpness=SHARPNESS, sample_sharpness=([0, 30, 40], np.ones((3, 6))))}
-    assert "2 steps after break-even" in curvature.outlier_sharpness_ratio(few).reason
+    assert "2 of the 10 needed steps after break-even" in why(curvature.outlier_sharpness_ratio, few)
 
 
 def test_shares_of_the_eigenvector(made):
@@ -102,9 +95,9 @@ def test_shares_of_the_eigenvector(made):
     assert curvature.tensor_share(run, "blocks.0.weight", first_step=10).value == 0.3
     assert curvature.module_over_others(run, "embedding", first_step=10).value == pytest.approx(2)
     assert curvature.module_over_others(run, "head", first_step=10).value == pytest.approx(1 / 6)
-    assert "no tensor stem" in curvature.tensor_share(run, "stem", first_step=10).reason
-    assert "no module stem" in curvature.module_over_others(run, "stem", first_step=10).reason
-    assert "from 30 on" in curvature.tensor_share(run, "head.bias", first_step=30).reason
+    assert "no tensor stem" in why(curvature.tensor_share, run, "stem", first_step=10)
+    assert "no module stem" in why(curvature.module_over_others, run, "stem", first_step=10)
+    assert "0 of the 1 needed steps from 30 on" in why(curvature.tensor_share, run, "head.bias", first_step=30)
 
 
 def rules(made, **references) -> dict[str, Trajectory]:
@@ -132,14 +125,14 @@ def test_reversals_along_the_direction_count_from_break_even_on(made):
 
 def test_rules_that_cannot_be_compared(made):
     runs = rules(made, b={"optimizer": {"lr": 0.5}})
-    assert "different references" in curvature.reversal_difference(runs, "b", "a", descent="a").reason
-    assert "the run d is missing" in curvature.reversal_rate(runs, "d", descent="a").reason
+    assert "different references" in why(curvature.reversal_difference, runs, "b", "a", descent="a")
+    assert "the run d is missing" in why(curvature.reversal_rate, runs, "d", descent="a")
     stable = made("stable", projection=np.arange(STEPS), sharpness=np.ones(STEPS))
-    assert "did not reach" in curvature.reversal_rate({"stable": stable}, "stable", descent="stable").reason
+    assert "did not reach" in why(curvature.reversal_rate, {"stable": stable}, "stable", descent="stable")
     short = made("short", projection=np.arange(25), sharpness=SHARPNESS)
-    assert "3 steps along v" in curvature.reversal_rate({"short": short}, "short", descent="short").reason
+    assert "3 steps along v" in why(curvature.reversal_rate, {"short": short}, "short", descent="short")
     drift = made("drift", projection=np.arange(STEPS), sharpness=SHARPNESS)
-    assert "no step of drift" in curvature.reversal_ratio({"drift": drift}, "drift", "drift", descent="drift").reason
+    assert "no step of drift" in why(curvature.reversal_ratio, {"drift": drift}, "drift", "drift", descent="drift")
 
 
 def test_sizes_near_and_far_from_the_floor(made):
@@ -156,16 +149,20 @@ def test_sizes_near_and_far_from_the_floor(made):
             estimate = curvature.size_by_floor_distance(run, quantity, "run", descent="run", steps=steps)
             assert estimate.value == expected
     strided = {"run": made("strided", floor_distance=(range(0, STEPS, 6), distance[::6]), **quantities)}
-    few = curvature.size_by_floor_distance(strided, "effective_step_size", "run", descent="run", steps="nearest")
-    assert "10 are needed" in few.reason
+    few = (strided, "effective_step_size", "run")
+    assert "of the 10 needed measured steps" in why(
+        curvature.size_by_floor_distance, *few, descent="run", steps="nearest"
+    )
 
 
 def test_the_jacobian_grows_up_to_break_even(made):
     norms = ([0, 10, 20, 30], [2.0, 3.0, 5.0, 1.0])
     run = {"run": made(jacobian_norm=norms, sharpness=SHARPNESS)}
     assert curvature.jacobian_growth(run, "run").value == 2.5
-    assert "missing" in curvature.jacobian_growth(run, "other").reason
+    assert "missing" in why(curvature.jacobian_growth, run, "other")
     stable = {"run": made("stable", jacobian_norm=norms, sharpness=np.ones(STEPS))}
-    assert "did not reach" in curvature.jacobian_growth(stable, "run").reason
+    assert "did not reach" in why(curvature.jacobian_growth, stable, "run")
     once = {"run": made("once", jacobian_norm=([0, 30], [1.0, 2.0]), sharpness=SHARPNESS)}
-    assert "once up to break-even at step 20" in curvature.jacobian_growth(once, "run").reason
+    assert "1 of the 2 needed measurements of the norm up to break-even at step 20" in why(
+        curvature.jacobian_growth, once, "run"
+    )

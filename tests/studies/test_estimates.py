@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import scipy
 
-from opposing_signals.studies.estimates import dependence, interval, mean_over_steps, median_over_steps, over_steps
+from opposing_signals.studies.estimates import (
+    CORRELATION,
+    dependence,
+    interval,
+    mean_over_steps,
+    median_over_steps,
+    over_steps,
+)
 
 STEPS, RUNS = 200, 400
 
@@ -67,3 +74,11 @@ def test_a_constant_has_no_width_and_too_few_values_have_no_interval():
     assert (few.value, few.interval, few.decides) == (4, None, False)
     assert few.reason == "4 values over steps; a verdict needs 8"
     assert np.isnan(mean_over_steps(np.empty(0)).value)
+
+
+def test_an_interval_keeps_to_what_the_statistic_can_be_and_what_is_not_finite_has_none():
+    steps = np.arange(12)
+    one, other = np.sin(steps), -np.sin(steps) + 1e-3 * np.cos(7 * steps)
+    correlation = over_steps(lambda rows: float(np.corrcoef(one[rows], other[rows])[0, 1]), 12, CORRELATION)
+    assert -1 <= correlation.interval[0] <= correlation.value <= correlation.interval[1]
+    assert over_steps(lambda _: float("nan"), 12).interval is None

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
+from recording import made
 
 from opposing_signals.data import planted
-from opposing_signals.record import Record
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies.groups.changes import change_distribution, share_increasing
 from opposing_signals.studies.groups.figures import group_losses
@@ -24,12 +24,7 @@ def run(tmp_path):
         if opposed:
             losses[::2, :10] += 1
             losses[1::2, 10:20] += 1
-        with Record.writing(tmp_path, configuration) as record:
-            record.write_provenance({"data": {"name": "drawn"}})
-            for step, row in enumerate(losses):
-                record.append("sample_loss", step, row)
-                record.append("sharpness", step, 10.0 + step)
-        return {"made_up": Trajectory(Record(tmp_path))}
+        return {"made_up": made(tmp_path, configuration, sample_loss=losses, sharpness=10.0 + np.arange(STEPS))}
 
     return make
 

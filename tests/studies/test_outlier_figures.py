@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
+from recording import made
 
 from opposing_signals.data import planted
-from opposing_signals.record import Record
-from opposing_signals.signals import Trajectory
 from opposing_signals.studies.outliers.claims import coherent_groups, modal_prediction
 from opposing_signals.studies.outliers.figures import outlier_grids
 from opposing_signals.studies.outliers.panels import outlier_panels, pair_panels
@@ -25,17 +24,13 @@ def trajectory(tmp_path):
         "data": {"_target_": "opposing_signals.data.planted", "images": EXAMPLES},
     }
     sizes = np.linspace(2, 1, 24)
-    with Record.writing(tmp_path, configuration) as record:
-        record.write_provenance({"data": {"name": "drawn"}})
-        for step in range(STEPS):
-            losses = np.ones(EXAMPLES, np.float32)
-            losses[RISING_AT_ODD if step % 2 else RISING_AT_EVEN] += sizes
-            predicted = np.arange(EXAMPLES, dtype=np.uint8) % 3
-            predicted[:18] = 3 if step % 2 else 0
-            predicted[24:30] = 4 if step % 2 == 0 else 1
-            record.append("sample_loss", step, losses)
-            record.append("prediction", step, predicted)
-    return Trajectory(Record(tmp_path))
+    losses = np.ones((STEPS, EXAMPLES), np.float32)
+    losses[1::2, RISING_AT_ODD] += sizes
+    losses[::2, RISING_AT_EVEN] += sizes
+    predicted = np.tile(np.arange(EXAMPLES, dtype=np.uint8) % 3, (STEPS, 1))
+    predicted[::2, :18], predicted[1::2, :18] = 0, 3
+    predicted[::2, 24:30], predicted[1::2, 24:30] = 4, 1
+    return made(tmp_path, configuration, sample_loss=losses, prediction=predicted)
 
 
 def test_panels_hold_the_outliers_and_both_predictions(trajectory):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from probing import ADAM, probed, two_class_logits
+from recording import why
 
 from opposing_signals.studies.claim import Claim
 from opposing_signals.studies.probes import claims as probes
@@ -60,13 +61,16 @@ def test_only_the_steps_from_break_even_on_oscillate(made):
     ("settings", "reason"),
     [
         ({"sharpness": np.ones(STEPS)}, "λ did not reach 2/η"),
-        ({"sharpness": np.where(np.arange(STEPS) < 55, 1.0, 20.0)}, "3 steps after break-even at step 55"),
+        (
+            {"sharpness": np.where(np.arange(STEPS) < 55, 1.0, 20.0)},
+            "3 of the 10 needed steps after break-even at step 55",
+        ),
         ({"probability": np.full(STEPS, 0.7)}, "the dominant class's probability does not change"),
     ],
 )
 def test_a_run_that_cannot_tell_of_an_oscillation(settings, reason, made):
     run = made(**settings)
-    assert reason in probes.change_autocorrelation(run, "sky").reason
+    assert reason in why(probes.change_autocorrelation, run, "sky")
     assert verdict(probes.change_autocorrelation, run, "< -0.5", probe="sky") == "INCONCLUSIVE"
 
 
@@ -77,9 +81,9 @@ def test_the_share_of_probes_with_the_whole_pattern(tmp_path):
     run = {"run": probed(tmp_path / "run", norms, logits, sharpness=SHARPNESS)}
     assert probes.pattern_share(run, "run", list(norms), PATTERN).value == 0.5  # sky and, reversed, red
     assert probes.pattern_share(run, "run", list(norms), {**PATTERN, "final_over_peak": "< 0.3"}).value == 0.25
-    assert probes.pattern_share(run, "other", ["sky"], PATTERN).reason == "the run other is missing"
+    assert why(probes.pattern_share, run, "other", ["sky"], PATTERN) == "the run other is missing"
     stable = {"run": probed(tmp_path / "stable", norms, logits, sharpness=np.ones(STEPS))}
-    assert probes.pattern_share(stable, "run", ["red"], PATTERN).reason == "red: λ did not reach 2/η"
+    assert why(probes.pattern_share, stable, "run", ["red"], PATTERN) == "red: λ did not reach 2/η"
 
 
 def flows(made, flow, descent, **settings):
@@ -127,15 +131,15 @@ def test_runs_are_compared_at_equal_time(tmp_path):
 def test_flow_and_descent_that_cannot_be_compared(made):
     alone = made("alone")
     for statistic in (probes.flow_difference, probes.flow_growth, probes.flow_end):
-        assert statistic(alone, "sky", flow="flow", descent="alone").reason == "the run flow is missing"
+        assert why(statistic, alone, "sky", flow="flow", descent="alone") == "the run flow is missing"
     runs = flows(made, HUMP, HUMP, sharpness=np.where(np.arange(STEPS) < 55, 1.0, 20.0))
-    assert "4 steps of the flow after break-even" in probes.flow_growth(runs, "sky", **NAMES).reason
+    assert "4 of the 10 needed steps of the flow after break-even" in why(probes.flow_growth, runs, "sky", **NAMES)
 
 
 def test_flow_beside_a_descent_that_stays_stable(made):
     runs = flows(made, HUMP, HUMP, sharpness=np.ones(STEPS))
     assert verdict(probes.flow_difference, runs, "<= 0.1", probe="sky", **NAMES) == "INCONCLUSIVE"
-    assert probes.flow_end(runs, "sky", **NAMES).reason == "descent: λ did not reach 2/η"
+    assert why(probes.flow_end, runs, "sky", **NAMES) == "descent: λ did not reach 2/η"
 
 
 def test_declines_are_compared_at_equal_loss(made):
@@ -146,7 +150,7 @@ def test_declines_are_compared_at_equal_loss(made):
     assert found.value == 0.25  # Adam's loss falls below 1 at step 41, when its norm is down from 8 to 2
     early = made("early", norm=np.full(STEPS, 4.0), train_loss=np.linspace(3, 2.5, STEPS))
     assert probes.decline_ratio(adam | early, "sky", run="adam", other="early").value == 1
-    assert probes.decline_ratio(adam, "sky", run="adam", other="descent").reason == "the run descent is missing"
+    assert why(probes.decline_ratio, adam, "sky", run="adam", other="descent") == "the run descent is missing"
 
 
 def test_an_oscillation_that_ends_and_one_that_stays(made):
@@ -157,4 +161,4 @@ def test_an_oscillation_that_ends_and_one_that_stays(made):
     assert verdict(probes.remaining_alternation, made("staying"), "< 0.25", probe="sky", run="staying") == "FAIL"
     short = made("short", norm=HUMP[:20], probability=SWING[:20], sharpness=SHARPNESS[:20])
     assert verdict(probes.remaining_alternation, short, "< 0.25", probe="sky", run="short") == "INCONCLUSIVE"
-    assert probes.remaining_alternation(run, "sky", run="adam").reason == "the run adam is missing"
+    assert why(probes.remaining_alternation, run, "sky", run="adam") == "the run adam is missing"

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
+from recording import made, why
 
 from opposing_signals.data import planted
-from opposing_signals.record import Record
-from opposing_signals.signals import Trajectory, class_r2
+from opposing_signals.signals import class_r2
 from opposing_signals.studies.groups import claims as statistics
 
 
@@ -13,11 +13,8 @@ def trajectories(tmp_path):
 
     def make(changes, sharpness=None, lr=1.0):
         losses = np.concatenate([np.zeros((1, changes.shape[1])), np.cumsum(changes, 0)]) + 10
-        with Record.writing(tmp_path, {"optimizer": {"lr": lr}}) as writer:
-            for step, row in enumerate(losses):
-                writer.append("sample_loss", step, row)
-                writer.append("sharpness", step, 2.0 / lr if sharpness is None else sharpness[step])
-        return {"run": Trajectory(Record(tmp_path))}
+        sharpness = np.full(len(losses), 2.0 / lr) if sharpness is None else sharpness
+        return {"run": made(tmp_path, {"optimizer": {"lr": lr}}, sample_loss=losses, sharpness=sharpness)}
 
     return make
 
@@ -32,11 +29,11 @@ def test_spike_concentration_of_known_changes(trajectories):
 
 def test_gaussian_changes_give_the_shares_of_a_gaussian(trajectories):
     """The top 1% of a Gaussian hold 3.6% of Σ abs Δ and 6.7% of the rise; its excess kurtosis is 0."""
-    made = trajectories(np.random.default_rng(0).normal(size=(60, 20_000)))
-    assert statistics.change_concentration(made).value == pytest.approx(0.036, abs=0.001)
-    assert statistics.change_kurtosis(made).value == pytest.approx(0, abs=0.05)
-    assert statistics.spike_concentration(made).value == pytest.approx(0.067, abs=0.003)
-    share = statistics.share_increasing(made, "run", after_break_even=True)
+    run = trajectories(np.random.default_rng(0).normal(size=(60, 20_000)))
+    assert statistics.change_concentration(run).value == pytest.approx(0.036, abs=0.001)
+    assert statistics.change_kurtosis(run).value == pytest.approx(0, abs=0.05)
+    assert statistics.spike_concentration(run).value == pytest.approx(0.067, abs=0.003)
+    share = statistics.share_increasing(run, "run", after_break_even=True)
     assert share.value == pytest.approx(0.5, abs=0.01)
     low, high = share.interval
     assert low <= share.value <= high
@@ -46,22 +43,20 @@ def test_only_steps_after_break_even_count(trajectories):
     changes = np.ones((40, 10))
     changes[20:] = -1
     sharpness = np.where(np.arange(41) < 20, 1.0, 2.0)
-    made = trajectories(changes, sharpness)
-    assert statistics.share_increasing(made, "run", after_break_even=True).value == 0
-    assert statistics.share_increasing(made, "run", after_break_even=False).value == 0.5
-    assert statistics.sharpness_over_threshold(made).value == 1
-    assert statistics.peak_sharpness_over_threshold(made).value == 1
+    run = trajectories(changes, sharpness)
+    assert statistics.share_increasing(run, "run", after_break_even=True).value == 0
+    assert statistics.share_increasing(run, "run", after_break_even=False).value == 0.5
+    assert statistics.sharpness_over_threshold(run).value == 1
+    assert statistics.peak_sharpness_over_threshold(run).value == 1
 
 
 def test_a_run_that_cannot_tell_says_why(trajectories):
-    made = trajectories(np.zeros((40, 10)), np.ones(41))
+    run = trajectories(np.zeros((40, 10)), np.ones(41))
     for statistic in (statistics.sharpness_over_threshold, statistics.change_kurtosis, statistics.change_concentration):
-        estimate = statistic(made)
-        assert np.isnan(estimate.value)
-        assert estimate.reason == "λ did not reach 2/η"
-    assert "missing" in statistics.share_increasing(made, "other", after_break_even=False).reason
-    assert statistics.pair_correlation(made).reason == "no opposing pair was found"
-    assert statistics.group_amplitude_ratio(made).reason == "no opposing pair was found"
+        assert why(statistic, run) == "λ did not reach 2/η"
+    assert "missing" in why(statistics.share_increasing, run, "other", after_break_even=False)
+    assert why(statistics.pair_correlation, run) == "no opposing pair was found"
+    assert why(statistics.group_amplitude_ratio, run) == "no opposing pair was found"
 
 
 def test_pair_statistics_on_a_planted_pair(trajectories):
@@ -70,10 +65,10 @@ def test_pair_statistics_on_a_planted_pair(trajectories):
     sign = np.where(np.arange(60) % 2 == 0, 1.0, -1.0)
     changes[:, :20] += sign[:, None]
     changes[:, 20:40] -= sign[:, None]
-    made = trajectories(changes)
-    assert statistics.pair_correlation(made).value < -0.99
+    run = trajectories(changes)
+    assert statistics.pair_correlation(run).value < -0.99
     random_group = np.abs(changes[:, 40:60].mean(1))
-    ratio = statistics.group_amplitude_ratio(made)
+    ratio = statistics.group_amplitude_ratio(run)
     assert ratio.value > 5
     assert ratio.value < 1 / np.median(random_group)
     assert ratio.interval[0] <= ratio.value <= ratio.interval[1]
@@ -92,14 +87,10 @@ def test_coherence_is_that_of_the_less_coherent_pair_by_its_purer_group(tmp_path
     changes[40:, mixed[0]], changes[40:, mixed[1]] = sign[40:], -sign[40:]
     configuration = {"optimizer": {"lr": 0.1}, "data": {"_target_": "opposing_signals.data.planted", "images": 120}}
     losses = 10 + np.concatenate([np.zeros((1, 120)), np.cumsum(changes, 0)])
-    with Record.writing(tmp_path, configuration) as record:
-        for step, row in enumerate(losses):
-            record.append("sample_loss", step, row)
-            record.append("sharpness", step, 20.0 if step >= 20 else 1.0)
-    made = {"run": Trajectory(Record(tmp_path))}
-    assert len(made["run"].pairs) == 2
-    assert statistics.coherence(made).value == pytest.approx(1 / 3)
-    explained = statistics.classes_explain(made)
+    run = made(tmp_path, configuration, sample_loss=losses, sharpness=np.where(np.arange(81) >= 20, 20.0, 1.0))
+    assert len(run.pairs) == 2
+    assert statistics.coherence({"run": run}).value == pytest.approx(1 / 3)
+    explained = statistics.classes_explain({"run": run})
     assert explained.value == pytest.approx(class_r2(np.diff(losses, axis=0)[20:], classes))
     assert explained.interval[0] < explained.value < explained.interval[1]
 
@@ -113,11 +104,8 @@ def test_the_pair_nearest_to_an_interval_is_named_with_the_largest_beside_it(tmp
     changes[40:, [4, 5]], changes[40:, [3, 6]] = sign, -sign
     losses = 10 + np.concatenate([np.zeros((1, 20)), np.cumsum(changes, 0)])
     configuration = {"run": {"name": "curve"}, "data": {"_target_": "opposing_signals.data.chebyshev", "points": 20}}
-    with Record.writing(tmp_path, configuration) as writer:
-        for step, row in enumerate(losses):
-            writer.append("sample_loss", step, row)
-    made = {"run": Trajectory(Record(tmp_path), pairing={"smallest_group": 1})}
-    np.testing.assert_allclose(made["run"].curve[0], x, rtol=1e-6)
-    estimate = statistics.interval_coverage(made)
+    run = made(tmp_path, configuration, pairing={"smallest_group": 1}, sample_loss=losses)
+    np.testing.assert_allclose(run.curve[0], x, rtol=1e-6)
+    estimate = statistics.interval_coverage({"run": run})
     assert estimate.value == 1
     assert estimate.reason == "pair 2 of 2 by amplitude; the largest pair's is 0.2"

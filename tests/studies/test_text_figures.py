@@ -3,10 +3,10 @@ import re
 
 import numpy as np
 import pytest
+from recording import made
 
 from opposing_signals.data import text_demo
 from opposing_signals.data.token_patterns import pattern_points
-from opposing_signals.record import Record
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies.text.figures import adam_and_splitsgd, token_losses, token_pair, token_tables
 
@@ -18,12 +18,7 @@ def run(tmp_path):
     def make(name: str, **series: np.ndarray) -> dict[str, Trajectory]:
         configuration = {"run": {"name": name}, "data": {"_target_": "opposing_signals.data.text_demo"}}
         configuration["optimizer"] = {"lr": 0.001}
-        with Record.writing(tmp_path / name, configuration) as record:
-            record.write_provenance({"data": {"name": "drawn sentences"}})
-            for quantity, values in series.items():
-                for step, value in enumerate(values):
-                    record.append(quantity, step, value)
-        return {name: Trajectory(Record(tmp_path / name))}
+        return {name: made(tmp_path / name, configuration, {"data": {"name": "drawn sentences"}}, **series)}
 
     return make
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from recording import made, why
 
 from opposing_signals.data import text_demo
 from opposing_signals.data.token_patterns import pattern_points
-from opposing_signals.record import Record
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies.curvature.metrics import detrended
 from opposing_signals.studies.text.claims import (
@@ -24,11 +24,7 @@ STEPS = 60
 @pytest.fixture
 def run(tmp_path):
     def make(name: str, **series: np.ndarray) -> Trajectory:
-        with Record.writing(tmp_path / name, {"data": {"_target_": "opposing_signals.data.text_demo"}}) as record:
-            for quantity, values in series.items():
-                for step, value in enumerate(values):
-                    record.append(quantity, step, value)
-        return Trajectory(Record(tmp_path / name))
+        return made(tmp_path / name, {"data": {"_target_": "opposing_signals.data.text_demo"}}, **series)
 
     return make
 
@@ -53,8 +49,10 @@ def test_two_runs_are_compared_without_their_trends(run):
     assert values["same"] > 0.98
     assert 0.1 < values["noisy"] < 0.6
     assert abs(values["other"]) < 0.4
-    assert "the run gone is missing" in detrended_correlation(runs, "gone", "base", 8).reason
-    assert "60 steps in common; at least 61" in detrended_correlation(runs, "same", "base", 61).reason
+    still = {name: run(f"still {name}", train_loss=np.ones(STEPS)) for name in ("one", "two")}
+    assert "never changes" in why(detrended_correlation, still, "one", "two", 8)
+    assert "the run gone is missing" in why(detrended_correlation, runs, "gone", "base", 8)
+    assert "60 of the 61 needed steps in common" in why(detrended_correlation, runs, "same", "base", 61)
 
 
 def test_final_losses_of_two_runs(run):
@@ -66,7 +64,7 @@ def test_final_losses_of_two_runs(run):
     assert ratio.interval == pytest.approx((1.25, 1.25))
     assert len(late) == steps
     short = {name: run(f"{name}, short", train_loss=late[:60]) for name in ("one", "two")}
-    assert "3 steps; at least 10" in final_loss_ratio(short, "one", "two").reason
+    assert "3 of the 10 needed steps in the last 5%" in why(final_loss_ratio, short, "one", "two")
 
 
 def test_the_share_of_signed_steps(run):
@@ -74,8 +72,8 @@ def test_the_share_of_signed_steps(run):
     assert signed_share(runs, "split", "first").value == pytest.approx(np.linspace(0.5, 0.1, STEPS)[4:6].mean())
     assert signed_share_decay(runs, "split").value < 0.3
     short = {"split": run("short", signed_share=np.ones(15))}
-    assert "15 steps; at least 20" in signed_share_decay(short, "split").reason
-    assert "missing" in signed_share({}, "split", "last").reason
+    assert "15 of the 20 needed steps" in why(signed_share_decay, short, "split")
+    assert "missing" in why(signed_share, {}, "split", "last")
 
 
 @pytest.fixture
@@ -104,5 +102,5 @@ def test_pairs_of_tokens(tracked):
 def test_a_text_that_was_not_followed_has_no_pair(run):
     nothing = {"gpt2": run("nothing", token_points=[np.arange(3)], token_loss=np.ones((STEPS, 3), np.float32))}
     for statistic in (named_pair_correlation, pattern_share):
-        assert "lacks one of the two patterns" in statistic(nothing, "colon").reason
-    assert "no opposing pair" in shown_pairs_correlation(nothing, ["colon", "quotes"]).reason
+        assert "lacks one of the two patterns" in why(statistic, nothing, "colon")
+    assert "no opposing pair" in why(shown_pairs_correlation, nothing, ["colon", "quotes"])

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+from recording import why
 
 from opposing_signals.record import Record
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies.conjectures.figures import descents, group_variance
 from opposing_signals.studies.curvature import claims as curvature
 from opposing_signals.studies.curvature.metrics import sizes_by_floor_distance
+from opposing_signals.studies.groups import claims as groups
 from opposing_signals.studies.groups.figures import group_losses
 from opposing_signals.studies.optimizers import claims as optimizers
 from opposing_signals.studies.optimizers.figures import sgd_groups
@@ -88,9 +90,14 @@ def test_the_variance_of_groups_is_that_of_the_whole_run_or_is_not_given(run):
         optimizers.group_variance_ratio(run(EVERY[kind], kind)).value for kind in ("whole", "stretches")
     )
     assert stretches == pytest.approx(whole, rel=0.2)
-    thinned = optimizers.group_variance_ratio(run(EVERY["pairs of steps"], "thinned"))
-    assert np.isnan(thinned.value)
-    assert "21 or more successive ones" in thinned.reason
+    thinned = run(EVERY["pairs of steps"], "thinned")
+    assert "21 or more successive ones" in why(optimizers.group_variance_ratio, thinned)
+
+
+def test_losses_of_every_second_step_tell_of_no_change(run):
+    thinned = run(range(0, STEPS, 2))
+    assert "not measured at enough successive steps" in why(groups.pair_correlation, thinned)
+    assert "0 of the 10 needed one-step changes" in why(groups.share_increasing, thinned, "run", False)
 
 
 def test_the_share_of_turns_is_that_of_the_whole_run_or_is_not_given(run):
@@ -102,9 +109,8 @@ def test_the_share_of_turns_is_that_of_the_whole_run_or_is_not_given(run):
             [ACTIVE[0] <= step < ACTIVE[1] - 1 for step in inside if pair.window[0] < step <= pair.window[1]]
         )
         assert optimizers.sign_change_share(made).value >= turning
-    thinned = optimizers.sign_change_share(run(EVERY["pairs of steps"], "thinned"))
-    assert np.isnan(thinned.value)
-    assert "3 or more successive ones" in thinned.reason
+    thinned = run(EVERY["pairs of steps"], "thinned")
+    assert "3 or more successive ones" in why(optimizers.sign_change_share, thinned)
 
 
 @pytest.mark.parametrize("every", [1, 2, 5])
@@ -114,14 +120,12 @@ def test_steps_along_v_are_those_between_successive_steps(run, every):
     along = np.cumsum(np.where(np.arange(STEPS) % 2, 1.0, -1.0) * sizes)
     at = np.arange(0, STEPS, every)
     made = run(range(3), projection=(at, along[at]), floor_distance=(at, np.ones(len(at))))
-    rate = curvature.reversal_rate(made, "run", "run")
     _, steps = sizes_by_floor_distance(made["run"], "step_along_v", 0)
     if every == 1:
-        assert rate.value == 1
+        assert curvature.reversal_rate(made, "run", "run").value == 1
         assert np.median(steps) == pytest.approx(1.05, abs=0.01)
     else:
-        assert np.isnan(rate.value)
-        assert "not measured at enough successive steps" in rate.reason
+        assert "not measured at enough successive steps" in why(curvature.reversal_rate, made, "run", "run")
         assert len(steps) == 0
 
 

@@ -81,9 +81,9 @@ def test_augmentation_can_be_left_out(tmp_path):
         (["batch=null"], "augmentation with batch=null: expected a batch size"),
         (["run=resnet56_sgd", SIGNED_SHARE], "SignedShare: the optimizer is SGD: expected SplitSGD"),
         (["optimizer.sgd_lr=-0.1"], "optimizer.sgd_lr=-0.1: expected a number, at least 0"),
-        (["optimizer.dampening=1"], "optimizer.dampening=1: expected a number from 0 to below 1"),
-        (["optimizer.quantile=0"], "optimizer.quantile=0: expected a number between 0 and 1"),
-        (["optimizer.quantile=1"], "optimizer.quantile=1: expected a number between 0 and 1"),
+        (["optimizer.dampening=1"], "optimizer.dampening=1: expected a number, at least 0 and below 1"),
+        (["optimizer.quantile=0"], "optimizer.quantile=0: expected a number, above 0 and below 1"),
+        (["optimizer.quantile=1"], "optimizer.quantile=1: expected a number, above 0 and below 1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(tmp_path, overrides, message):

@@ -20,11 +20,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from opposing_signals.app.job import job
 from opposing_signals.app.sweep import FAILED, SweepNote, finish_sweep, job_notes
-from opposing_signals.arguments import folders, hydra_parser, parsed
-from opposing_signals.choices import register
+from opposing_signals.arguments import folders, hydra_parser, instead_of, parsed
+from opposing_signals.choices import choices, register
 from opposing_signals.configuration import configuration_folder
 from opposing_signals.errors import InputError, one_line
 from opposing_signals.experiments import did_you_mean
@@ -81,7 +82,11 @@ def _run(arguments: list[str]) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         if user_wants_tracebacks:
             raise
-        raise InputError(_refusal(error)) from None
+        raise InputError(_refusal(error, searched)) from None
+    except YAMLError as error:
+        if user_wants_tracebacks:
+            raise
+        raise InputError(f"{one_line(error)}: expected a file of YAML") from None
     except AssertionError as error:
         if user_wants_tracebacks or not _is_of_defaults(error):
             raise
@@ -107,8 +112,11 @@ def _run(arguments: list[str]) -> int:
     return finish_sweep(SweepNote.config) if SweepNote.config is not None and is_first() else 0
 
 
-def _refusal(error: Exception) -> str:
+def _refusal(error: Exception, searched: list[Path]) -> str:
     """What Hydra says, in one line, without its proposal to add a field that nothing reads."""
+    if missing := re.match(r"In '([^']*)': Could not (?:load|find) '([^']*)/([^'/]*)'", one_line(error)):
+        where, group, name = missing.groups()
+        return f"{where}: {group}={name}: unknown; {instead_of(name, choices(group, searched))}"
     text = re.sub(r"^\w+ raised while resolving interpolation: ", "", one_line(error))
     if several := re.match(r"Ambiguous value for argument '([^']*)'", text):
         field, _, values = several[1].partition("=")

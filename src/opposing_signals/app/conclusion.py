@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from inspect import signature
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -72,11 +73,17 @@ def conclude(
 
 def _draw(config: DictConfig, folder: Path, runs: Runs, verdicts: list[Verdict]) -> set[str]:
     """Draw what there is of the complete ``runs``, or why there are none; the names of the files."""
+    from matplotlib.figure import Figure
+
     from opposing_signals.studies import style
 
     drawn = set()
     if runs or runs.failures:
         figure = instantiate(config.figure)(runs) if runs else style.figure(8, 2, "No run is complete")
+        if not isinstance(figure, Figure):
+            raise InputError(
+                f"figure._target_={config.figure._target_} gave {figure!r}: expected a figure of Matplotlib"
+            )
         style.name_verdicts(figure, verdicts, runs.failures)
         for name in ("figure.png", "figure.pdf"):
             with replacing(folder / name) as unfinished:
@@ -101,6 +108,10 @@ def _claims(config: DictConfig) -> list[Claim]:
             raise InputError(f"claims.{identifier}: no {missing[0]}; expected {', '.join(CLAIM)}")
         threshold = claim.threshold if isinstance(claim.threshold, str) else dict(claim.threshold)
         statistic = instantiate(claim.statistic, _partial_=True)
+        try:
+            signature(statistic).bind({})
+        except TypeError as error:
+            raise InputError(f"claims.{identifier}.statistic: {error}; expected it beside _target_") from None
         seeds = claim.get("seeds", "each")
         found.append(Claim(str(identifier), claim.statement, claim.source, statistic, threshold, seeds))
     return found
@@ -128,6 +139,8 @@ def check_conclusion(config: DictConfig) -> None:
 
     if not OmegaConf.is_dict(config.get("figure")) or "_target_" not in config.figure:
         raise InputError(f"figure={written(config.get('figure'))}: expected a function, as its _target_")
+    if not config.figure.get("_partial_"):
+        raise InputError("figure: expected _partial_: true beside its _target_, which is called with the runs")
     for claim in _claims(config):
         claim.bound(config.scale.name)
     probes = OmegaConf.select(config, "instruments.block_probe.probes")

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from opposing_signals.errors import InputError
-from opposing_signals.values import Natural
+from opposing_signals.values import Natural, expect
 
 
 class CropFlip:
@@ -25,8 +25,7 @@ class CropFlip:
     """
 
     def __init__(self, padding: Natural = 4, seed: int = 0) -> None:
-        if padding < 0:
-            raise InputError(f"augmentation.padding={padding}: expected a number of pixels, at least 0")
+        expect("augmentation.padding", padding, Natural)
         self.padding = padding
         self.seed = seed
 

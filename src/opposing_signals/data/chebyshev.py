@@ -9,7 +9,7 @@ import torch
 
 from opposing_signals.data.dataset import Dataset
 from opposing_signals.errors import InputError
-from opposing_signals.values import Count
+from opposing_signals.values import Count, expect
 
 
 def chebyshev(degree: Count = 5, points: Count = 20) -> Dataset:
@@ -29,8 +29,7 @@ def chebyshev(degree: Count = 5, points: Count = 20) -> Dataset:
     Raises:
         InputError: ``degree`` is below 1 or ``points`` below 2.
     """
-    if degree < 1:
-        raise InputError(f"data.degree={degree}: the degree of a Chebyshev polynomial to fit is at least 1")
+    expect("data.degree", degree, Count)
     if points < 2:
         raise InputError(f"data.points={points}: at least 2 points span the interval [-1, 1]")
     x = np.linspace(-1, 1, points)

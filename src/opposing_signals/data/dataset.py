@@ -15,7 +15,7 @@ class Dataset:
     """A training set (and, where there is one, a test set) that rests in memory.
 
     Attributes:
-        name: What a verdict calls it, for instance ``"cifar10 (2500 of 50000 images)"``.
+        name: As verdicts show it, for instance ``"cifar10 (2500 of 50000 images)"``.
         inputs: ``[N, ...]`` float32, normalized.
         targets: ``[N]`` int64 class indices, or ``[N, C]`` float32 regression targets.
         checksum: sha256 over the raw training examples and targets; equal data give equal checksums on any machine.
@@ -46,7 +46,6 @@ class Dataset:
 
     @property
     def is_classification(self) -> bool:
-        """Whether targets are class indices."""
         return not torch.is_floating_point(self.targets)
 
     @property

@@ -15,7 +15,7 @@ import numpy as np
 from opposing_signals.data.dataset import Dataset
 from opposing_signals.data.images import Examples, image_dataset
 from opposing_signals.errors import InputError
-from opposing_signals.values import Count, Fraction, Seed
+from opposing_signals.values import Count, Fraction, Seed, expect
 
 CLASS_NAMES = ("plane", "bird", "car", "truck", "frog", "cat")
 FEATURES = ("sky", "wheels", "texture")
@@ -65,8 +65,7 @@ def planted(
     }
     for feature, classes in prevalence.items():
         for name, probability in classes.items():
-            if not 0 <= probability <= 1:
-                raise InputError(f"data.{feature}_in_{name}={probability}: a prevalence lies between 0 and 1")
+            expect(f"data.{feature}_in_{name}", probability, Fraction)
     train_stream, test_stream = np.random.default_rng(seed).spawn(2)
     train, truth = _sample(train_stream, images, prevalence)
     test, _ = _sample(test_stream, max(images // 2, len(CLASS_NAMES)), prevalence)

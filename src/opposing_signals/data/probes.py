@@ -1,8 +1,7 @@
 """Pure signals to pass through a network: colour blocks, an image of grass, a user's own image (figures 5, 10 to 31).
 
-The paper prints its blocks as pictures, without numbers, and picked its grass image by eye. The colours below are our
-choice of values for its names. Beside them stand colours that the training data give and
-grass from the test set, by stated rules.
+The paper prints its blocks as pictures, without numbers, and chose its grass image by eye. The values below are our
+choice. `colour_in_data` takes a colour from the training data instead, and `grass_image` a picture from the test set.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from opposing_signals.data.text import openwebtext, text_demo
 from opposing_signals.data.text_stream import text_stream
 from opposing_signals.data.tracked import tracked
 from opposing_signals.errors import READ_NAMED_DATA, InputError
-from opposing_signals.values import fits, in_words, written
+from opposing_signals.values import expect
 
 PACKAGE = "opposing_signals.data"
 FUNCTIONS: Mapping[str, Callable[..., Dataset]] = {
@@ -61,8 +61,7 @@ def recorded(described: Any, folder: Path, root: str | None = None, named_data: 
     for name, value in given.items():
         if name not in accepted:
             raise InputError(f"{folder}: data.{name}: {function.__name__} has no such argument")
-        if not fits(value, accepted[name]):
-            raise InputError(f"{folder}: data.{name}={written(value)}: expected {in_words(accepted[name])}")
+        expect(f"{folder}: data.{name}", value, accepted[name])
     if not named_data and (function is text_stream or any(given.get(name) is not None for name in _NAMES_A_FILE)):
         named = ", ".join(f"data.{name}={given[name]}" for name in _NAMES_A_FILE if given.get(name) is not None)
         raise InputError(

@@ -20,7 +20,7 @@ from opposing_signals.data.dataset import Dataset
 from opposing_signals.data.tokenizers import Tokenizer, characters, find_file, gpt2, places
 from opposing_signals.errors import InputError
 from opposing_signals.files import cache_folder
-from opposing_signals.values import Count, Fraction, Seed
+from opposing_signals.values import Count, Fraction, Seed, expect
 
 _SAMPLE = "openwebtext_sample.txt"
 _PIECE = 1 << 22  # bytes that are decoded and tokenized at a time
@@ -57,8 +57,7 @@ def openwebtext(
         InputError: The text is missing, empty, not UTF-8 or shorter than one sequence; files of the tokenizer are
             missing; the cached tokens do not fit their vocabulary.
     """
-    if tokenizer not in ("gpt2", "characters"):
-        raise InputError(f"data.tokenizer={tokenizer}: expected gpt2 or characters")
+    expect("data.tokenizer", tokenizer, Literal["gpt2", "characters"])
     if vocabulary is not None and tokenizer != "gpt2":
         raise InputError(f"data.vocabulary={vocabulary}: expected null, characters are as many as the text has")
     found = find_file(_SAMPLE, "text", root) if path is None else Path(path).expanduser()
@@ -94,11 +93,9 @@ def text_demo(
     Raises:
         InputError: No sentences, a fraction outside [0, 1], or a text shorter than one sequence.
     """
-    if sentences < 1:
-        raise InputError(f"data.sentences={sentences}: expected at least 1")
+    expect("data.sentences", sentences, Count)
     for field, fraction in (("period_inside", period_inside), ("newline_after_colon", newline_after_colon)):
-        if not 0 <= fraction <= 1:
-            raise InputError(f"data.{field}={fraction}: expected a fraction between 0 and 1")
+        expect(f"data.{field}", fraction, Fraction)
     text = _drawn_text(np.random.default_rng(seed), sentences, period_inside, newline_after_colon)
     tokenizer = characters([text])
     name = f"text_demo, seed {seed}"
@@ -108,8 +105,7 @@ def text_demo(
 def _sequences(
     text: str, tokenizer: str, tokens: np.ndarray, names: tuple[str, ...], block: int, sequences: int | None
 ) -> Dataset:
-    if block < 1:
-        raise InputError(f"data.block={block}: expected at least 1 token in a sequence")
+    expect("data.block", block, Count)
     available = (len(tokens) - 1) // block
     if available < 1:
         raise InputError(

@@ -27,7 +27,7 @@ PAIRS = {
 """The paper's pairs (figures 7 and 8) by name, each of two patterns."""
 
 LEAST_CONTEXT = 8
-"""A token that follows fewer tokens than this in its sequence is no match: the model does not see what opposes."""
+"""A token with a shorter context than this in its sequence is no match: the model does not see the pattern."""
 
 _PIECE = 1 << 20  # tokens that are decoded at a time
 

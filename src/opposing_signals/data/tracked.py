@@ -156,35 +156,31 @@ _KINDS = {
 
 def _read(path: Path, wanted: Sequence[str] = tuple(_KINDS)) -> dict[str, np.ndarray]:
     """Those of the arrays ``wanted`` that are in ``path``, in the shapes in which `write_tracked` writes them."""
-    expected = "expected what a run writes there; explain or report another record, or run the training again"
+
+    def damage(said: str) -> DamagedError:
+        expected = "expected what a run writes there; explain or report another record, or run the training again"
+        return DamagedError(f"{path}: the examples cannot be read: {said}; {expected}")
+
+    if not path.is_file():
+        raise damage("there is no such file")
     try:
-        if not path.is_file():
-            raise DamagedError(f"{path}: the examples cannot be read: there is no such file; {expected}")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in wanted if name in file.files}
-    except DamagedError:
-        raise
     except Exception as error:  # of many kinds: the file may be anything
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise DamagedError(f"{path}: the examples cannot be read ({said}); {expected}") from None
+        raise damage(" ".join(str(error).split()) or type(error).__name__) from None
     for name, array in arrays.items():
         if (array.dtype.kind, array.ndim) != _KINDS[name]:
-            raise DamagedError(
-                f"{path}: the examples cannot be read: {name} is {array.dtype} {array.shape}; {expected}"
-            )
+            raise damage(f"{name} is {array.dtype} {array.shape}")
     rows = {len(array) for name, array in arrays.items() if name not in ("class_names", "group_names")}
     if "index" not in arrays or len(rows) != 1 or rows == {0} or (arrays["index"] < 0).any():
-        raise DamagedError(f"{path}: the examples cannot be read: its arrays do not fit to each other; {expected}")
+        raise damage("its arrays do not fit to each other")
     if "image" in arrays and (arrays["image"].dtype != np.uint8 or arrays["image"].shape[-1] != 3):
-        raise DamagedError(f"{path}: the examples cannot be read: its pictures are no RGB; {expected}")
-    if "label" in arrays:
-        labels = arrays["label"]
-        if "class_names" not in arrays or labels.min() < 0 or labels.max() >= len(arrays["class_names"]):
-            raise DamagedError(f"{path}: the examples cannot be read: a class has no name; {expected}")
-    if "group" in arrays and (
-        "group_names" not in arrays or arrays["group"].min() < -1 or arrays["group"].max() >= len(arrays["group_names"])
-    ):
-        raise DamagedError(f"{path}: the examples cannot be read: a group has no name; {expected}")
+        raise damage("its pictures are no RGB")
+    for numbers, names, least in (("label", "class_names", 0), ("group", "group_names", -1)):
+        if numbers in arrays:
+            given = arrays[numbers]
+            if names not in arrays or given.min() < least or given.max() >= len(arrays[names]):
+                raise damage(f"a {'class' if numbers == 'label' else 'group'} has no name")
     return arrays
 
 

@@ -5,35 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from opposing_signals.errors import InputError
+from opposing_signals.models.transformer import Block, check_heads
 from opposing_signals.values import Count
-
-
-class Block(nn.Module):
-    """One pre-norm transformer block without biases: x + attention(norm(x)), then x + mlp(norm(x)).
-
-    Args:
-        width: Of a token.
-        heads: Of the causal attention; they share the width.
-    """
-
-    def __init__(self, width: Count, heads: Count) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1 = nn.LayerNorm(width, bias=False)
-        self.attention = nn.Linear(width, 3 * width, bias=False)  # queries, keys and values
-        self.projection = nn.Linear(width, width, bias=False)
-        self.norm2 = nn.LayerNorm(width, bias=False)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width, bias=False), nn.GELU(), nn.Linear(4 * width, width, bias=False)
-        )
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """``[n, T, width]`` ↦ the same shape; position t sees positions up to t."""
-        parts = self.attention(self.norm1(tokens)).chunk(3, -1)
-        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        tokens = tokens + self.projection(attended.transpose(1, 2).flatten(2))
-        return tokens + self.mlp(self.norm2(tokens))
 
 
 class GPT(nn.Module):
@@ -45,10 +18,7 @@ class GPT(nn.Module):
 
     Args:
         block: T, the largest number of tokens in a context.
-        vocabulary: V, the number of tokens that there are.
-        width: Of a token.
-        depth: Number of blocks.
-        heads: Of the attention.
+        vocabulary: V, the number of tokens that there are; the others: see `gpt`.
 
     Raises:
         InputError: The heads do not share the width evenly.
@@ -56,11 +26,10 @@ class GPT(nn.Module):
 
     def __init__(self, block: int, vocabulary: int, width: Count, depth: Count, heads: Count) -> None:
         super().__init__()
-        if width % heads:
-            raise InputError(f"model.heads={heads}: expected a divisor of model.width={width}")
+        check_heads(width, heads)
         self.embedding = nn.Embedding(vocabulary, width)
         self.positions = nn.Parameter(torch.empty(block, width))
-        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(Block(width, heads, bias=False, is_causal=True) for _ in range(depth)))
         self.norm = nn.LayerNorm(width, bias=False)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:

@@ -2,35 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from opposing_signals.errors import InputError
+from opposing_signals.models.transformer import Block, check_heads
 from opposing_signals.values import Count
-
-
-class Block(nn.Module):
-    """One pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)).
-
-    Args:
-        width: Of a token.
-        heads: Of the attention; they share the width.
-    """
-
-    def __init__(self, width: Count, heads: Count) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1 = nn.LayerNorm(width)
-        self.attention = nn.Linear(width, 3 * width)  # queries, keys and values
-        self.projection = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """``[n, T, width]`` ↦ the same shape."""
-        query, key, value = self.attention(self.norm1(tokens)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(query, key, value)
-        tokens = tokens + self.projection(attended.transpose(1, 2).flatten(2))
-        return tokens + self.mlp(self.norm2(tokens))
 
 
 class VisionTransformer(nn.Module):
@@ -60,8 +35,7 @@ class VisionTransformer(nn.Module):
         channels, rows, columns = input_shape
         if rows % patch or columns % patch:
             raise InputError(f"model.patch={patch}: expected a divisor of the image's sides, {rows} and {columns}")
-        if width % heads:
-            raise InputError(f"model.heads={heads}: expected a divisor of model.width={width}")
+        check_heads(width, heads)
         self.embedding = nn.Conv2d(channels, width, patch, patch)
         self.class_token = nn.Parameter(torch.empty(1, 1, width))
         self.positions = nn.Parameter(torch.empty(1, 1 + (rows // patch) * (columns // patch), width))

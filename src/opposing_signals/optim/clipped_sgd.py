@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from types import MappingProxyType
 
 import torch
 from torch.optim.optimizer import ParamsT
 
-from opposing_signals.errors import InputError
-from opposing_signals.optim.groups import called, check_not_negative, check_share, descend, with_gradient
-from opposing_signals.values import Decay, Positive
+from opposing_signals.optim.groups import DECAY, NOT_NEGATIVE, Rule, called, descend, with_gradient
+from opposing_signals.values import Decay, Positive, Range
 
 
-class ClippedSGD(torch.optim.Optimizer):
+class ClippedSGD(Rule):
     """g ← clamp(g, ± bound) entry by entry, and then SGD: m ← β m + g, θ ← θ − η m.
 
     Zhang et al. 2020 ("Why are adaptive methods good for attention models?") and Pan and Li 2023 study such clipping,
@@ -32,21 +31,13 @@ class ClippedSGD(torch.optim.Optimizer):
         RuntimeError: In `step`, a gradient is sparse.
     """
 
+    ranges = MappingProxyType({"lr": NOT_NEGATIVE, "bound": Range(0, above=True), "momentum": DECAY})
+
     def __init__(self, params: ParamsT, lr: Positive = 0.1, bound: Positive = 0.001, momentum: Decay = 0.0) -> None:
         super().__init__(params, {"lr": lr, "bound": bound, "momentum": momentum})
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters, with settings of their own if they are given."""
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        check_not_negative(group, "lr")
-        check_share(group, "momentum")
-        if not group["bound"] > 0:
-            raise InputError(f"optimizer.bound={group['bound']}: expected a number larger than 0, or inf")
-
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step; the loss of ``closure``, if there is one."""
         loss = called(closure)
         for group in self.param_groups:
             parameters, gradients = with_gradient(group)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from opposing_signals.errors import InputError
-from opposing_signals.values import Positive
+from opposing_signals.values import Positive, expect
 
 Slope = Callable[[Tensor], Tensor]
 """``[P]`` θ ↦ ``[P]`` −∇L(θ)."""
@@ -70,8 +70,7 @@ class GradientFlow(torch.optim.Optimizer):
 
     def __init__(self, params: Iterable[Tensor], lr: Positive, tolerance: Positive = 0.001) -> None:
         for name, value in (("lr", lr), ("tolerance", tolerance)):
-            if not value > 0:
-                raise InputError(f"optimizer.{name}={value}: expected a number larger than 0")
+            expect(f"optimizer.{name}", value, Positive)
         super().__init__(params, {"lr": lr, "tolerance": tolerance})
         (group,) = self.param_groups
         self._parameters: list[Tensor] = group["params"]

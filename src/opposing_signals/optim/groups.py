@@ -1,39 +1,39 @@
-"""What the update rules of this package share: checked settings, gradients of a group, the step of momentum SGD."""
+"""What the update rules of this package share: checked settings, gradients of a group, a step of momentum SGD."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from opposing_signals.errors import InputError
+from opposing_signals.values import Range
 
 Group = dict[str, Any]
 """One of ``param_groups``."""
+NOT_NEGATIVE, DECAY = Range(0), Range(0, 1, below=True)
 
 
-def check_not_negative(group: Group, *names: str) -> None:
-    """Refuse a negative or undefined setting.
+class Rule(torch.optim.Optimizer):
+    """An update rule whose settings are checked in each parameter group.
 
-    Raises:
-        InputError: One of ``names`` is such.
-    """
-    for name in names:
-        if not group[name] >= 0:
-            raise InputError(f"optimizer.{name}={group[name]}: expected a number, at least 0")
-
-
-def check_share(group: Group, *names: str) -> None:
-    """Refuse a factor of a moving average that is none.
+    Attributes:
+        ranges: Name of a setting ↦ what it may be; one that is None is left to the rule.
 
     Raises:
-        InputError: One of ``names`` is outside [0, 1).
+        InputError: A setting is outside its range.
     """
-    for name in names:
-        if not 0 <= group[name] < 1:
-            raise InputError(f"optimizer.{name}={group[name]}: expected a number from 0 to below 1, as 0.9")
+
+    ranges: ClassVar[Mapping[str, Range]]
+
+    def add_param_group(self, param_group: Group) -> None:
+        super().add_param_group(param_group)
+        for name, allowed in self.ranges.items():
+            value = self.param_groups[-1][name]
+            if value is not None and value not in allowed:
+                raise InputError(f"optimizer.{name}={value}: expected a number, {allowed}")
 
 
 def called(closure: Callable[[], float] | None) -> float | None:

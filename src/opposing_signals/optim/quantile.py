@@ -16,9 +16,9 @@ def magnitude_quantile(tensors: Sequence[Tensor], quantile: float) -> float:
     """The quantile of |x| over all entries x, interpolated linearly between order statistics as `torch.quantile` does.
 
     `torch.quantile` takes at most 16 million entries, and sorting or `torch.kthvalue` a copy of all of them and an
-    index of each. Here the order statistic is found by bisection: floating-point numbers from 0 on are ordered as the
-    whole numbers with the same bits, so as many passes as a number has bits, each of which counts the entries that are
-    not larger, find it exactly.
+    index of each. Here the order statistic is found by bisection. Floating-point numbers from 0 on have the order of
+    the integers with the same bits, so as many passes as a number has bits find it exactly; each pass counts the
+    entries that are not larger.
 
     Args:
         tensors: Any shapes; at least one entry.

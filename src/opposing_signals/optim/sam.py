@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,14 +17,15 @@ from opposing_signals.curvature.chunks import Batch
 from opposing_signals.curvature.examples import check_independence
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
-from opposing_signals.optim.groups import called, check_not_negative, check_share, descend, with_gradient
+from opposing_signals.optim.groups import DECAY, NOT_NEGATIVE, Rule, called, descend, with_gradient
 from opposing_signals.processes import summed_together
 from opposing_signals.values import Decay, NotNegative, Positive
 
+_RANGES = MappingProxyType({"lr": NOT_NEGATIVE, "rho": NOT_NEGATIVE, "momentum": DECAY})
 _WEIGHTS = {"cpu": 4_000_000, "cuda": 200_000_000}  # copies of weights held at once, in entries
 
 
-class SAM(torch.optim.Optimizer):
+class SAM(Rule):
     """SGD with the gradient at θ + ρ ∇L/‖∇L‖ (Foret et al. 2021); the norm is over all parameters.
 
     The closure is called twice, at θ and at the perturbed weights, and ``.grad`` holds the latter gradient afterwards.
@@ -41,14 +43,10 @@ class SAM(torch.optim.Optimizer):
         RuntimeError: In `step`, a gradient is sparse.
     """
 
+    ranges = _RANGES
+
     def __init__(self, params: ParamsT, lr: Positive = 0.1, rho: NotNegative = 0.05, momentum: Decay = 0.0) -> None:
         super().__init__(params, {"lr": lr, "rho": rho, "momentum": momentum})
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters, with settings of their own if they are given."""
-        super().add_param_group(param_group)
-        check_not_negative(self.param_groups[-1], "lr", "rho")
-        check_share(self.param_groups[-1], "momentum")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float]) -> float | None:  # type: ignore[override]  # the closure is needed
@@ -69,12 +67,12 @@ class SAM(torch.optim.Optimizer):
         return loss
 
 
-class OneSAM(torch.optim.Optimizer):
+class OneSAM(Rule):
     """SGD with the mean of the gradients ∇ℓ_i(θ + ρ ∇ℓ_i/‖∇ℓ_i‖): every sample of the batch has its own ascent step.
 
-    1-SAM is m-SAM of Foret et al. 2021 with m = 1 (Andriushchenko and Flammarion 2022). A closure gives the batch's
-    mean gradient, of which the samples' gradients cannot be had, so beside it the step needs the loss of each sample
-    as a function of the weights, and to know which samples the step uses. `follow` hands it both.
+    1-SAM is m-SAM of Foret et al. 2021 with m = 1 (Andriushchenko and Flammarion 2022). A closure gives only the mean
+    gradient of the batch. The step also needs the loss of each sample as a function of the weights, and which samples
+    it uses: see `follow`.
 
     The closure's pass over the batch only gives the loss; `ascended_gradient` costs two more gradients a sample, each
     with weights of its own.
@@ -89,6 +87,8 @@ class OneSAM(torch.optim.Optimizer):
         InputError: A number is negative, or the momentum not below 1; in `step`, see `ascended_gradient`.
     """
 
+    ranges = _RANGES
+
     def __init__(self, params: ParamsT, lr: Positive = 0.1, rho: NotNegative = 0.05, momentum: Decay = 0.0) -> None:
         super().__init__(params, {"lr": lr, "rho": rho, "momentum": momentum})
         self._gradient: Callable[[float], list[Tensor]] | None = None
@@ -102,8 +102,6 @@ class OneSAM(torch.optim.Optimizer):
         if self.param_groups:
             raise InputError("1-SAM with several parameter groups: expected one; give it the parameters in one list")
         super().add_param_group(param_group)
-        check_not_negative(self.param_groups[-1], "lr", "rho")
-        check_share(self.param_groups[-1], "momentum")
 
     def follow(self, risk: EmpiricalRisk, batch: Callable[[], Batch]) -> None:
         """Say what is trained.

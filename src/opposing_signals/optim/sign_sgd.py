@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from types import MappingProxyType
 
 import torch
 from torch.optim.optimizer import ParamsT
 
-from opposing_signals.optim.groups import called, check_not_negative, check_share, momentum_buffers, with_gradient
+from opposing_signals.optim.groups import DECAY, NOT_NEGATIVE, Rule, called, momentum_buffers, with_gradient
 from opposing_signals.values import Decay, Positive
 
 
-class SignSGD(torch.optim.Optimizer):
+class SignSGD(Rule):
     """m ← β m + (1 − β) g, θ ← θ − η sign(m): Signum of Bernstein et al. 2018 ("signSGD").
 
     It is not a descent method: every parameter moves by η until its m is exactly 0.
@@ -27,18 +27,13 @@ class SignSGD(torch.optim.Optimizer):
         RuntimeError: In `step`, a gradient is sparse.
     """
 
+    ranges = MappingProxyType({"lr": NOT_NEGATIVE, "momentum": DECAY})
+
     def __init__(self, params: ParamsT, lr: Positive = 0.001, momentum: Decay = 0.0) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters, with settings of their own if they are given."""
-        super().add_param_group(param_group)
-        check_not_negative(self.param_groups[-1], "lr")
-        check_share(self.param_groups[-1], "momentum")
-
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step; the loss of ``closure``, if there is one."""
         loss = called(closure)
         for group in self.param_groups:
             parameters, directions = with_gradient(group)

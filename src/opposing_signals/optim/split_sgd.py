@@ -5,30 +5,24 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from opposing_signals.errors import InputError, TrainingStoppedError
-from opposing_signals.optim.groups import (
-    Group,
-    called,
-    check_not_negative,
-    check_share,
-    momentum_buffers,
-    with_gradient,
-)
+from opposing_signals.errors import TrainingStoppedError
+from opposing_signals.optim.groups import DECAY, NOT_NEGATIVE, Group, Rule, called, momentum_buffers, with_gradient
 from opposing_signals.optim.quantile import magnitude_quantile
-from opposing_signals.values import Decay, Fraction, NotNegative, Positive
+from opposing_signals.values import Decay, Fraction, NotNegative, Positive, Range
 
 _GRAIN = 32_768  # entries that torch gives to one thread; with all buffers of the rule they fit a core's cache
 
 Tensors = list[Tensor]
 
 
-class SplitSGD(torch.optim.Optimizer):
+class SplitSGD(Rule):
     """Algorithm 1 of Rosenfeld and Risteski 2024. With g the gradient and m = 0 to begin with, step t is::
 
         m ← β m + (1 − τ) g;  m̂ = m / (1 − τ^t)
@@ -64,6 +58,14 @@ class SplitSGD(torch.optim.Optimizer):
         RuntimeError: In `step`, a gradient is sparse.
     """
 
+    ranges = MappingProxyType(
+        {
+            **dict.fromkeys(("lr", "sgd_lr", "threshold"), NOT_NEGATIVE),
+            **dict.fromkeys(("momentum", "dampening"), DECAY),
+            "quantile": Range(0, 1, above=True, below=True),
+        }
+    )
+
     def __init__(
         self,
         params: ParamsT,
@@ -81,20 +83,8 @@ class SplitSGD(torch.optim.Optimizer):
         split = {"threshold": threshold, "quantile": quantile}
         super().__init__(params, {**numbers, **split, "foreach": foreach, "fused": fused})
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters; a threshold that is not given is taken from their first gradient."""
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        check_not_negative(group, "lr", "sgd_lr")
-        check_share(group, "momentum", "dampening")
-        if group["threshold"] is not None:
-            check_not_negative(group, "threshold")
-        if not 0 < group["quantile"] < 1:
-            raise InputError(f"optimizer.quantile={group['quantile']}: expected a number between 0 and 1, as 0.1")
-
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step; the loss of ``closure``, if there is one."""
         loss = called(closure)
         self._take_thresholds()
         for group in self.param_groups:

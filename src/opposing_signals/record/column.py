@@ -74,11 +74,9 @@ class Column:
         _write_all(self._file.fileno(), self._header(), 0)
 
     def sync(self) -> None:
-        """Bring the rows to the disk."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """End writing."""
         self._file.close()
 
 

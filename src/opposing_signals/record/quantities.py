@@ -23,7 +23,6 @@ class Quantity(str):
     meaning: str
 
     def __new__(cls, name: str, shape: str, unit: str, writer: str, meaning: str) -> Quantity:
-        """A name with its meaning."""
         quantity = super().__new__(cls, name)
         quantity.shape, quantity.unit, quantity.writer, quantity.meaning = shape, unit, writer, meaning
         return quantity

@@ -179,7 +179,7 @@ class Record:
 
         Raises:
             InputError: Another process writes it (unless ``wait``), or it was written by another configuration.
-            DamagedError: What it was written by can no longer be told (unless ``anew``).
+            DamagedError: The configuration that it was written by is damaged (unless ``anew``).
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -225,7 +225,7 @@ class Record:
             lock.release()
 
     def _forget_if_empty(self) -> None:
-        """What failed before its first row is no run; the lock stays, on which others may wait."""
+        """Delete the record of a run that failed before its first row; the lock stays, since others may wait for it."""
         begun = [self.folder / name for name in ("configuration.json", "provenance.json", DIED)]
         if {*self.folder.iterdir()} <= {*begun, self.folder / "lock"}:
             for path in begun:
@@ -236,7 +236,7 @@ class Record:
 
         Args:
             quantity: A file name without its ending.
-            step: Iteration, larger than that of the last row.
+            step: Larger than that of the last row.
             value: A number or array; shape and dtype are those of the quantity's first row.
 
         Raises:
@@ -251,7 +251,7 @@ class Record:
 
         Args:
             quantity: A file name without its ending.
-            steps: ``[T]`` iterations that increase.
+            steps: ``[T]``, increasing.
             values: ``[T, ...]``.
 
         Raises:
@@ -274,7 +274,7 @@ class Record:
             self.extend(quantity, series.steps[block], series.values[block])
 
     def _column(self, quantity: str, step: int, array: np.ndarray) -> Column:
-        """Where a row is appended, which must fit to those that are there."""
+        """The column that a row is appended to, which must fit the rows that are there."""
         if not self._writable:
             raise ValueError(f"{self.folder} is open for reading only")
         if quantity not in self._columns:
@@ -291,7 +291,7 @@ class Record:
     def cut(self, step: int, counted: Mapping[str, int] | None = None) -> None:
         """Forget every row measured at ``step`` or later, before a run goes on from its checkpoint at ``step``.
 
-        What is damaged in a part that is forgotten is forgotten with it.
+        Damage in the rows that are cut is not reported.
 
         Args:
             step: Of the checkpoint.
@@ -320,7 +320,6 @@ class Record:
 
     @property
     def rows(self) -> dict[str, int]:
-        """How many rows of each quantity there are."""
         return {quantity: len(self[quantity]) for quantity in self}
 
     def sync(self) -> None:
@@ -340,7 +339,7 @@ class Record:
 
 
 class WrittenElsewhere(Record):
-    """A record that another process writes: nothing is written here, and no quantity is looked at."""
+    """A record that another process writes: nothing is written here, and no quantity is read."""
 
     def __contains__(self, quantity: str) -> bool:
         return False
@@ -348,23 +347,10 @@ class WrittenElsewhere(Record):
     def __iter__(self) -> Iterator[str]:
         return iter(())
 
-    def append(self, quantity: str, step: int, value: np.ndarray | float) -> None:
-        """Leave it to the other process, which appends the same."""
+    def _leave(self, *arguments: Any, **keywords: Any) -> None:
+        """The other process does the same."""
 
-    def extend(self, quantity: str, steps: np.ndarray, values: np.ndarray) -> None:
-        """Leave it to the other process, which appends the same."""
-
-    def cut(self, step: int, counted: Mapping[str, int] | None = None) -> None:
-        """Leave it to the other process."""
-
-    def sync(self) -> None:
-        """Leave it to the other process."""
-
-    def write_state(self, state: str) -> None:
-        """Leave it to the other process."""
-
-    def write_provenance(self, provenance: Mapping[str, Any]) -> None:
-        """Leave it to the other process."""
+    append = extend = cut = sync = write_state = write_provenance = _leave
 
 
 def _delete(folder: Path) -> None:

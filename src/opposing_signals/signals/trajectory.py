@@ -229,6 +229,11 @@ class Runs(dict[str, Trajectory]):
         self.stopped = dict(stopped or {})
         self.failures = dict(failures or {})
 
+    @property
+    def with_stopped(self) -> dict[str, Trajectory]:
+        """The complete runs, and those that were stopped as far as they came."""
+        return {**self, **self.stopped}
+
     @classmethod
     def of(cls, trajectories: Mapping[str, Trajectory]) -> Runs:
         """``trajectories`` themselves, or complete runs if they say nothing about others."""

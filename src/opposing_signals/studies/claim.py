@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from opposing_signals.errors import InputError
+from opposing_signals.errors import InputError, MissingQuantityError
 from opposing_signals.signals.trajectory import Runs, Trajectory
 
 PASS, FAIL, INCONCLUSIVE, NOT_RUN = "PASS", "FAIL", "INCONCLUSIVE", "NOT RUN"
@@ -28,14 +28,18 @@ _FRAME = 3
 COLOURS = {PASS: "green", FAIL: "red", INCONCLUSIVE: "yellow", NOT_RUN: "dim"}
 
 
+class CannotTellError(Exception):
+    """The runs cannot tell what a statistic is of; the message says why."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A measured statistic.
 
     Attributes:
-        value: NaN when the run cannot tell; `reason` then says why.
+        value: Of the statistic.
         interval: 95% interval of the value; None where none was computed.
-        reason: Why there is no value; or what has to stand beside it.
+        reason: What has to stand beside the value.
         decides: False for a value that is too uncertain for a verdict, and whose interval is not known.
     """
 
@@ -43,11 +47,6 @@ class Estimate:
     interval: tuple[float, float] | None = None
     reason: str = ""
     decides: bool = True
-
-    @classmethod
-    def unknown(cls, reason: str) -> Estimate:
-        """No value, and why."""
-        return cls(math.nan, None, reason)
 
 
 Statistic = Callable[[Mapping[str, Trajectory]], Estimate]
@@ -77,7 +76,6 @@ class Threshold:
             raise InputError(f"threshold={text}: expected something like '< -0.8' or 'in [0.8, 2.0]'")
 
     def holds(self, value: float) -> bool:
-        """Whether ``value`` meets the threshold."""
         return self._holds(value)
 
     def verdict(self, estimate: Estimate) -> str:
@@ -85,9 +83,9 @@ class Threshold:
 
         A value that has no interval is exact and decides by itself, unless it says otherwise.
         """
-        if math.isnan(estimate.value) or not estimate.decides:
-            return INCONCLUSIVE
         low, high = estimate.interval or (estimate.value, estimate.value)
+        if not estimate.decides or not all(map(math.isfinite, (estimate.value, low, high))):
+            return INCONCLUSIVE
         if self.holds(low) and self.holds(high):
             return PASS
         meets_nowhere = not self.holds(low) and not self.holds(high) and not low <= self._inside <= high
@@ -120,7 +118,6 @@ class Verdict:
     by_seed: list[dict[str, Any]] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """A JSON object."""
         return asdict(self)
 
 
@@ -132,7 +129,7 @@ class Claim:
         id: For instance ``"fig01a"``.
         statement: What is claimed, in a sentence.
         source: Where the paper claims it.
-        statistic: Trajectories by run name ↦ `Estimate`; the first line of its docstring describes it.
+        statistic: Runs by name ↦ `Estimate`, or CannotTellError; the first line of its docstring describes it.
         threshold: One text, or one for each scale.
         seeds: Where runs differ in their seed: ``"each"``, the statistic is that of each seed's runs, or
             ``"together"``, it compares them.
@@ -165,26 +162,44 @@ class Claim:
         INCONCLUSIVE means that the runs cannot tell, or that the interval of the value has the threshold in it; NOT RUN
         that there are no runs.
         """
-        seeds = {run.configuration.get("seed", seed) for run in trajectories.values()}
+        runs = Runs.of(trajectories)
+        begun = (*runs.values(), *runs.stopped.values())
+        seeds = {run.configuration.get("seed", seed) for run in begun}
         if self.seeds == "together" or len(seeds) < 2:
-            return self._check(trajectories, scale, seed)
-        return over_seeds([self._check(_of_seed(trajectories, one), scale, one) for one in sorted(seeds)])
+            return self._check(runs, scale, seed)
+        checked = over_seeds([self._check(_of_seed(runs, one), scale, one) for one in sorted(seeds)])
+        lost = [name for name in runs.failures if name not in runs.stopped]  # of a seed that cannot be told
+        if lost and checked.verdict == PASS:
+            return replace(checked, verdict=INCONCLUSIVE, reason=f"{checked.reason}; failed: {', '.join(lost)}")
+        return checked
 
-    def _check(self, trajectories: Mapping[str, Trajectory], scale: str, seed: int) -> Verdict:
+    def _check(self, trajectories: Runs, scale: str, seed: int) -> Verdict:
         threshold = self.bound(scale)
-        estimate = self.statistic(trajectories) if trajectories else Estimate.unknown("the run is missing")
-        verdict = threshold.verdict(estimate) if trajectories else NOT_RUN
-        reason = estimate.reason
+        estimate, verdict = Estimate(math.nan), NOT_RUN
+        reason = "; ".join(trajectories.failures.values()) or "the run is missing"
+        if trajectories:
+            try:
+                with np.errstate(divide="ignore", invalid="ignore"):  # what is not finite decides nothing
+                    estimate = self.statistic(trajectories)
+            except ZeroDivisionError:
+                estimate = Estimate(math.inf)
+            except (CannotTellError, MissingQuantityError) as error:
+                estimate = Estimate(math.nan, reason=str(error))
+            if not isinstance(estimate, Estimate):
+                raise InputError(f"claims.{self.id}.statistic gave {estimate!r}: expected an Estimate")
+            verdict, reason = threshold.verdict(estimate), estimate.reason
+        known = [estimate.value, *(estimate.interval or ())]
         if verdict == INCONCLUSIVE and not reason:
-            reason = "the threshold lies in the interval"
+            finite = all(map(math.isfinite, known))
+            reason = "the threshold lies in the interval" if finite else "the value or its interval is not finite"
         return Verdict(
             id=self.id,
             statement=self.statement,
             source=self.source,
             statistic=_description(self.statistic),
             threshold=threshold.text,
-            value=None if math.isnan(estimate.value) else estimate.value,
-            interval=None if estimate.interval is None else list(estimate.interval),
+            value=estimate.value if math.isfinite(estimate.value) else None,
+            interval=list(estimate.interval) if estimate.interval and all(map(math.isfinite, known)) else None,
             verdict=verdict,
             scale=scale,
             data=", ".join(dict.fromkeys(t.record.provenance["data"]["name"] for t in trajectories.values())),
@@ -193,9 +208,8 @@ class Claim:
         )
 
 
-def _of_seed(trajectories: Mapping[str, Trajectory], seed: int) -> Runs:
+def _of_seed(runs: Runs, seed: int) -> Runs:
     """The runs of one seed; a run that never began may be of any."""
-    runs = Runs.of(trajectories)
     complete, stopped = (
         {name: run for name, run in part.items() if run.configuration.get("seed", seed) == seed}
         for part in (runs, runs.stopped)

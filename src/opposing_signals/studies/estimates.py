@@ -10,13 +10,16 @@ import scipy
 
 from opposing_signals.studies.claim import Estimate
 
-FEWEST_STEPS = 10
-"""A statistic over fewer steps than this is not given."""
-
 FEWEST = 8
-"""Values that an interval is computed from, at the least: spikes are rarer than steps."""
+"""The fewest values that an interval is computed from; fewer than for steps, since spikes are rarer."""
 
 DRAWS = 500
+
+CORRELATION = (-1.0, 1.0)
+"""Between which a correlation lies."""
+
+SMALLEST = float(np.finfo(np.float32).tiny)
+"""What a value is compared with counts as no smaller: the loss of an interpolated point does not change at all."""
 
 _NORMAL = float(scipy.stats.norm.ppf(0.975))
 
@@ -24,12 +27,19 @@ Statistic = Callable[[np.ndarray], float]
 """Rows ``[n]``, some of them maybe more than once ↦ value."""
 
 
-def over_steps(statistic: Statistic, steps: int) -> Estimate:
-    """``statistic`` of all rows from 0 to ``steps`` − 1 with its 95% `interval`; too few for one decide nothing."""
+def over_steps(statistic: Statistic, steps: int, within: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
+    """``statistic`` of all rows from 0 to ``steps`` − 1 with its 95% `interval`; too few for one decide nothing.
+
+    ``within`` are the least and the largest value that the statistic can have.
+    """
     if steps < FEWEST:
         reason = f"{steps} values over steps; a verdict needs {FEWEST}"
         return Estimate(statistic(np.arange(steps)) if steps else math.nan, None, reason, decides=False)
-    return Estimate(statistic(np.arange(steps)), interval(statistic, steps))
+    value = statistic(np.arange(steps))
+    if not math.isfinite(value):
+        return Estimate(value)
+    low, high = interval(statistic, steps)
+    return Estimate(value, (max(low, within[0]), min(high, within[1])))
 
 
 def median_over_steps(values: np.ndarray) -> Estimate:

@@ -6,6 +6,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,14 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from opposing_signals.record.quantities import SHARPNESS, SHARPNESS_BOUND
 
 if TYPE_CHECKING:
-    from opposing_signals.record import Record
+    from opposing_signals.record import Series
+    from opposing_signals.signals import OpposingPair
     from opposing_signals.signals.trajectory import Trajectory
     from opposing_signals.studies.claim import Verdict
 
@@ -106,11 +109,71 @@ def _wrapped(line: str, letters: int) -> list[str]:
     return textwrap.wrap(line, letters, break_long_words=False, break_on_hyphens=False)
 
 
-def shade_bound(axes: Axes, record: Record) -> None:
-    """Between λ and what no eigenvalue exceeds, where the record knows that (see `curvature.Eigenpairs`)."""
+def draw(axes: Axes, series: Series, **look: Any) -> None:
+    """A quantity over the steps at which it was measured."""
+    axes.plot(series.steps, series.values, **look)
+
+
+def draw_sharpness(axes: Axes, trajectory: Trajectory, edge: float | None, **look: Any) -> None:
+    """λ, the shade between it and what no eigenvalue exceeds (see `curvature.Eigenpairs`), and 2/η if it is given."""
+    record = trajectory.record
+    draw(axes, record[SHARPNESS], **{"color": INK, **look})
     if SHARPNESS_BOUND in record:
         measured, bound = record[SHARPNESS], record[SHARPNESS_BOUND]
         axes.fill_between(measured.steps, measured.values, bound.values, color=MUTED, alpha=0.2, linewidth=0, zorder=0)
+    mark_edge(axes, edge)
+    axes.set_ylim(0, None)
+
+
+def draw_groups(axes: Axes, trajectory: Trajectory, pair: OpposingPair, number: int, prefix: str | None = "") -> None:
+    """The mean losses of a pair's groups while it is active, named "1a" and "1b" behind ``prefix``; None: not named."""
+    for group, look, letter in zip(pair.groups, pair_looks(number), "ab", strict=True):
+        name = None if prefix is None else f"{prefix}{number + 1}{letter}"
+        loss = trajectory.group_loss(group, pair.window[0], pair.window[1] + 1)
+        draw(axes, loss, **look, linewidth=0.8, label=name)
+
+
+def draw_close(
+    axes: Axes,
+    steps: np.ndarray,
+    values: np.ndarray,
+    groups: Sequence[np.ndarray],
+    looks: Sequence[Any],
+    names: Sequence[str] = (),
+) -> None:
+    """The mean losses of groups at some steps, step by step.
+
+    Args:
+        axes: To draw in.
+        steps: ``[t]``.
+        values: ``[t, N]`` losses.
+        groups: Points of each.
+        looks: Of each.
+        names: Of each, for the legend.
+    """
+    for group, look, name in zip_longest(groups, looks, names):
+        line = {"marker": "o", "markersize": 2.5, **look}
+        axes.plot(*broken(steps, values[:, group].mean(1)), **line, label=name)
+    whole_steps(axes)
+
+
+def whole_steps(axes: Axes) -> None:
+    """No step between two steps is marked."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def step_label(trajectory: Trajectory) -> str:
+    """What stands below the steps of a panel in which break-even is marked."""
+    step = trajectory.break_even
+    return "step" if step is None else f"step (dotted: break-even at {step})"
+
+
+def framed(axes: Axes, picture: np.ndarray, colour: str, linewidth: float | None = None) -> None:
+    """A picture in a frame."""
+    axes.imshow(picture, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=colour, **({} if linewidth is None else {"linewidth": linewidth}))
 
 
 def mark_break_even(axes: Axes, step: int | None) -> None:

@@ -36,6 +36,8 @@ def fitting(config: DictConfig, dataset: Dataset) -> tuple[nn.Module, Any]:
         if isinstance(error.__cause__, InputError):  # Hydra reports what a model refuses as its own failure
             raise error.__cause__ from None
         raise InputError(f"{_chosen(config)}: {_first_line(error)}; {_what_fits(dataset)}") from error
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(f"model={config.model.get('_target_')}: it has no parameter that can be trained")
     if losses.shape != dataset.inputs[:2].shape[:1]:
         raise InputError(
             f"{_chosen(config)}: the loss of 2 examples has the shape {list(losses.shape)}; {_what_fits(dataset)}"

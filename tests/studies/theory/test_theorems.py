@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from dense import hessian
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
@@ -108,7 +109,7 @@ def test_the_rate_is_not_alpha(k):
 def test_only_one_direction_of_b_o_is_sharp_for_the_signal_of_the_text():
     model = TwoLayerModel(4, 12, alpha=20.0, beta_norm=6.0, signal="ones")
     end = f.full_gradient_flow(model, m.embed(m.initial_state(model), model), np.array([0.0, 4.0]))[-1]
-    block = m.hessian(end, model)[4:-1, 4:-1]
+    block = hessian(end, model)[4:-1, 4:-1]
     np.testing.assert_allclose(np.linalg.eigvalsh(block), [0.0] * 11 + [120.0], atol=1e-6)
 
 

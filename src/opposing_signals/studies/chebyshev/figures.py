@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from opposing_signals.record.quantities import OUTPUTS
 from opposing_signals.signals import OpposingPair, Trajectory
@@ -39,16 +38,10 @@ def chebyshev(trajectories: Mapping[str, Trajectory], zoom: int = 30) -> Figure:
     for row, rank in enumerate(shown):
         place = row if len(shown) > 1 else slice(None)
         _draw_pair(figure.add_subplot(grid[place, 0]), figure.add_subplot(grid[place, 1]), trajectory, rank, zoom)
-    loss.plot(trajectory.mean_loss.steps, trajectory.mean_loss.values, color=style.INK)
+    style.draw(loss, trajectory.mean_loss, color=style.INK)
     loss.set(ylabel="train loss", yscale="log", title="the whole run")
-    measured = trajectory.sharpness
-    sharpness.plot(measured.steps, measured.values, color=style.INK, linewidth=0.8, label="sharpness λ")
-    style.shade_bound(sharpness, trajectory.record)
-    if trajectory.edge is not None:
-        sharpness.axhline(trajectory.edge, color=style.MUTED, linestyle="--", linewidth=0.9, label="2/η")
-    reached = trajectory.break_even
-    sharpness.set(xlabel="step" if reached is None else f"step (dotted: break-even at {reached})", ylim=(0, None))
-    style.legend_above(sharpness, 2)
+    style.draw_sharpness(sharpness, trajectory, trajectory.edge, linewidth=0.8)
+    sharpness.set(xlabel=style.step_label(trajectory), ylabel="sharpness λ")
     for axes in (loss, sharpness):
         style.mark_break_even(axes, trajectory.break_even)
     for row, rank in enumerate(shown):
@@ -82,7 +75,7 @@ def _draw_pair(fit: Axes, losses: Axes, trajectory: Trajectory, rank: int, zoom:
     fit.set(xlabel="x", ylabel="f(x)", title=f"{title}: {_place(pair, trajectory, rank)}")
     style.legend_above(fit, 2)
     losses.set(xlabel="step", ylabel="mean loss", title=f"correlation {pair.correlation:.2f}")
-    losses.xaxis.set_major_locator(MaxNLocator(integer=True))
+    style.whole_steps(losses)
     losses.axvspan(step, step + 1, color="#e6e7ea", zorder=0)
     style.legend_above(losses)
 

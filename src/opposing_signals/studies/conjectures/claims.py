@@ -20,13 +20,12 @@ from collections.abc import Callable
 import numpy as np
 
 from opposing_signals.record import Series
-from opposing_signals.signals import Trajectory
+from opposing_signals.signals import OpposingPair, Trajectory
 from opposing_signals.signals.steps import between
-from opposing_signals.studies.claim import Estimate
+from opposing_signals.studies.claim import CannotTellError, Estimate
 from opposing_signals.studies.curvature.metrics import SMOOTH, relative_feature_norms
-from opposing_signals.studies.estimates import FEWEST_STEPS
 from opposing_signals.studies.groups import claims as statistics
-from opposing_signals.studies.groups.claims import Trajectories, missing_run
+from opposing_signals.studies.runs import Trajectories, break_even, dominant_pairs, named_runs, need
 
 NEIGHBOURS = 5
 """A quantity at a step is the median of this many measurements around it, which an oscillation does not move."""
@@ -34,14 +33,14 @@ NEIGHBOURS = 5
 
 def pair_correlation(trajectories: Trajectories, run: str) -> Estimate:
     """Largest correlation, over the run's dominant pairs, of the groups' one-step changes, selecting step left out."""
-    missing = missing_run(trajectories, run)
-    return Estimate.unknown(missing) if missing else statistics.pair_correlation({run: trajectories[run]})
+    named_runs(trajectories, run)
+    return statistics.pair_correlation({run: trajectories[run]})
 
 
 def group_amplitude_ratio(trajectories: Trajectories, run: str) -> Estimate:
     """Smallest ratio, over the run's dominant groups, of median abs one-step change to that of random groups."""
-    missing = missing_run(trajectories, run)
-    return Estimate.unknown(missing) if missing else statistics.group_amplitude_ratio({run: trajectories[run]})
+    named_runs(trajectories, run)
+    return statistics.group_amplitude_ratio({run: trajectories[run]})
 
 
 # -- sharpening -------------------------------------------------------------------------------------------------------
@@ -49,55 +48,36 @@ def group_amplitude_ratio(trajectories: Trajectories, run: str) -> Estimate:
 
 def peak_sharpness_ratio(trajectories: Trajectories, run: str, other: str) -> Estimate:
     """Largest measured λ of one run over that of another."""
-    missing = missing_run(trajectories, run, other)
-    if missing:
-        return Estimate.unknown(missing)
-    peaks = [float(np.max(trajectories[name].sharpness.values)) for name in (run, other)]
-    return Estimate(peaks[0] / peaks[1])
+    ours, theirs = (float(np.max(one.sharpness.values)) for one in named_runs(trajectories, run, other))
+    return Estimate(ours / theirs)
 
 
 def break_even_delay(trajectories: Trajectories, run: str, other: str) -> Estimate:
     """Step at which λ first reaches 2/η in one run over that in another; a run that never does counts its length."""
-    missing = missing_run(trajectories, run, other)
-    if missing:
-        return Estimate.unknown(missing)
-    first = trajectories[other].break_even
+    ours, theirs = named_runs(trajectories, run, other)
+    first = break_even(theirs, other)
     if not first:
-        why = trajectories[other].no_break_even if first is None else "λ had reached 2/η at its start"
-        return Estimate.unknown(f"{other}: {why}")
-    if trajectories[run].edge is None:
-        return Estimate.unknown(f"{run}: {trajectories[run].no_break_even}")
-    late = trajectories[run].break_even
-    last = int(trajectories[run].sharpness.steps[-1])
+        raise CannotTellError(f"{other}: λ had reached 2/η at its start")
+    late = break_even(ours, run) if ours.edge is None else ours.break_even
+    last = int(ours.sharpness.steps[-1])
     return Estimate((last if late is None else late) / first)
 
 
 # -- step size --------------------------------------------------------------------------------------------------------
 
 
-def _without_pairs(trajectories: Trajectories, *runs: str) -> str:
-    """Which of the runs has no opposing pair, in words; empty if each has one."""
-    return next((f"no opposing pair was found in {run}" for run in runs if not trajectories[run].pairs), "")
-
-
 def pair_amplitude_ratio(trajectories: Trajectories, run: str, other: str) -> Estimate:
     """Amplitude of the dominant opposing pair of one run over that of another."""
-    missing = missing_run(trajectories, run, other)
-    if missing:
-        return Estimate.unknown(missing)
-    problem = _without_pairs(trajectories, run, other)
-    if problem:
-        return Estimate.unknown(problem)
-    return Estimate(trajectories[run].pairs[0].amplitude / trajectories[other].pairs[0].amplitude)
+    both = zip(named_runs(trajectories, run, other), (run, other), strict=True)
+    ours, theirs = (dominant_pairs(*one)[0].amplitude for one in both)
+    return Estimate(ours / theirs)
 
 
 def ratio_at_equal_loss(trajectories: Trajectories, quantity: str, run: str, other: str) -> Estimate:
     """A quantity of one run over that of another, each where it first reaches the lowest train loss that both reach."""
-    missing = missing_run(trajectories, run, other)
-    if missing:
-        return Estimate.unknown(missing)
-    level = max(float(trajectories[name].mean_loss.values.min()) for name in (run, other))
-    ours, theirs = (_at_loss(trajectories[name], quantity, level) for name in (run, other))
+    both = named_runs(trajectories, run, other)
+    level = max(float(one.mean_loss.values.min()) for one in both)
+    ours, theirs = (_at_loss(one, quantity, level) for one in both)
     return Estimate(ours / theirs)
 
 
@@ -118,20 +98,15 @@ def group_variance_ratio(trajectories: Trajectories, run: str, other: str, relat
     ``relative`` divides it by that of random groups of equal size over the same steps, so that a run whose losses all
     vary less is not taken for one whose outliers do.
     """
-    missing = missing_run(trajectories, run, other)
-    if missing:
-        return Estimate.unknown(missing)
-    problem = _without_pairs(trajectories, run, other)
-    if problem:
-        return Estimate.unknown(problem)
-    ours, theirs = (_group_variance(trajectories[name], relative) for name in (run, other))
+    both = zip(named_runs(trajectories, run, other), (run, other), strict=True)
+    ours, theirs = (_group_variance(one, dominant_pairs(one, name), relative) for one, name in both)
     return Estimate(ours / theirs)
 
 
-def _group_variance(trajectory: Trajectory, relative: bool, draws: int = 200) -> float:
+def _group_variance(trajectory: Trajectory, pairs: list[OpposingPair], relative: bool, draws: int = 200) -> float:
     variances = []
     generator = np.random.default_rng(0)
-    for pair in trajectory.pairs:
+    for pair in pairs:
         changes = np.asarray(between(trajectory.changes, *pair.window).values, np.float64)
         for group in pair.groups:
             variance = float(changes[:, group].mean(1).var())
@@ -165,11 +140,7 @@ def _over_probes(
     trajectories: Trajectories, run: str, other: str, statistic: Callable[[Series], np.ndarray]
 ) -> Estimate:
     """Median over the probes of a statistic ``[P]`` of the relative feature norms, one run minus another."""
-    missing = missing_run(trajectories, run, other)
-    if missing:
-        return Estimate.unknown(missing)
-    norms = [relative_feature_norms(trajectories[name], SMOOTH) for name in (run, other)]
-    if min(len(series) for series in norms) < FEWEST_STEPS:
-        return Estimate.unknown(f"the feature norms were measured at fewer than {FEWEST_STEPS} steps")
+    norms = [relative_feature_norms(one, SMOOTH) for one in named_runs(trajectories, run, other)]
+    need(min(map(len, norms)), "steps with feature norms")
     ours, theirs = (statistic(series) for series in norms)
     return Estimate(float(np.median(ours - theirs)))

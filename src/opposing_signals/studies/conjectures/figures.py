@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
+from opposing_signals.record import Series
 from opposing_signals.record.quantities import JACOBIAN_NORM
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies import style
@@ -40,7 +40,8 @@ def descents(trajectories: Mapping[str, Trajectory], title: str, by_time: bool =
             (sharpness, trajectory.sharpness),
             (jacobian, trajectory.record[JACOBIAN_NORM]),
         ):
-            axes.plot(np.asarray(series.steps) * unit, series.values, **looks[name], linewidth=0.9, label=name)
+            timed = Series(np.asarray(series.steps) * unit, series.values)
+            style.draw(axes, timed, **looks[name], linewidth=0.9, label=name)
         if len(edges) > 1 and trajectory.edge is not None:
             sharpness.axhline(trajectory.edge, color=looks[name]["color"], linewidth=0.6, alpha=0.6)
     if len(edges) == 1:
@@ -60,7 +61,6 @@ def descents(trajectories: Mapping[str, Trajectory], title: str, by_time: bool =
 def _draw_dominant_pair(axes: Axes, name: str, trajectory: Trajectory) -> None:
     """The mean losses of the dominant pair's groups around its selecting step."""
     axes.set_xlabel("step")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if not trajectory.pairs:
         axes.set_title(f"{name}: no pair")
         return
@@ -68,8 +68,7 @@ def _draw_dominant_pair(axes: Axes, name: str, trajectory: Trajectory) -> None:
     steps, values = trajectory.losses_between(
         max(pair.window[0], pair.step - ZOOM // 2), min(pair.window[1], pair.step + ZOOM // 2) + 1
     )
-    for group, look in zip(pair.groups, style.pair_looks(0), strict=True):
-        axes.plot(*style.broken(steps, values[:, group].mean(1)), **look, marker="o", markersize=2)
+    style.draw_close(axes, steps, values, pair.groups, style.pair_looks(0))
     axes.plot(*style.broken(steps, values.mean(1)), color=style.INK, linewidth=1.5)
     axes.set_title(f"{name}\ndominant pair: correlation {pair.correlation:.2f}", fontsize=9)
 
@@ -87,9 +86,7 @@ def group_variance(trajectories: Mapping[str, Trajectory]) -> Figure:
         losses = trajectory.losses
         values = np.asarray(losses.values)
         for number, pair in enumerate(trajectory.pairs_in_time):
-            for group, look in zip(pair.groups, style.pair_looks(number), strict=True):
-                loss = trajectory.group_loss(group, pair.window[0], pair.window[1] + 1)
-                axes.plot(loss.steps, loss.values, **look, linewidth=0.8)
+            style.draw_groups(axes, trajectory, pair, number, None)
         draw = np.random.default_rng(0).choice(values.shape[1], min(20, values.shape[1]), replace=False)
         axes.plot(losses.steps, values[:, draw].mean(1), color=style.MUTED, linewidth=0.8, label="20 random points")
         axes.plot(losses.steps, values.mean(1), color=style.INK, linewidth=1.6, label="train loss")
@@ -122,9 +119,8 @@ def probes_by_rule(trajectories: Mapping[str, Trajectory]) -> Figure:
             peak = int(np.argmax(values))
             axes.plot(norms.steps[peak], values[peak], "o", color=looks[name]["color"], markersize=5)
         loss, sharpness = panels[len(probes) : len(probes) + 2]
-        loss.plot(trajectory.mean_loss.steps, trajectory.mean_loss.values, **looks[name], linewidth=0.9)
-        measured = trajectory.sharpness
-        sharpness.plot(measured.steps, measured.values, **looks[name], linewidth=0.9)
+        style.draw(loss, trajectory.mean_loss, **looks[name], linewidth=0.9)
+        style.draw(sharpness, trajectory.sharpness, **looks[name], linewidth=0.9)
     for axes, probe in zip(panels, [*probes, "train loss", "sharpness λ"], strict=False):
         axes.set_title(probe)
     for axes in panels[len(probes) + 2 :]:

@@ -11,19 +11,24 @@ from opposing_signals.record import Series
 from opposing_signals.record.quantities import EIGENVECTOR_SHARE, JACOBIAN_NORM, PROJECTION, SAMPLE_SHARPNESS
 from opposing_signals.signals import OpposingPair, Trajectory
 from opposing_signals.signals.steps import NOT_SUCCESSIVE, between, one_step_changes, reversals
-from opposing_signals.studies.claim import Estimate
+from opposing_signals.studies.claim import CannotTellError, Estimate
 from opposing_signals.studies.curvature.metrics import Metric, SizeAlongV, metric_of_points, sizes_by_floor_distance
-from opposing_signals.studies.estimates import FEWEST_STEPS, mean_over_steps, median_over_steps, over_steps
-from opposing_signals.studies.groups.claims import Trajectories, only_run, too_few_steps
+from opposing_signals.studies.estimates import SMALLEST, mean_over_steps, median_over_steps, over_steps
+from opposing_signals.studies.runs import (
+    FEWEST_STEPS,
+    Trajectories,
+    break_even,
+    from_break_even,
+    named_runs,
+    need,
+    only_run,
+)
 
 FEWEST_STEPS_OF_A_PAIR = 3
 """A pair that is active in fewer measured steps than this after break-even does not count."""
 
 DRAWS = 200
 """Random groups over which a random group's median is averaged."""
-
-SMALLEST = float(np.finfo(np.float32).tiny)
-"""A random group's median counts as no smaller: an interpolated point's loss does not change at all."""
 
 
 # -- figure 2 ---------------------------------------------------------------------------------------------------------
@@ -37,13 +42,12 @@ def outlier_ratio(trajectories: Trajectories, metric: Metric) -> Estimate:
     many draws; where it is negative, its size counts, which asks for more.
     """
     trajectory = only_run(trajectories)
-    if trajectory.break_even is None:
-        return Estimate.unknown(trajectory.no_break_even)
+    break_even(trajectory)
     measured = metric_of_points(trajectory, metric)
     ratios = [_pair_ratios(trajectory, pair, measured) for pair in trajectory.pairs]
     ratios = [ratio for ratio in ratios if len(ratio) >= FEWEST_STEPS_OF_A_PAIR]
     if not ratios:
-        return Estimate.unknown("no opposing pair is active in enough measured steps after break-even")
+        raise CannotTellError("no opposing pair is active in enough measured steps after break-even")
     return median_over_steps(min(ratios, key=lambda ratio: float(np.median(ratio))))
 
 
@@ -65,9 +69,7 @@ def outlier_sharpness_ratio(trajectories: Trajectories) -> Estimate:
     Over it stand the risers and fallers of the last step, under it random points.
     """
     trajectory = only_run(trajectories)
-    measured = trajectory.after_break_even(trajectory.record[SAMPLE_SHARPNESS])
-    if len(measured) < FEWEST_STEPS:
-        return Estimate.unknown(too_few_steps(trajectory, len(measured)))
+    measured = from_break_even(trajectory, trajectory.record[SAMPLE_SHARPNESS])
     count = measured.values.shape[1] // 3
     outliers = np.median(measured.values[:, : 2 * count], axis=1)
     random = np.median(measured.values[:, 2 * count :], axis=1)
@@ -88,10 +90,8 @@ def tensor_share(trajectories: Trajectories, tensor: str, first_step: int) -> Es
     trajectory = only_run(trajectories)
     names = trajectory.record.provenance["tensors"]
     if tensor not in names:
-        return Estimate.unknown(f"the model has no tensor {tensor}")
-    steps, shares = _shares(trajectory, first_step)
-    if not len(steps):
-        return Estimate.unknown(f"v was measured at no step from {first_step} on")
+        raise CannotTellError(f"the model has no tensor {tensor}")
+    shares = _shares(trajectory, first_step)
     return median_over_steps(shares[:, names.index(tensor)])
 
 
@@ -104,17 +104,15 @@ def module_over_others(trajectories: Trajectories, module: str, first_step: int)
     trajectory = only_run(trajectories)
     inside = np.array([name.startswith(f"{module}.") for name in trajectory.record.provenance["tensors"]])
     if not inside.any():
-        return Estimate.unknown(f"the model has no module {module}")
-    steps, shares = _shares(trajectory, first_step)
-    if not len(steps):
-        return Estimate.unknown(f"v was measured at no step from {first_step} on")
+        raise CannotTellError(f"the model has no module {module}")
+    shares = _shares(trajectory, first_step)
     return median_over_steps(shares[:, inside].max(1) / shares[:, ~inside].max(1))
 
 
-def _shares(trajectory: Trajectory, first_step: int) -> tuple[np.ndarray, np.ndarray]:
-    measured = trajectory.record[EIGENVECTOR_SHARE]
-    late = np.asarray(measured.steps) >= first_step
-    return np.asarray(measured.steps)[late], np.asarray(measured.values)[late]
+def _shares(trajectory: Trajectory, first_step: int) -> np.ndarray:
+    shares = between(trajectory.record[EIGENVECTOR_SHARE], first_step, np.inf)
+    need(len(shares), f"steps from {first_step} on at which v was measured", least=1)
+    return shares.values
 
 
 # -- figure 6b --------------------------------------------------------------------------------------------------------
@@ -122,28 +120,21 @@ def _shares(trajectory: Trajectory, first_step: int) -> tuple[np.ndarray, np.nda
 
 def reversal_rate(trajectories: Trajectories, run: str, descent: str) -> Estimate:
     """Share of the steps along v that reverse the step before, from break-even of gradient descent on."""
-    found = _reversals(trajectories, [run], descent)
-    if isinstance(found, str):
-        return Estimate.unknown(found)
-    return mean_over_steps(found[0].astype(float))
+    (ours,) = _reversals(trajectories, [run], descent)
+    return mean_over_steps(ours.astype(float))
 
 
 def reversal_difference(trajectories: Trajectories, run: str, other: str, descent: str) -> Estimate:
     """Reversal rate (share of the steps along v that reverse the step before) of one run minus that of another."""
-    found = _reversals(trajectories, [run, other], descent)
-    if isinstance(found, str):
-        return Estimate.unknown(found)
-    return mean_over_steps(found[0].astype(float) - found[1])
+    ours, theirs = _reversals(trajectories, [run, other], descent)
+    return mean_over_steps(ours.astype(float) - theirs)
 
 
 def reversal_ratio(trajectories: Trajectories, run: str, other: str, descent: str) -> Estimate:
     """Reversal rate (share of the steps along v that reverse the step before) of one run over that of another."""
-    found = _reversals(trajectories, [run, other], descent)
-    if isinstance(found, str):
-        return Estimate.unknown(found)
-    ours, theirs = found
+    ours, theirs = _reversals(trajectories, [run, other], descent)
     if not theirs.any():
-        return Estimate.unknown(f"no step of {other} reverses the one before")
+        raise CannotTellError(f"no step of {other} reverses the one before")
 
     def ratio(rows: np.ndarray) -> float:
         return float(ours[rows].mean() / max(theirs[rows].mean(), 1 / len(theirs)))
@@ -151,35 +142,28 @@ def reversal_ratio(trajectories: Trajectories, run: str, other: str, descent: st
     return over_steps(ratio, len(ours))
 
 
-def _reversals(trajectories: Trajectories, runs: Sequence[str], descent: str) -> list[np.ndarray] | str:
-    """For each run, whether each step along v from break-even on reverses the one before; or why there is no answer."""
-    problem = _incomparable(trajectories, [*runs, descent])
-    if problem:
-        return problem
-    first = trajectories[descent].break_even or 0
-    found = []
-    for run in runs:
-        moves = between(one_step_changes(trajectories[run].record[PROJECTION]), first, np.inf)
-        found.append(reversals(moves))
+def _reversals(trajectories: Trajectories, runs: Sequence[str], descent: str) -> list[np.ndarray]:
+    """For each run, whether each step along v from break-even on reverses the one before."""
+    first = _comparable_from(trajectories, [*runs, descent])
+    projections = [trajectories[run].record[PROJECTION] for run in runs]
+    found = [reversals(between(one_step_changes(along), first, np.inf)) for along in projections]
     common = found[0].steps
     for one in found[1:]:
         common = np.intersect1d(common, one.steps)
     if len(common) < FEWEST_STEPS:
-        return f"{len(common)} steps along v behind one another after break-even at step {first}; {NOT_SUCCESSIVE}"
+        told = f"{len(common)} steps along v behind one another after break-even at step {first}"
+        raise CannotTellError(f"{told}; {NOT_SUCCESSIVE}")
     return [one.values[np.isin(one.steps, common)] for one in found]
 
 
-def _incomparable(trajectories: Trajectories, runs: Sequence[str]) -> str:
-    """Why the runs cannot be compared along v; empty if they can."""
-    for run in runs:
-        if run not in trajectories:
-            return f"the run {run} is missing"
-    if trajectories[runs[-1]].break_even is None:
-        return f"{runs[-1]}: {trajectories[runs[-1]].no_break_even}"
-    references = [trajectories[run].configuration["reference"] for run in runs]
+def _comparable_from(trajectories: Trajectories, runs: Sequence[str]) -> int:
+    """Break-even of the last run, if all of them can be compared along v."""
+    compared = named_runs(trajectories, *runs)
+    first = break_even(compared[-1], runs[-1])
+    references = [run.configuration["reference"] for run in compared]
     if any(reference != references[0] for reference in references):
-        return "the runs have different references, and so different directions v"
-    return ""
+        raise CannotTellError("the runs have different references, and so different directions v")
+    return first
 
 
 def size_by_floor_distance(
@@ -195,12 +179,9 @@ def size_by_floor_distance(
     Steps count from break-even of gradient descent on, where the valley has a floor; ``share`` of them are the
     nearest or the farthest.
     """
-    problem = _incomparable(trajectories, [run, descent])
-    if problem:
-        return Estimate.unknown(problem)
-    distance, size = sizes_by_floor_distance(trajectories[run], quantity, trajectories[descent].break_even or 0)
-    if len(size) < FEWEST_STEPS:
-        return Estimate.unknown(f"the valley has a floor at {len(size)} measured steps; {FEWEST_STEPS} are needed")
+    first = _comparable_from(trajectories, [run, descent])
+    distance, size = sizes_by_floor_distance(trajectories[run], quantity, first)
+    need(len(size), "measured steps at which the valley has a floor")
 
     def ratio(rows: np.ndarray) -> float:
         order = np.argsort(distance[rows] if steps == "nearest" else -distance[rows], kind="stable")
@@ -215,13 +196,8 @@ def size_by_floor_distance(
 
 def jacobian_growth(trajectories: Trajectories, run: str) -> Estimate:
     """Norm of the input-output Jacobian at the last measured step up to break-even, over that at the start."""
-    if run not in trajectories:
-        return Estimate.unknown(f"the run {run} is missing")
-    trajectory = trajectories[run]
-    if trajectory.break_even is None:
-        return Estimate.unknown(trajectory.no_break_even)
-    norms = trajectory.record[JACOBIAN_NORM]
-    until = np.asarray(norms.values)[np.asarray(norms.steps) <= trajectory.break_even]
-    if len(until) < 2:
-        return Estimate.unknown(f"the norm was measured once up to break-even at step {trajectory.break_even}")
+    (trajectory,) = named_runs(trajectories, run)
+    last = break_even(trajectory)
+    until = between(trajectory.record[JACOBIAN_NORM], 0, last).values
+    need(len(until), f"measurements of the norm up to break-even at step {last}", least=2)
     return Estimate(float(until[-1] / until[0]))

@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from opposing_signals.record import Series
 from opposing_signals.record.quantities import (
@@ -43,7 +42,7 @@ NEGLIGIBLE_SHARE = 0.01
 def outlier_metrics(trajectories: Mapping[str, Trajectory]) -> Figure:
     """Four metrics of the points of each dominant pair and of as many random points, over steps; medians.
 
-    The top eigenvalue of a point's own Hessian is too dear for every point: it is drawn for the points whose loss
+    The top eigenvalue of a point's own Hessian costs too much for every point: it is drawn for the points whose loss
     rose or fell most in the last step.
     """
     (trajectory,) = trajectories.values()
@@ -115,7 +114,6 @@ def curvature_share(trajectories: Mapping[str, Trajectory], title: str) -> Figur
     Transformer 104 (106). Tensors that never hold more than 0.01 are left out; the last linear layer is always shown.
 
     Args:
-        trajectories: One run.
         title: Of the figure.
     """
     (trajectory,) = trajectories.values()
@@ -212,24 +210,21 @@ def mlp_phases(trajectories: Mapping[str, Trajectory]) -> Figure:
     (trajectory,) = trajectories.values()
     figure = style.figure(11, 5.8, style.about("Losses, sharpness and projection over the steps", trajectories))
     loss, groups, sharpness, projection = figure.subplots(2, 2, sharex=True).T.ravel()
-    loss.plot(trajectory.mean_loss.steps, trajectory.mean_loss.values, color=style.INK)
+    style.draw(loss, trajectory.mean_loss, color=style.INK)
     loss.set_title("train loss")
     for number, pair in enumerate(trajectory.pairs_in_time[:2]):
         for group, look, name in zip(pair.groups, style.pair_looks(number), "ab", strict=True):
             mean = trajectory.group_loss(group)
-            groups.plot(mean.steps, mean.values, **look, linewidth=0.9, label=f"pair {number + 1}{name}")
+            style.draw(groups, mean, **look, linewidth=0.9, label=f"pair {number + 1}{name}")
     groups.set_title("losses of the outlier groups")
     if trajectory.pairs:
         style.legend_above(groups, 4)
-    measured = trajectory.sharpness
-    sharpness.plot(measured.steps, measured.values, color=style.INK, linewidth=0.9)
-    style.shade_bound(sharpness, trajectory.record)
-    style.mark_edge(sharpness, trajectory.edge)
-    sharpness.set(title="sharpness λ", ylim=(0, None))
+    style.draw_sharpness(sharpness, trajectory, trajectory.edge, linewidth=0.9)
+    sharpness.set_title("sharpness λ")
     along = trajectory.record[PROJECTION]
     projection.plot(along.steps, np.abs(along.values), color=style.INK, linewidth=0.9)
     projection.set_title("size of the projection on v at break-even")
-    before = between(measured, 0, trajectory.break_even or 0)
+    before = between(trajectory.sharpness, 0, trajectory.break_even or 0)
     lowest = int(before.steps[np.argmin(before.values)])
     for axes in (loss, groups, sharpness, projection):
         if trajectory.break_even is not None:
@@ -250,15 +245,14 @@ def sensitivity(trajectories: Mapping[str, Trajectory]) -> Figure:
     panels = figure.subplots(3, len(trajectories), sharex="col", squeeze=False)
     for column, (name, trajectory) in enumerate(trajectories.items()):
         jacobian, layers, alignment = panels[:, column]
-        norms = trajectory.record[JACOBIAN_NORM]
-        jacobian.plot(norms.steps, norms.values, color=style.INK, marker="o", markersize=2.5)
+        style.draw(jacobian, trajectory.record[JACOBIAN_NORM], color=style.INK, marker="o", markersize=2.5)
         jacobian.set_title(f"{name}: spectral norm of the Jacobian")
         _draw_layers(layers, trajectory.record[LAYER_NORMS], "norms of the layers' weights")
         _draw_layers(alignment, trajectory.record[LAYER_ALIGNMENT], "alignment of adjacent layers")
         alignment.set(xlabel="step (dotted: break-even)", ylim=(0, 1))
         for axes in panels[:, column]:
             style.mark_break_even(axes, trajectory.break_even)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            style.whole_steps(axes)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Measurements along a run in the form in which figures and claims both need them."""
+"""Quantities of a run that figures and claims share."""
 
 from __future__ import annotations
 

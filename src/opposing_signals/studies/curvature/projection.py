@@ -38,9 +38,8 @@ def projection(
     overview, zoomed = figure.add_subplot(grid[0, :]), figure.add_subplot(grid[1, :])
     looks = style.looks(trajectories)
     for name, trajectory in trajectories.items():
-        series = trajectory.record[PROJECTION]
         for axes in (overview, zoomed):
-            axes.plot(series.steps, series.values, **looks[name], linewidth=0.9, label=name)
+            style.draw(axes, trajectory.record[PROJECTION], **looks[name], linewidth=0.9, label=name)
     overview.set_title("projection on v (dotted: break-even of gradient descent)")
     style.legend_above(overview, len(trajectories))
     first = break_even or 0
@@ -75,7 +74,7 @@ def _draw_floor(axes: Axes, trajectory: Trajectory, break_even: int | None, colo
     """The floor is where the expansion of the loss along v is lowest: the projection less the signed distance."""
     along, distance = trajectory.record[PROJECTION], trajectory.record[FLOOR_DISTANCE]
     measured = np.isin(along.steps, distance.steps)
-    axes.plot(along.steps, along.values, color=colour, label="Adam")
+    style.draw(axes, along, color=colour, label="Adam")
     floor = np.asarray(along.values)[measured] - np.asarray(distance.values)
     axes.plot(distance.steps, floor, color=style.INK, linewidth=0.7, label="floor")
     style.mark_break_even(axes, break_even)

@@ -9,22 +9,20 @@ import numpy as np
 from opposing_signals.signals import Trajectory, agreement, match_pair, nearest_planted, stability
 from opposing_signals.signals.alignment import correlation
 from opposing_signals.signals.steps import between
-from opposing_signals.studies.claim import Estimate
-from opposing_signals.studies.estimates import over_steps
-from opposing_signals.studies.groups.claims import Trajectories, only_run
+from opposing_signals.studies.claim import CannotTellError, Estimate
+from opposing_signals.studies.estimates import CORRELATION, over_steps
+from opposing_signals.studies.runs import Trajectories, need, only_run
 
 
 def planted_match(trajectories: Trajectories, features: Sequence[str]) -> Estimate:
     """Smallest F1, over the runs, of the dominant pair with the planted pair that is most like it."""
-    return Estimate(min(_planted_f1(trajectory, features) for trajectory in trajectories.values()))
 
+    def f1(trajectory: Trajectory) -> float:
+        dominant = trajectory.all_pairs[0] if trajectory.all_pairs else None
+        planted = dominant and nearest_planted(dominant, trajectory.dataset, features)
+        return match_pair(dominant.groups, planted[1]).f1 if dominant and planted else 0.0
 
-def _planted_f1(trajectory: Trajectory, features: Sequence[str]) -> float:
-    if not trajectory.all_pairs:
-        return 0.0
-    dominant = trajectory.all_pairs[0]
-    planted = nearest_planted(dominant, trajectory.dataset, features)
-    return 0.0 if planted is None else match_pair(dominant.groups, planted[1]).f1
+    return Estimate(min(map(f1, trajectories.values())))
 
 
 def planted_correlation(trajectories: Trajectories, features: Sequence[str]) -> Estimate:
@@ -34,30 +32,25 @@ def planted_correlation(trajectories: Trajectories, features: Sequence[str]) -> 
     """
     trajectory = only_run(trajectories)
     if not trajectory.all_pairs:
-        return Estimate.unknown("no opposing pair was found")
+        raise CannotTellError("no opposing pair was found")
     pair = trajectory.all_pairs[0]
     planted = nearest_planted(pair, trajectory.dataset, features)
     if planted is None:
-        return Estimate.unknown(f"no images of two classes bear {' or '.join(features)}")
+        raise CannotTellError(f"no images of two classes bear {' or '.join(features)}")
     changes = between(trajectory.changes, *pair.window).values
     one, other = (changes[:, group].mean(1, dtype=np.float64) for group in planted[1])
-    return over_steps(lambda rows: correlation(one[rows], other[rows]), len(changes))
+    return over_steps(lambda rows: correlation(one[rows], other[rows]), len(changes), CORRELATION)
 
 
 def ways_agree(trajectories: Trajectories) -> Estimate:
     """Smallest F1, over the runs, of the dominant pair by loss series with that by gradients most like it."""
     if not any(trajectory.all_pairs for trajectory in trajectories.values()):
-        return Estimate.unknown("no opposing pair was found")
-    return Estimate(
-        min(
-            (agreement(trajectory.all_pairs[:1], trajectory.gradient_pairs) or [0.0])[0]
-            for trajectory in trajectories.values()
-        )
-    )
+        raise CannotTellError("no opposing pair was found")
+    agreed = [agreement(one.all_pairs[:1], one.gradient_pairs) or [0.0] for one in trajectories.values()]
+    return Estimate(min(f1 for (f1,) in agreed))
 
 
 def found_again(trajectories: Trajectories) -> Estimate:
     """Mean over the runs of the F1 of the dominant pair with the pair of each other run that is most like it."""
-    if len(trajectories) < 2:
-        return Estimate.unknown("there is one run")
+    need(len(trajectories), "runs", least=2)
     return Estimate(float(np.mean(stability([trajectory.all_pairs for trajectory in trajectories.values()]))))

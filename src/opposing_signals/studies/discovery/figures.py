@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from opposing_signals.record.quantities import GRADIENT_SKETCH
 from opposing_signals.signals import Trajectory, agreement, match_pair, nearest_planted
@@ -66,7 +65,7 @@ def _draw_losses(axes: Axes, trajectory: Trajectory, margin: int = 20) -> None:
         axes.axvspan(*pair.window, color=style.GREY, zorder=0)
         for group, look, letter in zip(pair.groups, style.pair_looks(0), "ab", strict=True):
             axes.plot(losses.steps, losses.values[:, group].mean(1), **look, label=f"1{letter}")
-    axes.plot(trajectory.mean_loss.steps, trajectory.mean_loss.values, color=style.INK, label="train loss")
+    style.draw(axes, trajectory.mean_loss, color=style.INK, label="train loss")
     axes.set(title="losses of pair 1", xlabel="step")
     style.legend_above(axes, 3)
 
@@ -78,7 +77,7 @@ def planted_pair(
 
     Args:
         trajectories: One run on data with planted features.
-        features: Those of which the network makes something.
+        features: The planted features that the network uses.
         thumbnails: Images shown a group.
         zoom: Steps shown, around the one at which the pair has grown to half of its largest amplitude.
     """
@@ -112,6 +111,6 @@ def planted_pair(
             draw_images(axes, dataset, ordered, look["color"], name, thumbnails, rows=4)
         losses.plot(steps, values.mean(1), color=style.INK, linewidth=2, label="train loss")
         losses.set(title=title, xlabel="step", ylabel="mean loss", ylim=(0, None))
-        losses.xaxis.set_major_locator(MaxNLocator(integer=True))
+        style.whole_steps(losses)
         style.legend_above(losses, 3)
     return figure

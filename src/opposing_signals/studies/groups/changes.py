@@ -33,7 +33,6 @@ def change_distribution(trajectories: Mapping[str, Trajectory], panels: int = 4)
     """Histogram of the one-step changes Δ_i at several steps, beside a Gaussian of equal variance.
 
     Args:
-        trajectories: One run.
         panels: Steps shown, evenly spaced from break-even (or from the start) to the end.
     """
     (trajectory,) = trajectories.values()

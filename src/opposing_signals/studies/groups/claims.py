@@ -1,12 +1,10 @@
 """Statistics of runs that claims compare with a threshold.
 
-Each takes the trajectories of an experiment by run name and returns an `Estimate`; a run that cannot tell gives
-`Estimate.unknown` with the reason. Intervals over steps are those of `opposing_signals.studies.estimates`.
+Each takes the trajectories of an experiment by run name and returns an `Estimate`; where the runs cannot tell, it
+raises CannotTellError with the reason. Intervals over steps are those of `opposing_signals.studies.estimates`.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import numpy as np
 import scipy
@@ -15,20 +13,25 @@ from opposing_signals.signals import OpposingPair, Trajectory, modal_share
 from opposing_signals.signals.alignment import correlation
 from opposing_signals.signals.coherence import class_variances
 from opposing_signals.signals.steps import between
-from opposing_signals.studies.claim import Estimate
-from opposing_signals.studies.estimates import FEWEST_STEPS, mean_over_steps, median_over_steps, over_steps
-
-Trajectories = Mapping[str, Trajectory]
+from opposing_signals.studies.claim import CannotTellError, Estimate
+from opposing_signals.studies.estimates import CORRELATION, SMALLEST, mean_over_steps, median_over_steps, over_steps
+from opposing_signals.studies.runs import (
+    FEWEST_STEPS,
+    Trajectories,
+    dominant_pairs,
+    from_break_even,
+    named_runs,
+    need,
+    only_run,
+)
 
 
 def pair_correlation(trajectories: Trajectories) -> Estimate:
     """Largest correlation, over the dominant pairs, of the two groups' one-step changes, selecting step left out."""
     trajectory = only_run(trajectories)
-    if not trajectory.pairs:
-        return Estimate.unknown("no opposing pair was found")
-    weakest = max(trajectory.pairs, key=lambda pair: pair.correlation)
+    weakest = max(dominant_pairs(trajectory), key=lambda pair: pair.correlation)
     upper, lower = group_changes(trajectory, weakest, without_step=True)
-    return over_steps(lambda rows: correlation(upper[rows], lower[rows]), len(upper))
+    return over_steps(lambda rows: correlation(upper[rows], lower[rows]), len(upper), CORRELATION)
 
 
 def group_changes(trajectory: Trajectory, pair: OpposingPair, without_step: bool = False) -> np.ndarray:
@@ -44,16 +47,9 @@ def group_amplitude_ratio(trajectories: Trajectories, random_groups: int = 200) 
     The random group's is the mean over ``random_groups`` draws at each step, over the same window.
     """
     trajectory = only_run(trajectories)
-    if not trajectory.pairs:
-        return Estimate.unknown("no opposing pair was found")
-    return min(
-        (
-            _amplitude_ratio(trajectory, group, pair, random_groups)
-            for pair in trajectory.pairs
-            for group in pair.groups
-        ),
-        key=lambda estimate: estimate.value,
-    )
+    groups = [(pair, group) for pair in dominant_pairs(trajectory) for group in pair.groups]
+    ratios = [_amplitude_ratio(trajectory, group, pair, random_groups) for pair, group in groups]
+    return min(ratios, key=lambda estimate: estimate.value)
 
 
 def _amplitude_ratio(trajectory: Trajectory, group: np.ndarray, pair: OpposingPair, random_groups: int) -> Estimate:
@@ -62,30 +58,26 @@ def _amplitude_ratio(trajectory: Trajectory, group: np.ndarray, pair: OpposingPa
     draws = [generator.choice(changes.shape[1], len(group), replace=False) for _ in range(random_groups)]
     random = np.mean([np.abs(changes[:, draw].mean(1)) for draw in draws], axis=0)
     dominant = np.abs(changes[:, group].mean(1))
-
-    return over_steps(lambda rows: float(np.median(dominant[rows]) / np.median(random[rows])), len(random))
+    return over_steps(
+        lambda rows: float(np.median(dominant[rows]) / max(np.median(random[rows]), SMALLEST)), len(random)
+    )
 
 
 def coherence(trajectories: Trajectories) -> Estimate:
     """Smallest share, over the dominant pairs, of the modal true class in the purer of the pair's groups."""
-    trajectory = only_run(trajectories)
-    if not trajectory.pairs:
-        return Estimate.unknown("no opposing pair was found")
-    return Estimate(min(max(shares) for shares in modal_shares(trajectory)))
+    return Estimate(min(max(shares) for shares in modal_shares(only_run(trajectories))))
 
 
 def modal_shares(trajectory: Trajectory) -> list[list[float]]:
     """Of each dominant pair's groups the share of the modal true class."""
     classes = np.asarray(trajectory.dataset.targets)
-    return [[modal_share(classes[group]) for group in pair.groups] for pair in trajectory.pairs]
+    return [[modal_share(classes[group]) for group in pair.groups] for pair in dominant_pairs(trajectory)]
 
 
 def classes_explain(trajectories: Trajectories) -> Estimate:
     """Share of the variance of the one-step changes from break-even on that the class means explain (class R²)."""
     trajectory = only_run(trajectories)
-    changes = trajectory.after_break_even(trajectory.changes)
-    if len(changes) < FEWEST_STEPS:
-        return Estimate.unknown(too_few_steps(trajectory, len(changes)))
+    changes = from_break_even(trajectory, trajectory.changes)
     explained, total = class_variances(changes.values, np.asarray(trajectory.dataset.targets))
     return over_steps(lambda rows: float(explained[rows].sum() / total[rows].sum()), len(total))
 
@@ -99,7 +91,7 @@ def spike_concentration(trajectories: Trajectories, steps: float = 0.05, points:
     spikes = np.argsort(-rises)[:count]
     spikes = np.sort(spikes[rises[spikes] > 0])
     if len(rises) < FEWEST_STEPS or not len(spikes):
-        return Estimate.unknown(f"the loss rises in {len(spikes)} of {len(rises)} steps")
+        raise CannotTellError(f"the loss rises in {len(spikes)} of {len(rises)} steps")
     top = max(1, round(points * changes.shape[1]))
     positive = np.sort(np.maximum(changes[spikes], 0).astype(np.float64), axis=1)
     shares = positive[:, -top:].sum(1) / positive.sum(1)
@@ -109,9 +101,7 @@ def spike_concentration(trajectories: Trajectories, steps: float = 0.05, points:
 def sharpness_over_threshold(trajectories: Trajectories) -> Estimate:
     """Median of λ/(2/η) over the measured steps from break-even on."""
     trajectory = only_run(trajectories)
-    late = trajectory.after_break_even(trajectory.sharpness)
-    if len(late) < FEWEST_STEPS:
-        return Estimate.unknown(too_few_steps(trajectory, len(late)))
+    late = from_break_even(trajectory, trajectory.sharpness)
     return median_over_steps(late.values / trajectory.edge)
 
 
@@ -119,7 +109,7 @@ def peak_sharpness_over_threshold(trajectories: Trajectories) -> Estimate:
     """Largest measured λ/(2/η)."""
     trajectory = only_run(trajectories)
     if trajectory.edge is None:
-        return Estimate.unknown(trajectory.no_break_even)
+        raise CannotTellError(trajectory.no_break_even)
     return Estimate(float(np.max(trajectory.sharpness.values)) / trajectory.edge)
 
 
@@ -131,8 +121,7 @@ def interval_coverage(trajectories: Trajectories) -> Estimate:
     """
     trajectory = only_run(trajectories)
     coverages = trajectory.interval_coverages
-    if not coverages:
-        return Estimate.unknown("no opposing pair was found")
+    dominant_pairs(trajectory)
     best = int(np.argmax(coverages))
     beside = "" if best == 0 else f"; the largest pair's is {coverages[0]:.3g}"
     return Estimate(coverages[best], reason=f"pair {best + 1} of {len(coverages)} by amplitude{beside}")
@@ -140,48 +129,23 @@ def interval_coverage(trajectories: Trajectories) -> Estimate:
 
 def share_increasing(trajectories: Trajectories, run: str, after_break_even: bool) -> Estimate:
     """Median over steps of the share of training points with Δ_i > 0."""
-    if run not in trajectories:
-        return Estimate.unknown(f"the run {run} is missing")
-    trajectory = trajectories[run]
-    changes = trajectory.after_break_even(trajectory.changes) if after_break_even else trajectory.changes
-    if len(changes) < FEWEST_STEPS:
-        return Estimate.unknown(too_few_steps(trajectory, len(changes)))
+    (trajectory,) = named_runs(trajectories, run)
+    changes = from_break_even(trajectory, trajectory.changes) if after_break_even else trajectory.changes
+    need(len(changes), "one-step changes")
     return median_over_steps((changes.values > 0).mean(1))
 
 
 def change_kurtosis(trajectories: Trajectories) -> Estimate:
     """Median over the steps from break-even on of the excess kurtosis of Δ_i over the training points."""
     trajectory = only_run(trajectories)
-    changes = trajectory.after_break_even(trajectory.changes)
-    if len(changes) < FEWEST_STEPS:
-        return Estimate.unknown(too_few_steps(trajectory, len(changes)))
+    changes = from_break_even(trajectory, trajectory.changes)
     return median_over_steps(np.array([scipy.stats.kurtosis(row.astype(np.float64)) for row in changes.values]))
 
 
 def change_concentration(trajectories: Trajectories, points: float = 0.01) -> Estimate:
     """Median over the steps from break-even on of the share of Σ abs Δ_i that the top points hold."""
     trajectory = only_run(trajectories)
-    changes = trajectory.after_break_even(trajectory.changes)
-    if len(changes) < FEWEST_STEPS:
-        return Estimate.unknown(too_few_steps(trajectory, len(changes)))
+    changes = from_break_even(trajectory, trajectory.changes)
     top = max(1, round(points * changes.values.shape[1]))
     sizes = np.sort(np.abs(changes.values).astype(np.float64), axis=1)
     return median_over_steps(sizes[:, -top:].sum(1) / sizes.sum(1))
-
-
-def only_run(trajectories: Trajectories) -> Trajectory:
-    """The run of an experiment that has one."""
-    (trajectory,) = trajectories.values()
-    return trajectory
-
-
-def missing_run(trajectories: Trajectories, *runs: str) -> str:
-    """Which of the runs is missing, in words; empty if they are all there."""
-    return next((f"the run {run} is missing" for run in runs if run not in trajectories), "")
-
-
-def too_few_steps(trajectory: Trajectory, steps: int) -> str:
-    """Why a statistic over ``steps`` steps from break-even on is not given."""
-    if trajectory.break_even is None:
-        return trajectory.no_break_even
-    return f"{steps} steps after break-even at step {trajectory.break_even}; at least {FEWEST_STEPS} are needed"

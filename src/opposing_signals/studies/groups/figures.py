@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpecFromSubplotSpec, SubplotSpec
-from matplotlib.ticker import MaxNLocator
 
 from opposing_signals.data import Dataset
 from opposing_signals.record.quantities import SHARPNESS
@@ -24,7 +23,6 @@ def group_losses(trajectories: Mapping[str, Trajectory], thumbnails: int = 10, z
     """Overall train loss, sharpness, and the mean loss of each group of the found pairs, with sample images.
 
     Args:
-        trajectories: One run.
         thumbnails: Images shown a group.
         zoom: Steps shown around each pair's selecting step.
     """
@@ -50,13 +48,9 @@ def group_losses(trajectories: Mapping[str, Trajectory], thumbnails: int = 10, z
 
 def _draw_strip(axes: Axes, trajectory: Trajectory, pair: OpposingPair | None, number: int) -> None:
     """The losses of a pair's groups where it is active, beside the train loss of the whole run."""
-    axes.plot(
-        trajectory.mean_loss.steps, trajectory.mean_loss.values, color=style.INK, linewidth=1.6, label="train loss"
-    )
+    style.draw(axes, trajectory.mean_loss, color=style.INK, linewidth=1.6, label="train loss")
     if pair is not None:
-        for group, look, name in zip(pair.groups, style.pair_looks(number), "ab", strict=True):
-            loss = trajectory.group_loss(group, pair.window[0], pair.window[1] + 1)
-            axes.plot(loss.steps, loss.values, **look, linewidth=0.8, label=f"{number + 1}{name}")
+        style.draw_groups(axes, trajectory, pair, number)
     style.mark_break_even(axes, trajectory.break_even)
     axes.set_ylabel("loss" if pair is None else f"loss, pair {number + 1}")
     axes.tick_params(labelbottom=False)
@@ -65,16 +59,10 @@ def _draw_strip(axes: Axes, trajectory: Trajectory, pair: OpposingPair | None, n
 
 def _draw_sharpness(axes: Axes, trajectory: Trajectory) -> None:
     if SHARPNESS in trajectory.record:
-        measured = trajectory.sharpness
-        axes.plot(measured.steps, measured.values, color=style.INK, marker="o", markersize=2.5, linewidth=0.9)
-        style.shade_bound(axes, trajectory.record)
-        style.mark_edge(axes, trajectory.edge)
-        axes.set_ylim(0, 1.1 * max(float(np.nanmax(measured.values)), trajectory.edge or 0.0))
+        style.draw_sharpness(axes, trajectory, trajectory.edge, marker="o", markersize=2.5, linewidth=0.9)
+        axes.set_ylim(0, 1.1 * max(float(np.nanmax(trajectory.sharpness.values)), trajectory.edge or 0.0))
     style.mark_break_even(axes, trajectory.break_even)
-    axes.set_ylabel("sharpness λ")
-    axes.set_xlabel(
-        "step" if trajectory.break_even is None else f"step (dotted: break-even at {trajectory.break_even})"
-    )
+    axes.set(xlabel=style.step_label(trajectory), ylabel="sharpness λ")
 
 
 def _draw_pair(
@@ -95,13 +83,11 @@ def _draw_pair(
         max(pair.window[0], pair.step - zoom // 2), min(pair.window[1], pair.step + zoom // 2) + 1
     )
     colours = style.PAIRS[number % 4]
-    for group, look in zip(pair.groups, style.pair_looks(number), strict=True):
-        axes.plot(*style.broken(steps, values[:, group].mean(1)), **look, marker="o", markersize=2.5)
+    style.draw_close(axes, steps, values, pair.groups, style.pair_looks(number))
     axes.plot(*style.broken(steps, values.mean(1)), color=style.INK, linewidth=1.8)
     title = style.wrapped(f"pair {number + 1}: {name_pair(dataset, pair)}", 32)
     axes.set_title(f"{title}\ncorrelation {pair.correlation:.2f}", color=colours[0], fontsize=9)
     axes.set_xlabel("step")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if has_images:
         for row, (group, colour) in enumerate(zip(pair.groups, colours, strict=True)):
             draw_images(
@@ -123,10 +109,7 @@ def draw_images(
     for i, image in enumerate(shown):
         top, left = i // columns * (height + 2), i % columns * (width + 2)
         sheet[top : top + height, left : left + width] = image
-    axes.imshow(sheet, interpolation="nearest")
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set(visible=True, color=colour, linewidth=2)
+    style.framed(axes, sheet, colour, 2)
     axes.set_title(style.wrapped(f"{name}: {classes(dataset, group)}", 34), fontsize=8)
 
 

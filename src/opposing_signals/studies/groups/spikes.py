@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpecFromSubplotSpec
-from matplotlib.ticker import MaxNLocator
 
 from opposing_signals.signals import Spike, Trajectory, name_group
 from opposing_signals.studies import style
@@ -43,12 +42,11 @@ def _draw_losses(axes: Axes, trajectory: Trajectory, spike: Spike, groups: list[
     steps, values = trajectory.losses_between(spike.step - zoom // 2, spike.step + zoom // 2 + 1)
     dataset = trajectory.dataset
     named = dataset.targets.ndim == 1 and dataset.is_classification and len(dataset.class_names) > 1
-    for group, look in zip(groups, style.GROUPS, strict=False):
-        name = f"{len(group)} {name_group(dataset, group)}" if named else f"{len(group)} examples"
-        axes.plot(*style.broken(steps, values[:, group].mean(1)), **look, markersize=4, label=name)
+    names = [f"{len(group)} {name_group(dataset, group) if named else 'examples'}" for group in groups]
+    looks = [{**look, "markersize": 4} for look in style.GROUPS[: len(groups)]]
+    style.draw_close(axes, steps, values, groups, looks, names)
     axes.plot(*style.broken(steps, values.mean(1)), color=style.INK, linewidth=2, label="mean of all that are followed")
     axes.axvspan(spike.step, spike.step + 1, color="#e6e7ea", zorder=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     carried = f"step {spike.step}: {len(spike.rising)} of {len(dataset)} examples carry {spike.share:.0%} of the rise"
     if spike.correlation is not None:
         carried += f"; correlation {spike.correlation:.2f}"

@@ -29,7 +29,6 @@ class Branches:
     untouched: np.ndarray
 
     def names(self, kind: str) -> list[str]:
-        """The branches of a kind."""
         return [name for name in self.runs if name.split()[0] == kind]
 
     def loss(self, name: str) -> Series:

@@ -12,9 +12,9 @@ from functools import partial
 
 import numpy as np
 
-from opposing_signals.studies.claim import Estimate
-from opposing_signals.studies.groups.claims import Trajectories
+from opposing_signals.studies.claim import CannotTellError, Estimate
 from opposing_signals.studies.intervention.branches import Branches, branches_by_spike
+from opposing_signals.studies.runs import Trajectories
 
 DRAWS = 1000
 RANDOM = "remove_random"
@@ -49,7 +49,7 @@ def _advantage(trajectories: Trajectories, kind: str, size: Callable[[Branches, 
         if control > 0:
             differences.append([(size(branches, name) - size(branches, kind)) / control for name in randoms])
     if not differences:
-        return Estimate.unknown("no spike has a control with a rise, this intervention and a random one")
+        raise CannotTellError("no spike has a control with a rise, this intervention and a random one")
     generator = np.random.default_rng(0)
     means = []
     for _ in range(DRAWS):

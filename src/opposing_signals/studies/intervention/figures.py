@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies import style
@@ -36,20 +35,14 @@ def intervention(trajectories: Mapping[str, Trajectory]) -> Figure:
             shown.add(label)
             width = 2.0 if name == "control" else 1.2
             series = branches.loss(name)
-            loss.plot(series.steps, series.values, linestyle=line, color=colour, label=label, linewidth=width)
-            measured = run.sharpness
-            sharpness.plot(
-                np.asarray(measured.steps) + branches.step,
-                measured.values,
-                linestyle=line,
-                color=colour,
-                linewidth=width,
-            )
+            look = {"linestyle": line, "color": colour, "linewidth": width}
+            style.draw(loss, series, **look, label=label)
+            sharpness.plot(np.asarray(run.sharpness.steps) + branches.step, run.sharpness.values, **look)
         style.mark_edge(sharpness, next(iter(branches.runs.values())).edge)
         for axes in (loss, sharpness):
             axes.axvline(branches.spike_step, color=style.MUTED, linewidth=0.8, linestyle=":")
             axes.set_xlabel("step (dotted: the spike)")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            style.whole_steps(axes)
         loss.set_ylabel("loss of untouched points")
         sharpness.set(ylabel="sharpness λ", ylim=(0, None))
         kinds = [kind for kind in LOOKS if branches.names(kind)]

@@ -7,28 +7,25 @@ infinite loss; a job that failed for another reason leaves a hole in the grid, o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from opposing_signals.record.quantities import SIGNED_SHARE, TEST_ACCURACY, TRAIN_LOSS
 from opposing_signals.signals import OpposingPair, Runs, Trajectory
 from opposing_signals.signals.steps import reversals, stretches
-from opposing_signals.studies.claim import Estimate
+from opposing_signals.studies.claim import CannotTellError, Estimate
 from opposing_signals.studies.curvature.metrics import detrended, gap_changes
-from opposing_signals.studies.estimates import FEWEST_STEPS, mean_over_steps, median_over_steps, over_steps
-from opposing_signals.studies.groups.claims import Trajectories, only_run
+from opposing_signals.studies.estimates import SMALLEST, mean_over_steps, median_over_steps, over_steps
 from opposing_signals.studies.optimizers.rules import Quantity, final, under
+from opposing_signals.studies.runs import FEWEST_STEPS, Trajectories, dominant_pairs, need, only_run
 
 DRAWS = 200
 """Random groups over which the variance of a random group is averaged."""
 
 SPAN = 21
 """Steps of the moving average that is taken from a loss."""
-
-SMALLEST = float(np.finfo(np.float32).tiny)
-"""A range counts as no smaller."""
 
 EARLY = 10
 """Steps at the start that do not count: "after the first few training steps" (Appendix F.1)."""
@@ -44,10 +41,9 @@ def group_variance_ratio(trajectories: Trajectories) -> Estimate:
     has as many points, and its variance is the mean over many draws.
     """
     trajectory = only_run(trajectories)
-    ratios = [_variance_ratio(trajectory, pair, group) for pair in trajectory.pairs for group in pair.groups]
-    known = [ratio for ratio in ratios if ratio is not None]
-    if not known:
-        return Estimate.unknown("no opposing pair was found" if not ratios else _too_short(SPAN))
+    groups = [(pair, group) for pair in dominant_pairs(trajectory) for group in pair.groups]
+    known = [ratio for one in groups if (ratio := _variance_ratio(trajectory, *one)) is not None]
+    _need_successive(known, SPAN)
     return min(known, key=lambda estimate: estimate.value)
 
 
@@ -66,7 +62,7 @@ def _variance_ratio(trajectory: Trajectory, pair: OpposingPair, group: np.ndarra
     if sum(map(len, squares)) < FEWEST_STEPS:
         return None
     above, below = np.concatenate(squares), np.concatenate(random)
-    return over_steps(lambda rows: float(above[rows].mean() / below[rows].mean()), len(above))
+    return over_steps(lambda rows: float(above[rows].mean() / max(below[rows].mean(), SMALLEST)), len(above))
 
 
 def sign_change_share(trajectories: Trajectories, middle: float = 0.55) -> Estimate:
@@ -76,18 +72,18 @@ def sign_change_share(trajectories: Trajectories, middle: float = 0.55) -> Estim
     interval.
     """
     trajectory = only_run(trajectories)
-    turns = [reversals(gap_changes(trajectory, pair)).values for pair in trajectory.pairs]
+    turns = [reversals(gap_changes(trajectory, pair)).values for pair in dominant_pairs(trajectory)]
     turns = [turn for turn in turns if len(turn) >= FEWEST_STEPS]
-    if not turns:
-        return Estimate.unknown("no opposing pair was found" if not trajectory.pairs else _too_short(3))
+    _need_successive(turns, 3)
     return mean_over_steps(max(turns, key=lambda turn: abs(float(turn.mean()) - middle)).astype(float))
 
 
-def _too_short(successive: int) -> str:
-    return (
-        f"no opposing pair is active in {FEWEST_STEPS} steps that are among {successive} or more successive ones at "
-        "which losses were recorded"
-    )
+def _need_successive(found: Sequence[Any], successive: int) -> None:
+    if not found:
+        raise CannotTellError(
+            f"no opposing pair is active in {FEWEST_STEPS} steps that are among {successive} or more successive ones "
+            "at which losses were recorded"
+        )
 
 
 # -- figures 39 to 44: final values over a grid -----------------------------------------------------------------------
@@ -95,30 +91,20 @@ def _too_short(successive: int) -> str:
 
 def loss_over_best(trajectories: Trajectories, rule: str, others: str) -> Estimate:
     """Largest final train loss under a rule over the smallest under the others."""
-    return _of_grid(
-        trajectories,
-        {"ours": (rule, None), "theirs": (others, None)},
-        lambda means: float(means["ours"].max() / means["theirs"].min()),
-    )
+    groups = {"ours": (rule, None), "theirs": (others, None)}
+    return _of_grid(trajectories, groups, lambda means: float(means["ours"].max() / means["theirs"].min()))
 
 
 def loss_variation(trajectories: Trajectories, rule: str) -> Estimate:
     """Largest final train loss under a rule over the smallest, less 1."""
-    return _of_grid(
-        trajectories,
-        {"ours": (rule, None)},
-        lambda means: float(means["ours"].max() / means["ours"].min() - 1),
-        least=2,
-    )
+    groups = {"ours": (rule, None)}
+    return _of_grid(trajectories, groups, lambda means: float(means["ours"].max() / means["ours"].min() - 1), least=2)
 
 
 def largest_difference(trajectories: Trajectories, rule: str, other: str) -> Estimate:
     """Largest relative difference of a final train loss under a rule from that of the other's run."""
-    return _of_grid(
-        trajectories,
-        {"ours": (rule, None), "theirs": (other, None)},
-        lambda means: float(np.abs(means["ours"] / means["theirs"] - 1).max()),
-    )
+    groups = {"ours": (rule, None), "theirs": (other, None)}
+    return _of_grid(trajectories, groups, lambda means: float(np.abs(means["ours"] / means["theirs"] - 1).max()))
 
 
 def range_ratio(trajectories: Trajectories, rule: str, other: str, quantity: Quantity) -> Estimate:
@@ -134,9 +120,10 @@ def range_ratio(trajectories: Trajectories, rule: str, other: str, quantity: Qua
 
 def dampening_difference(trajectories: Trajectories, strong: float = 0.9, weak: float = 0.0) -> Estimate:
     """Largest difference, over η1, of SplitSGD's final train loss with dampening ``strong`` less that with ``weak``."""
-    grids = [[(rule.sgd_lr, rule.lr) for rule in under(_all_of(trajectories), "SplitSGD", t)] for t in (strong, weak)]
+    runs = Runs.of(trajectories).with_stopped
+    grids = [[(rule.sgd_lr, rule.lr) for rule in under(runs, "SplitSGD", t)] for t in (strong, weak)]
     if grids[0] != grids[1]:
-        return Estimate.unknown(f"the runs with τ = {strong:g} and τ = {weak:g} have different step sizes")
+        raise CannotTellError(f"the runs with τ = {strong:g} and τ = {weak:g} have different step sizes")
     return _of_grid(
         trajectories,
         {"strong": ("SplitSGD", strong), "weak": ("SplitSGD", weak)},
@@ -147,11 +134,6 @@ def dampening_difference(trajectories: Trajectories, strong: float = 0.9, weak: 
 def _range(values: np.ndarray) -> float:
     """Infinite if one of the values is."""
     return float(np.max(values) - np.min(values)) if np.isfinite(values).all() else float("inf")
-
-
-def _all_of(trajectories: Trajectories) -> dict[str, Trajectory]:
-    runs = Runs.of(trajectories)
-    return {**runs, **runs.stopped}
 
 
 def _of_grid(
@@ -172,13 +154,13 @@ def _of_grid(
     """
     runs = Runs.of(trajectories)
     if runs.failures.keys() - runs.stopped.keys():
-        return Estimate.unknown("failed: " + ", ".join(runs.failures.keys() - runs.stopped.keys()))
-    chosen = {group: under(_all_of(runs), *rule) for group, rule in groups.items()}
+        raise CannotTellError("failed: " + ", ".join(runs.failures.keys() - runs.stopped.keys()))
+    chosen = {group: under(runs.with_stopped, *rule) for group, rule in groups.items()}
     for group, (name, dampening) in groups.items():
         if len(chosen[group]) < least:
             found = "one run" if chosen[group] else "no run"
             rule = name if dampening is None else f"{name} with τ = {dampening:g}"
-            return Estimate.unknown(f"{found} under {rule}: expected at least {least}")
+            raise CannotTellError(f"{found} under {rule}: expected at least {least}")
     values = {group: np.stack([final(run, quantity) for run in rules.values()]) for group, rules in chosen.items()}
 
     def of_steps(rows: np.ndarray | slice) -> float:
@@ -187,7 +169,7 @@ def _of_grid(
     with np.errstate(invalid="ignore"):
         value = of_steps(slice(None))
     if not np.isfinite(value):
-        return Estimate.unknown("it is not finite; stopped: " + (", ".join(runs.stopped) or "none"))
+        raise CannotTellError("it is not finite; stopped: " + (", ".join(runs.stopped) or "none"))
     steps = next(iter(values.values())).shape[1]
     return Estimate(value) if quantity == TEST_ACCURACY else over_steps(of_steps, steps)
 
@@ -199,10 +181,11 @@ def plain_share(trajectories: Trajectories) -> Estimate:
     """Median over the steps, the first few left out, of the share of parameters with a plain step."""
     runs = under(trajectories, "SplitSGD")
     if len(runs) != 1:
-        return Estimate.unknown(f"{len(runs)} runs under SplitSGD: expected one")
+        raise CannotTellError(f"{len(runs)} runs under SplitSGD: expected one")
     (run,) = runs.values()
     shares = 1 - _late_shares(run)
-    return median_over_steps(shares) if len(shares) else Estimate.unknown(f"the run ends before step {EARLY}")
+    need(len(shares), f"steps from step {EARLY} on", least=1)
+    return median_over_steps(shares)
 
 
 def signed_share(trajectories: Trajectories, which: Literal["smallest", "largest"], dampening: float) -> Estimate:
@@ -213,7 +196,7 @@ def signed_share(trajectories: Trajectories, which: Literal["smallest", "largest
     shares = [_late_shares(run) for run in under(trajectories, "SplitSGD", dampening).values()]
     shares = [share for share in shares if len(share)]
     if not shares:
-        return Estimate.unknown(f"no run under SplitSGD with τ = {dampening:g}")
+        raise CannotTellError(f"no run under SplitSGD with τ = {dampening:g}")
     extreme = min if which == "smallest" else max
     return median_over_steps(extreme(shares, key=lambda share: float(np.median(share))))
 

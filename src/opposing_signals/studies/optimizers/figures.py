@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from opposing_signals.record.quantities import SIGNED_SHARE, TEST_ACCURACY, TRAIN_LOSS
 from opposing_signals.signals import Runs, Trajectory, name_pair
@@ -38,7 +37,6 @@ def sgd_groups(trajectories: Mapping[str, Trajectory], zoom: int = 60) -> Figure
     """The losses of each dominant pair, of a random group of equal size and of all points, around the selecting step.
 
     Args:
-        trajectories: One run.
         zoom: Steps shown of each pair.
     """
     (trajectory,) = trajectories.values()
@@ -49,12 +47,9 @@ def sgd_groups(trajectories: Mapping[str, Trajectory], zoom: int = 60) -> Figure
     figure = style.figure(12, 8 if pairs else 4, title)
     grid = figure.add_gridspec(1 + -(-len(pairs) // 2), 2)
     overview = figure.add_subplot(grid[0, :])
-    mean = trajectory.mean_loss
     for number, pair in enumerate(pairs):
-        for group, look, name in zip(pair.groups, style.pair_looks(number), "ab", strict=True):
-            loss = trajectory.group_loss(group, pair.window[0], pair.window[1] + 1)
-            overview.plot(loss.steps, loss.values, **look, linewidth=0.8, label=f"pair {number + 1}{name}")
-    overview.plot(mean.steps, mean.values, color=style.INK, linewidth=2, label="all points")
+        style.draw_groups(overview, trajectory, pair, number, "pair ")
+    style.draw(overview, trajectory.mean_loss, color=style.INK, linewidth=2, label="all points")
     overview.set(ylabel="loss", xlabel="step")
     style.legend_above(overview, 2 * len(pairs) + 1)
     for number in range(len(pairs)):
@@ -68,16 +63,14 @@ def _draw_pair(axes: Axes, trajectory: Trajectory, number: int, zoom: int) -> No
     first = int(np.clip(pair.step - zoom // 2, pair.window[0], max(pair.window[0], pair.window[1] - zoom)))
     steps, values = trajectory.losses_between(first, min(first + zoom, pair.window[1] + 1))
     random = np.random.default_rng(number).choice(values.shape[1], len(pair.rising), replace=False)
-    for group, look, name in zip(pair.groups, style.pair_looks(number), "ab", strict=True):
-        line = style.broken(steps, values[:, group].mean(1))
-        axes.plot(*line, **look, marker="o", markersize=2, label=f"{number + 1}{name}")
+    names = [f"{number + 1}{letter}" for letter in "ab"]
+    style.draw_close(axes, steps, values, pair.groups, style.pair_looks(number), names)
     mean = style.broken(steps, values[:, random].mean(1))
     axes.plot(*mean, color=style.MUTED, label=f"{len(random)} random points")
     axes.plot(*style.broken(steps, values.mean(1)), color=style.INK, linewidth=1.8, label="all points")
     title = style.wrapped(f"pair {number + 1}: {name_pair(trajectory.dataset, pair)}", 60)
     axes.set_title(f"{title}\ncorrelation of changes {pair.correlation:.2f}", color=style.PAIRS[number % 4][0])
     axes.set(xlabel="step", ylabel="loss")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     style.legend_above(axes, 4)
 
 
@@ -86,7 +79,7 @@ def _draw_pair(axes: Axes, trajectory: Trajectory, number: int, zoom: int) -> No
 
 def rules(trajectories: Mapping[str, Trajectory]) -> Figure:
     """Figure 39: train loss and test accuracy of every run, and SplitSGD's share of signed steps."""
-    runs = _all_of(trajectories)
+    runs = Runs.of(trajectories).with_stopped
     looks = style.looks(name for name in runs if Rule.of(runs[name]).name != "SplitSGD")
     figure, panels = _panels(runs, "SGD over step sizes, momentum and dampening against SplitSGD", 3)
     for name, run in runs.items():
@@ -101,10 +94,9 @@ def plain_step_sizes(trajectories: Mapping[str, Trajectory], dampening: float = 
     """Figures 40, 43b and 44a: SplitSGD with dampening τ over η1, and Adam.
 
     Args:
-        trajectories: The runs.
         dampening: τ of the runs shown.
     """
-    runs = _all_of(trajectories)
+    runs = Runs.of(trajectories).with_stopped
     split, adam = under(runs, "SplitSGD", dampening), under(runs, "Adam")
     title = f"SplitSGD with τ = {dampening:g} over the plain step's size η₁, against Adam"
     figure, panels = _panels(runs, title, 4)
@@ -140,7 +132,7 @@ def _draw_final_losses(axes: Axes, split: Mapping[Rule, Trajectory], adam: Mappi
 
 def signed_shares(trajectories: Mapping[str, Trajectory]) -> Figure:
     """Figure 44b: SplitSGD's share of signed steps, one panel for each dampening."""
-    runs = _all_of(trajectories)
+    runs = Runs.of(trajectories).with_stopped
     dampenings = sorted({Rule.of(run).dampening or 0.0 for run in runs.values()})
     figure, panels = _panels(runs, "Share of the parameters that SplitSGD moves by a signed step", len(dampenings))
     for axes, dampening in zip(panels, dampenings, strict=True):
@@ -156,10 +148,9 @@ def learning_rates(trajectories: Mapping[str, Trajectory], quantity: Quantity) -
     """Figures 41 and 42: Adam and SplitSGD over learning rates.
 
     Args:
-        trajectories: The runs.
         quantity: What is drawn.
     """
-    runs = _all_of(trajectories)
+    runs = Runs.of(trajectories).with_stopped
     figure, panels = _panels(runs, f"Adam and SplitSGD over learning rates: {LABELS[quantity]}", 3)
     for axes, name in zip(panels, ("Adam", "SplitSGD"), strict=False):
         chosen = under(runs, name)
@@ -174,7 +165,7 @@ def learning_rates(trajectories: Mapping[str, Trajectory], quantity: Quantity) -
 
 def learning_rates_of_both(trajectories: Mapping[str, Trajectory]) -> Figure:
     """Figure 43a: SGD with momentum and Adam over learning rates, train loss and test accuracy."""
-    runs = _all_of(trajectories)
+    runs = Runs.of(trajectories).with_stopped
     figure, panels = _panels(runs, "SGD with momentum and Adam over learning rates", 3)
     for name, tones, width in (("SGD", "Blues", 1.2), ("Adam", "Oranges", 2.0)):
         chosen = under(runs, name)
@@ -186,12 +177,6 @@ def learning_rates_of_both(trajectories: Mapping[str, Trajectory]) -> Figure:
     style.legend_above(panels[0], 2)
     _draw_final(panels[2], runs, ("SGD", "Adam"), TRAIN_LOSS)
     return figure
-
-
-def _all_of(trajectories: Mapping[str, Trajectory]) -> dict[str, Trajectory]:
-    """Runs that were stopped are drawn as far as they came."""
-    runs = Runs.of(trajectories)
-    return {**runs, **runs.stopped}
 
 
 def _panels(runs: Mapping[str, Trajectory], title: str, count: int) -> tuple[Figure, list[Axes]]:

@@ -35,7 +35,6 @@ class Rule:
 
     @classmethod
     def of(cls, trajectory: Trajectory) -> Rule:
-        """The rule of a run."""
         settings = trajectory.configuration["optimizer"]
         return cls(
             settings["_target_"].rpartition(".")[2],

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from opposing_signals.studies.claim import Estimate
-from opposing_signals.studies.groups.claims import Trajectories, modal_shares, only_run
+from opposing_signals.studies.groups.claims import modal_shares
 from opposing_signals.studies.outliers.panels import outlier_panels
+from opposing_signals.studies.runs import Trajectories, only_run
 
 
 def modal_prediction(trajectories: Trajectories, moments: Sequence[float], modal_share: float) -> Estimate:
@@ -23,7 +24,4 @@ def modal_prediction(trajectories: Trajectories, moments: Sequence[float], modal
 
 def coherent_groups(trajectories: Trajectories, modal_share: float) -> Estimate:
     """Share of the found pairs' groups in which one true class holds modal_share of the members."""
-    shares = modal_shares(only_run(trajectories))
-    if not shares:
-        return Estimate.unknown("no opposing pair was found")
-    return Estimate(float(np.mean(np.array(shares) >= modal_share)))
+    return Estimate(float(np.mean(np.array(modal_shares(only_run(trajectories))) >= modal_share)))

@@ -19,7 +19,7 @@ class Panel:
 
     Attributes:
         title: What singles the groups out.
-        step: Iteration t of the step θ_t ↦ θ_{t+1}.
+        step: t of the step θ_t ↦ θ_{t+1}.
         rising: ``[k]`` indices of the points whose loss rises, the largest rise first.
         falling: ``[k']`` indices of those whose loss falls.
         before: ``[N]`` class predicted at θ_t for every training point.

@@ -13,15 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from opposing_signals.record import Series
-from opposing_signals.studies.claim import Estimate, Threshold
-from opposing_signals.studies.estimates import FEWEST_STEPS, over_steps
-from opposing_signals.studies.groups.claims import (
-    Trajectories,
-    missing_run,
-    only_run,
-    too_few_steps,
-)
+from opposing_signals.studies.claim import CannotTellError, Estimate, Threshold
+from opposing_signals.studies.estimates import CORRELATION, over_steps
 from opposing_signals.studies.probes.paths import common_loss, lag_one_autocorrelation, norm_at_loss, probe_path, times
+from opposing_signals.studies.runs import Trajectories, break_even, named_runs, need, only_run
 
 # -- rise, oscillation, decline: figures 5 and 10 to 21 ---------------------------------------------------------------
 
@@ -37,14 +32,12 @@ def change_autocorrelation(trajectories: Trajectories, probe: str) -> Estimate:
     The dominant class is that of the largest mean probability over these steps.
     """
     trajectory = only_run(trajectories)
-    if trajectory.break_even is None:
-        return Estimate.unknown(trajectory.no_break_even)
-    changes = probe_path(trajectory, probe).successive_changes(trajectory.break_even)
-    if len(changes) < FEWEST_STEPS:
-        return Estimate.unknown(too_few_steps(trajectory, len(changes)))
+    first = break_even(trajectory)
+    changes = probe_path(trajectory, probe).successive_changes(first)
+    need(len(changes), f"steps after break-even at step {first}")
     if math.isnan(lag_one_autocorrelation(changes)):
-        return Estimate.unknown("the dominant class's probability does not change")
-    return over_steps(lambda rows: lag_one_autocorrelation(changes[rows]), len(changes))
+        raise CannotTellError("the dominant class's probability does not change")
+    return over_steps(lambda rows: lag_one_autocorrelation(changes[rows]), len(changes), CORRELATION)
 
 
 def final_over_peak(trajectories: Trajectories, probe: str) -> Estimate:
@@ -71,16 +64,14 @@ def pattern_share(trajectories: Trajectories, run: str, probes: Sequence[str], p
 
     ``pattern`` maps functions of this module to thresholds.
     """
-    if run not in trajectories:
-        return Estimate.unknown(f"the run {run} is missing")
-    alone = {run: trajectories[run]}
+    (trajectory,) = named_runs(trajectories, run)
     holding = []
     for probe in probes:
-        estimates = {statistic: PATTERN[statistic](alone, probe) for statistic in pattern}
-        for estimate in estimates.values():
-            if math.isnan(estimate.value):
-                return Estimate.unknown(f"{probe}: {estimate.reason}")
-        holding.append(all(Threshold(pattern[name]).holds(estimate.value) for name, estimate in estimates.items()))
+        try:
+            values = {name: PATTERN[name]({run: trajectory}, probe).value for name in pattern}
+        except CannotTellError as error:
+            raise CannotTellError(f"{probe}: {error}") from None
+        holding.append(all(Threshold(pattern[name]).holds(value) for name, value in values.items()))
     return Estimate(float(np.mean(holding)))
 
 
@@ -89,10 +80,7 @@ def pattern_share(trajectories: Trajectories, run: str, probes: Sequence[str], p
 
 def flow_difference(trajectories: Trajectories, probe: str, flow: str, descent: str) -> Estimate:
     """Largest abs difference between the norms under descent and under flow up to break-even, over that under flow."""
-    found = _beside_flow(trajectories, probe, flow, descent)
-    if isinstance(found, str):
-        return Estimate.unknown(found)
-    flowing, descending, edge = found
+    flowing, descending, edge = _beside_flow(trajectories, probe, flow, descent)
     until = descending.steps <= min(edge, flowing.steps[-1])
     reference = np.interp(descending.steps[until], flowing.steps, flowing.values)
     return Estimate(float(np.max(np.abs(descending.values[until] - reference) / reference)))
@@ -103,43 +91,28 @@ def flow_growth(trajectories: Trajectories, probe: str, flow: str, descent: str)
 
     It has no interval: the claim is that each of these steps does.
     """
-    found = _beside_flow(trajectories, probe, flow, descent)
-    if isinstance(found, str):
-        return Estimate.unknown(found)
-    flowing, _, edge = found
+    flowing, _, edge = _beside_flow(trajectories, probe, flow, descent)
     growth = np.diff(flowing.values[flowing.steps >= edge]) > 0
-    if len(growth) < FEWEST_STEPS:
-        return Estimate.unknown(f"{len(growth)} steps of the flow after break-even; {FEWEST_STEPS} are needed")
+    need(len(growth), "steps of the flow after break-even")
     return Estimate(float(growth.mean()))
 
 
 def flow_end(trajectories: Trajectories, probe: str, flow: str, descent: str) -> Estimate:
     """Norm under flow over that under descent, at the last time that both reach."""
-    found = _beside_flow(trajectories, probe, flow, descent)
-    if isinstance(found, str):
-        return Estimate.unknown(found)
-    flowing, descending, _ = found
+    flowing, descending, _ = _beside_flow(trajectories, probe, flow, descent)
     last = min(flowing.steps[-1], descending.steps[-1])
-    return Estimate(float(np.interp(last, *_axes(flowing)) / np.interp(last, *_axes(descending))))
+    ours, theirs = (np.interp(last, norm.steps, norm.values) for norm in (flowing, descending))
+    return Estimate(float(ours / theirs))
 
 
-def _beside_flow(trajectories: Trajectories, probe: str, flow: str, descent: str) -> tuple[Series, Series, float] | str:
-    """Norms over time Σ η under flow and under descent, and descent's break-even time; or why there is no answer."""
-    problem = missing_run(trajectories, flow, descent)
-    if problem:
-        return problem
-    break_even = trajectories[descent].break_even
-    if break_even is None:
-        return f"{descent}: {trajectories[descent].no_break_even}"
-    norms = []
-    for run in (flow, descent):
-        path = probe_path(trajectories[run], probe)
-        norms.append(Series(times(trajectories[run], path.steps), path.norm))
-    return norms[0], norms[1], break_even * trajectories[descent].step_size
-
-
-def _axes(series: Series) -> tuple[np.ndarray, np.ndarray]:
-    return series.steps, series.values
+def _beside_flow(trajectories: Trajectories, probe: str, flow: str, descent: str) -> tuple[Series, Series, float]:
+    """Norms over time Σ η under flow and under descent, and descent's break-even time."""
+    both = named_runs(trajectories, flow, descent)
+    edge = break_even(both[1], descent) * both[1].step_size
+    flowing, descending = (
+        Series(times(run, path.steps), path.norm) for run in both for path in [probe_path(run, probe)]
+    )
+    return flowing, descending, edge
 
 
 # -- Adam: figures 28 to 31 -------------------------------------------------------------------------------------------
@@ -150,23 +123,16 @@ def decline_ratio(trajectories: Trajectories, probe: str, run: str, other: str) 
 
     That loss is the smallest that both runs reach.
     """
-    problem = missing_run(trajectories, run, other)
-    if problem:
-        return Estimate.unknown(problem)
-    loss = common_loss(trajectories[run], trajectories[other])
-    ours, theirs = (
-        norm_at_loss(trajectories[name], probe_path(trajectories[name], probe), loss) for name in (run, other)
-    )
+    both = named_runs(trajectories, run, other)
+    loss = common_loss(*both)
+    ours, theirs = (norm_at_loss(one, probe_path(one, probe), loss) for one in both)
     return Estimate(ours / theirs)
 
 
 def remaining_alternation(trajectories: Trajectories, probe: str, run: str) -> Estimate:
     """Largest alternating change of the class probabilities in the last quarter of the steps, over that of the run."""
-    problem = missing_run(trajectories, run)
-    if problem:
-        return Estimate.unknown(problem)
-    alternation = probe_path(trajectories[run], probe).alternation
+    (trajectory,) = named_runs(trajectories, run)
+    alternation = probe_path(trajectory, probe).alternation
     late = alternation.values[alternation.steps >= alternation.steps[0] + 0.75 * np.ptp(alternation.steps)]
-    if len(late) < FEWEST_STEPS:
-        return Estimate.unknown(f"the last quarter has {len(late)} steps; {FEWEST_STEPS} are needed")
+    need(len(late), "steps in the last quarter")
     return Estimate(float(late.max() / alternation.values.max()))

@@ -1,14 +1,15 @@
-"""Figures 5 and 10 to 31: what a network makes of a pure signal along a run, and the images nearest to a colour."""
+"""Figures 5 and 10 to 31: a pure signal passed through the network along a run, and the images nearest to a colour."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.gridspec import GridSpecFromSubplotSpec, SubplotSpec
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.gridspec import GridSpec, GridSpecFromSubplotSpec, SubplotSpec
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from opposing_signals.record.quantities import NEIGHBOUR_DISTANCE, TRAIN_LOSS
 from opposing_signals.signals import Trajectory
@@ -31,26 +32,32 @@ def block_probe(trajectories: Mapping[str, Trajectory], probe: str) -> Figure:
     """The input, its class logits, its class probabilities where the dominant class changes, and its feature norm.
 
     Of the steps from break-even on (of all under another rule than gradient descent) that of `ProbePath.shown_step` is
-    shown: its two successive iterations in bold, and the one before and after them.
+    shown: θ before and after it in bold, and one step more to either side.
 
     Args:
-        trajectories: One run.
         probe: Which of the run's probes.
     """
     (trajectory,) = trajectories.values()
     path = probe_path(trajectory, probe)
     figure = style.figure(13, 3.9, _title(trajectory, probe))
     grid = figure.add_gridspec(1, 4, width_ratios=[0.62, 1.5, 1.35, 1.25])
-    first = _oscillation_start(trajectory)
+    _draw_panels(figure, grid, trajectory, path)
+    return figure
+
+
+def _draw_panels(figure: Figure, grid: GridSpec, trajectory: Trajectory, path: ProbePath) -> None:
+    """Input, logits, probabilities and feature norm in the first four places."""
     _draw_input(figure, grid[0], trajectory, path)
     logits, norms = figure.add_subplot(grid[1]), figure.add_subplot(grid[3])
     _draw_logits(logits, path.steps, path, "class logits")
-    _draw_probabilities(figure, grid[2], trajectory, path, first, logits)
-    _draw_norm(norms, path.steps, path)
+    _draw_probabilities(figure, grid[2], trajectory, path, trajectory.break_even or 0, logits)
+    _plot_norms(norms, path.steps, path)
+    norms.set(title="feature norm", ylim=(0, 1.05 * max(path.norm.max(), path.mean_norm.max())))
+    style.legend_above(norms, 2)
+    style.whole_steps(norms)
     for axes in (logits, norms):
-        axes.set_xlabel(_step_label(trajectory))
+        axes.set_xlabel(style.step_label(trajectory))
         style.mark_break_even(axes, trajectory.break_even)
-    return figure
 
 
 def _title(trajectory: Trajectory, probe: str) -> str:
@@ -59,15 +66,6 @@ def _title(trajectory: Trajectory, probe: str) -> str:
 
 def _described(probe: str) -> str:
     return "An image of grass" if probe == "grass" else f"A block of {probe.replace('_', ' ')}"
-
-
-def _oscillation_start(trajectory: Trajectory) -> int:
-    return trajectory.break_even or 0
-
-
-def _step_label(trajectory: Trajectory) -> str:
-    marked = trajectory.break_even is not None
-    return f"step (dotted: break-even at {trajectory.break_even})" if marked else "step"
 
 
 def _draw_input(figure: Figure, place: SubplotSpec, trajectory: Trajectory, path: ProbePath) -> None:
@@ -83,11 +81,8 @@ def _draw_input(figure: Figure, place: SubplotSpec, trajectory: Trajectory, path
 
 
 def _show(axes: Axes, picture: np.ndarray, title: str) -> None:
-    axes.imshow(picture, interpolation="nearest")
-    axes.set(xticks=[], yticks=[])
+    style.framed(axes, picture, style.MUTED)
     axes.set_title(title, fontsize=9)
-    for spine in axes.spines.values():
-        spine.set(visible=True, color=style.MUTED)
 
 
 def _draw_logits(axes: Axes, positions: np.ndarray, path: ProbePath, title: str) -> None:
@@ -99,7 +94,7 @@ def _draw_logits(axes: Axes, positions: np.ndarray, path: ProbePath, title: str)
 def _draw_probabilities(
     figure: Figure, place: SubplotSpec, trajectory: Trajectory, path: ProbePath, first: int, logits: Axes
 ) -> None:
-    """Four successive iterations, the middle two those of `ProbePath.shown_step`; marked in ``logits``."""
+    """At four successive steps, the middle two those of `ProbePath.shown_step`; marked in ``logits``."""
     step = path.shown_step(first)
     if step is None:
         axes = figure.add_subplot(place)
@@ -131,12 +126,9 @@ def _draw_probabilities(
             axes.set_ylabel("probability", fontsize=8)
 
 
-def _draw_norm(axes: Axes, positions: np.ndarray, path: ProbePath) -> None:
-    axes.plot(positions, path.norm, color=_INPUT, label="input")
-    axes.plot(positions, path.mean_norm, color=_MEAN, linestyle="--", label="mean over the training data")
-    axes.set(title="feature norm", ylim=(0, 1.05 * max(path.norm.max(), path.mean_norm.max())))
-    style.legend_above(axes, 2)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+def _plot_norms(axes: Axes, positions: np.ndarray, path: ProbePath, **look: Any) -> None:
+    axes.plot(positions, path.norm, color=_INPUT, label="input", **look)
+    axes.plot(positions, path.mean_norm, color=_MEAN, linestyle="--", label="mean over the training data", **look)
 
 
 # -- figures 22 to 27 -------------------------------------------------------------------------------------------------
@@ -197,16 +189,10 @@ def probe_under_adam(trajectories: Mapping[str, Trajectory], probe: str, adam: s
     path = probe_path(trajectory, probe)
     figure = style.figure(15, 4.2, _title(trajectory, probe))
     grid = figure.add_gridspec(1, 5, width_ratios=[0.62, 1.5, 1.35, 1.2, 1.2])
-    _draw_input(figure, grid[0], trajectory, path)
-    logits, norms = figure.add_subplot(grid[1]), figure.add_subplot(grid[3])
-    _draw_logits(logits, path.steps, path, "class logits")
-    _draw_probabilities(figure, grid[2], trajectory, path, 0, logits)
-    _draw_norm(norms, path.steps, path)
-    for axes in (logits, norms):
-        axes.set_xlabel("step")
+    _draw_panels(figure, grid, trajectory, path)
     right = GridSpecFromSubplotSpec(2, 1, grid[4])
     alternation, decline = figure.add_subplot(right[0]), figure.add_subplot(right[1])
-    alternation.plot(path.alternation.steps, path.alternation.values, color=_INPUT, linewidth=0.8)
+    style.draw(alternation, path.alternation, color=_INPUT, linewidth=0.8)
     alternation.set(title="alternating change of probabilities", xlabel="step", ylim=(0, None))
     _draw_decline(decline, trajectories, probe, {adam: _INPUT, descent: _OTHER})
     return figure
@@ -257,15 +243,7 @@ def probe_family(trajectories: Mapping[str, Trajectory], probes: Sequence[str]) 
     for row, (name, trajectory) in zip(panels, trajectories.items(), strict=True):
         for axes, probe in zip(row, probes, strict=True):
             path = probe_path(trajectory, probe)
-            axes.plot(path.steps, path.norm, color=_INPUT, linewidth=0.9, label="input")
-            axes.plot(
-                path.steps,
-                path.mean_norm,
-                color=_MEAN,
-                linestyle="--",
-                linewidth=0.9,
-                label="mean over the training data",
-            )
+            _plot_norms(axes, path.steps, path, linewidth=0.9)
             axes.set_ylim(0, 1.5 * max(path.norm.max(), path.mean_norm.max()))
             style.mark_break_even(axes, trajectory.break_even)
             axes.set_title(_pattern(path, trajectory.break_even), fontsize=8)

@@ -8,6 +8,7 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from opposing_signals.configuration import refuse_seed
 from opposing_signals.data.dataset import Dataset
 from opposing_signals.data.probes import named_colour, nearest_to_colour
 from opposing_signals.errors import InputError
@@ -24,8 +25,10 @@ def colour_neighbours(config: DictConfig, record: Record, logger: Any) -> None: 
     ``neighbour_distance`` ``[count]``, see `nearest_to_colour`.
 
     Raises:
-        InputError: An unknown colour, no list of colours, a count that is not from 1 to N, or data without pictures.
+        InputError: An unknown colour, no list of colours, a count that is not from 1 to N, data without pictures, or a
+            seed, which would change nothing.
     """
+    refuse_seed(config)
     dataset: Dataset = instantiate(config.data)
     colours, count = config.neighbours.colours, config.neighbours.count
     if dataset.images is None:

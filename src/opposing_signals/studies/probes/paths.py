@@ -1,4 +1,4 @@
-"""What a network makes of one pure signal along a run: rise and decline of its feature, and the alternating change."""
+"""A pure signal passed through the network along a run: how its feature rises, oscillates and declines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from opposing_signals.signals.trajectory import Trajectory
 
 @dataclass(frozen=True)
 class ProbePath:
-    """One probe's way along a run.
+    """One probe along a run.
 
     Attributes:
         name: As in the instrument's ``probes``.
@@ -135,7 +135,7 @@ def check_probe(name: str, probes: Sequence[str], run: str) -> None:
 
 
 def probe_path(trajectory: Trajectory, name: str) -> ProbePath:
-    """The way of the probe ``name`` along a run with the instrument `BlockProbe`.
+    """The probe ``name`` along a run with the instrument `BlockProbe`.
 
     Raises:
         InputError: The run passed no such probe, or did so at one step only; its loss is not cross-entropy, so that a

@@ -12,10 +12,10 @@ from opposing_signals.record.quantities import SIGNED_SHARE, TRAIN_LOSS
 from opposing_signals.signals.alignment import correlation
 from opposing_signals.signals.steps import between
 from opposing_signals.signals.tokens import Contexts, TokenPair, TokenTrack
-from opposing_signals.studies.claim import Estimate
+from opposing_signals.studies.claim import CannotTellError, Estimate
 from opposing_signals.studies.curvature.metrics import detrended
-from opposing_signals.studies.estimates import FEWEST_STEPS, median_over_steps, over_steps
-from opposing_signals.studies.groups.claims import Trajectories, missing_run, only_run
+from opposing_signals.studies.estimates import CORRELATION, median_over_steps, over_steps
+from opposing_signals.studies.runs import FEWEST_STEPS, Trajectories, named_runs, need, only_run
 
 START = 10
 """Steps that are a run's start."""
@@ -27,10 +27,7 @@ START = 10
 def named_pair_correlation(trajectories: Trajectories, pair: str) -> Estimate:
     """Correlation of the one-step changes of a named pair's two groups of tokens, selecting step left out."""
     track = only_run(trajectories).tokens
-    found = track.named(pair)
-    if found is None:
-        return Estimate.unknown("the followed text lacks one of the two patterns, or too few steps were measured")
-    return _correlation(track, found)
+    return _correlation(track, _named(track, pair))
 
 
 def shown_pairs_correlation(trajectories: Trajectories, pairs: list[str]) -> Estimate:
@@ -39,8 +36,15 @@ def shown_pairs_correlation(trajectories: Trajectories, pairs: list[str]) -> Est
     named = [found for pair in pairs if (found := track.named(pair)) is not None]
     shown = named + track.pairs
     if not shown:
-        return Estimate.unknown("the followed text holds no opposing pair")
+        raise CannotTellError("the followed text holds no opposing pair")
     return _correlation(track, max(shown, key=lambda found: found.pair.correlation))
+
+
+def _named(track: TokenTrack, pair: str) -> TokenPair:
+    found = track.named(pair)
+    if found is None:
+        raise CannotTellError("the followed text lacks one of the two patterns, or too few steps were measured")
+    return found
 
 
 def _correlation(track: TokenTrack, found: TokenPair) -> Estimate:
@@ -48,15 +52,13 @@ def _correlation(track: TokenTrack, found: TokenPair) -> Estimate:
     changes = between(track.changes, *pair.window)
     others = changes.values[changes.steps != pair.step]
     upper, lower = (others[:, group].mean(1, dtype=np.float64) for group in pair.groups)
-    return over_steps(lambda rows: correlation(upper[rows], lower[rows]), len(others))
+    return over_steps(lambda rows: correlation(upper[rows], lower[rows]), len(others), CORRELATION)
 
 
 def pattern_share(trajectories: Trajectories, pair: str) -> Estimate:
     """Share of a named pair's points whose text, decoded again from context to next token, has the pattern."""
     track = only_run(trajectories).tokens
-    found = track.named(pair)
-    if found is None:
-        return Estimate.unknown("the followed text lacks one of the two patterns, or too few steps were measured")
+    found = _named(track, pair)
     has = [
         _has_pattern(track.contexts, int(track.points[column]), pattern)
         for pattern, group in zip(found.names, found.pair.groups, strict=True)
@@ -66,7 +68,7 @@ def pattern_share(trajectories: Trajectories, pair: str) -> Estimate:
 
 
 def _has_pattern(contexts: Contexts, point: int, pattern: str) -> bool:
-    """Whether a match ends in the next token, in the text up to the tokens behind that."""
+    """Whether a match of the pattern ends in the next token; the tokens that follow it may be part of the match."""
     context, target = contexts.of(point)
     behind = contexts.behind(point)
     names = contexts.dataset.class_names
@@ -83,33 +85,26 @@ def _has_pattern(contexts: Contexts, point: int, pattern: str) -> bool:
 
 def detrended_correlation(trajectories: Trajectories, run: str, other: str, window: int) -> Estimate:
     """Correlation over steps of two runs' training losses, each without its running mean."""
-    missing = missing_run(trajectories, run, other)
-    if missing:
-        return Estimate.unknown(missing)
     one, two = _losses_in_common(trajectories, run, other)
-    steps = len(one)
-    if steps < max(FEWEST_STEPS, window):
-        return Estimate.unknown(f"{steps} steps in common; at least {max(FEWEST_STEPS, window)} are needed")
+    need(len(one), "steps in common", least=max(FEWEST_STEPS, window))
+    if not (np.ptp(one) and np.ptp(two)):
+        raise CannotTellError("a loss that never changes correlates with nothing")
     one, two = detrended(one, window), detrended(two, window)
-    return over_steps(lambda rows: correlation(one[rows], two[rows]), steps)
+    return over_steps(lambda rows: correlation(one[rows], two[rows]), len(one), CORRELATION)
 
 
 def final_loss_ratio(trajectories: Trajectories, run: str, other: str, part: float = 0.05) -> Estimate:
     """Mean training loss over the last part of the steps of one run, over that of another."""
-    missing = missing_run(trajectories, run, other)
-    if missing:
-        return Estimate.unknown(missing)
     one, two = _losses_in_common(trajectories, run, other)
     last = round(part * len(one))
-    if last < FEWEST_STEPS:
-        return Estimate.unknown(f"the last {part:.0%} are {last} steps; at least {FEWEST_STEPS} are needed")
+    need(last, f"steps in the last {part:.0%}")
     one, two = one[-last:], two[-last:]
     return over_steps(lambda rows: float(one[rows].mean() / two[rows].mean()), last)
 
 
 def _losses_in_common(trajectories: Trajectories, run: str, other: str) -> tuple[np.ndarray, np.ndarray]:
     """Training losses of two runs at the steps at which both were measured, up to the first that was not."""
-    losses = [trajectories[name].record[TRAIN_LOSS] for name in (run, other)]
+    losses = [one.record[TRAIN_LOSS] for one in named_runs(trajectories, run, other)]
     steps = np.intersect1d(losses[0].steps, losses[1].steps)
     steps = steps[: int(np.argmax(np.append(np.diff(steps), 2) > 1)) + 1]  # without a gap, which a trend cannot cross
     one, two = (np.asarray(part.values, np.float64)[np.isin(part.steps, steps)] for part in losses)
@@ -118,15 +113,13 @@ def _losses_in_common(trajectories: Trajectories, run: str, other: str) -> tuple
 
 def signed_share(trajectories: Trajectories, run: str, part: Literal["first", "last"]) -> Estimate:
     """Median share of parameters that take a signed step, over the first or the last ten steps."""
-    if run not in trajectories:
-        return Estimate.unknown(f"the run {run} is missing")
-    shares = np.asarray(trajectories[run].record[SIGNED_SHARE].values)
-    if len(shares) < 2 * START:
-        return Estimate.unknown(f"{len(shares)} steps; at least {2 * START} are needed")
+    (trajectory,) = named_runs(trajectories, run)
+    shares = np.asarray(trajectory.record[SIGNED_SHARE].values)
+    need(len(shares), "steps", least=2 * START)
     return median_over_steps(shares[:START] if part == "first" else shares[-START:])
 
 
 def signed_share_decay(trajectories: Trajectories, run: str) -> Estimate:
     """Median share of parameters that take a signed step over the last ten steps, over that of the first ten."""
     last, first = (signed_share(trajectories, run, part) for part in ("last", "first"))
-    return Estimate.unknown(first.reason) if first.reason else Estimate(last.value / first.value)
+    return Estimate(last.value / first.value)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from opposing_signals.files import write_text
 from opposing_signals.record.quantities import SIGNED_SHARE, TRAIN_LOSS
@@ -29,7 +28,6 @@ def token_pair(trajectories: Mapping[str, Trajectory], pair: str, title: str, ro
     """The contexts of a named pair with their next tokens, and their losses around the step that moved them most.
 
     Args:
-        trajectories: One run.
         pair: One of `token_patterns.PAIRS`.
         title: Of the figure.
         rows: Contexts shown a group, those whose loss changed most.
@@ -76,7 +74,7 @@ def _draw_losses(
         )
     axes.plot(steps, shown.values.mean(1, dtype=np.float64), color=style.INK, linewidth=0.9, label="all tracked tokens")
     axes.set(xlabel="step", ylabel="loss")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    style.whole_steps(axes)
 
 
 def _draw_section(axes: Axes, section: Section, colour: str) -> None:
@@ -96,7 +94,6 @@ def token_losses(trajectories: Mapping[str, Trajectory], pairs: Sequence[str], z
     """Losses of the named pairs and of those that were found, over the run and around their selecting steps.
 
     Args:
-        trajectories: One run.
         pairs: Of `token_patterns.PAIRS`.
         zoom: Steps around the selecting step.
     """
@@ -124,7 +121,6 @@ def token_tables(
     """Write ``tables.txt`` and ``tables.html``: a named pair's contexts, and the groups of one step's largest changes.
 
     Args:
-        trajectories: One run.
         folder: Of the experiment.
         pair: One of `token_patterns.PAIRS`.
         rows: Contexts a group.
@@ -172,14 +168,13 @@ def adam_and_splitsgd(
             loss.plot([], [], color=colour, label=f"{label}: no run")
             continue
         measured = trajectories[name].record[TRAIN_LOSS]
-        loss.plot(measured.steps, measured.values, color=colour, linewidth=0.7, label=label)
+        style.draw(loss, measured, color=colour, linewidth=0.7, label=label)
         last = detrended(np.asarray(measured.values, dtype=np.float64), window)[-zoom:]
         oscillation.plot(measured.steps[-zoom:], last, color=colour, linewidth=0.9, label=label)
     loss.set(title="train loss", xlabel="step")
     style.legend_above(loss, 2)
     oscillation.set(title=f"the same without its running mean, last {zoom} steps", xlabel="step")
     if split in trajectories:
-        shares = trajectories[split].record[SIGNED_SHARE]
-        share.plot(shares.steps, shares.values, color=style.RUNS[1])
+        style.draw(share, trajectories[split].record[SIGNED_SHARE], color=style.RUNS[1])
     share.set(title="share of parameters with a signed step", xlabel="step", ylim=(0, 1))
     return figure

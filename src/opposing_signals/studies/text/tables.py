@@ -1,4 +1,4 @@
-"""The tables of figures 7 and 8: contexts with their next tokens, and the losses in front of a step and behind it."""
+"""The tables of figures 7 and 8: contexts with their next tokens, and the losses before and after a step."""
 
 from __future__ import annotations
 

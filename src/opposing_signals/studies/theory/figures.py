@@ -120,7 +120,7 @@ def three_phases(trajectories: Mapping[str, Trajectory], title: str) -> Figure:
     for column, trajectory in enumerate(trajectories.values()):
         loss, groups, sharpness, size = panels[:, column]
         _draw_losses(loss, groups, trajectory)
-        _draw_sharpness(sharpness, trajectory)
+        style.draw_sharpness(sharpness, trajectory, 2 / trajectory.step_size)
         _draw_projection(size, trajectory)
         loss.set_title(_describe(trajectory))
         for axes in panels[:, column]:
@@ -143,7 +143,7 @@ def _describe(trajectory: Trajectory) -> str:
 def _draw_losses(loss: Axes, groups: Axes, trajectory: Trajectory) -> None:
     train, group = trajectory.record[TRAIN_LOSS], trajectory.record[GROUP_LOSS]
     theory = trajectory.configuration["theory"]
-    loss.plot(train.steps, train.values, color=style.INK)
+    style.draw(loss, train, color=style.INK)
     if theory.get("loss") != "logistic":
         style.mark_level(loss, theory["alpha"] / 2, "α/2")
     for index, colour, label in ((0, PLANE, "signal +"), (1, OTHER, "signal −")):
@@ -158,14 +158,6 @@ def _draw_losses(loss: Axes, groups: Axes, trajectory: Trajectory) -> None:
             )
         zoom.set_yticks([])
         zoom.set_title("at its largest", fontsize=8)
-
-
-def _draw_sharpness(axes: Axes, trajectory: Trajectory) -> None:
-    measured = trajectory.sharpness
-    axes.plot(measured.steps, measured.values, color=style.INK)
-    style.shade_bound(axes, trajectory.record)
-    style.mark_edge(axes, 2 / trajectory.step_size)
-    axes.set_ylim(0, None)
 
 
 def _draw_projection(axes: Axes, trajectory: Trajectory) -> None:

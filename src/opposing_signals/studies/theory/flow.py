@@ -257,15 +257,6 @@ def full_gradient_flow(model: TwoLayerModel, theta: np.ndarray, t: np.ndarray) -
     return solution.y.T
 
 
-def full_gradient_descent(model: TwoLayerModel, theta: np.ndarray, step_size: float, steps: int) -> np.ndarray:
-    """Gradient descent of the full vectors from ``θ`` ``[D]``: ``[steps + 1, D]``; checks `gradient_descent`."""
-    path = np.empty((steps + 1, theta.size))
-    path[0] = theta
-    for step in range(steps):
-        path[step + 1] = path[step] - step_size * gradient(path[step], model)
-    return path
-
-
 def _state(epsilon: Real, c: Real, S: Real, start: ReducedState, alpha: Real) -> ReducedState:
     return ReducedState(epsilon, start.delta * np.exp(-S), start.b_o * np.exp(-alpha * S), c)
 

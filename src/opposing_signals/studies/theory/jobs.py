@@ -9,30 +9,10 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from opposing_signals.configuration import refuse_seed
 from opposing_signals.errors import InputError, TrainingStoppedError
 from opposing_signals.provenance import recording
-from opposing_signals.record import Record
-from opposing_signals.record.quantities import (
-    CONDITIONS,
-    DESCENT_ETA_LAMBDA,
-    DESCENT_LOG_B_O,
-    DESCENT_RATIO,
-    DESCENT_SIGN,
-    FLOW_SHARPNESS,
-    GRID,
-    GROUP_LOSS,
-    LOG_PROJECTION,
-    MAGNITUDE,
-    MINIMUM,
-    PATH,
-    PATH_TIMES,
-    PROJECTION,
-    SCALAR_LAYERS,
-    SECOND_LAYER,
-    SHARPNESS,
-    TRAIN_LOSS,
-    WEIGHT,
-)
+from opposing_signals.record import Record, quantities
 from opposing_signals.studies.theory import deep, toy
 from opposing_signals.studies.theory.exact import fast_phase, step_sizes
 from opposing_signals.studies.theory.flow import gradient_descent, gradient_flow
@@ -43,11 +23,12 @@ from opposing_signals.studies.theory.model import (
     initial_state,
     sharpness,
 )
-from opposing_signals.studies.theory.theorems import TheoremCheck, check_grid
+from opposing_signals.studies.theory.theorems import check_grid
+from opposing_signals.values import Count, Positive, expect
 
 log = getLogger(__name__)
 
-PATH_FIELDS = ("t", SHARPNESS, "b_o", "c_squared", "b_squared", "o_bound")
+PATH_FIELDS = ("t", quantities.SHARPNESS, "b_o", "c_squared", "b_squared", "o_bound")
 """The rows of the quantity ``path``, each over the times of one trajectory of gradient flow."""
 LARGEST = 1e12
 """Largest α, k or ratio of a grid: beyond it the first phase takes less than float64 resolves of the second."""
@@ -62,23 +43,25 @@ def toy_valley(config: DictConfig, record: Record, logger: Any) -> None:  # noqa
     Records for each step the weight ``w``, the ``minimum`` and the ``magnitude`` with which it is taken,
     ``group_loss`` ``[2]`` of planes and others, ``train_loss``, and as ``sharpness`` the curvature at the minimum.
     """
-    _refuse_seed(config)
+    refuse_seed(config)
     theory = config.theory
     with recording(record, {"name": "toy valley of figure 4"}):
-        before, after = (_positive(name, theory.magnitudes[name]) for name in ("before", "after"))
-        settle, sharpen, stay = (_count(theory, name) for name in ("settle", "sharpen", "stay"))
+        before, after = (_checked(theory.magnitudes, name, Positive) for name in ("before", "after"))
+        settle, sharpen, stay = (_checked(theory, name, Count) for name in ("settle", "sharpen", "stay"))
         ramp = np.geomspace(before, after, sharpen + 2)[1:-1]
         magnitudes = np.concatenate([np.full(settle, before), ramp, np.full(stay, after)])
-        share = _number("share", theory.share)
-        path = toy.descend(_number("start", theory.start), _step_size(config), magnitudes, share)
-        for step, magnitude in enumerate(magnitudes):
-            losses = [path.losses.plane[step], path.losses.other[step]]
-            record.append(WEIGHT, step, path.w[step])
-            record.append(MAGNITUDE, step, magnitude)
-            record.append(MINIMUM, step, toy.minimum(magnitude, share))
-            record.append(GROUP_LOSS, step, np.array(losses))
-            record.append(TRAIN_LOSS, step, path.losses.average[step])
-            record.append(SHARPNESS, step, toy.curvature(magnitude, share))
+        share = _checked(theory, "share", float)
+        path = toy.descend(float(_checked(theory, "start", float)), _step_size(config), magnitudes, share)
+        rows = {
+            quantities.WEIGHT: path.w[:-1],
+            quantities.MAGNITUDE: magnitudes,
+            quantities.MINIMUM: toy.minimum(magnitudes, share),
+            quantities.GROUP_LOSS: np.stack([path.losses.plane, path.losses.other], axis=1),
+            quantities.TRAIN_LOSS: path.losses.average,
+            quantities.SHARPNESS: toy.curvature(magnitudes, share),
+        }
+        for quantity, values in rows.items():
+            record.extend(quantity, np.arange(len(magnitudes)), np.asarray(values))
 
 
 def linear_descent(config: DictConfig, record: Record, logger: Any) -> None:  # noqa: ARG001
@@ -88,21 +71,25 @@ def linear_descent(config: DictConfig, record: Record, logger: Any) -> None:  # 
     with signal + and −, and of all other points, ``sharpness``, ``projection`` (``b_o`` along the signal, with its
     sign), ``log_projection`` (the logarithm of its size, also where that underflows) and ``second_layer``.
     """
-    _refuse_seed(config)
+    refuse_seed(config)
     with recording(record, {"name": "population of the model of §3.3"}):
         model = _model(config.theory)
-        step_size, steps = _step_size(config), _count(config, "steps")
+        step_size, steps = _step_size(config), _checked(config, "steps", Count)
         path = gradient_descent(model.alpha, model.beta_norm, initial_state(model), step_size, steps)
         finite = np.isfinite(path.loss) & np.isfinite(path.sharpness)
         with np.errstate(over="ignore", invalid="ignore"):
             groups = np.stack(np.broadcast_arrays(*group_losses(path.states, model)), axis=-1)
-        for step in range(len(finite) if finite.all() else int(np.argmin(finite))):
-            record.append(TRAIN_LOSS, step, path.loss[step])
-            record.append(GROUP_LOSS, step, groups[step])
-            record.append(SHARPNESS, step, path.sharpness[step])
-            record.append(PROJECTION, step, np.asarray(path.states.b_o)[step])
-            record.append(LOG_PROJECTION, step, path.log_b_o[step])
-            record.append(SECOND_LAYER, step, np.asarray(path.states.c)[step])
+        rows = {
+            quantities.TRAIN_LOSS: path.loss,
+            quantities.GROUP_LOSS: groups,
+            quantities.SHARPNESS: path.sharpness,
+            quantities.PROJECTION: path.states.b_o,
+            quantities.LOG_PROJECTION: path.log_b_o,
+            quantities.SECOND_LAYER: path.states.c,
+        }
+        taken = len(finite) if finite.all() else int(np.argmin(finite))
+        for quantity, values in rows.items():
+            record.extend(quantity, np.arange(taken), np.asarray(values)[:taken])
         _stop_unless(bool(finite.all()), int(np.argmin(finite)), record)
 
 
@@ -115,7 +102,7 @@ def sampled_descent(config: DictConfig, record: Record, logger: Any) -> None:  #
     same start on the same points.
     """
     theory = config.theory
-    points, layers = _count(theory, "points"), _count(theory, "layers")
+    points, layers = _checked(theory, "points", Count), _checked(theory, "layers", Count)
     name = f"{points} points of the model of §3.3" + (" with labels" if theory.loss == "logistic" else "")
     with recording(record, {"name": name, "examples": points}):
         model = _model({name: theory[name] for name in TwoLayerModel.__dataclass_fields__ if name in theory})
@@ -123,22 +110,22 @@ def sampled_descent(config: DictConfig, record: Record, logger: Any) -> None:  #
         members = [problem.signs == sign for sign in (1, -1, 0)]
         if not all(group.any() for group in members[:2]):
             raise InputError(f"theory.points={points}: no outlier of one sign was drawn; draw more points")
-        step_size, steps = _step_size(config), _count(config, "steps")
+        step_size, steps = _step_size(config), _checked(config, "steps", Count)
         start = deep.initial_parameters(model, layers)
         step = -1
         for step, (theta, at) in enumerate(deep.descend(start, problem, step_size, steps)):
-            record.append(TRAIN_LOSS, step, at.losses.mean())
-            record.append(GROUP_LOSS, step, np.array([_mean(at.losses[group]) for group in members]))
-            record.append(SHARPNESS, step, np.linalg.eigvalsh(at.hessian)[-1])
-            record.append(PROJECTION, step, theta[: len(problem.direction)] @ problem.direction)
-            record.append(SCALAR_LAYERS, step, theta[len(problem.direction) :])
+            record.append(quantities.TRAIN_LOSS, step, at.losses.mean())
+            record.append(quantities.GROUP_LOSS, step, np.array([_mean(at.losses[group]) for group in members]))
+            record.append(quantities.SHARPNESS, step, np.linalg.eigvalsh(at.hessian)[-1])
+            record.append(quantities.PROJECTION, step, theta[: len(problem.direction)] @ problem.direction)
+            record.append(quantities.SCALAR_LAYERS, step, theta[len(problem.direction) :])
         _stop_unless(step == steps, step + 1, record)
         if theory.loss == "square":
             # The slowest rate at the end is at least that of w off β, C² = ‖β‖^{2(L−1)/L}; the way there takes longer
             # the more layers grow together.
             horizon = 20.0 * layers / model.beta_norm ** (2 / layers)
             end = deep.flow_end(start, problem, horizon)
-            record.append(FLOW_SHARPNESS, 0, np.linalg.eigvalsh(deep.evaluate(end, problem).hessian)[-1])
+            record.append(quantities.FLOW_SHARPNESS, 0, np.linalg.eigvalsh(deep.evaluate(end, problem).hessian)[-1])
 
 
 def theorems(config: DictConfig, record: Record, logger: Any) -> None:  # noqa: ARG001
@@ -152,21 +139,12 @@ def theorems(config: DictConfig, record: Record, logger: Any) -> None:  # noqa: 
     ``steps``, ``ratios``) gives ``descent_ratio``, ``descent_log_b_o``, ``descent_sign`` and ``descent_eta_lambda``
     (ηλ), for the step size of the i-th ratio to 2/(α‖β‖) at step i.
     """
-    _refuse_seed(config)
+    refuse_seed(config)
     theory = config.theory
     with recording(record, {"name": "population of the model of §3.3"}):
         _record_grid(record, theory.grid)
         _record_paths(record, theory.paths)
         _record_descents(record, theory.descent)
-
-
-def _refuse_seed(config: DictConfig) -> None:
-    """Refuse a seed other than the first where nothing is drawn at random: its run would be that of the first again."""
-    if config.seed != 1:
-        raise InputError(
-            f"seed={config.seed}: {config.run.name} draws nothing at random, and every seed gives the same numbers; "
-            "leave the seed out"
-        )
 
 
 def _record_grid(record: Record, grid: DictConfig) -> None:
@@ -182,8 +160,9 @@ def _record_grid(record: Record, grid: DictConfig) -> None:
             sum(check.alpha.size for check in checks),
         )
 
-    record.append(GRID, 0, _stacked([_axes_of(check) for check in checks]))
-    record.append(CONDITIONS, 0, _stacked([check.conditions for check in checks]))
+    axes = [{"alpha": check.alpha, "k": check.k, "beta_norm": check.beta_norm} for check in checks]
+    record.append(quantities.GRID, 0, _stacked(axes))
+    record.append(quantities.CONDITIONS, 0, _stacked([check.conditions for check in checks]))
     for part in ("measured", "bound", "holds"):
         statements = [{name: getattr(s, part) for name, s in check.statements.items()} for check in checks]
         record.append(part, 0, _stacked(statements))
@@ -200,8 +179,8 @@ def _record_paths(record: Record, paths: DictConfig) -> None:
         values = sharpness(state, model.alpha, model.beta_norm)
         _, o_bound = fast_phase(t, model.alpha, model.k)
         rows = (t, values, np.abs(state.b_o), np.square(state.c), state.b_squared, o_bound)
-        record.append(PATH, index, np.stack(rows))
-        record.append(PATH_TIMES, index, np.array([path.turn_time or 0.0, path.minimum_sharpness_time]))
+        record.append(quantities.PATH, index, np.stack(rows))
+        record.append(quantities.PATH_TIMES, index, np.array([path.turn_time or 0.0, path.minimum_sharpness_time]))
 
 
 def _record_descents(record: Record, descent: DictConfig) -> None:
@@ -211,14 +190,10 @@ def _record_descents(record: Record, descent: DictConfig) -> None:
     path = gradient_descent(model.alpha, model.beta_norm, initial_state(model), ratios * edge, descent.steps)
     signs = np.nan_to_num(np.sign(path.states.b_o)).astype(np.int8)  # 0 once it has diverged
     for index, ratio in enumerate(ratios):
-        record.append(DESCENT_RATIO, index, ratio)
-        record.append(DESCENT_LOG_B_O, index, path.log_b_o[:, index])
-        record.append(DESCENT_SIGN, index, signs[:, index])
-        record.append(DESCENT_ETA_LAMBDA, index, ratio * edge * path.sharpness[:, index])
-
-
-def _axes_of(check: TheoremCheck) -> dict[str, np.ndarray]:
-    return {"alpha": check.alpha, "k": check.k, "beta_norm": check.beta_norm}
+        record.append(quantities.DESCENT_RATIO, index, ratio)
+        record.append(quantities.DESCENT_LOG_B_O, index, path.log_b_o[:, index])
+        record.append(quantities.DESCENT_SIGN, index, signs[:, index])
+        record.append(quantities.DESCENT_ETA_LAMBDA, index, ratio * edge * path.sharpness[:, index])
 
 
 def _stacked(parts: list[dict[str, np.ndarray]]) -> np.ndarray:
@@ -238,11 +213,12 @@ def _axis(node: DictConfig, name: str) -> np.ndarray:
     if not OmegaConf.is_dict(axis):
         if not OmegaConf.is_list(axis) or not axis:
             raise InputError(f"{name}={axis}: expected a list of one or more numbers, or low, high and points")
-        return np.array([_number(name, value) for value in axis])
-    low, high = _number(f"{name}.low", axis.low), _number(f"{name}.high", axis.high)
+        expect(name, OmegaConf.to_container(axis), list[float])
+        return np.array(axis, dtype=float)
+    low, high = (float(_checked(axis, end, float)) for end in ("low", "high"))
     if not 0 < low <= high <= LARGEST:
         raise InputError(f"{name}: from {low:g} to {high:g}: expected 0 < low <= high <= {LARGEST:g}")
-    return np.geomspace(low, high, _count(axis, "points"))
+    return np.geomspace(low, high, _checked(axis, "points", Count))
 
 
 def _model(fields: Any) -> TwoLayerModel:
@@ -255,26 +231,15 @@ def _model(fields: Any) -> TwoLayerModel:
     return model
 
 
-def _count(node: DictConfig, name: str) -> int:
-    if not isinstance(node[name], int) or node[name] < 1:
-        raise InputError(f"{name}={node[name]}: expected a whole number, 1 or more")
-    return int(node[name])
-
-
-def _number(name: str, value: Any) -> float:
-    if not isinstance(value, (int, float)):
-        raise InputError(f"{name}={value}: expected a number")
-    return float(value)
-
-
-def _positive(name: str, value: Any) -> float:
-    if not _number(name, value) > 0:
-        raise InputError(f"{name}={value}: expected a number larger than 0")
-    return float(value)
+def _checked(node: Any, name: str, kind: Any) -> Any:
+    """``node[name]``, which has to be of a type of `opposing_signals.values`."""
+    expect(name, node[name], kind)
+    return node[name]
 
 
 def _step_size(config: DictConfig) -> float:
-    return _positive("optimizer.lr", config.optimizer.lr)
+    expect("optimizer.lr", config.optimizer.lr, Positive)
+    return float(config.optimizer.lr)
 
 
 def _mean(values: np.ndarray) -> float:

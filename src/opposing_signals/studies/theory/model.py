@@ -103,7 +103,6 @@ class TwoLayerModel:
 
     @property
     def smallest_beta_norm(self) -> float:
-        """The lower bound on ‖β‖ that theorems 3.1 and 3.2 assume."""
         return max(self.d1 / math.sqrt(self.d1 + self.d2), 24 / 5)
 
 
@@ -188,7 +187,7 @@ def reduced_hessian(state: ReducedState, alpha: Real, beta_norm: Real) -> np.nda
 
     The full Hessian, equation (8), is an arrow: diagonal blocks ``c²I`` and ``c²Σ_o`` and one dense row, that of ``c``,
     whose entries ``2cb − β`` and ``2αc b_o`` lie in the span of (β, v, b_o). So that span and ``c`` are invariant, this
-    matrix is the restriction to them, and on the complement the Hessian is diagonal: `hessian_spectrum`.
+    matrix is the restriction to them; on the complement the Hessian is diagonal, with entries c² and those of c²Σ_o.
     """
     s = state
     shape = np.broadcast_shapes(*(np.shape(value) for value in (s.epsilon, s.delta, s.b_o, s.c, alpha, beta_norm)))
@@ -226,20 +225,6 @@ def sharpness_velocity(state: ReducedState, alpha: float, beta_norm: float) -> f
         + u[2] * alpha * (v.c * s.b_o + s.c * v.b_o)
     )
     return float(square * (u[0] ** 2 + u[1] ** 2 + alpha * u[2] ** 2) + corner * u[3] ** 2 + 4 * u[3] * arrow)
-
-
-def hessian_spectrum(state: ReducedState, model: TwoLayerModel) -> tuple[np.ndarray, np.ndarray]:
-    """Every eigenvalue of the full Hessian, ``[..., 6]``, and how often each occurs, ``[6]``.
-
-    First the four of `reduced_hessian`, then ``c²`` (d1 − 2 times) and the curvature of the other d2 − 1 directions of
-    ``b_o``: ``αc²`` for the isotropic signal, 0 for the signal along ``1``. With d1 = 1 there is no δ direction; one of
-    the first four is then a ``c²`` that the full Hessian does not have, and its count −1 takes it away.
-    """
-    core = np.linalg.eigvalsh(reduced_hessian(state, model.alpha, model.beta_norm))
-    square = np.square(state.c)
-    flat = model.alpha * square if model.signal == "isotropic" else np.zeros_like(square)
-    values = np.concatenate([core, np.stack([square, flat], axis=-1)], axis=-1)
-    return values, np.array([1, 1, 1, 1, model.d1 - 2, model.d2 - 1])
 
 
 def target_vector(model: TwoLayerModel) -> np.ndarray:
@@ -320,18 +305,3 @@ def gradient(theta: np.ndarray, model: TwoLayerModel) -> np.ndarray:
     residual = c * b - target_vector(model)
     pull = _signal_covariance(b_o, model)
     return np.concatenate([c * residual, c * c * pull, [b @ residual + c * (b_o @ pull)]])
-
-
-def hessian(theta: np.ndarray, model: TwoLayerModel) -> np.ndarray:
-    """∇²L(θ), equation (8) with its factor 2cb − β, dense, ``[d1 + d2 + 1, d1 + d2 + 1]``: for small dimensions."""
-    b, b_o, c = theta[: model.d1], theta[model.d1 : -1], theta[-1]
-    covariance = model.alpha * (
-        np.eye(model.d2) if model.signal == "isotropic" else np.full((model.d2,) * 2, 1 / model.d2)
-    )
-    pull = _signal_covariance(b_o, model)
-    H = np.zeros((theta.size, theta.size))
-    H[: model.d1, : model.d1] = c * c * np.eye(model.d1)
-    H[model.d1 : -1, model.d1 : -1] = c * c * covariance
-    H[-1, :-1] = H[:-1, -1] = np.concatenate([2 * c * b - target_vector(model), 2 * c * pull])
-    H[-1, -1] = b @ b + b_o @ pull
-    return H

@@ -12,22 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from opposing_signals.record.quantities import (
-    BOUND,
-    CONDITIONS,
-    DESCENT_ETA_LAMBDA,
-    DESCENT_LOG_B_O,
-    DESCENT_RATIO,
-    GRID,
-    HOLDS,
-    MEASURED,
-    PATH,
-    PATH_TIMES,
-    SHARPNESS,
-)
+from opposing_signals.record import quantities
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies import style
 from opposing_signals.studies.theory import exact
+from opposing_signals.studies.theory.jobs import PATH_FIELDS
 from opposing_signals.studies.theory.theorems import sufficient_conditions
 
 OTHER = style.PAIRS[1][0]
@@ -56,13 +45,13 @@ def _panels(trajectories: Mapping[str, Trajectory], title: str, *drawn: Callable
 
 def _by_k(trajectory: Trajectory) -> list[tuple[dict[str, Any], int, str]]:
     """Look, column of the grid and label of four values of k."""
-    k = trajectory.record[GRID].at(0)[0]["k"][0]
+    k = trajectory.record[quantities.GRID].at(0)[0]["k"][0]
     columns = np.linspace(0, len(k) - 1, 4).round().astype(int).tolist()
     return [(look, column, f"k = {k[column]:.3g}") for look, column in zip(LOOKS, columns, strict=True)]
 
 
 def _draw_initial_sharpness(axes: Axes, trajectory: Trajectory) -> None:
-    grid, measured = trajectory.record[GRID].at(0)[0], trajectory.record[MEASURED].at(0)[0]
+    grid, measured = trajectory.record[quantities.GRID].at(0)[0], trajectory.record[quantities.MEASURED].at(0)[0]
     d1, beta_norm = trajectory.configuration["theory"]["grid"]["d1"], float(grid["beta_norm"].flat[0])
     for look, column, label in _by_k(trajectory):
         k = float(grid["k"][0, column])
@@ -77,11 +66,10 @@ def _draw_initial_sharpness(axes: Axes, trajectory: Trajectory) -> None:
 def _paths(trajectory: Trajectory) -> list[tuple[dict[str, Any], float, dict[str, np.ndarray], np.ndarray]]:
     """Look, α, rows by name and times of every single trajectory."""
     paths = trajectory.configuration["theory"]["paths"]
-    names = ("t", SHARPNESS, "b_o", "c_squared", "b_squared", "o_bound")
-    rows = trajectory.record[PATH].values
+    rows, all_times = (trajectory.record[name].values for name in (quantities.PATH, quantities.PATH_TIMES))
     return [
-        (LOOKS[index % 4], float(alpha), dict(zip(names, rows[index], strict=True)), times)
-        for index, (alpha, times) in enumerate(zip(paths["alpha"], trajectory.record[PATH_TIMES].values, strict=True))
+        (LOOKS[index % 4], float(alpha), dict(zip(PATH_FIELDS, rows[index], strict=True)), times)
+        for index, (alpha, times) in enumerate(zip(paths["alpha"], all_times, strict=True))
     ]
 
 
@@ -89,7 +77,7 @@ def _draw_decrease(axes: Axes, trajectory: Trajectory) -> None:
     paths = trajectory.configuration["theory"]["paths"]
     m = paths["d1"] / (paths["d1"] + paths["d2"])
     for look, alpha, path, (turn, lowest) in _paths(trajectory):
-        t, ratio = path["t"][1:], path[SHARPNESS][1:] / alpha
+        t, ratio = path["t"][1:], path[quantities.SHARPNESS][1:] / alpha
         axes.plot(t, ratio, **look, label=f"α = {alpha:g}")
         for moment, marker in ((turn, "x"), (lowest, "v")):
             axes.plot(moment, np.interp(moment, t, ratio), marker, color=style.INK, markersize=5, zorder=4)
@@ -120,8 +108,10 @@ def _draw_decay(axes: Axes, trajectory: Trajectory) -> None:
 
 
 def _draw_time(axes: Axes, trajectory: Trajectory) -> None:
-    grid, measured, conditions = (trajectory.record[name].at(0)[0] for name in (GRID, MEASURED, CONDITIONS))
-    bound = trajectory.record[BOUND].at(0)[0]
+    grid, measured, conditions = (
+        trajectory.record[name].at(0)[0] for name in (quantities.GRID, quantities.MEASURED, quantities.CONDITIONS)
+    )
+    bound = trajectory.record[quantities.BOUND].at(0)[0]
     for look, column, label in _by_k(trajectory):
         alpha = grid["alpha"][:, column]
         ratio = measured["minimum_in_time"][:, column] / bound["minimum_in_time"][:, column]
@@ -145,7 +135,7 @@ def _draw_growth(axes: Axes, trajectory: Trajectory) -> None:
     m = paths["d1"] / (paths["d1"] + paths["d2"])
     for look, alpha, path, (_, lowest) in _paths(trajectory):
         shown = path["t"] <= 1.2
-        ratio = path[SHARPNESS] / (alpha * beta_norm)
+        ratio = path[quantities.SHARPNESS] / (alpha * beta_norm)
         axes.plot(path["t"][shown], ratio[shown], **look, label=f"α = {alpha:g}")
         axes.plot(lowest, np.interp(lowest, path["t"], ratio), "v", color=style.INK, markersize=5, zorder=4)
     t = np.linspace(0, 0.55, 100)
@@ -159,8 +149,8 @@ def _draw_growth(axes: Axes, trajectory: Trajectory) -> None:
 
 
 def _draw_end(axes: Axes, trajectory: Trajectory) -> None:
-    grid, measured = trajectory.record[GRID].at(0), trajectory.record[MEASURED].at(0)
-    conditions = trajectory.record[CONDITIONS].at(0)
+    grid, measured = trajectory.record[quantities.GRID].at(0), trajectory.record[quantities.MEASURED].at(0)
+    conditions = trajectory.record[quantities.CONDITIONS].at(0)
     proved = conditions["theorem_3_2"] & conditions["beta"]
     for chosen, look, mark, name in (
         (~proved, LOOKS[1], "x", "elsewhere"),
@@ -176,7 +166,7 @@ def _draw_end(axes: Axes, trajectory: Trajectory) -> None:
 
 
 def _draw_descents(axes: Axes, trajectory: Trajectory) -> None:
-    ratios, sizes = (trajectory.record[name].values for name in (DESCENT_RATIO, DESCENT_LOG_B_O))
+    ratios, sizes = (trajectory.record[name].values for name in (quantities.DESCENT_RATIO, quantities.DESCENT_LOG_B_O))
     for look, wanted in zip(style.looks("abcd").values(), (0.95, 1.1, 1.3, 1.7), strict=True):
         index = int(np.argmin(np.abs(ratios - wanted)))
         axes.plot(sizes[index] / np.log(10), **look, label=f"{ratios[index]:.2f}")
@@ -186,7 +176,7 @@ def _draw_descents(axes: Axes, trajectory: Trajectory) -> None:
 
 def _draw_step_sizes(axes: Axes, trajectory: Trajectory) -> None:
     record = trajectory.record
-    ratios, last = record[DESCENT_RATIO].values, record[DESCENT_ETA_LAMBDA].values[:, -1]
+    ratios, last = record[quantities.DESCENT_RATIO].values, record[quantities.DESCENT_ETA_LAMBDA].values[:, -1]
     returned = np.isfinite(last)
     axes.plot(ratios[returned], last[returned], "o", color=LOOKS[3]["color"], markersize=3.5, label="ends at this ηλ")
     axes.plot(ratios[~returned], np.full(np.count_nonzero(~returned), 2.25), "x", color=OTHER, label="diverges")
@@ -207,7 +197,9 @@ MAP_NAMES = ("both hold", "smallest λ too late", "λ(0) ≥ 3α", "neither hold
 def theorem_map(trajectories: Mapping[str, Trajectory]) -> Figure:
     """Where the statements of theorem 3.1 hold over (α, k) for every ‖β‖, beside the conditions that suffice."""
     (trajectory,) = trajectories.values()
-    grid, holds, measured = (trajectory.record[name].at(0) for name in (GRID, HOLDS, MEASURED))
+    grid, holds, measured = (
+        trajectory.record[name].at(0) for name in (quantities.GRID, quantities.HOLDS, quantities.MEASURED)
+    )
     d1 = trajectory.configuration["theory"]["grid"]["d1"]
     figure = style.figure(12, 7.6, "Where theorems 3.1 and 3.2 hold, and where their proofs say so")
     panels = figure.subplots(2, len(grid), sharex=True, sharey=True, squeeze=False)
