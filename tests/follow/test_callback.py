@@ -36,10 +36,10 @@ def data(dtype=torch.float32) -> TensorDataset:
 class Module(LightningModule):
     """Dropout, batch norm, a schedule: everything that a measurement could disturb."""
 
-    def __init__(self, dropout: float = 0.3, optimizers: int = 1) -> None:
+    def __init__(self, dropout: float = 0.3, optimizers: int = 1, first: torch.nn.Module | None = None) -> None:
         super().__init__()
         self.layers = torch.nn.Sequential(
-            torch.nn.Linear(6, 8), torch.nn.BatchNorm1d(8), torch.nn.Tanh(), torch.nn.Dropout(dropout),
+            first or torch.nn.Linear(6, 8), torch.nn.BatchNorm1d(8), torch.nn.Tanh(), torch.nn.Dropout(dropout),
             torch.nn.Linear(8, 3),
         )  # fmt: skip
         self.optimizers_wanted = optimizers
@@ -320,12 +320,15 @@ class Stream(torch.utils.data.IterableDataset):
         ({"groups": {"a": [1, 99]}}, ["groups", "index 99", "0 to 19"]),
         ({"dataset": {f"key {i}": data()[i] for i in range(EXAMPLES)}}, ["KeyError", "each index from 0 to 19"]),
         ({"class_names": ("one",)}, ["has no name"]),
+        ({"module": lambda: Module(first=torch.nn.LazyLinear(8))}, ["layers.0.weight", "no shape yet"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_input_gets_one_clear_line(tmp_path, settings, parts):
+    settings = dict(settings)
+    module = settings.pop("module", None)
     with pytest.raises(InputError) as raised:
-        fitted(watching(tmp_path / "run", **settings))
+        fitted(watching(tmp_path / "run", **settings), module=module)
     assert "\n" not in str(raised.value)
     for part in parts:
         assert part in str(raised.value)

@@ -18,7 +18,7 @@ from opposing_signals.curvature.risk import EmpiricalRisk, flatten
 from opposing_signals.errors import first_line
 from opposing_signals.follow.isolation import isolated
 from opposing_signals.follow.tracking_set import TrackingSet
-from opposing_signals.processes import count
+from opposing_signals.processes import count, gathered
 from opposing_signals.record import Record, quantities
 
 log = getLogger(__name__)
@@ -58,6 +58,9 @@ class Measurement:
             self._model.eval()
             losses = self._risk.sample_losses().losses.float().cpu().numpy()
         if not np.isfinite(losses).all():
+            failures = gathered([self._risk.model.failure])
+            if any(failures):
+                return f"stopped: measuring failed at step {step}: {next(filter(None, failures))}"
             example = int(self._examples.indices[np.flatnonzero(~np.isfinite(losses))[0]])
             return f"stopped: the loss of train_dataset[{example}] is not finite at step {step}"
         record.append(quantities.SAMPLE_LOSS, step, losses)
@@ -92,6 +95,7 @@ class Measurement:
             )
         if self._measured is not self._model:
             self._measured.load_state_dict(self._model.state_dict())
+        self._mean.check_trained()
         parameters = flatten([parameter.detach() for parameter in self._mean.parameters])
         if len(parameters) != self._parameters > 0:  # layers were frozen or freed: another space
             self._tracker = EigenTracker(tolerance=self._tracker.tolerance)

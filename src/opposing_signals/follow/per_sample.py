@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 
 from opposing_signals.errors import InputError, first_line
 from opposing_signals.follow.isolation import uncached_casts
+from opposing_signals.processes import count
 
 PerSampleLoss = Callable[[Any, Any], Tensor]
 """(module, batch) ↦ ``[n]``, one loss an example of the batch."""
@@ -51,17 +52,25 @@ class Losses(nn.Module):
         self.batch_size = batch_size
         self.examples = examples
         self.context = context
+        self.failure = ""  # in this one of several processes
         self._sharded = sharded_parts(module)
 
     def forward(self, positions: Tensor) -> Tensor:
         """``[n, 1]`` losses of the examples at ``positions``."""
         number = int(positions[0]) // self.batch_size
         first = number * self.batch_size
-        with self.context(), uncached_casts():
-            losses = self.per_sample_loss(self.module, self._in_float64(self.batch(number)))
+        size = min(self.batch_size, self.examples - first)
+        try:
+            with self.context(), uncached_casts():
+                losses = self.per_sample_loss(self.module, self._in_float64(self.batch(number)))
+            check_shape(losses, size)
+        except Exception as error:
+            if count() == 1:
+                raise
+            self.failure = first_line(error)  # the others wait for the losses
+            losses = torch.full((size,), torch.nan, device=positions.device)
         for part in self._sharded:
             part.reshard()
-        check_shape(losses, min(self.batch_size, self.examples - first))
         return (losses if len(losses) == len(positions) else losses[positions - first])[:, None]
 
     def _in_float64(self, batch: Any) -> Any:

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from opposing_signals.curvature.refusals import check_shapes
 from opposing_signals.errors import InputError
 from opposing_signals.follow.batch_losses import outermost_calls
 from opposing_signals.follow.isolation import isolated, uncached_casts
 from opposing_signals.follow.measurement import Measurement
+from opposing_signals.follow.per_sample import sharded_parts
 from opposing_signals.follow.schedule import CURVATURE, LOSSES, Schedule
 from opposing_signals.follow.shown import Shown
 from opposing_signals.follow.step import Step
@@ -79,6 +81,12 @@ class Tracking:
         Raises:
             InputError: They cannot.
         """
+        check_shapes(model)  # which the first measurement would give to lazy layers, and draw their weights
+        if self.schedule.sharpness_every is not None and sharded_parts(model):
+            raise InputError(
+                f"sharpness_every={self.schedule.sharpness_every}: the model's parameters are sharded over processes "
+                "(fully_shard): expected None, because torch has no second derivative through their gathering"
+            )
         self._model, self._device, self._context = model, device, context
         self._seconds = self.examples.begin(model, collate, to_device, context)
         batch = self.examples.first_batch()

@@ -223,7 +223,7 @@ class TrackingSet:
     def _read(self, index: int) -> Any:
         try:
             return self.dataset[index]
-        except (KeyError, IndexError, TypeError) as error:
+        except Exception as error:
             raise InputError(
                 f"train_dataset[{index}] fails ({type(error).__name__}: {first_line(error)}): expected an example at "
                 f"each index from 0 to {len(self.dataset) - 1}"
