@@ -1,5 +1,6 @@
 """Two processes that train together leave the record that one would, and train as they would without it."""
 
+import re
 import socket
 import sys
 from pathlib import Path
@@ -49,9 +50,9 @@ def test_two_processes_leave_the_record_of_one(tmp_path, of_two, how):
 @pytest.mark.parametrize(
     ("how", "state", "steps"),
     [
-        ("watching", "stopped: watching the batch failed at step 24: process 2 of 2 follows no longer", range(24)),
-        ("measuring", "stopped: measuring failed at step", range(40)),
-        ("loader", "stopped: watching the batch failed at step", range(24)),
+        ("watching", "stopped: measuring failed at step 21: process 2 of 2 follows no longer: stopped: watching", 21),
+        ("measuring", r"stopped: measuring failed at step \d+: out of luck", 40),
+        ("loader", "stopped: measuring failed at step 20: another process has come to the end, step 20", 20),
     ],
 )
 def test_no_process_waits_for_one_that_has_failed(tmp_path, how, state, steps):
@@ -59,5 +60,5 @@ def test_no_process_waits_for_one_that_has_failed(tmp_path, how, state, steps):
     arguments = tmp_path / "run", free_port(), how
     start_processes(following_together.follow_where_one_fails, arguments, nprocs=2, start_method="forkserver")
     record = Record(tmp_path / "run")
-    assert record.state.startswith(state)
-    assert record["batch_size"].steps.tolist() == list(steps)
+    assert re.match(state, record.state), record.state
+    assert record["batch_size"].steps.tolist() == list(range(steps))

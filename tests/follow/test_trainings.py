@@ -92,23 +92,24 @@ def sgd(model, lr=0.2, **settings):
     return torch.optim.SGD(model.parameters(), lr, **settings)
 
 
+def plain(model, optimizer, batch, loss=losses_of):
+    optimizer.zero_grad()
+    loss(model, batch).mean().backward()
+    optimizer.step()
+
+
 def loop(run, model=None, step=None, data=None, loss=None, optimizer=None, epochs=1, loader=None, settings=None):
-    """A plain loop of ``step(model, optimizer, batch)``."""
+    """A loop of ``step(model, optimizer, batch)``."""
     model = network() if model is None else model
     optimizer = sgd(model, momentum=0.5) if optimizer is None else optimizer
     follower = run.follower(data, loss, **(settings or {}))
     loader = DataLoader(data or Data(), BATCH, shuffle=True) if loader is None else loader
-
-    def plain(model, optimizer, batch):
-        optimizer.zero_grad()
-        (loss or losses_of)(model, batch).mean().backward()
-        optimizer.step()
-
+    step = step or partial(plain, loss=loss or losses_of)
     try:
         for _ in range(epochs):
             for batch in follower.batches(loader):
                 with follower.step(model, optimizer, batch=batch):
-                    (step or plain)(model, optimizer, batch)
+                    step(model, optimizer, batch)
     finally:
         follower.close()
     return model
@@ -240,23 +241,17 @@ def evaluated_within(model, optimizer, batch):
     with torch.inference_mode():
         losses_of(model, batch).mean()
     model.train()
-    optimizer.zero_grad()
-    losses_of(model, batch).mean().backward()
-    optimizer.step()
+    plain(model, optimizer, batch)
 
 
 def twice(model, optimizer, batch):
     for _ in range(2):
-        optimizer.zero_grad()
-        losses_of(model, batch).mean().backward()
-        optimizer.step()
+        plain(model, optimizer, batch)
 
 
 def with_anomaly_detection(model, optimizer, batch):
     with torch.autograd.detect_anomaly(check_nan=True):
-        optimizer.zero_grad()
-        losses_of(model, batch).mean().backward()
-        optimizer.step()
+        plain(model, optimizer, batch)
 
 
 def compiled_step(run):
@@ -303,9 +298,7 @@ def another_optimizer(run):
         if number in (0, 3):
             optimizer = [sgd, partial(torch.optim.Adam, lr=0.01)][number // 3](model.parameters() if number else model)
         with follower.step(model, optimizer, batch=batch):
-            optimizer.zero_grad()
-            losses_of(model, batch).mean().backward()
-            optimizer.step()
+            plain(model, optimizer, batch)
     follower.close()
     return model
 
@@ -318,9 +311,7 @@ def unfrozen(run):
         if next(count) == 2:
             model[0].requires_grad_(True)
             optimizer.add_param_group({"params": list(model[0].parameters())})
-        optimizer.zero_grad()
-        losses_of(model, batch).mean().backward()
-        optimizer.step()
+        plain(model, optimizer, batch)
 
     return loop(run, model, step, optimizer=sgd(model[2]), settings={"sharpness_every": 1})
 
@@ -483,9 +474,7 @@ def fit_twice(run):
         optimizer = sgd(model)
         for batch in follower.batches(DataLoader(Data(), BATCH, shuffle=True)):
             with follower.step(model, optimizer, batch=batch):
-                optimizer.zero_grad()
-                losses_of(model, batch).mean().backward()
-                optimizer.step()
+                plain(model, optimizer, batch)
         follower.close()
     return model
 
@@ -495,9 +484,7 @@ def two_followers(run):
     optimizer = sgd(model)
     for batch in followers[0].batches(DataLoader(Data(), BATCH, shuffle=True)):
         with followers[0].step(model, optimizer, batch=batch), followers[1].step(model, optimizer, batch=batch):
-            optimizer.zero_grad()
-            losses_of(model, batch).mean().backward()
-            optimizer.step()
+            plain(model, optimizer, batch)
     for follower in followers:
         follower.close()
     return model
@@ -523,9 +510,7 @@ def with_full_disk(run):
     follower = []
 
     def step(model, optimizer, batch):
-        optimizer.zero_grad()
-        losses_of(model, batch).mean().backward()
-        optimizer.step()
+        plain(model, optimizer, batch)
         if run.folder and next(count) == 2:
             follower[0].record.append = lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
 
@@ -580,9 +565,7 @@ def averaged(run):
     average = torch.optim.swa_utils.AveragedModel(model)
 
     def step(model, optimizer, batch):
-        optimizer.zero_grad()
-        losses_of(model, batch).mean().backward()
-        optimizer.step()
+        plain(model, optimizer, batch)
         average.update_parameters(model)
 
     loop(run, model, step)

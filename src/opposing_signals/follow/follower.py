@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from opposing_signals.errors import InputError, first_line
 from opposing_signals.follow.budget import Budget
-from opposing_signals.follow.meeting import LAST, Meeting
+from opposing_signals.follow.meeting import Meeting
 from opposing_signals.follow.optimizers import innermost
 from opposing_signals.follow.per_sample import PerSampleLoss
 from opposing_signals.follow.run_folder import configuration_of, free_folder, writing
@@ -174,8 +174,8 @@ class Follower:
             InputError: At the first step: data, a loss function or a setting that cannot work.
         """
         if not self._origin and self._ended in ("", _CLOSED):
-            parallel = isinstance(model, nn.parallel.DistributedDataParallel)
-            self.begin(model.module if parallel else model, _listed(optimizer))
+            model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+            self.begin(model, _listed(optimizer))
         elif optimizer is not self._optimizer:
             self._safely("following the optimizers", self._watch.optimizers.follow, _listed(optimizer))
         self._optimizer = optimizer
@@ -313,9 +313,9 @@ class Follower:
 
     def _have_others_ended(self) -> bool:
         try:
-            self._meeting.wait(f"the end, step {self._number}", LAST)
+            self._meeting.wait(f"the end, step {self._number}", is_end=True)
         except InputError as error:
-            log.warning("opposing signals: %s; the last steps are written without its rows", error)
+            log.warning("opposing signals: %s; its rows of the last steps are not written", error)
             return False
         return True
 

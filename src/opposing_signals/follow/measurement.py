@@ -50,7 +50,9 @@ class Measurement:
             context: In which a training step computes, such as the autocast of mixed precision.
         """
         self._model, self._examples, self._device, self._mean = model, examples, device, None
-        self._risk = examples.risk(model, device, context)
+        self._failures: list[str] = []  # of this one of several processes, where the others wait for its losses
+        failed = (lambda error: self._failures.append(first_line(error))) if count() > 1 else None
+        self._risk = examples.risk(model, device, context, failed)
 
     def losses(self, record: Record, step: int) -> str:
         """Write the losses; what to say if they are not finite, and so the last."""
@@ -58,9 +60,9 @@ class Measurement:
             self._model.eval()
             losses = self._risk.sample_losses().losses.float().cpu().numpy()
         if not np.isfinite(losses).all():
-            failures = gathered([self._risk.model.failure])
-            if any(failures):
-                return f"stopped: measuring failed at step {step}: {next(filter(None, failures))}"
+            failures = gathered(self._failures[:1])
+            if failures:
+                return f"stopped: measuring failed at step {step}: {failures[0]}"
             example = int(self._examples.indices[np.flatnonzero(~np.isfinite(losses))[0]])
             return f"stopped: the loss of train_dataset[{example}] is not finite at step {step}"
         record.append(quantities.SAMPLE_LOSS, step, losses)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from typing import Any
 
 from opposing_signals.errors import InputError
 from opposing_signals.processes import count, rank
@@ -12,7 +13,7 @@ from opposing_signals.processes import count, rank
 LAST = 30.0
 """Seconds for which a process that ends waits for the others."""
 
-_LEFT = "left"
+_LEFT, _END = "left", "end"
 _runs = itertools.count()
 
 
@@ -20,7 +21,7 @@ class Meeting:
     """Where the processes see, before one waits for another in a collective operation, that all have come to it."""
 
     def __init__(self) -> None:
-        self._store = None
+        self._store: Any = None
 
     def begin(self) -> None:
         """A training begins, in all processes."""
@@ -31,20 +32,29 @@ class Meeting:
 
             self._store = PrefixStore(f"opposing signals {run}", _get_default_store())
 
-    def wait(self, where: str, seconds: float = math.inf) -> None:
+    def wait(self, where: str, is_end: bool = False) -> None:
         """Wait until all processes are at ``where``, which has one name in the whole run.
 
+        Args:
+            where: A step, and what is done there.
+            is_end: Whether this process is followed no longer behind it, and so waits for `LAST` seconds only.
+
         Raises:
-            InputError: One has left, or ``seconds`` have passed. Then all of them get it, so that none goes on alone.
+            InputError: One has left, has ended elsewhere or is not waited for any longer. Then all of them get it, so
+                that none goes on alone.
         """
         if self._store is None:
             return
-        deadline, arrived, reason = time.monotonic() + seconds, self._store.add(where, 1), ""
+        if is_end:
+            self._store.set(_END, where)
+        deadline, arrived, reason = time.monotonic() + (LAST if is_end else math.inf), self._store.add(where, 1), ""
         while arrived < count() and not reason:
             if self._store.check([_LEFT]):
                 reason = self._store.get(_LEFT).decode()
+            elif self._store.check([_END]) and self._store.get(_END).decode() != where:
+                reason = f"another process has come to {self._store.get(_END).decode()}"
             elif time.monotonic() > deadline:
-                reason = f"process {rank() + 1} has waited {seconds:g} s for another"
+                reason = f"process {rank() + 1} has waited {LAST:g} s for another"
             else:
                 time.sleep(0.002)
                 arrived = self._store.add(where, 0)

@@ -12,7 +12,6 @@ from torch.utils._pytree import tree_map
 
 from opposing_signals.errors import InputError, first_line
 from opposing_signals.follow.isolation import uncached_casts
-from opposing_signals.processes import count
 
 PerSampleLoss = Callable[[Any, Any], Tensor]
 """(module, batch) ↦ ``[n]``, one loss an example of the batch."""
@@ -34,6 +33,7 @@ class Losses(nn.Module):
         batch_size: Examples in each but the last.
         examples: Number of examples.
         context: In which every forward pass runs, such as the autocast of mixed precision.
+        failed: Called with what a pass raises, whose losses are NaN then; None: it is raised.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Losses(nn.Module):
         batch_size: int,
         examples: int,
         context: Callable[[], AbstractContextManager[Any]],
+        failed: Callable[[Exception], None] | None = None,
     ) -> None:
         super().__init__()
         self.module = module
@@ -52,7 +53,7 @@ class Losses(nn.Module):
         self.batch_size = batch_size
         self.examples = examples
         self.context = context
-        self.failure = ""  # in this one of several processes
+        self.failed = failed
         self._sharded = sharded_parts(module)
 
     def forward(self, positions: Tensor) -> Tensor:
@@ -65,9 +66,9 @@ class Losses(nn.Module):
                 losses = self.per_sample_loss(self.module, self._in_float64(self.batch(number)))
             check_shape(losses, size)
         except Exception as error:
-            if count() == 1:
+            if self.failed is None:
                 raise
-            self.failure = first_line(error)  # the others wait for the losses
+            self.failed(error)
             losses = torch.full((size,), torch.nan, device=positions.device)
         for part in self._sharded:
             part.reshard()

@@ -188,7 +188,11 @@ class TrackingSet:
         return hashlib.sha256("".join(map(self._fingerprint, self._batches)).encode()).hexdigest()
 
     def risk(
-        self, module: nn.Module, device: torch.device, context: Callable[[], AbstractContextManager[Any]]
+        self,
+        module: nn.Module,
+        device: torch.device,
+        context: Callable[[], AbstractContextManager[Any]],
+        failed: Callable[[Exception], None] | None = None,
     ) -> EmpiricalRisk:
         """The mean loss of the examples as a function of the parameters of ``module``, in its own precision.
 
@@ -196,8 +200,10 @@ class TrackingSet:
             module: In training, or a copy of it.
             device: Of the module.
             context: In which every forward pass runs, such as the autocast of mixed precision.
+            failed: See `Losses`.
         """
-        return _risk(Losses(module, self.per_sample_loss, self._batches, self.batch_size, len(self), context), device)
+        form = Losses(module, self.per_sample_loss, self._batches, self.batch_size, len(self), context, failed)
+        return _risk(form, device)
 
     def first_batch(self) -> Any:
         """The batch of the first examples that were read."""
