@@ -110,13 +110,14 @@ class Follower:
         self.folder = self._wanted_folder = Path(folder)
         self.budget = Budget(budget, steps)
         wanted = [int(index) for members in groups.values() for index in members] if isinstance(groups, Mapping) else []
+        self._meeting = Meeting()
         self._tracking = Tracking(
             partial(TrackingSet, dataset, per_sample_loss, track, batch_size, seed, ids, wanted),
             Schedule(every, consecutive, sharpness_every, self.budget),
             Shown(show, label, class_names, groups),
+            self._meeting.wait,
         )
         self._watch = StepWatch(dataset, ids, self._safely)
-        self._meeting = Meeting()
         self.record: Record
         self._steps = steps
         self._per_sample_loss = per_sample_loss
@@ -300,7 +301,7 @@ class Follower:
         """End the record with ``state``; ``has_others`` if other processes do the same now, and can be waited for."""
         try:
             if self._watch.is_complete:
-                self._advance()
+                self._note_step()
             self._buffer.write(self.record, with_others=has_others and self._have_others_ended())
             if self._watch.missing:
                 self._origin["batch_rows"] = self._watch.missing
@@ -408,19 +409,22 @@ class Follower:
         if self._tracking.measure(self._number):
             self._write_origin()
 
-    def _advance(self) -> None:
-        """The step is complete: buffer it, without waiting for the device."""
+    def _note_step(self) -> bool:
+        """The step is complete: buffer it, without waiting for the device. True if it is time to write."""
         step = self._watch.take()
         self._number += 1
         is_full = self._buffer.add(step)
         self._tracking.look(step)
-        if is_full:
+        return is_full
+
+    def _advance(self) -> None:
+        if self._note_step():
             with self.budget.measuring("writing"):
                 self._write_steps()
 
     def _write_steps(self) -> None:
         if self._watch.is_complete:
-            self._advance()
+            self._note_step()
         self._meeting.wait(f"writing, step {self._number}")
         self._buffer.write(self.record)
 

@@ -114,7 +114,7 @@ def norm_of(optimizer: Optimizer) -> Tensor | float | None:
     if not gradients or any(gradient.layout is not torch.strided for gradient in gradients):
         return None
     if len({gradient.device for gradient in gradients}) > 1:
-        return whole(torch.nn.utils.get_total_norm(gradients))
+        return whole(torch.nn.utils.get_total_norm(gradients)).detach()
     norms = torch.stack(torch._foreach_norm(gradients)).detach()
     if type(norms) is Tensor and norms.device.type == "cpu":
         return math.hypot(*norms.tolist())

@@ -31,7 +31,7 @@ class Step:
         losses: ``[n]`` of each batch that the step trains on.
         indices: Of the same examples, ``[n]``; None where they are not known.
         is_given: Whether the loop has given the losses by itself.
-        largest: Loss of a row, where it is on the CPU.
+        largest: Loss of a row, where that is known without waiting for the device.
     """
 
     loss: Tensor | float | None = None
@@ -76,13 +76,13 @@ class StepBuffer:
 
     def add(self, step: Step) -> bool:
         """Take a complete step; True if it is time to write."""
-        if any(losses.is_cuda for losses in step.losses):
-            if step.loss is None:
-                step.loss = torch.cat([losses.float() for losses in step.losses]).mean()
-        elif step.size:  # numbers of Python, because behind a long step each operation of torch takes 30 µs
-            losses = [loss for losses in step.losses for loss in losses.tolist()]
-            step.largest = max(losses)
-            step.loss = sum(losses) / len(losses) if step.loss is None else step.loss
+        if 0 < step.size <= WIDEST and all(losses.device.type == "cpu" for losses in step.losses):
+            # As numbers of Python, because behind a long step an operation of torch takes 30 µs.
+            values = [value for losses in step.losses for value in losses.tolist()]
+            step.largest = max(values)
+            step.loss = sum(values) / len(values) if step.loss is None else step.loss
+        elif step.loss is None and step.losses:
+            step.loss = torch.cat([losses.float() for losses in step.losses]).mean()
         self._steps.append(step)
         return len(self._steps) >= _BUFFERED
 

@@ -38,9 +38,12 @@ class Tracking:
         examples: Makes the tracking set, anew for each training.
         schedule: At which steps it is measured.
         shown: What figures show of an example.
+        meet: See `Meeting.wait`.
     """
 
-    def __init__(self, examples: Callable[[], TrackingSet], schedule: Schedule, shown: Shown) -> None:
+    def __init__(
+        self, examples: Callable[[], TrackingSet], schedule: Schedule, shown: Shown, meet: Callable[[str], None]
+    ) -> None:
         self.examples = examples()
         self.schedule = schedule
         self.stopped = ""  # why nothing is measured any more
@@ -49,6 +52,7 @@ class Tracking:
         self._anew = examples
         self._budget = schedule.budget
         self._shown = shown
+        self._meet = meet
         self._measurement = Measurement()
         self._first = 0
         self._due = False, False  # whether losses and λ are measured at the present step
@@ -163,6 +167,7 @@ class Tracking:
         """Follow as many examples as the budget allows, now that a step's time is known."""
         with self._budget.measuring("reading"):
             fixed, each = self.examples.cost(self._model, self._device)
+            self._meet(f"planning, step {step}")
             wanted = partial(self._budget.examples, self._seconds, fixed, each)
             size = agreed(lambda: wanted(len(self.examples), self.schedule.consecutive, step))
             self._settle(self.examples.indices[:size])
