@@ -324,7 +324,7 @@ class Follower:
         self._meeting.leave(self._ended or "it has ended")
         self.budget.end()
         self._ended = self._ended or _CLOSED
-        self._origin = {}
+        self._origin, self._optimizer = {}, None
         self._buffer.clear()
         self._watch.end()
         self._open.close()
