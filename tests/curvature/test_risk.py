@@ -257,6 +257,28 @@ def test_what_is_no_loss_of_each_example_is_refused_by_every_pass(model, loss, m
             measure()
 
 
+@pytest.mark.parametrize(
+    ("model", "inputs", "message"),
+    [
+        (nn.Linear(5, 3, dtype=torch.complex64), torch.randn(6, 5), "the parameter 'weight' is complex"),
+        (nn.LazyLinear(3), torch.randn(6, 5), "the parameter 'weight' has no shape yet"),
+        (nn.Linear(5, 3), {"x": torch.randn(6, 5)}, "inputs are a dict: expected a tensor"),
+    ],
+)
+def test_data_and_models_of_another_kind_are_refused(model, inputs, message):
+    with pytest.raises(InputError, match=message):
+        EmpiricalRisk(model, CROSS_ENTROPY, inputs, torch.zeros(6, dtype=torch.long), chunk=3)
+
+
+def test_a_model_of_which_nothing_is_trained_has_losses_and_no_derivatives():
+    model = nn.Linear(5, 3).requires_grad_(False)
+    risk = EmpiricalRisk(model, CROSS_ENTROPY, torch.randn(6, 5), torch.zeros(6, dtype=torch.long), chunk=3)
+    assert risk.sample_losses().losses.shape == (6,)
+    for measure in (risk.backward, lambda: risk.hessian_products(torch.ones(1, 0))):
+        with pytest.raises(InputError, match="no parameter of the model is trained"):
+            measure()
+
+
 def test_a_loss_without_a_gradient_is_refused():
     loss = lambda outputs, targets: CROSS_ENTROPY(outputs.detach(), targets)  # noqa: E731
     risk = EmpiricalRisk(nn.Linear(5, 3), loss, torch.randn(6, 5), torch.zeros(6, dtype=torch.long), chunk=3)

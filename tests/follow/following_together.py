@@ -90,3 +90,43 @@ def work(rank, folder, port):
         alone = train(how, f"{folder}/{how}", rank, 2, follow=False)
         assert all(torch.equal(one, other) for one, other in zip(watched, alone, strict=True)), how
     distributed.destroy_process_group()
+
+
+class FailingError(Exception):
+    """Of one process alone."""
+
+
+def follow_where_one_fails(rank, folder, port, how):
+    """The second of two processes fails in ``how``; each trains a model of its own, and so waits for nothing else."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo")
+    torch.manual_seed(1)
+    x, y = data()
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    calls = []
+
+    def losses(model, batch):
+        calls.append(model.training)
+        if how == "measuring" and rank == 1 and len(calls) > 40 and not model.training:
+            raise FailingError("out of luck")
+        return per_sample_loss(model, batch)
+
+    follower = Follower(TensorDataset(x, y), losses, folder=folder, budget=None, every=2, consecutive=2, batch_size=10)
+    try:
+        for step in range(40):
+            if how == "watching" and rank == 1 and step == 20:
+                follower._watch.open = None  # whatever fails in it
+            if how == "loader" and rank == 1 and step == 20:
+                raise FailingError("no more batches")
+            with follower.step(model, optimizer, batch=(x, y)):
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+    except FailingError:
+        assert how == "loader"
+    finally:
+        follower.close()
+    distributed.barrier()
+    distributed.destroy_process_group()

@@ -36,14 +36,12 @@ def data(dtype=torch.float32) -> TensorDataset:
 class Module(LightningModule):
     """Dropout, batch norm, a schedule: everything that a measurement could disturb."""
 
-    def __init__(self, dropout: float = 0.3, optimizers: int = 1) -> None:
+    def __init__(self, dropout: float = 0.3, first: torch.nn.Module | None = None) -> None:
         super().__init__()
         self.layers = torch.nn.Sequential(
-            torch.nn.Linear(6, 8), torch.nn.BatchNorm1d(8), torch.nn.Tanh(), torch.nn.Dropout(dropout),
+            first or torch.nn.Linear(6, 8), torch.nn.BatchNorm1d(8), torch.nn.Tanh(), torch.nn.Dropout(dropout),
             torch.nn.Linear(8, 3),
         )  # fmt: skip
-        self.optimizers_wanted = optimizers
-        self.automatic_optimization = optimizers == 1
         self.seen: list[torch.Tensor] = []
 
     def training_step(self, batch, batch_idx):
@@ -51,8 +49,6 @@ class Module(LightningModule):
         return F.cross_entropy(self.layers(x), y)
 
     def configure_optimizers(self):
-        if self.optimizers_wanted > 1:
-            return [torch.optim.SGD([p], lr=0.1) for p in list(self.parameters())[: self.optimizers_wanted]]
         optimizer = torch.optim.SGD(self.parameters(), lr=0.3, momentum=0.5)
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.9)]
 
@@ -320,12 +316,15 @@ class Stream(torch.utils.data.IterableDataset):
         ({"groups": {"a": [1, 99]}}, ["groups", "index 99", "0 to 19"]),
         ({"dataset": {f"key {i}": data()[i] for i in range(EXAMPLES)}}, ["KeyError", "each index from 0 to 19"]),
         ({"class_names": ("one",)}, ["has no name"]),
+        ({"module": lambda: Module(first=torch.nn.LazyLinear(8))}, ["layers.0.weight", "no shape yet"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_input_gets_one_clear_line(tmp_path, settings, parts):
+    settings = dict(settings)
+    module = settings.pop("module", None)
     with pytest.raises(InputError) as raised:
-        fitted(watching(tmp_path / "run", **settings))
+        fitted(watching(tmp_path / "run", **settings), module=module)
     assert "\n" not in str(raised.value)
     for part in parts:
         assert part in str(raised.value)
@@ -396,12 +395,6 @@ def test_a_failing_training_leaves_a_readable_record(tmp_path):
     assert record["sample_loss"].steps.tolist() == [0, 1, 2, 3]
     assert record["train_loss"].steps.tolist() == [0, 1, 2]
     assert record.state == "running"
-
-
-def test_two_callbacks_watch_one_training(tmp_path):
-    fitted(watching(tmp_path / "one", track=5), watching(tmp_path / "other", track=[7, 2]))
-    assert Record(tmp_path / "one")["sample_loss"].values.shape == (8, 5)
-    assert Record(tmp_path / "other")["sample_loss"].values.shape == (8, 2)
 
 
 def test_the_configuration_describes_the_training(tmp_path):

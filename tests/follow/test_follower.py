@@ -554,8 +554,8 @@ def test_what_is_done_within_steps_counts_once(monkeypatch):
         pass_(1.0)
     assert (budget.spent, budget.watched) == pytest.approx((0.6, 0.4))
     assert budget.step_seconds == pytest.approx(1.0)
-    # Watching would take 4 of the 5 s that are allowed: half of them are kept for measuring.
-    assert budget.allowance(10) == pytest.approx(0.05 * 100 / 2 + 10 * 0.04)
+    # Watching would take 4 of the 5 s that are allowed: a quarter of them is kept for measuring.
+    assert budget.allowance(10) == pytest.approx(0.05 * 100 / 4 + 10 * 0.04)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,51 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils.checkpoint import CheckpointError
 
 from opposing_signals.errors import InputError
+
+
+def check_data(inputs: Any, targets: Any) -> None:
+    """Refuse data that are no tensors.
+
+    Raises:
+        InputError: They are not.
+    """
+    for name, data in (("inputs", inputs), ("targets", targets)):
+        if not isinstance(data, Tensor):
+            raise InputError(
+                f"{name} are a {type(data).__name__}: expected a tensor [N, ...]; for other examples let inputs be "
+                "their numbers, and look them up in the model"
+            )
+
+
+def check_shapes(model: nn.Module) -> None:
+    """Refuse a model that has no shape yet.
+
+    Raises:
+        InputError: A layer is lazy and has seen no batch.
+    """
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise InputError(f"the parameter {name!r} has no shape yet: expected a lazy layer to have seen a batch")
+
+
+def check_real(model: nn.Module) -> None:
+    """Refuse complex weights.
+
+    Raises:
+        InputError: There is one.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_complex():
+            raise InputError(
+                f"the parameter {name!r} is complex: expected real ones; hold both parts in a real parameter and join "
+                "them by torch.view_as_complex"
+            )
 
 
 def check_layers(model: nn.Module) -> None:
@@ -24,12 +64,7 @@ def check_layers(model: nn.Module) -> None:
         InputError: A dropout layer is active, spectral norm moves its vectors, the model was compiled, or a weight is
             complex.
     """
-    for name, parameter in model.named_parameters():
-        if parameter.is_complex():
-            raise InputError(
-                f"the parameter {name!r} is complex: expected real ones; hold both parts in a real parameter and join "
-                "them by torch.view_as_complex"
-            )
+    check_real(model)
     for name, module in model.named_modules():
         if isinstance(module, _DropoutNd) and module.training and module.p > 0:
             raise InputError(

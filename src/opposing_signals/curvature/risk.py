@@ -18,7 +18,14 @@ from opposing_signals.curvature.any_order import AnyOrder, GradientWatch
 from opposing_signals.curvature.chunks import WHOLE, Batch, Chunks
 from opposing_signals.curvature.double_backward import CurvaturePass, ForwardPass, curvature_pass
 from opposing_signals.curvature.finite_differences import check, of_products
-from opposing_signals.curvature.refusals import check_layers, check_losses, naming_causes
+from opposing_signals.curvature.refusals import (
+    check_data,
+    check_layers,
+    check_losses,
+    check_real,
+    check_shapes,
+    naming_causes,
+)
 from opposing_signals.curvature.second_order import TwiceDifferentiable
 from opposing_signals.curvature.untouched import ModelState, random_states, random_states_kept
 from opposing_signals.errors import InputError
@@ -62,7 +69,8 @@ class EmpiricalRisk(Chunks):
             larger than everything else in the pass; False holds no more than a chunk's.
 
     Raises:
-        InputError: See `Chunks`; or the precision is none of these.
+        InputError: See `Chunks`; or the precision is none of these, data are no tensors, or a weight is complex or has
+            no shape yet.
     """
 
     def __init__(
@@ -80,6 +88,10 @@ class EmpiricalRisk(Chunks):
     ) -> None:
         if precision not in get_args(Precision):
             raise InputError(f"risk.precision={precision}: expected {', '.join(get_args(Precision))}")
+        check_data(inputs, targets)
+        check_shapes(model)
+        if precision != "unchanged":
+            check_real(model)
         dtype = torch.float64 if precision == "float64" else torch.float32
         layout = torch.channels_last if channels_last and inputs.ndim == 4 else torch.preserve_format
         self.model = model.to(dtype=dtype) if precision != "unchanged" else model
@@ -179,8 +191,9 @@ class EmpiricalRisk(Chunks):
         training step.
 
         Raises:
-            InputError: The loss is not one number an example.
+            InputError: The loss is not one number an example, or no parameter is trained.
         """
+        self.check_trained()
         losses, outputs, scale = [], [], self._loss_scale(batch)
         for (inputs, targets), shares in zip(self.seeded_chunks(batch), self.shares(batch), strict=True):
             sample_losses, output = self._training_forward(inputs, targets)
@@ -330,14 +343,24 @@ class EmpiricalRisk(Chunks):
         """Refuse ``vectors`` that are not ``[k, P]``.
 
         Raises:
-            InputError: They belong to another model.
+            InputError: They belong to another model, or no parameter is trained.
         """
+        self.check_trained()
         size = sum(p.numel() for p in self.parameters)
         if vectors.ndim != 2 or vectors.shape[1] != size:
             raise InputError(
                 f"vectors of shape {list(vectors.shape)}: expected [k, {size}], one entry a parameter of this model; "
                 "a vector of another model cannot be used"
             )
+
+    def check_trained(self) -> None:
+        """Refuse a model without any parameter to differentiate by.
+
+        Raises:
+            InputError: There is none.
+        """
+        if not self.parameters:
+            raise InputError("no parameter of the model is trained: expected requires_grad=True of one at least")
 
     def unflatten(self, vector: Tensor) -> list[Tensor]:
         """A ``[P]`` vector as one tensor a parameter, in the parameters' shapes."""

@@ -20,8 +20,8 @@ from opposing_signals.errors import first_line
 from opposing_signals.follow.isolation import isolated, uncached_casts
 from opposing_signals.follow.per_sample import PerSampleLoss
 
-Safely = Callable[[str, Callable[[], Any]], Any]
-"""Runs what must not fail in training: (what it does, work) ↦ what the work gives, None if it failed."""
+Safely = Callable[..., Any]
+"""Runs what must not fail in training: (what it does, work, *arguments) ↦ what the work gives, None if it failed."""
 
 PATIENCE = 3
 """Batches in which the calls are looked for before that is given up."""
@@ -62,8 +62,9 @@ class BatchLosses:
         self._context = context
         self._per_sample_loss = per_sample_loss
         self._calls = calls
+        self._watched = {one: _watched(one) for one in calls}
         self._take = take
-        self._made: Made = {}
+        self._made: Made = {one: [] for one in calls}
         self._chosen: list[int] | None = None  # which call of its module each of `calls` is, in a training step
         self._batch: Any = None
         self._missed = 0
@@ -74,36 +75,38 @@ class BatchLosses:
     def open(self, batch: Any) -> None:
         """The training step begins on ``batch``; None takes the arguments of the model's own call."""
         self._batch, self._is_taken = batch, False
-        self._made = {module: [] for module in self._calls}
         if not self.failure:
-            for module in self._made:
-                _watched(module).add(self, self._seen)
+            for watched in self._watched.values():
+                watched.add(self, self._seen)
 
     def close(self) -> None:
         """The training step is over."""
-        made = self._made
-        self.release()
         if not self.failure and not self._is_taken:
-            self._look(made)
+            self._look(self._made)
+        self.release()
 
     def release(self) -> None:
         """Leave the modules as they were."""
-        for module in self._made:
-            _watched(module).remove(self)
-        self._made = {}
+        for watched in self._watched.values():
+            watched.remove(self)
+        for calls in self._made.values():
+            calls.clear()
 
     def _seen(self, module: nn.Module, arguments: Any, named: Any, outputs: Any) -> None:
-        made = self._made.get(module)
-        if made is None or self._is_taken or not torch.is_grad_enabled() or len(made) >= _MANY:
+        made = self._made[module]
+        if self._is_taken or not torch.is_grad_enabled() or len(made) >= _MANY:
             return
         made.append((arguments, named, outputs))
-        if self._chosen is not None:
-            calls = list(zip(self._calls, self._chosen, strict=True))
-            if all(len(self._made[module]) > place for module, place in calls):
-                self._is_taken = True  # what comes now is another pass over the batch
-                outputs = [self._made[module][place] for module, place in calls]
-                # At once, so that nothing is kept longer than without it.
-                self._safely("taking the batch's losses", lambda: self._replay(outputs))
+        if self._chosen is None:
+            return
+        calls = []
+        for one, place in zip(self._calls, self._chosen, strict=True):
+            if len(self._made[one]) <= place:
+                return
+            calls.append(self._made[one][place])
+        self._is_taken = True  # what comes now is another pass over the batch
+        # At once, so that nothing is kept longer than without it.
+        self._safely("taking the batch's losses", self._replay, calls)
 
     def _look(self, made: Made) -> None:
         """Find out, in a first batch, which of the module's calls are on the batch itself."""
@@ -150,24 +153,20 @@ class BatchLosses:
     def _evaluated(self, calls: list[tuple[Any, Any, Any]], see: Callable[..., Any] = lambda *_: None) -> Any:
         remaining = list(zip(self._calls, calls, strict=False))
 
-        def stand_in(module: nn.Module) -> Callable[..., Any]:
-            def call(*arguments: Any, **named: Any) -> Any:
-                for place, (asked, made) in enumerate(remaining):
-                    if asked is module:
-                        del remaining[place]
-                        see(made, arguments, named)
-                        return made[2]
-                raise _OutOfCallsError
+        def answer(module: nn.Module, *inputs: Any) -> Any:
+            for place, (asked, made) in enumerate(remaining):
+                if asked is module:
+                    del remaining[place]
+                    see(made, *inputs)
+                    return made[2]
+            raise _OutOfCallsError
 
-            return call
-
-        before = {module: vars(module).get(_CALL) for module in self._calls}
         batch = self._batch
         if batch is None:
             arguments, named, _ = calls[0]
             batch = named or (arguments if len(arguments) > 1 else arguments[0])
-        for module in before:
-            _set_call(module, stand_in(module))
+        for watched in self._watched.values():
+            watched.answer = answer
         try:
             with torch.no_grad(), self._context(), uncached_casts():
                 if self._draws is False:
@@ -178,8 +177,8 @@ class BatchLosses:
                     self._draws = not torch.equal(state, torch.get_rng_state())
                 return losses
         finally:
-            for module, call in before.items():
-                _set_call(module, call)
+            for watched in self._watched.values():
+                watched.answer = None
 
     def _miss(self, reason: str) -> None:
         self._missed += 1
@@ -192,9 +191,14 @@ class _OutOfCallsError(Exception):
 
 
 class _Watched:
-    """A module whose calls are seen by some, also in its compiled form; what it is and does stays as it is."""
+    """A module whose calls are seen by some, also in its compiled form; what it is and does stays as it is.
+
+    Attributes:
+        answer: (module, arguments, named arguments) ↦ outputs, in place of its own.
+    """
 
     def __init__(self, module: nn.Module) -> None:
+        self.answer: Callable[..., Any] | None = None
         self._module = weakref.ref(module)
         self._seen_by: dict[Any, Callable[..., None]] = {}
         self._original: Callable[..., Any] | None = None
@@ -203,8 +207,8 @@ class _Watched:
         """Let ``who`` see each call: module, arguments, named arguments and outputs."""
         module = self._module()
         if not self._seen_by and module is not None:
-            self._original = vars(module).get(_CALL)
-            _set_call(module, self)
+            state = vars(module)
+            self._original, state[_CALL] = state.get(_CALL), self
         self._seen_by[who] = see
 
     def remove(self, who: Any) -> None:
@@ -216,6 +220,8 @@ class _Watched:
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         module = self._module()
         assert module is not None  # it is being called
+        if self.answer is not None:
+            return self.answer(module, arguments, named)
         outputs = (self._original or module._call_impl)(*arguments, **named)
         if not torch.compiler.is_compiling():
             for see in list(self._seen_by.values()):

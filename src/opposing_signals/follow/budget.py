@@ -34,6 +34,9 @@ LEAST = 16
 ROOM = 2.0
 """By how much a measurement may cost more than was estimated, in such a run."""
 
+KEPT = 0.25
+"""Part of the budget that watching the steps leaves for measuring, however much it takes."""
+
 RESERVE = 0.2
 """Part of the budget that is kept for steps at which something jumps."""
 
@@ -93,7 +96,7 @@ class Budget:
     def count_step(self) -> None:
         """A step begins."""
         rest = self.seconds - self.spent
-        if self._mark is not None:
+        if self._mark:
             self._taken.append(rest - self._mark[0])
             self._watched.append(self.watched - self._mark[1])
         self._mark = rest, self.watched
@@ -116,12 +119,11 @@ class Budget:
     def _room(self, share: float, step: int, steps: int) -> float:
         """Seconds that ``share`` allows by now, what watching the steps to come will take left out.
 
-        Watching takes no more than half of it away: where steps are so short that it costs more, there is still
-        something measured.
+        Of it a quarter is kept for measuring where steps are so short that watching would take more than the rest.
         """
         allowed = share * self._rest(step, steps)
         to_come = _lower_quartile(self._watched) * max(0, steps - step)
-        return allowed - to_come + max(0.0, self.watched + to_come - allowed / 2)
+        return allowed - to_come + max(0.0, self.watched + to_come - (1 - KEPT) * allowed)
 
     def allows(self, measurements: dict[str, int], step: int, is_urgent: bool = False) -> bool:
         """Whether so many of each kind of measurement, at the last cost of each, still fit.
@@ -206,14 +208,14 @@ class Budget:
             self.costs[kind] = time.perf_counter() - began
             self.spent += self.costs[kind]
 
-    def watching(self, work: Callable[[], Result]) -> Result:
+    def watching(self, work: Callable[..., Result], *arguments: Any) -> Result:
         """What ``work`` gives while a training step runs; its time counts, and what it measures counts once.
 
         It is called several times in each step, and a context manager would cost more than much of what is done in it.
         """
         began, spent = time.perf_counter(), self.spent
         try:
-            return work()
+            return work(*arguments)
         finally:
             seconds = time.perf_counter() - began - (self.spent - spent)
             self.spent += seconds

@@ -22,11 +22,6 @@ PAIRS = 3
 """Opposing pairs that are told."""
 
 _BATCHES = (quantities.TRAIN_LOSS, quantities.BATCH_LOSS)
-_READ = (
-    *(quantities.SAMPLE_LOSS, quantities.SHARPNESS, quantities.SHARPNESS_QUOTIENT, quantities.SHARPNESS_BOUND),
-    *(*_BATCHES, quantities.BATCH_INDEX, quantities.BATCH_SIZE, quantities.BATCH_GRADIENT_NORM),
-    quantities.LEARNING_RATE,
-)
 
 
 @dataclass(frozen=True)

@@ -19,17 +19,17 @@ from torch.utils.data import DataLoader
 
 from opposing_signals.errors import InputError, first_line
 from opposing_signals.follow.budget import Budget
+from opposing_signals.follow.meeting import Meeting
 from opposing_signals.follow.optimizers import innermost
-from opposing_signals.follow.per_sample import PerSampleLoss, sharded_parts
+from opposing_signals.follow.per_sample import PerSampleLoss
 from opposing_signals.follow.run_folder import configuration_of, free_folder, writing
 from opposing_signals.follow.sampling import DrawnIndices
-from opposing_signals.follow.schedule import Schedule
+from opposing_signals.follow.schedule import SHARED_LOOK, Schedule
 from opposing_signals.follow.shown import Groups, Shown
 from opposing_signals.follow.step import Step, StepBuffer
 from opposing_signals.follow.tracking import Tracking
 from opposing_signals.follow.tracking_set import Collate, TrackingSet, on_device
 from opposing_signals.follow.watch import StepWatch
-from opposing_signals.processes import count
 from opposing_signals.provenance import environment
 from opposing_signals.record import Record, quantities
 
@@ -110,10 +110,12 @@ class Follower:
         self.folder = self._wanted_folder = Path(folder)
         self.budget = Budget(budget, steps)
         wanted = [int(index) for members in groups.values() for index in members] if isinstance(groups, Mapping) else []
+        self._meeting = Meeting()
         self._tracking = Tracking(
             partial(TrackingSet, dataset, per_sample_loss, track, batch_size, seed, ids, wanted),
             Schedule(every, consecutive, sharpness_every, self.budget),
             Shown(show, label, class_names, groups),
+            self._meeting.wait,
         )
         self._watch = StepWatch(dataset, ids, self._safely)
         self.record: Record
@@ -125,6 +127,7 @@ class Follower:
         self._state: dict[str, Any] | None = None  # of the checkpoint that training goes on from
         self._continuation: dict[str, Any] | None = None  # what a second call of fit goes on from
         self._number = self._first = 0
+        self._optimizer: Any = None  # of the last step
         self._buffer = StepBuffer()
         self._ended = ""  # why nothing is recorded any more
 
@@ -171,10 +174,12 @@ class Follower:
         Raises:
             InputError: At the first step: data, a loss function or a setting that cannot work.
         """
-        model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         if not self._origin and self._ended in ("", _CLOSED):
-            optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-            self.begin(model, optimizers)
+            model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+            self.begin(model, _listed(optimizer))
+        elif optimizer is not self._optimizer:
+            self._safely("following the optimizers", self._watch.optimizers.follow, _listed(optimizer))
+        self._optimizer = optimizer
         step = self.open(batch, batch_indices)
         try:
             yield step
@@ -214,11 +219,13 @@ class Follower:
         Raises:
             InputError: Data, a loss function or a folder that cannot work.
         """
-        self._check_training(model, optimizers)
+        if not optimizers:
+            raise InputError("no optimizer: expected at least one, whose steps are counted")
         goes_on = self._goes_on(step)
         parameter = next(model.parameters(), None)
         device = torch.device("cpu") if parameter is None else parameter.device
         self._ended, self._tracking.stopped = "", self._restored("stopped") or ""
+        self._meeting.begin()
         self.budget.begin()
         try:
             with self.budget.measuring("reading"):
@@ -262,16 +269,6 @@ class Follower:
         """Training will have so many steps, as far as a framework knows, unless the user has said it."""
         self.budget.steps = steps if self._steps is None else self._steps
 
-    def _check_training(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-        if not optimizers:
-            raise InputError("no optimizer: expected at least one, whose steps are counted")
-        every = self._tracking.schedule.sharpness_every
-        if every is not None and sharded_parts(model):
-            raise InputError(
-                f"sharpness_every={every}: the model's parameters are sharded over processes (fully_shard): expected "
-                "None, because torch has no second derivative through their gathering"
-            )
-
     def _goes_on(self, step: int | None) -> int | None:
         """The step that an earlier record is cut back to; None for a new one."""
         state = self._state
@@ -304,9 +301,8 @@ class Follower:
         """End the record with ``state``; ``has_others`` if other processes do the same now, and can be waited for."""
         try:
             if self._watch.is_complete:
-                self._advance()
-            if has_others or count() == 1:
-                self._buffer.write(self.record)
+                self._note_step()
+            self._buffer.write(self.record, with_others=has_others and self._have_others_ended())
             if self._watch.missing:
                 self._origin["batch_rows"] = self._watch.missing
             self._write_origin()
@@ -316,10 +312,19 @@ class Follower:
         finally:
             self._let_go()
 
+    def _have_others_ended(self) -> bool:
+        try:
+            self._meeting.wait(f"the end, step {self._number}", is_end=True)
+        except InputError as error:
+            log.warning("opposing signals: %s; its rows of the last steps are not written", error)
+            return False
+        return True
+
     def _let_go(self) -> None:
+        self._meeting.leave(self._ended or "it has ended")
         self.budget.end()
         self._ended = self._ended or _CLOSED
-        self._origin = {}
+        self._origin, self._optimizer = {}, None
         self._buffer.clear()
         self._watch.end()
         self._open.close()
@@ -337,10 +342,10 @@ class Follower:
             }
         )
 
-    def _safely(self, what: str, work: Callable[[], Any]) -> Any:
+    def _safely(self, what: str, work: Callable[..., Any], *arguments: Any) -> Any:
         """What ``work`` gives; if it fails, the record ends with the reason and training goes on."""
         try:
-            return self.budget.watching(work)
+            return self.budget.watching(work, *arguments)
         except Exception as error:
             self._give_up(f"stopped: {what} failed at step {self._number}: {first_line(error)}")
             return None
@@ -357,19 +362,18 @@ class Follower:
 
     def open(self, batch: Any = None, batch_indices: Any = None) -> Step:
         """A batch begins: measure θ_t if it is the first of its step and its turn; watch the training step."""
-        self._note_step()  # an optimizer may have stepped behind the last batch
         if self._origin:
-            self._safely("watching the batch", lambda: self._open_batch(batch, batch_indices))
+            self._safely("watching the batch", self._open_batch, batch, batch_indices)
         return self._watch.step or Step()
 
     def shut(self, failed: bool = False) -> None:
         """The batch is over; if an optimizer has stepped, so is the step."""
         if self._origin:
-            self._safely("noting the batch", lambda: self._shut_batch(failed))
+            self._safely("noting the batch", self._shut_batch, failed)
 
     def at_gradient(self, optimizer: Optimizer) -> None:
         """``optimizer`` has its gradient and steps now; for adapters of frameworks that tell it."""
-        self._watch.at_gradient(optimizer)
+        self._watch.optimizers.at_gradient(optimizer)
 
     def add_loss(self, loss: Any) -> None:
         """Add a batch's share of the step's own loss; for adapters of frameworks that give it."""
@@ -384,8 +388,12 @@ class Follower:
                 self._give_up(f"stopped: {first_line(error)}")
 
     def _open_batch(self, batch: Any, batch_indices: Any) -> None:
+        if self._watch.is_complete:  # an optimizer has stepped behind the last batch
+            self._advance()
         if self._watch.step is None:
             self.budget.count_step()
+            if self._number % SHARED_LOOK == 0:
+                self._meeting.wait(f"step {self._number}")
             if self._tracking.is_turn(self._number):
                 self._safely("measuring", self._measure)
         if self._origin:
@@ -397,33 +405,39 @@ class Follower:
             self._advance()
 
     def _measure(self) -> None:
+        self._meeting.wait(f"measuring, step {self._number}")
         if self._tracking.measure(self._number):
             self._write_origin()
 
-    def _note_step(self) -> None:
-        if self._watch.is_complete:
-            self._safely("noting the step", self._advance)
-
-    def _advance(self) -> None:
-        """The step is complete: buffer it, without waiting for the device."""
+    def _note_step(self) -> bool:
+        """The step is complete: buffer it, without waiting for the device. True if it is time to write."""
         step = self._watch.take()
         self._number += 1
         is_full = self._buffer.add(step)
         self._tracking.look(step)
-        if is_full:
+        return is_full
+
+    def _advance(self) -> None:
+        if self._note_step():
             with self.budget.measuring("writing"):
-                self._buffer.write(self.record)
+                self._write_steps()
+
+    def _write_steps(self) -> None:
+        if self._watch.is_complete:
+            self._note_step()
+        self._meeting.wait(f"writing, step {self._number}")
+        self._buffer.write(self.record)
 
     # -- exact resume -------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to measure at the steps at which an uninterrupted one would.
 
-        The record then holds every step before: a checkpoint never claims one that it lacks.
+        The record then holds every step before: a checkpoint never claims one that it lacks. Several processes must
+        call this together.
         """
-        self._note_step()
         if self._origin:
-            self._safely("writing", lambda: self._buffer.write(self.record))
+            self._safely("writing", self._write_steps)
         if self._origin:
             self._safely("writing", self.record.sync)
         return self._as_state()
@@ -457,6 +471,10 @@ def _close_at_exit() -> None:
     """A script that ends without `Follower.close` leaves a whole record; complete only if it did not fail."""
     for follower in list(_open_followers):
         follower.close(None if hasattr(sys, "last_value") else "complete")
+
+
+def _listed(optimizer: Optimizer | Iterable[Optimizer]) -> list[Optimizer]:
+    return [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
 
 
 def _collate_of(loader: Any) -> Collate | None:

@@ -48,7 +48,8 @@ class Jumps:
 
     def __init__(self) -> None:
         self._seen: dict[str, deque[float]] = {}
-        self._bounds: dict[str, tuple[float, int]] = {}  # with the number of values for which it still serves
+        self._bounds: dict[str, float] = {}
+        self._left: dict[str, int] = {}  # values for which the bound still serves
         self._pending: deque[tuple[list[str], Tensor, torch.cuda.Event]] = deque()  # on their way from the device
 
     def look(self, step: Step) -> bool:
@@ -56,9 +57,12 @@ class Jumps:
 
         On a GPU that may be some steps later: nothing is waited for.
         """
-        named: list[tuple[str, Any]] = [("loss", step.loss), ("gradient", step.gradient_norm)]
-        named += [("row", losses.max()) for losses in step.losses if len(losses)]
-        named = [(name, value) for name, value in named if value is not None]
+        named: list[tuple[str, Any]] = []
+        if step.largest is None:
+            named = [("row", losses.max()) for losses in step.losses if len(losses)]
+        for name, value in (("row", step.largest), ("loss", step.loss), ("gradient", step.gradient_norm)):
+            if value is not None:
+                named.append((name, value))
         device = next((value.device for _, value in named if isinstance(value, Tensor) and value.is_cuda), None)
         if device is None:
             return self._add_all(named)
@@ -73,19 +77,17 @@ class Jumps:
         return has_jumped
 
     def _add_all(self, named: list[tuple[str, Any]]) -> bool:
-        has_jumped = False
-        for name, value in named:
-            has_jumped |= self.add(name, float(value))
-        return has_jumped
+        return max(self.add(name, float(value)) for name, value in named) if named else False
 
     def add(self, name: str, value: float) -> bool:
         """Take the next ``value`` of ``name``; True if it jumps, or is not finite."""
         if not math.isfinite(value):
             return True
-        seen = self._seen.setdefault(name, deque(maxlen=REMEMBERED))
-        limit, left = self._bounds.get(name, (math.inf, 0))
-        if not left and len(seen) >= FEWEST:
-            limit, left = bound(seen), _SERVES
-        self._bounds[name] = limit, max(0, left - 1)
+        if name not in self._seen:
+            self._seen[name], self._bounds[name], self._left[name] = deque(maxlen=REMEMBERED), math.inf, FEWEST
+        seen = self._seen[name]
+        if not self._left[name]:
+            self._bounds[name], self._left[name] = bound(seen), _SERVES
+        self._left[name] -= 1
         seen.append(value)
-        return value > limit
+        return value > self._bounds[name]

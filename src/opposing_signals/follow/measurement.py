@@ -18,7 +18,7 @@ from opposing_signals.curvature.risk import EmpiricalRisk, flatten
 from opposing_signals.errors import first_line
 from opposing_signals.follow.isolation import isolated
 from opposing_signals.follow.tracking_set import TrackingSet
-from opposing_signals.processes import count
+from opposing_signals.processes import count, gathered
 from opposing_signals.record import Record, quantities
 
 log = getLogger(__name__)
@@ -50,7 +50,9 @@ class Measurement:
             context: In which a training step computes, such as the autocast of mixed precision.
         """
         self._model, self._examples, self._device, self._mean = model, examples, device, None
-        self._risk = examples.risk(model, device, context)
+        self._failures: list[str] = []  # of this one of several processes, where the others wait for its losses
+        failed = (lambda error: self._failures.append(first_line(error))) if count() > 1 else None
+        self._risk = examples.risk(model, device, context, failed)
 
     def losses(self, record: Record, step: int) -> str:
         """Write the losses; what to say if they are not finite, and so the last."""
@@ -58,6 +60,9 @@ class Measurement:
             self._model.eval()
             losses = self._risk.sample_losses().losses.float().cpu().numpy()
         if not np.isfinite(losses).all():
+            failures = gathered(self._failures[:1])
+            if failures:
+                return f"stopped: measuring failed at step {step}: {failures[0]}"
             example = int(self._examples.indices[np.flatnonzero(~np.isfinite(losses))[0]])
             return f"stopped: the loss of train_dataset[{example}] is not finite at step {step}"
         record.append(quantities.SAMPLE_LOSS, step, losses)
@@ -92,6 +97,7 @@ class Measurement:
             )
         if self._measured is not self._model:
             self._measured.load_state_dict(self._model.state_dict())
+        self._mean.check_trained()
         parameters = flatten([parameter.detach() for parameter in self._mean.parameters])
         if len(parameters) != self._parameters > 0:  # layers were frozen or freed: another space
             self._tracker = EigenTracker(tolerance=self._tracker.tolerance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Sequence
 from functools import wraps
@@ -25,7 +26,7 @@ class OptimizerSteps:
         self.has_stepped = False
         self._safely = safely
         self._is_open = False  # a step has begun and is not complete
-        self._norm: Tensor | None = None
+        self._norm: Tensor | float | None = None
         self._clipped: list[Tensor] = []
         self._optimizers: list[Optimizer] = []
         self._hooks: list[Any] = []
@@ -38,13 +39,31 @@ class OptimizerSteps:
             hooks: Whether they tell by themselves when they step; otherwise `at_gradient` does.
         """
         self._optimizers = [innermost(optimizer) for optimizer in optimizers]
+        _note_norms_of_clipping()
+        _clipping.add(self)
         if hooks:
-            me = weakref.ref(self)
-            for optimizer in self._optimizers:
-                self._hooks += [
-                    optimizer.register_step_pre_hook(lambda *given: _before(me(), *given)),
-                    optimizer.register_step_post_hook(lambda *_: _after(me())),
-                ]
+            self._hook()
+
+    def follow(self, optimizers: Sequence[Any]) -> None:
+        """These are the ones that step from now on."""
+        optimizers = [innermost(optimizer) for optimizer in optimizers]
+        if self._hooks and optimizers != self._optimizers:
+            self._unhook()
+            self._optimizers = optimizers
+            self._hook()
+
+    def _hook(self) -> None:
+        me = weakref.ref(self)
+        for optimizer in self._optimizers:
+            self._hooks += [
+                optimizer.register_step_pre_hook(lambda *given: _before(me(), *given)),
+                optimizer.register_step_post_hook(lambda *_: _after(me())),
+            ]
+
+    def _unhook(self) -> None:
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks.clear()
 
     @property
     def learning_rate(self) -> float:
@@ -54,12 +73,6 @@ class OptimizerSteps:
     def open(self) -> None:
         """A batch begins."""
         self._is_open = True
-        _note_norms_of_clipping()
-        _clip_norms[id(self)] = self._clipped
-
-    def shut(self) -> None:
-        """The batch is over."""
-        _clip_norms.pop(id(self), None)
 
     def at_gradient(self, optimizer: Optimizer) -> None:
         """``optimizer`` has its gradient and steps now."""
@@ -67,7 +80,7 @@ class OptimizerSteps:
             self._add(optimizer)
             self.has_stepped = True
 
-    def take(self) -> Tensor | None:
+    def take(self) -> Tensor | float | None:
         """The step is complete: the norm of its gradient; None if it is not known."""
         norm = self._norm
         if self._clipped and self._hooks:  # otherwise the framework has told it
@@ -78,25 +91,34 @@ class OptimizerSteps:
 
     def end(self) -> None:
         """Training ends."""
-        self.shut()
+        _clipping.discard(self)
         self.take()
-        for handle in self._hooks:
-            handle.remove()
-        self._hooks.clear()
+        self._unhook()
 
     def _add(self, optimizer: Optimizer) -> None:
         """Add the gradient of the parameters of one optimizer."""
-        norm = self._safely("taking the gradient's norm", lambda: norm_of(optimizer))
+        norm = self._safely("taking the gradient's norm", norm_of, optimizer)
         if norm is not None:
-            self._norm = norm.detach() if self._norm is None else torch.hypot(self._norm.to(norm), norm.detach())
+            self._norm = norm if self._norm is None else _hypot(self._norm, norm)
 
 
-def norm_of(optimizer: Optimizer) -> Tensor | None:
+def _hypot(one: Tensor | float, other: Tensor | float) -> Tensor | float:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.hypot(one.to(other), other)
+    return math.hypot(one, other)
+
+
+def norm_of(optimizer: Optimizer) -> Tensor | float | None:
     """Euclidean norm of the gradient that ``optimizer`` has; None if it has none, or a sparse one."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not gradients or any(gradient.layout is not torch.strided for gradient in gradients):
         return None
-    return whole(torch.nn.utils.get_total_norm(gradients))
+    if len({gradient.device for gradient in gradients}) > 1:
+        return whole(torch.nn.utils.get_total_norm(gradients)).detach()
+    norms = torch.stack(torch._foreach_norm(gradients)).detach()
+    if type(norms) is Tensor and norms.device.type == "cpu":
+        return math.hypot(*norms.tolist())
+    return whole(torch.linalg.vector_norm(norms))
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -124,8 +146,8 @@ def _after(steps: OptimizerSteps | None) -> None:
         steps.has_stepped = True
 
 
-_clip_norms: dict[int, list[Tensor]] = {}
-"""Where the norms go that are computed for clipping, while a step is watched."""
+_clipping: weakref.WeakSet[OptimizerSteps] = weakref.WeakSet()
+"""Who wants to know the norms that are computed for clipping."""
 
 
 def _note_norms_of_clipping() -> None:
@@ -140,9 +162,10 @@ def _note_norms_of_clipping() -> None:
     @wraps(original)
     def clip_grad_norm_(parameters: Any, max_norm: float, norm_type: float = 2.0, *more: Any, **named: Any) -> Tensor:
         norm = original(parameters, max_norm, norm_type, *more, **named)
-        if _clip_norms and float(norm_type) == 2.0:
-            for norms in _clip_norms.values():
-                norms.append(whole(norm))
+        if float(norm_type) == 2.0:
+            for steps in _clipping:
+                if steps._is_open:
+                    steps._clipped.append(whole(norm))
         return norm
 
     clip_grad_norm_.noted = True  # type: ignore[attr-defined]

@@ -33,6 +33,7 @@ class Losses(nn.Module):
         batch_size: Examples in each but the last.
         examples: Number of examples.
         context: In which every forward pass runs, such as the autocast of mixed precision.
+        failed: Called with what a pass raises, whose losses are NaN then; None: it is raised.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Losses(nn.Module):
         batch_size: int,
         examples: int,
         context: Callable[[], AbstractContextManager[Any]],
+        failed: Callable[[Exception], None] | None = None,
     ) -> None:
         super().__init__()
         self.module = module
@@ -51,17 +53,25 @@ class Losses(nn.Module):
         self.batch_size = batch_size
         self.examples = examples
         self.context = context
+        self.failed = failed
         self._sharded = sharded_parts(module)
 
     def forward(self, positions: Tensor) -> Tensor:
         """``[n, 1]`` losses of the examples at ``positions``."""
         number = int(positions[0]) // self.batch_size
         first = number * self.batch_size
-        with self.context(), uncached_casts():
-            losses = self.per_sample_loss(self.module, self._in_float64(self.batch(number)))
+        size = min(self.batch_size, self.examples - first)
+        try:
+            with self.context(), uncached_casts():
+                losses = self.per_sample_loss(self.module, self._in_float64(self.batch(number)))
+            check_shape(losses, size)
+        except Exception as error:
+            if self.failed is None:
+                raise
+            self.failed(error)
+            losses = torch.full((size,), torch.nan, device=positions.device)
         for part in self._sharded:
             part.reshard()
-        check_shape(losses, min(self.batch_size, self.examples - first))
         return (losses if len(losses) == len(positions) else losses[positions - first])[:, None]
 
     def _in_float64(self, batch: Any) -> Any:

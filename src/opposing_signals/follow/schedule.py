@@ -16,7 +16,8 @@ LOSSES, CURVATURE = "losses", "curvature"
 CONSECUTIVE = 4
 """Successive steps of a window: three changes for four measurements."""
 
-_SHARED_LOOK = 8  # steps between decisions that several processes take together
+SHARED_LOOK = 8
+"""Steps between decisions that several processes take together."""
 
 
 class Schedule:
@@ -68,7 +69,7 @@ class Schedule:
         """Whether a window begins at ``step``; of several processes the first decides."""
         if count() == 1 or self.budget.share is None:
             begins = self._may_begin(step)
-        elif step % _SHARED_LOOK:
+        elif step % SHARED_LOOK:
             return False
         else:
             begins = agreed(lambda: self._may_begin(step))

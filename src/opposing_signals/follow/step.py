@@ -31,6 +31,7 @@ class Step:
         losses: ``[n]`` of each batch that the step trains on.
         indices: Of the same examples, ``[n]``; None where they are not known.
         is_given: Whether the loop has given the losses by itself.
+        largest: Loss of a row, where that is known without waiting for the device.
     """
 
     loss: Tensor | float | None = None
@@ -40,6 +41,7 @@ class Step:
     losses: list[Tensor] = field(default_factory=list)
     indices: list[np.ndarray | None] = field(default_factory=list)
     is_given: bool = False
+    largest: float | None = None
 
     def record(self, losses: Tensor, indices: Any = None) -> None:
         """Note the losses of examples that the step trains on, in place of what is found out by itself.
@@ -52,13 +54,12 @@ class Step:
             self.is_given = True
             self.losses.clear()
             self.indices.clear()
-        self.add(losses.detach().reshape(-1), indices)
+        self.add(losses.detach().reshape(-1), as_numbers(indices))
 
-    def add(self, losses: Tensor, indices: Any) -> None:
+    def add(self, losses: Tensor, indices: np.ndarray | None) -> None:
         """Note the ``[n]`` losses of a batch, and the indices if there are as many."""
-        numbers = as_numbers(indices)
         self.losses.append(losses)
-        self.indices.append(numbers if numbers is not None and len(numbers) == len(losses) else None)
+        self.indices.append(indices if indices is not None and len(indices) == len(losses) else None)
 
     @property
     def size(self) -> int:
@@ -75,9 +76,13 @@ class StepBuffer:
 
     def add(self, step: Step) -> bool:
         """Take a complete step; True if it is time to write."""
-        if step.loss is None and step.losses:
-            parts = [losses.float() for losses in step.losses]
-            step.loss = (torch.cat(parts) if len(parts) > 1 else parts[0]).mean()
+        if 0 < step.size <= WIDEST and all(losses.device.type == "cpu" for losses in step.losses):
+            # As numbers of Python, because behind a long step an operation of torch takes 30 µs.
+            values = [value for losses in step.losses for value in losses.tolist()]
+            step.largest = max(values)
+            step.loss = sum(values) / len(values) if step.loss is None else step.loss
+        elif step.loss is None and step.losses:
+            step.loss = torch.cat([losses.float() for losses in step.losses]).mean()
         self._steps.append(step)
         return len(self._steps) >= _BUFFERED
 
@@ -85,14 +90,14 @@ class StepBuffer:
         """Forget what is not written."""
         self._steps.clear()
 
-    def write(self, record: Record) -> None:
-        """Append what the steps showed to ``record``; of several processes that of all of them."""
+    def write(self, record: Record, with_others: bool = True) -> None:
+        """Append what the steps showed to ``record``, of all processes or of this one alone."""
         steps, self._steps = self._steps, []
         if not steps:
             return
         rows = list(zip(_losses_of(steps), map(_indices_of, steps), strict=True))
         loss, norm = _to_floats([step.loss for step in steps]), _to_floats([step.gradient_norm for step in steps])
-        if count() > 1:
+        if with_others and count() > 1:
             rows, loss = _gathered(rows, loss)
         numbers = np.array([step.number for step in steps], np.int64)
         sizes = np.array([len(losses) or -1 for losses, _ in rows], np.int64)

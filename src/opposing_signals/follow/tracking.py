@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from opposing_signals.curvature.refusals import check_shapes
 from opposing_signals.errors import InputError
 from opposing_signals.follow.batch_losses import outermost_calls
 from opposing_signals.follow.isolation import isolated, uncached_casts
 from opposing_signals.follow.measurement import Measurement
+from opposing_signals.follow.per_sample import sharded_parts
 from opposing_signals.follow.schedule import CURVATURE, LOSSES, Schedule
 from opposing_signals.follow.shown import Shown
 from opposing_signals.follow.step import Step
@@ -36,9 +38,12 @@ class Tracking:
         examples: Makes the tracking set, anew for each training.
         schedule: At which steps it is measured.
         shown: What figures show of an example.
+        meet: See `Meeting.wait`.
     """
 
-    def __init__(self, examples: Callable[[], TrackingSet], schedule: Schedule, shown: Shown) -> None:
+    def __init__(
+        self, examples: Callable[[], TrackingSet], schedule: Schedule, shown: Shown, meet: Callable[[str], None]
+    ) -> None:
         self.examples = examples()
         self.schedule = schedule
         self.stopped = ""  # why nothing is measured any more
@@ -47,6 +52,7 @@ class Tracking:
         self._anew = examples
         self._budget = schedule.budget
         self._shown = shown
+        self._meet = meet
         self._measurement = Measurement()
         self._first = 0
         self._due = False, False  # whether losses and λ are measured at the present step
@@ -79,6 +85,12 @@ class Tracking:
         Raises:
             InputError: They cannot.
         """
+        check_shapes(model)  # which the first measurement would give to lazy layers, and draw their weights
+        if self.schedule.sharpness_every is not None and sharded_parts(model):
+            raise InputError(
+                f"sharpness_every={self.schedule.sharpness_every}: the model's parameters are sharded over processes "
+                "(fully_shard): expected None, because torch has no second derivative through their gathering"
+            )
         self._model, self._device, self._context = model, device, context
         self._seconds = self.examples.begin(model, collate, to_device, context)
         batch = self.examples.first_batch()
@@ -155,6 +167,7 @@ class Tracking:
         """Follow as many examples as the budget allows, now that a step's time is known."""
         with self._budget.measuring("reading"):
             fixed, each = self.examples.cost(self._model, self._device)
+            self._meet(f"planning, step {step}")
             wanted = partial(self._budget.examples, self._seconds, fixed, each)
             size = agreed(lambda: wanted(len(self.examples), self.schedule.consecutive, step))
             self._settle(self.examples.indices[:size])

@@ -188,7 +188,11 @@ class TrackingSet:
         return hashlib.sha256("".join(map(self._fingerprint, self._batches)).encode()).hexdigest()
 
     def risk(
-        self, module: nn.Module, device: torch.device, context: Callable[[], AbstractContextManager[Any]]
+        self,
+        module: nn.Module,
+        device: torch.device,
+        context: Callable[[], AbstractContextManager[Any]],
+        failed: Callable[[Exception], None] | None = None,
     ) -> EmpiricalRisk:
         """The mean loss of the examples as a function of the parameters of ``module``, in its own precision.
 
@@ -196,8 +200,10 @@ class TrackingSet:
             module: In training, or a copy of it.
             device: Of the module.
             context: In which every forward pass runs, such as the autocast of mixed precision.
+            failed: See `Losses`.
         """
-        return _risk(Losses(module, self.per_sample_loss, self._batches, self.batch_size, len(self), context), device)
+        form = Losses(module, self.per_sample_loss, self._batches, self.batch_size, len(self), context, failed)
+        return _risk(form, device)
 
     def first_batch(self) -> Any:
         """The batch of the first examples that were read."""
@@ -223,7 +229,7 @@ class TrackingSet:
     def _read(self, index: int) -> Any:
         try:
             return self.dataset[index]
-        except (KeyError, IndexError, TypeError) as error:
+        except Exception as error:
             raise InputError(
                 f"train_dataset[{index}] fails ({type(error).__name__}: {first_line(error)}): expected an example at "
                 f"each index from 0 to {len(self.dataset) - 1}"

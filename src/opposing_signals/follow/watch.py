@@ -33,7 +33,7 @@ class StepWatch:
         self.step: Step | None = None  # while it runs
         self._ids = ids
         self._safely = safely
-        self._optimizers = OptimizerSteps(safely)
+        self.optimizers = OptimizerSteps(safely)
         self._rows: BatchLosses | None = None
         self._indices: Callable[[], np.ndarray | None]
         self._is_open = self._has_rows = False
@@ -50,13 +50,13 @@ class StepWatch:
     ) -> None:
         """Training begins. See `BatchLosses` and `OptimizerSteps.begin`."""
         self._rows = BatchLosses(model, per_sample_loss, calls, self._take, context, self._safely)
-        self._optimizers.begin(optimizers, hooks)
+        self.optimizers.begin(optimizers, hooks)
         self._has_indices = False
 
     @property
     def is_complete(self) -> bool:
         """Whether an optimizer has stepped in the step that runs."""
-        return self.step is not None and self._optimizers.has_stepped
+        return self.step is not None and self.optimizers.has_stepped
 
     @property
     def missing(self) -> str:
@@ -84,16 +84,15 @@ class StepWatch:
         self.step = self.step or Step(number=number)
         if len(self.step.losses) >= _MOST_BATCHES:
             raise InputError(f"no optimizer stepped in {_MOST_BATCHES} batches: expected the one that steps")
-        self.step.learning_rate = self._optimizers.learning_rate
+        self.step.learning_rate = self.optimizers.learning_rate
         self._indices = lambda: self._indices_of(batch) if batch_indices is None else as_numbers(batch_indices)
         self._is_open, self._has_rows = True, False
         if self._rows is not None:
             self._rows.open(batch)
-        self._optimizers.open()
+        self.optimizers.open()
 
     def shut(self) -> None:
         """The batch is over."""
-        self._optimizers.shut()
         if self._is_open and self._rows is not None:
             self._is_open = False
             self._rows.close()
@@ -104,14 +103,10 @@ class StepWatch:
         """The step that is complete; the next one may begin."""
         step, self.step = self.step, None
         assert step is not None
-        self._has_indices |= any(indices is not None for indices in step.indices)
-        norm = self._optimizers.take()
+        self._has_indices = self._has_indices or any(indices is not None for indices in step.indices)
+        norm = self.optimizers.take()
         step.gradient_norm = norm if step.gradient_norm is None else step.gradient_norm
         return step
-
-    def at_gradient(self, optimizer: Any) -> None:
-        """``optimizer`` has its gradient and steps now; for adapters of frameworks that tell it."""
-        self._optimizers.at_gradient(optimizer)
 
     def add_loss(self, loss: Any) -> None:
         """Add a batch's share of the step's own loss; for adapters of frameworks that give it."""
@@ -124,7 +119,7 @@ class StepWatch:
         self.step, self._is_open = None, False
         if self._rows is not None:
             self._rows.release()
-        self._optimizers.end()
+        self.optimizers.end()
         self.drawn.forget()
 
     def _take(self, losses: Tensor) -> None:

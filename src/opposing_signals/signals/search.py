@@ -222,7 +222,7 @@ class Search:
     def _seeds(self, part: np.ndarray, lengths: np.ndarray, usual: np.ndarray) -> np.ndarray:
         """Columns that may belong to a pair: long ones, unusually long ones, and those that go with the rest."""
         count = min(SEEDS, len(lengths))
-        scores = [lengths, lengths / usual]
+        scores = [lengths, lengths.astype(np.float64) / usual]  # most points may not move at all
         if len(part) >= 2 * SHORTEST:  # in fewer rows chance directions are as common as any other
             units = part / np.maximum(lengths, TINY)
             _, vectors = np.linalg.eigh(units @ units.T)
