@@ -77,7 +77,7 @@ def _compare_alone(few: EmpiricalRisk, _: Tensor, hold_statistics: bool) -> Gene
         with held():
             singles = zip(inputs.split(1), targets.split(1), strict=True)
             alone = torch.cat([few.evaluate(*one, autocast=False)[0].detach() for one in singles])
-        difference = (alone - together).abs()
+        difference = torch.where(together.isfinite(), (alone - together).abs().nan_to_num(torch.inf), 0)
         if (difference > 4 * torch.finfo(together.dtype).eps ** 0.5 * together.abs().mean()).any():
             worst = int(difference.argmax())
             in_chunk = _traffic(few.model, inputs)

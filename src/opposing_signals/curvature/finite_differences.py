@@ -147,6 +147,10 @@ def _few_examples(risk: EmpiricalRisk, seed: int, in_float64: bool) -> Iterator[
                 )
                 parameter.data = parameter.data + 0.01 * away
                 direction.append(along.reshape(-1))
+            if risk.state.moves:  # the weights of the loss are those that its forward pass leaves
+                with few.without_graph():
+                    for chunk in few.chunks():
+                        few.evaluate(*chunk, autocast=False)
             yield few, torch.cat(direction)
         finally:
             torch.set_default_dtype(dtype)

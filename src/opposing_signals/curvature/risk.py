@@ -41,6 +41,7 @@ class EmpiricalRisk(Chunks):
         weights: See `Chunks`.
         checked: The measures that have been held against finite differences
             (`opposing_signals.curvature.finite_differences`); None: none is to be.
+        state: What a measurement puts back.
 
     Args:
         model: Maps ``[n, ...]`` inputs to ``[n, C]`` outputs; its parameters with ``requires_grad`` are θ.
@@ -97,7 +98,7 @@ class EmpiricalRisk(Chunks):
         self._compiled = compile_training
         self._training_forward = torch.compile(self.evaluate) if compile_training else self.evaluate
         self._takes_gradients: bool | None = None
-        self._state = ModelState()
+        self.state = ModelState()
         self.checked: set[str] | None = set()
 
     @property
@@ -370,7 +371,7 @@ class EmpiricalRisk(Chunks):
         """
         gradients = [p.grad for p in self.parameters]
         try:
-            with self._state.kept(self.model), random_states_kept(self.inputs.device):
+            with self.state.kept(self.model), random_states_kept(self.inputs.device):
                 yield
         finally:
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
