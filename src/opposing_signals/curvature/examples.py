@@ -67,7 +67,7 @@ def check_independence(risk: EmpiricalRisk, hold_statistics: bool = True) -> Non
 
 
 def _compare_alone(few: EmpiricalRisk, _: Tensor, hold_statistics: bool) -> Generator[Claim]:
-    """Makes no claim, but an error message of its own."""
+    """Raise an error where they differ; there is no `Claim` to compare."""
     inputs, targets = few.inputs[: few.chunk], few.targets[: few.chunk]
     with few.probe(), few.without_graph():
         with captured(few.model) as statistics, few.deterministic():

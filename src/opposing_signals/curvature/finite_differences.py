@@ -47,9 +47,9 @@ class Claim(NamedTuple):
     Attributes:
         name: Of the quantity, for the error message.
         measured: Of any shape.
-        truth: With or without a graph in θ ↦ what ``measured`` should be, or have as its antiderivative along v.
-        is_derivative: Which of both.
-        against: What ``truth`` is, for the error message; see `_refuse` for what is not said.
+        truth: Whether with a graph in θ ↦ what ``measured`` should equal, or be the derivative of along v.
+        is_derivative: Whether it is the latter.
+        against: What ``truth`` is, for the error message; empty: as `_refuse` has it.
     """
 
     name: str

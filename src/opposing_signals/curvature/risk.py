@@ -116,7 +116,7 @@ class EmpiricalRisk(Chunks):
     def losses_at(self, parameters: Sequence[Tensor], batch: Batch = WHOLE, may_idle: bool = False) -> Iterator[Tensor]:
         """ℓ_i of each of the batch's `parts` at other parameters than θ, one tensor for each of `parameters`.
 
-        They may be of any kind that the model can compute with. Call it within `probe`.
+        They may be any tensors that the model can compute with, such as jets. Call it within `probe`.
         """
         for inputs, targets in self.chunks(batch, may_idle):
             with self.at(parameters):
@@ -244,7 +244,7 @@ class EmpiricalRisk(Chunks):
     def takes_gradients(self) -> bool:
         """Whether model or loss take a gradient of their own, as a force field does; looked for once, on a chunk.
 
-        Then passes without a graph are none for the model, and a Hessian-vector product has third derivatives.
+        Such a model cannot be evaluated within `torch.no_grad`, and its Hessian-vector product has third derivatives.
         """
         if self._takes_gradients is None:
             # Where that cannot be evaluated, the measurement itself says so.
@@ -258,7 +258,7 @@ class EmpiricalRisk(Chunks):
         return torch.set_grad_enabled(self.takes_gradients)
 
     def _without_graph(self, evaluate: Callable[[], Result]) -> Result:
-        """``evaluate()`` so; that the model takes gradients is only looked for where it does not work without."""
+        """``evaluate()`` without a graph; only where that fails is it looked for whether the model takes gradients."""
         try:
             with torch.set_grad_enabled(self._takes_gradients is True):
                 return evaluate()

@@ -161,7 +161,7 @@ class _Tensor:
         self._copy = self._data.clone() if is_copied else None
 
     def has_moved(self) -> bool:
-        """As far as can be told."""
+        """Whether it was written into or replaced, by address, version and, where there is one, the copy."""
         if (self._tensor.data_ptr(), _version(self._tensor)) != self._seen:
             return True
         return self._copy is not None and not torch.equal(self._data, self._copy)
