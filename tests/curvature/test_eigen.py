@@ -397,6 +397,19 @@ def test_a_bound_is_as_wide_as_the_residuals_between_two_looks():
     assert pair.bound >= float(torch.linalg.eigvalsh(matrix + drift)[-1])
 
 
+def test_between_two_looks_what_is_not_followed_may_grow_as_what_is_followed_does():
+    """λ doubles, and at the next call an eigenvector that no start knows has more than that, within its growth."""
+    matrix = matrix_with(SPECTRUM_OF_A_NETWORK)
+    vectors = torch.linalg.eigh(matrix).eigenvectors
+    tracker = EigenTracker(look=100)
+    for factor in (1, 1, 1, 2):
+        known = tracker(lambda v, f=factor: v @ (f * matrix), matrix[0])
+    hidden = 2 * matrix + 24 * torch.outer(vectors[:, 100], vectors[:, 100])
+    pair = tracker(lambda v: v @ hidden, matrix[0])
+    assert pair.value == pytest.approx(known.value, rel=1e-3)
+    assert pair.bound > torch.linalg.eigvalsh(hidden)[-1] > 1.1 * pair.value
+
+
 def test_several_pairs_have_tolerances_of_their_own():
     spectrum = [10.0, 4.0, 2.0, *torch.linspace(-1, 1.5, 150).tolist()]
     base, drift = matrix_with(spectrum), matrix_with([1.0] * 77 + [-1.0] * 76, seed=1)

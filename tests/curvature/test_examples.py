@@ -111,7 +111,16 @@ def in_batch_softmax(outputs, targets):
     return -torch.log_softmax(outputs @ outputs.T, 1).diagonal() + 0 * targets
 
 
+class Deviation(nn.Module):
+    """That of the batch as one more feature, as in some discriminators; of one example it is not a number."""
+
+    def forward(self, values):
+        return torch.cat([values, values.std(0).mean().expand(len(values), 1)], 1)
+
+
 COUPLED = {
+    "deviation": ([nn.Linear(6, 4), Deviation(), nn.Linear(5, 3)], "layer '1', Deviation, makes .* nan alone"),
+    "norm": ([nn.Linear(6, 3), ByFunction(lambda x: x / x.norm())], "layer '1', ByFunction, makes"),
     "own_batch_norm": ([nn.Linear(6, 4), Centred(), nn.Tanh(), nn.Linear(4, 3)], "layer '1', Centred, makes the loss"),
     "softmax": ([nn.Linear(6, 3), nn.Softmax(0)], "layer '1', Softmax, makes"),
     "attention": ([nn.Linear(6, 4), AcrossTheBatch(), nn.Linear(4, 3)], "layer '1.*', .*, makes"),

@@ -203,3 +203,4 @@ def test_diverged_weights_are_left_to_training():
     with torch.no_grad():
         risk.parameters[0].fill_(math.nan)
     assert risk.hessian_products(vector(risk)[None]).products.isnan().any()
+    assert all(part.isnan().all() for part in sample_sharpness(risk, torch.tensor([1])))

@@ -42,6 +42,35 @@ class ForceByForwardMode(Force):
         return torch.func.jvp(self.energy, (x,), (torch.ones_like(x),))[1].expand(-1, 6)
 
 
+class Laplacian(Force):
+    """Δu beside u, as in a physics-informed network: a fourth derivative behind a product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        value = self.energy(x)
+        (slope,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+        rows = [torch.autograd.grad(part.sum(), x, create_graph=True)[0][:, i] for i, part in enumerate(slope.T)]
+        return torch.stack([sum(rows) + value[:, 0], *rows[1:]], 1)
+
+
+class JacobianByTransform(Force):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.func.vmap(torch.func.jacrev(lambda x: self.energy(x)[0]))(x)
+
+
+class InnerStep(nn.Module):
+    """A step of gradient descent on its own weights, of each example by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 6) / 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = (x @ self.weight.T).tanh()
+        rows = [torch.autograd.grad(row.square().sum(), self.weight, create_graph=True)[0] for row in y]
+        return y - torch.einsum("noi,ni->no", torch.stack(rows), x)
+
+
 class Attention(nn.Module):
     """By the kernel that can be trained through: the others are differentiated once."""
 
@@ -49,6 +78,15 @@ class Attention(nn.Module):
         tokens = values.unflatten(1, (2, 4))[:, None]
         with sdpa_kernel(SDPBackend.MATH):
             return F.scaled_dot_product_attention(tokens, tokens, tokens).flatten(1)
+
+
+class LastOfCell(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cell(x[:, 1], self.cell(x[:, 0]))
 
 
 def vectors(*layers: nn.Module, force: type[Force] = Force) -> Force:
@@ -71,6 +109,12 @@ MODELS = {
     "batch_norm_eval": lambda: vectors(nn.BatchNorm1d(8).eval(), nn.Tanh()),
     "weight_norm": lambda: Force(weight_norm(nn.Linear(6, 5)), nn.Tanh(), nn.Linear(5, 1)),
     "attention": lambda: vectors(Attention()),
+    "softmax": lambda: vectors(nn.Softmax(1)),
+    "glu": lambda: vectors(nn.Linear(8, 16), nn.GLU()),
+    "recurrent": lambda: Force(nn.Unflatten(1, (2, 3)), LastOfCell(), nn.Linear(4, 1)),
+    "laplacian": lambda: Laplacian(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1)),
+    "jacobian": lambda: vectors(nn.Softplus(), force=JacobianByTransform),
+    "inner_step": InnerStep,
     "conv": images,
     "conv_group_norm": lambda: images(nn.GroupNorm(2, 4)),
     "conv_instance_norm": lambda: images(nn.InstanceNorm2d(4, affine=True)),

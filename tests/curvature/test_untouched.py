@@ -140,18 +140,24 @@ def same(one, other) -> bool:
     return one == other
 
 
+def ones(risk: EmpiricalRisk) -> torch.Tensor:
+    return torch.ones_like(nn.utils.parameters_to_vector(risk.parameters)).detach()
+
+
 MODELS = {
     "busy": Busy,
     "embedding": embedded,
     "data": lambda: Renormalized(False),
     "memory": lambda: Renormalized(True),
+    "batch_norm": lambda: nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)),
+    "dropout": lambda: nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.Linear(6, 3)),
 }
 MEASURES = {
     "losses": lambda risk: risk.sample_losses(),
     "outputs": lambda risk: risk.outputs(risk.inputs[:3]),
-    "products": lambda risk: risk.hessian_products(torch.ones(1, sum(p.numel() for p in risk.parameters))),
+    "products": lambda risk: risk.hessian_products(ones(risk)[None]),
     "norms": gradient_norms,
-    "curvature": lambda risk: sample_curvature(risk, torch.ones(sum(p.numel() for p in risk.parameters))),
+    "curvature": lambda risk: sample_curvature(risk, ones(risk)),
     "sharpness": lambda risk: sample_sharpness(risk, torch.tensor([1]), max_products=2),
 }
 
@@ -162,17 +168,37 @@ def test_a_measurement_that_is_made_or_refused_leaves_no_trace(model, measure):
     torch.manual_seed(0)
     network = MODELS[model]()
     risk = risk_of(network)
+    risk.backward()
     addresses = [parameter.data_ptr() for parameter in risk.parameters]
     held = network.seen if model == "busy" else None
     for _ in range(2):
-        before = state(network)
+        before, gradients = state(network), [parameter.grad.clone() for parameter in risk.parameters]
+        drawn = torch.get_rng_state()
         try:
             MEASURES[measure](risk)
         except InputError:
             assert measure not in ("losses", "outputs")
         assert same(state(network), before)
+        assert all(torch.equal(a.grad, b) for a, b in zip(risk.parameters, gradients, strict=True))
+        assert torch.equal(torch.get_rng_state(), drawn)
         assert [parameter.data_ptr() for parameter in risk.parameters] == addresses
     assert held is None or network.seen is held
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_measures_are_those_at_the_weights_that_a_forward_pass_makes(measure):
+    torch.manual_seed(0)
+    renormalized, plain = embedded(), nn.Sequential(nn.Embedding(11, 4), nn.Flatten(), nn.Linear(8, 3))
+    risks = [risk_of(model, "float64") for model in (renormalized, plain)]
+    plain.load_state_dict(renormalized.state_dict())
+    norms = plain[0].weight.data.norm(dim=1, keepdim=True)
+    plain[0].weight.data *= torch.where(norms > 1, 1 / (norms + 1e-7), 1)  # PyTorch's own small number
+    found, expected = (MEASURES[measure](risk) for risk in risks)
+    for name in ("losses", "products", "slopes", "curvatures"):
+        if hasattr(expected, name):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+    if not hasattr(expected, "losses"):
+        torch.testing.assert_close(found, expected)
 
 
 def test_a_module_under_two_names_keeps_its_parameters():
@@ -190,6 +216,7 @@ def test_training_has_the_same_bits_with_and_without_measurements(model):
     plain = MODELS[model]()
     measured = copy.deepcopy(plain)
     for network in (plain, measured):
+        torch.manual_seed(1)
         risk, optimizer = risk_of(network), torch.optim.SGD(network.parameters(), 0.1)
         for _ in range(3):
             if network is measured:

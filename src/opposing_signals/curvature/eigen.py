@@ -27,8 +27,9 @@ class Eigenpairs:
         residuals: ``[k]`` float64, ‖Hv_j − q_j v_j‖; some eigenvalue of H lies within it of q_j.
         products: Matrix-vector products spent.
         bound: What no eigenvalue exceeds (in absolute value; of the smallest: what none falls below), with a
-            probability of 99% where this call has looked from a random vector. Where not, it is what follows if what is
-            not followed has stayed as far below the largest λ_1 since the last look as it was then. NaN before that.
+            probability of 99% where this call has looked from a random vector. Where not, what is not followed is
+            supposed to be at most what it was of λ_1 then, times the largest λ_1 since and that one's last rise once
+            more. NaN before a look.
     """
 
     values: Tensor

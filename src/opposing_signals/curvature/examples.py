@@ -67,7 +67,7 @@ def check_independence(risk: EmpiricalRisk, hold_statistics: bool = True) -> Non
 
 
 def _compare_alone(few: EmpiricalRisk, _: Tensor, hold_statistics: bool) -> Generator[Claim]:
-    """Makes no claim, but an error message of its own."""
+    """Raise an error where they differ; there is no `Claim` to compare."""
     inputs, targets = few.inputs[: few.chunk], few.targets[: few.chunk]
     with few.probe(), few.without_graph():
         with captured(few.model) as statistics, few.deterministic():
@@ -77,7 +77,7 @@ def _compare_alone(few: EmpiricalRisk, _: Tensor, hold_statistics: bool) -> Gene
         with held():
             singles = zip(inputs.split(1), targets.split(1), strict=True)
             alone = torch.cat([few.evaluate(*one, autocast=False)[0].detach() for one in singles])
-        difference = (alone - together).abs()
+        difference = torch.where(together.isfinite(), (alone - together).abs().nan_to_num(torch.inf), 0)
         if (difference > 4 * torch.finfo(together.dtype).eps ** 0.5 * together.abs().mean()).any():
             worst = int(difference.argmax())
             in_chunk = _traffic(few.model, inputs)

@@ -47,9 +47,9 @@ class Claim(NamedTuple):
     Attributes:
         name: Of the quantity, for the error message.
         measured: Of any shape.
-        truth: With or without a graph in θ ↦ what ``measured`` should be, or have as its antiderivative along v.
-        is_derivative: Which of both.
-        against: What ``truth`` is, for the error message; see `_refuse` for what is not said.
+        truth: Whether with a graph in θ ↦ what ``measured`` should equal, or be the derivative of along v.
+        is_derivative: Whether it is the latter.
+        against: What ``truth`` is, for the error message; empty: as `_refuse` has it.
     """
 
     name: str
@@ -147,6 +147,10 @@ def _few_examples(risk: EmpiricalRisk, seed: int, in_float64: bool) -> Iterator[
                 )
                 parameter.data = parameter.data + 0.01 * away
                 direction.append(along.reshape(-1))
+            if risk.state.moves:  # the weights of the loss are those that its forward pass leaves
+                with few.without_graph():
+                    for chunk in few.chunks():
+                        few.evaluate(*chunk, autocast=False)
             yield few, torch.cat(direction)
         finally:
             torch.set_default_dtype(dtype)

@@ -22,7 +22,7 @@ class SquaredNorm(Reading):
     """Reads ‖∇ℓ_i‖² off, one number an example."""
 
     def of_entries(self, parameter: Tensor, gradients: Tensor) -> Tensor:  # noqa: ARG002  # any parameter
-        """As it says."""
+        """The sum of squared entries."""
         return gradients.square().reshape(len(gradients), -1).sum(1)
 
     def of_linear(self, weight: Tensor, values: Tensor, slope: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointError, set_checkpoint_early_stop
 
 from opposing_signals.curvature.any_order import DERIVATIVES
 from opposing_signals.curvature.examples import independent_examples
@@ -95,7 +96,10 @@ def _summed_over_uses(
     if uses.shapes != [torch.Size([len(losses), *shape]) for shape in shapes]:
         raise NoRuleError
     with naming_causes():
-        torch.autograd.grad(losses.sum(), uses.first, allow_unused=True)
+        try:
+            torch.autograd.grad(losses.sum(), uses.first, allow_unused=True)
+        except CheckpointError:  # what is computed again has parameters, and no constants in their place
+            raise NoRuleError from None
     return uses.total
 
 
@@ -163,8 +167,9 @@ def gradients_by_plain_autograd(risk: EmpiricalRisk) -> Tensor:
 
 def _watched(risk: EmpiricalRisk, chunk: slice, reading: Reading) -> tuple[_Uses, Tensor]:
     inputs, targets = risk.inputs[chunk], risk.targets[chunk]
-    with risk.probe(), risk.deterministic(), torch.enable_grad(), _Uses(risk.parameters, len(inputs), reading) as uses:
-        losses, _ = risk.evaluate(inputs, targets)
+    with risk.probe(), risk.deterministic(), torch.enable_grad(), set_checkpoint_early_stop(False):
+        with _Uses(risk.parameters, len(inputs), reading) as uses:
+            losses, _ = risk.evaluate(inputs, targets)
         check_losses(losses, inputs)
     return uses, losses
 

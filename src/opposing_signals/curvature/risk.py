@@ -48,6 +48,7 @@ class EmpiricalRisk(Chunks):
         weights: See `Chunks`.
         checked: The measures that have been held against finite differences
             (`opposing_signals.curvature.finite_differences`); None: none is to be.
+        state: What a measurement puts back.
 
     Args:
         model: Maps ``[n, ...]`` inputs to ``[n, C]`` outputs; its parameters with ``requires_grad`` are θ.
@@ -109,7 +110,7 @@ class EmpiricalRisk(Chunks):
         self._compiled = compile_training
         self._training_forward = torch.compile(self.evaluate) if compile_training else self.evaluate
         self._takes_gradients: bool | None = None
-        self._state = ModelState()
+        self.state = ModelState()
         self.checked: set[str] | None = set()
 
     @property
@@ -127,7 +128,7 @@ class EmpiricalRisk(Chunks):
     def losses_at(self, parameters: Sequence[Tensor], batch: Batch = WHOLE, may_idle: bool = False) -> Iterator[Tensor]:
         """ℓ_i of each of the batch's `parts` at other parameters than θ, one tensor for each of `parameters`.
 
-        They may be of any kind that the model can compute with. Call it within `probe`.
+        They may be any tensors that the model can compute with, such as jets. Call it within `probe`.
         """
         for inputs, targets in self.chunks(batch, may_idle):
             with self.at(parameters):
@@ -256,7 +257,7 @@ class EmpiricalRisk(Chunks):
     def takes_gradients(self) -> bool:
         """Whether model or loss take a gradient of their own, as a force field does; looked for once, on a chunk.
 
-        Then passes without a graph are none for the model, and a Hessian-vector product has third derivatives.
+        Such a model cannot be evaluated within `torch.no_grad`, and its Hessian-vector product has third derivatives.
         """
         if self._takes_gradients is None:
             # Where that cannot be evaluated, the measurement itself says so.
@@ -270,7 +271,7 @@ class EmpiricalRisk(Chunks):
         return torch.set_grad_enabled(self.takes_gradients)
 
     def _without_graph(self, evaluate: Callable[[], Result]) -> Result:
-        """``evaluate()`` so; that the model takes gradients is only looked for where it does not work without."""
+        """``evaluate()`` without a graph; only where that fails is it looked for whether the model takes gradients."""
         try:
             with torch.set_grad_enabled(self._takes_gradients is True):
                 return evaluate()
@@ -393,7 +394,7 @@ class EmpiricalRisk(Chunks):
         """
         gradients = [p.grad for p in self.parameters]
         try:
-            with self._state.kept(self.model), random_states_kept(self.inputs.device):
+            with self.state.kept(self.model), random_states_kept(self.inputs.device):
                 yield
         finally:
             for parameter, gradient in zip(self.parameters, gradients, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 
 import torch
@@ -84,6 +85,8 @@ def _own_products(risk: EmpiricalRisk, index: int) -> Products:
 def _largest_eigenvalue(products: Products, start: Tensor, tolerance: float, max_products: int) -> tuple[float, float]:
     diagonal, beside = [], []
     for alpha, beta in lanczos(products, start, reorthogonalize=False):
+        if not (alpha + beta).isfinite():
+            return math.nan, math.nan
         diagonal.append(alpha)
         beside.append(beta)
         values, vectors = torch.linalg.eigh(tridiagonal(diagonal, beside)[0].cpu())

@@ -30,37 +30,30 @@ _REST = 0.3  # Rayleigh quotient of a residual over q: the median along runs of 
 
 
 class EigenTracker:
-    """Warm-started block Rayleigh-Ritz, widened by residuals until they are small.
+    """Follows extreme eigenpairs of an operator from call to call: block Rayleigh-Ritz with warm starts.
 
-    A warm start takes the products {Hu_1, Hu_2} of the last two Ritz vectors (2k of them for k pairs), which are at
-    hand and one step of power iteration ahead. The second pair is there because at the edge of stability several
-    eigenvalues are near the edge and change places from step to step. The Hessian alternates there with period two;
-    where u_1 of step t-1 is nearer to the start of t-3 than to that of t-2, the start is that of t-2, of the phase that
-    is coming. Where the residuals that the last two starts left lie well within the tolerance, the first of the two
-    vectors is enough at two of three calls; what calm steps save pays for wider bases in violent ones. All this is
-    known *before* the operator is, so these products can ride on a pass that is made anyway: `directions` before it,
-    `update` after it. Widening the basis by the residuals of the current Ritz vectors spans, from one start vector,
-    exactly the Krylov space, so a cold start is the Lanczos method with full reorthogonalization (Saad 2011, §6.3). A
-    basis that has grown to 10 vectors (to 2^25 numbers, where those are more) goes on from the better half of its Ritz
-    vectors, whose products are known: a thick restart (Wu and Simon 2000), so that memory does not grow with products.
+    A call has two halves. `directions` gives the vectors whose products are wanted first. They are known *before* the
+    operator is, so these products can ride on a pass that is made anyway. `update` takes them, and asks for more until
+    every residual is within the tolerance. The basis holds, in this order:
 
-    No residual tells of an eigenvector that the basis does not touch. At the edge of stability the gradient does: it is
-    largest along what oscillates, and with it as ``hint`` a vector that overtakes is rarely missed. Where the pair
-    behind the wanted ones, with its residual, reaches the wanted, the basis is widened by its residual as well. And
-    every ``look`` calls, and when λ is more than 30% off both of its last two values, the tracker looks from a fresh
-    random vector: up to 8 Lanczos steps in the space orthogonal to the 2k Ritz vectors, until these bound what is there
-    well below λ_1. What they find joins the basis. What they do not find is bounded: if p is the Lanczos polynomial and
-    z the random vector, an eigenvector u of that space, eigenvalue x, has abs(p(x) u·z) <= ‖p(H) z‖, and u·z is a
-    normal number, which is small with a small probability only (van Dorsselaer, Hochstenbach and van der Vorst 2000).
-    The bound of the whole operator follows from this, the quotients and the residuals.
+    - The warm start: the products {Hu_1, Hu_2} of the last two Ritz vectors (2k of them for k pairs), one step of power
+      iteration ahead. At the edge of stability the Hessian alternates with period two; there the start is that of the
+      call before the last. After two calls with residuals well within the tolerance, k vectors are the start at two
+      calls of three.
+    - The ``hint``, such as the gradient, except where k vectors are the start.
+    - Residuals of the Ritz vectors. From one start vector they span the Krylov space, so a cold start is the Lanczos
+      method with full reorthogonalization (Saad 2011, §6.3). The pair behind the wanted ones counts where it may reach
+      them.
+    - A look, every ``look`` calls and when λ is more than 30% off both of its last two values: up to 8 Lanczos steps
+      from a random vector, in the space orthogonal to the 2k Ritz vectors, until they bound what is there well below
+      λ_1 (van Dorsselaer, Hochstenbach and van der Vorst 2000). What they find joins the basis.
 
-    Between calls there are two starts of 2k vectors in half of the precision, 2k P numbers of the operator's. Rounding
-    turns a start by some 1e-4 in float32, and changes a quotient by the square of it.
+    A basis of 10 vectors (of 2^25 numbers, where those are more) goes on from the better half of its Ritz vectors: a
+    thick restart (Wu and Simon 2000). Between calls there are two starts of 2k vectors in half of the precision.
 
-    A Rayleigh quotient q falls short of the eigenvalue, by ‖r‖²/(q − μ) to leading order, where r is the residual and
-    μ the Rayleigh quotient of r. q and r are known and μ, for which a product would be needed, is not; but most of a
-    residual lies where the spectrum is dense, far below a large q. With 0.3 q for μ, all but a fraction of what is
-    missing is added. Of the smallest eigenvalues, and of negative ones, a residual does not tell this: there λ is q.
+    λ is the Rayleigh quotient q and what it falls short by, ‖r‖²/(q − μ) to leading order, where r is the residual. μ,
+    the Rayleigh quotient of r, is taken for 0.3 q. Of the smallest eigenvalues, and of negative ones, a residual does
+    not tell this: there λ is q. The reasons and measurements are in docs/curvature.md.
 
     Args:
         k: How many pairs; with ``above``, at most.
@@ -116,7 +109,7 @@ class EigenTracker:
         self._look = look
         self._looked = -look  # the call of the last look
         self._rest = math.nan  # bound of what is not followed, over λ_1, at that call
-        self._peak = 0.0  # the largest λ_1 since then
+        self._peak = 0.0  # the largest λ_1 since then, times what it had just risen by
         self._last: list[float] = []  # λ_1 of the last two calls
         self._subspace: Subspace
 
@@ -229,11 +222,12 @@ class EigenTracker:
         if self._above is not None:
             self.k = max(1, int((wanted(values, self.which) > self._above).sum()))
             order = order[: self.k]
+        size, before = abs(float(values[order[0]])), max(map(abs, self._last), default=0.0)
         self._last = [float(values[order[0]]), *self._last][:2]
-        size = abs(self._last[0])
         if math.isfinite(rest):
             self._looked, self._rest, self._peak = self._calls, rest / max(size, _TINY), size
-        self._peak = max(self._peak, size)
+        elif before:  # what is not followed may still rise as λ_1 just has
+            self._peak = max(self._peak, size * max(1, size / before))
         self._calm = self._calm + 1 if is_calm else 0
         self._calls += 1
         found = vectors[order.to(vectors.device)]

@@ -49,10 +49,12 @@ class ModelState:
     `nn.Embedding` with ``max_norm`` does. So they are copied at the first time and compared; and again only if they
     were found to have moved.
 
+    Attributes:
+        moves: Whether they have; None before the first time.
     """
 
     def __init__(self) -> None:
-        self._moves: bool | None = None
+        self.moves: bool | None = None
 
     @contextmanager
     def kept(self, model: nn.Module) -> Iterator[None]:
@@ -64,7 +66,7 @@ class ModelState:
         """
         modules = {name: _Module(module) for name, module in model.named_modules()}
         tensors = {
-            f"{name}.{own}" if name else own: _Tensor(tensor, is_copied=self._moves is not False)
+            f"{name}.{own}" if name else own: _Tensor(tensor, is_copied=self.moves is not False)
             for name, module in modules.items()
             for own, tensor in module.tensors.items()
         }
@@ -74,14 +76,14 @@ class ModelState:
             for module in modules.values():
                 module.restore()
             moved = [name for name, tensor in tensors.items() if tensor.has_moved()]
-            if self._moves is False and moved:
+            if self.moves is False and moved:
                 raise InputError(
                     f"the model writes into {moved[0]!r} during its forward pass, and did not when it was first seen: "
                     "a measurement cannot undo that; make it a buffer (register_buffer), or write into a copy"
                 )
             for tensor in tensors.values():
                 tensor.restore()
-            self._moves = self._moves or bool(moved)
+            self.moves = self.moves or bool(moved)
 
 
 class _Module:
@@ -159,7 +161,7 @@ class _Tensor:
         self._copy = self._data.clone() if is_copied else None
 
     def has_moved(self) -> bool:
-        """As far as can be told."""
+        """Whether it was written into or replaced, by address, version and, where there is one, the copy."""
         if (self._tensor.data_ptr(), _version(self._tensor)) != self._seen:
             return True
         return self._copy is not None and not torch.equal(self._data, self._copy)

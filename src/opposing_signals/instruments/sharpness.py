@@ -30,8 +30,17 @@ from opposing_signals.record.quantities import (
 from opposing_signals.training.module import TrainingModule
 from opposing_signals.values import Count, NotNegative
 
-STEPS_BETWEEN_LOOKS = 24
-"""After so many steps, or at the next measurement, the tracker looks for what it does not follow."""
+_STEPS_BETWEEN_LOOKS = 24
+
+
+def calls_between_looks(every: int, consecutive: int) -> int:
+    """After how many measurements the tracker looks for what it does not follow.
+
+    After 24 steps, or at the next measurement; at every second one where each stands alone and steps lie between them,
+    in which an eigenvector is soon lost.
+    """
+    calls = max(1, _STEPS_BETWEEN_LOOKS * consecutive // every)
+    return min(calls, 2) if consecutive == 1 < every else calls
 
 
 @dataclass(frozen=True)
@@ -110,9 +119,7 @@ class Sharpness(Instrument):
         self._batch: Batch = WHOLE
         if examples is not None:
             self._batch = torch.linspace(0, len(risk) - 1, examples, dtype=torch.float64).round().long()
-        self.tracker = EigenTracker(
-            k, which, tolerance, max_products, look=max(1, STEPS_BETWEEN_LOOKS * consecutive // every)
-        )
+        self.tracker = EigenTracker(k, which, tolerance, max_products, look=calls_between_looks(every, consecutive))
 
     def before_step(self, module: TrainingModule, step: int) -> None:
         """Ask for the first products; under minibatch training make them."""

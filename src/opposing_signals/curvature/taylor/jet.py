@@ -32,7 +32,6 @@ _LINEAR_METHODS = (
 _LINEAR: set[Callable[..., Any]] = {
     F.adaptive_avg_pool2d,
     F.avg_pool2d,
-    F.embedding,
     torch.flatten,
     torch.mean,
     torch.sum,

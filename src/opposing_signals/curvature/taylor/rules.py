@@ -19,7 +19,7 @@ from opposing_signals.curvature.any_order import (
     without_flag,
 )
 from opposing_signals.curvature.taylor.arithmetic import add, bilinear, linear_map, multiply, subtract
-from opposing_signals.curvature.taylor.jet import COMPOSED, RULES, Jet
+from opposing_signals.curvature.taylor.jet import COMPOSED, RULES, Jet, constant
 from opposing_signals.curvature.taylor.normalization import batch_norm, group_norm, instance_norm, layer_norm
 
 aten = torch.ops.aten
@@ -47,6 +47,20 @@ def _relu(input: Jet, inplace: bool = False) -> Jet:  # noqa: A002, ARG001
     x0, *rest = input.coefficients
     # The derivative's own kernel is one pass; a product with a mask converts the mask first.
     return Jet(x0.clamp_min(0), *(None if part is None else aten.threshold_backward(part, x0, 0) for part in rest))
+
+
+def _embedding(
+    input: Tensor,  # noqa: A002
+    weight: Any,
+    padding_idx: int | None = None,  # noqa: ARG001  # as the next two, of the gradient alone
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,  # noqa: ARG001
+    sparse: bool = False,  # noqa: ARG001
+) -> Jet:
+    if max_norm is not None:  # the weights are renormalized, and a direction stays what it is
+        torch.embedding_renorm_(constant(weight), input, max_norm, norm_type)
+    return linear_map(lambda rows: F.embedding(input, rows), weight)
 
 
 def _max_pool(input: Jet, *options: Any, **named: Any) -> Jet:  # noqa: A002
@@ -107,6 +121,7 @@ RULES.update(
         torch.relu: _relu,
         F.relu: _relu,
         Tensor.relu: _relu,
+        F.embedding: _embedding,
         F.max_pool2d: _max_pool,
         torch.max_pool2d: _max_pool,
         F.batch_norm: batch_norm,
