@@ -130,8 +130,6 @@ class Plan:
     def job(self, name: str) -> Job:
         """What is known of the experiment ``name``."""
         noted = read_json(self.path).get(name) if self.path.is_file() else None
-        if isinstance(noted, dict):
-            noted.pop("verdicts", None)  # of earlier versions
         try:
             job = Job(**{**noted, "name": name}) if noted else Job(name)
             if wrong := [field for field, hint in get_type_hints(Job).items() if not fits(getattr(job, field), hint)]:
@@ -164,7 +162,7 @@ class Plan:
                 process.wait()
                 self._note(job, time.monotonic() - began, "begun", log)
                 raise
-        state = "begun" if status == 128 + signal.SIGTERM else "done" if self.result(job.name) else "failed"
+        state = "done" if self.result(job.name) else "begun" if status == 128 + signal.SIGTERM else "failed"
         return self._note(job, time.monotonic() - began, state, log)
 
     def _note(self, job: Job, seconds: float, state: str, log: Path) -> Job:
