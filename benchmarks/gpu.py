@@ -30,14 +30,14 @@ from torch import Tensor, nn
 from opposing_signals.curvature import EigenTracker, sample_curvature
 from opposing_signals.curvature.risk import EmpiricalRisk, flatten
 from opposing_signals.errors import InputError
-from opposing_signals.models import resnet18, resnet56, vgg11, vit
+from opposing_signals.models import cifar_resnet, resnet18, vgg11, vit
 from opposing_signals.training.job import set_gpu_arithmetic
 
 NETWORKS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any], int]] = {  # with the images of a pass
     "vgg11bn": (vgg11, {"width": 64}, 1000),
     "resnet18": (resnet18, {"width": 64}, 1000),
     "vit": (vit, {"width": 192, "depth": 8, "heads": 3}, 1000),
-    "resnet56": (resnet56, {}, 128),
+    "resnet56": (cifar_resnet, {"depth": 56, "width": 16}, 128),
 }
 """The last trains on small batches, where launching kernels takes longer than running them."""
 COMPILED, RECORDED, PRODUCTS = "compile_training", "cuda_graphs", "compile_products"
@@ -77,7 +77,7 @@ class Subject:
         make, fields, images = NETWORKS[name]
         self.chunk = options.images or images
         torch.manual_seed(1)
-        model = make((3, 32, 32), 10, **fields, **({"width": options.width} if options.width else {}))
+        model = make((3, 32, 32), 10, **fields | ({"width": options.width} if options.width else {}))
         self.data = images_of(options.data, self.chunk)
         trained = self.risk(model, "float32")
         optimizer = torch.optim.SGD(trained.parameters, lr=LR)

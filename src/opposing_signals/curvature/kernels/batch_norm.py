@@ -215,8 +215,11 @@ class _OverProcesses(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Replace batch norm."""
-        rule = {F.batch_norm: batch_norm, torch.batch_norm: as_in_torch(batch_norm)}.get(func, func)
-        return rule(*args, **(kwargs or {}))
+        return _RULES.get(func, func)(*args, **(kwargs or {}))
+
+
+_RULES = {F.batch_norm: batch_norm, torch.batch_norm: as_in_torch(batch_norm)}
+"""`F.batch_norm` as it is before `captured` or `frozen` patch it: theirs calls this one."""
 
 
 @contextmanager
