@@ -73,6 +73,17 @@ def test_what_the_time_does_not_suffice_for_is_told_to_end_and_goes_on_with_the_
     assert log.count("interrupted") == 2
 
 
+def test_a_job_that_does_not_end_is_killed_and_goes_on_with_the_next_command(tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\ntrap '' TERM\nwhile true; do sleep 0.05; done\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    monkeypatch.setattr("opposing_signals.reproduce.ENDING", 0.3)
+    monkeypatch.setattr("opposing_signals.reproduce.GRACE", 0.0)
+    (begun,) = reproduce(["fig03_chebyshev"], "smoke", tmp_path, budget=0.5)
+    assert begun.state == "begun"
+
+
 def test_a_job_that_fails_is_told_and_the_next_begins(tmp_path):
     jobs = reproduce(["fig03_chebyshev", "fig38b_linear_model"], "smoke", tmp_path, settings=(*SETTINGS, "steps=0"))
     assert [job.state for job in jobs] == ["failed", "failed"]
