@@ -62,7 +62,7 @@ def test_what_the_time_does_not_suffice_for_is_told_to_end_and_goes_on_with_the_
     python.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(python))
     monkeypatch.setattr("opposing_signals.reproduce.GRACE", 0.0)
-    begun, behind = reproduce(["fig01_group_losses", "fig03_chebyshev"], "smoke", tmp_path, budget=1)
+    begun, behind = reproduce(["fig01_group_losses", "fig03_chebyshev"], "smoke", tmp_path, budget=2)
     assert (begun.state, begun.left, behind.state) == ("begun", 3800, "open")
     assert begun.seconds >= 1
     assert Plan(tmp_path, "smoke").job("fig01_group_losses") == begun
