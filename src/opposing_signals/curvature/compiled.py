@@ -135,9 +135,11 @@ class RecordedGradient:
             tensor.copy_(value)
         losses, outputs, gradient = replay()
         for parameter, piece in zip(self._risk.parameters, gradient, strict=True):
-            if piece is not None and parameter.grad is None:
+            if piece is None:
+                continue
+            if parameter.grad is None:
                 parameter.grad = torch.empty_like(parameter).copy_(piece)
-            elif piece is not None:
+            else:
                 parameter.grad += piece
         return losses.clone(), outputs.clone()
 

@@ -93,7 +93,8 @@ def curvature_pass(
     with risk.split(batch):
         row_of = [risk.assembled(pieces, batch) for pieces in (losses, outputs, *slopes)]
     result = CurvaturePass(
-        *row_of[:2],
+        row_of[0],
+        row_of[1],
         torch.cat([piece.reshape(-1) for piece in dense]),
         summed(products),
         torch.stack(row_of[2:]) if slopes else vectors.new_zeros(0, risk.size(batch)),
