@@ -9,7 +9,6 @@ from layers import risk_of
 from torch.multiprocessing.spawn import start_processes
 
 from opposing_signals.curvature import EigenTracker, curvature_split, gradient_norms, sample_curvature, sample_sharpness
-from opposing_signals.errors import InputError
 from opposing_signals.optim.sam import ascended_gradient
 
 pytestmark = pytest.mark.slow
@@ -30,10 +29,17 @@ def measured(layer: str) -> dict[str, torch.Tensor]:
     dropping = risk_of(layer, examples=11, chunk=2)
     dropping.model.append(torch.nn.Dropout(0.5))
     dropped = [dropping.backward(batch).losses for _ in range(2)]
-    few = risk_of(layer, examples=11, chunk=6)  # two processes, one chunk in a batch of five
+    few = risk_of(layer, examples=11, chunk=6)  # two processes, one chunk in a batch of five: they share it
     of_few = few.backward(batch[:5])
+    gradient_of_few = [parameter.grad for parameter in few.parameters]
+    buffers_of_few = torch.cat([buffer.double().reshape(-1) for buffer in [torch.zeros(0), *few.model.buffers()]])
     products_of_few = few.hessian_products(vectors, batch[:5])
+    few.model.zero_grad(set_to_none=True)
+    few.backward_with_products(vectors, batch[:5])
+    assert all(torch.equal(p.grad, bits) for p, bits in zip(few.parameters, gradient_of_few, strict=True))
     split_of_few = curvature_split(few, vectors[0], batch[:5])
+    one = risk_of(layer, examples=11, chunk=11)  # one chunk in all
+    along_one = sample_curvature(one, vectors[0])
     if layer in ("linear", "attention"):  # with batch norm no example has a loss of its own
         ascended = torch.cat([g.reshape(-1) for g in ascended_gradient(risk, batch, 0.1)])
     else:
@@ -44,6 +50,11 @@ def measured(layer: str) -> dict[str, torch.Tensor]:
         "losses_of_few": of_few.losses,
         "products_of_few": products_of_few.products,
         "slopes_of_few": products_of_few.slopes,
+        "buffers_of_few": buffers_of_few,
+        "products_of_one": one.hessian_products(vectors).products,
+        "curvatures_of_one": along_one.curvatures,
+        "norms_of_one": gradient_norms(one),
+        "of_fewest": risk_of(layer, examples=11).backward(batch[:1] if layer == "linear" else batch).losses,
         "split_of_few": torch.tensor([split_of_few.gauss_newton, split_of_few.functional]),
         "dropped": torch.cat(dropped),
         "random_state": torch.get_rng_state(),  # a checkpoint holds that of the first process
@@ -76,8 +87,6 @@ def worker(rank: int, port: int, layers: tuple[str, ...], folder: str) -> None:
             patched.setattr(torch.distributed, "all_reduce", lambda sent: (messages.append(sent), all_reduce(sent)))
             risk_of("batch_norm", chunk=2).backward()
         assert len(messages) == 5, "which are used, gradients, buffers, losses and outputs: one message each"
-        with pytest.raises(InputError, match="1 chunks, fewer than the 2 processes; expected at most 5"):
-            risk_of("linear", chunk=11).parts()
     finally:
         torch.distributed.destroy_process_group()
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from opposing_signals import interruption
 from opposing_signals.__main__ import main
 from opposing_signals.interruption import MESSAGE
 from opposing_signals.record import Record
@@ -62,6 +63,20 @@ def test_a_training_ends_after_its_step_with_its_state_and_goes_on_to_the_same_b
     assert set(resumed) == set(whole)
     for quantity in whole:
         np.testing.assert_array_equal(resumed[quantity].values, whole[quantity].values, quantity)
+
+
+def test_a_signal_that_comes_in_a_destructor_is_heeded_by_the_next_step(monkeypatch):
+    class Telling:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    lost = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda raised: lost.append(raised.exc_type))
+    with interruption.ended_by_signals():
+        Telling()
+        assert lost == [interruption.Interrupted]
+        assert interruption.is_told_to_end()
+    assert not interruption.is_told_to_end()
 
 
 def test_a_second_signal_ends_the_process_within_the_step(tmp_path, told):

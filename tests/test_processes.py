@@ -184,6 +184,12 @@ def test_two_processes_measure_images_as_one_does_and_resume_to_the_bit(tmp_path
     assert_near(whole, record_in(tmp_path / "fewer"), 1e-6)
 
 
+def test_more_processes_than_chunks_share_them(tmp_path):
+    assert started(tmp_path / "two", *IMAGES, "risk.chunk=24")
+    alone(tmp_path / "one", *IMAGES, "risk.chunk=24")
+    assert_near(record_in(tmp_path / "one"), record_in(tmp_path / "two"), 1e-6)
+
+
 # -- failures -------------------------------------------------------------------------------------------------------
 
 
@@ -209,7 +215,11 @@ def test_a_failure_of_all_is_said_once(tmp_path, arguments, message):
             "trainer.devices=3: expected 2, as it is, or null; start several",
         ),
         ((*IMAGES, "+trainer.num_nodes=2"), "trainer.num_nodes=2: expected 1"),
-        ((*IMAGES, "risk.chunk=24"), "risk.chunk=24: 24 examples are 1 chunks, fewer than the 2 processes"),
+        (
+            (*IMAGES, "risk.chunk=24", "risk.compile_training=true"),
+            "risk.chunk=24: 24 examples are 1 chunks, fewer than the 2 processes, which cannot share one (compiled, or "
+            "with gradients of the model's own, or one with fewer than 2 examples); expected at most 12",
+        ),
         (("experiment=theorem31", *TINY), "2 processes for theorem31: expected one"),
     ],
 )
@@ -219,6 +229,16 @@ def test_what_two_processes_cannot_do_is_refused(tmp_path, monkeypatch, capsys, 
         monkeypatch.setattr(module, "count", lambda: 2)
     assert main([*arguments, f"output_dir={tmp_path}"]) == 2
     assert f"opposing-signals: {message}" in capsys.readouterr().err
+
+
+def test_a_chunk_in_which_random_numbers_are_drawn_is_not_shared(monkeypatch):
+    model = torch.nn.Sequential(torch.nn.Dropout(0.1), torch.nn.Linear(4, 2))
+    loss = torch.nn.CrossEntropyLoss(reduction="none")
+    risk = EmpiricalRisk(model, loss, torch.randn(9, 4), torch.zeros(9, dtype=torch.long), chunk=9)
+    for module in (job, chunks):
+        monkeypatch.setattr(module, "count", lambda: 2)
+    with pytest.raises(InputError, match=r"cannot share one \(layer '0' is Dropout.*expected at most 4"):
+        job._check_processes(risk, slice(None))
 
 
 def test_a_failure_of_one_process_ends_all(tmp_path):

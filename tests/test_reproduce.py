@@ -62,7 +62,7 @@ def test_what_the_time_does_not_suffice_for_is_told_to_end_and_goes_on_with_the_
     python.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(python))
     monkeypatch.setattr("opposing_signals.reproduce.GRACE", 0.0)
-    begun, behind = reproduce(["fig01_group_losses", "fig03_chebyshev"], "smoke", tmp_path, budget=1)
+    begun, behind = reproduce(["fig01_group_losses", "fig03_chebyshev"], "smoke", tmp_path, budget=2)
     assert (begun.state, begun.left, behind.state) == ("begun", 3800, "open")
     assert begun.seconds >= 1
     assert Plan(tmp_path, "smoke").job("fig01_group_losses") == begun
@@ -71,6 +71,17 @@ def test_what_the_time_does_not_suffice_for_is_told_to_end_and_goes_on_with_the_
     assert Plan(tmp_path, "smoke").job("fig01_group_losses").seconds > begun.seconds
     log = (tmp_path / "reproduce" / "smoke" / "fig01_group_losses.log").read_text()
     assert log.count("interrupted") == 2
+
+
+def test_a_job_that_does_not_end_is_killed_and_goes_on_with_the_next_command(tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\ntrap '' TERM\nwhile true; do sleep 0.05; done\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    monkeypatch.setattr("opposing_signals.reproduce.ENDING", 0.3)
+    monkeypatch.setattr("opposing_signals.reproduce.GRACE", 0.0)
+    (begun,) = reproduce(["fig03_chebyshev"], "smoke", tmp_path, budget=0.5)
+    assert begun.state == "begun"
 
 
 def test_a_job_that_fails_is_told_and_the_next_begins(tmp_path):

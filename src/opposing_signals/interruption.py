@@ -95,6 +95,7 @@ def _end(number: int, frame: Any = None) -> None:
     if not _handling.is_ending:
         _handling.is_ending = True
         _end_workers()
+    _handling.told = number  # where the exception is lost, as in a destructor, the training's next step heeds it
     raise Interrupted(number)
 
 

@@ -142,6 +142,16 @@ def summed_together(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
     return tensors
 
 
+def stacked(tensor: Tensor) -> Tensor:
+    """``[processes, ...]``: the ``tensor`` of each process, of the same shape in all."""
+    import torch
+    from torch import distributed
+
+    of_all = [torch.empty_like(tensor) for _ in range(count())]
+    distributed.all_gather(of_all, tensor)
+    return torch.stack(of_all)
+
+
 def gathered(pieces: Sequence[Result]) -> list[Result]:
     """The pieces of all processes, one for each of `EmpiricalRisk.parts`, in the order of the chunks."""
     if count() == 1:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -50,6 +51,9 @@ ORDER = (
 """What is wanted most comes first: experiments by patterns of their names, those that share a run together."""
 GRACE = 30.0
 """Seconds of the budget that are kept for a training to finish its step and write its state."""
+ENDING = 25.0
+"""Seconds after which a job that was told to end is told again, and killed: what it has written is enough to go on."""
+_TOLD_TO_END = (128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGKILL)
 _STEP = re.compile(r"step (\d+) of (\d+)")
 _LEFT = re.compile(r"(?:(\d+):)?(\d+):(\d+) left")
 
@@ -130,8 +134,6 @@ class Plan:
     def job(self, name: str) -> Job:
         """What is known of the experiment ``name``."""
         noted = read_json(self.path).get(name) if self.path.is_file() else None
-        if isinstance(noted, dict):
-            noted.pop("verdicts", None)  # of earlier versions
         try:
             job = Job(**{**noted, "name": name}) if noted else Job(name)
             if wrong := [field for field, hint in get_type_hints(Job).items() if not fits(getattr(job, field), hint)]:
@@ -157,14 +159,12 @@ class Plan:
             try:
                 status = process.wait(budget)
             except subprocess.TimeoutExpired:
-                process.terminate()
-                status = process.wait()
+                status = _ended(process)
             except Interrupted:
-                process.terminate()
-                process.wait()
+                _ended(process)
                 self._note(job, time.monotonic() - began, "begun", log)
                 raise
-        state = "begun" if status == 128 + signal.SIGTERM else "done" if self.result(job.name) else "failed"
+        state = "done" if self.result(job.name) else "begun" if status in _TOLD_TO_END else "failed"
         return self._note(job, time.monotonic() - began, state, log)
 
     def _note(self, job: Job, seconds: float, state: str, log: Path) -> Job:
@@ -198,6 +198,16 @@ class Plan:
         found = self.result(name)
         where = f"{self.outputs / name / 'experiment.json'}: folder"
         return [folder_name(run.folder, where) for run in found.runs] if found else []
+
+
+def _ended(process: subprocess.Popen[bytes]) -> int:
+    """The status of a job that was told to end."""
+    for end, seconds in ((process.terminate, ENDING), (process.terminate, ENDING / 5)):
+        end()
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(seconds)
+    process.kill()
+    return process.wait()
 
 
 def _time_left(lines: Sequence[str]) -> float | None:

@@ -1,4 +1,4 @@
-"""Training examples that rest on the device, taken in chunks, each of several processes its share."""
+"""Training examples that rest on the device, taken in chunks, of which each of several processes evaluates some."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from opposing_signals.curvature.kernels.batch_norm import over_processes
 from opposing_signals.errors import InputError
 from opposing_signals.processes import agreed, count, rank, summed
 
@@ -39,50 +40,64 @@ class Chunks:
         self.inputs, self.targets, self.chunk = inputs, targets, chunk
         self.weights: Tensor | None = None
         self._seen: tuple[Batch, Tensor] | None = None
+        self._is_split = False
 
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def parts(self, batch: Batch = WHOLE, may_idle: bool = False) -> list[slice]:
+    def parts(self, batch: Batch = WHOLE) -> list[slice]:
         """Positions in ``batch`` of the chunks that this process evaluates.
 
         Alone it evaluates all; of several processes (`opposing_signals.processes`) the r-th takes every world-th, and
-        what they find is put together by `assembled` and `summed`.
-
-        Args:
-            batch: Which examples.
-            may_idle: Whether a process may have none.
-
-        Raises:
-            InputError: There are fewer chunks than processes, and none may idle.
+        what they find is put together by `assembled` and `summed`. Where there are fewer chunks than processes, some
+        have none; but within `split` each has a piece of every chunk.
         """
-        size, processes = self.size(batch), count()
+        size, processes, own = self.size(batch), count(), rank()
         parts = [slice(first, min(first + self.chunk, size)) for first in range(0, size, self.chunk)]
-        if self.some_idle(batch) and not may_idle:
-            raise InputError(
-                f"risk.chunk={self.chunk}: {size} examples are {len(parts)} chunks, fewer than the {processes} "
-                f"processes; expected at most {size // processes}"
-            )
-        return parts[rank() :: processes]
+        if not self._is_split:
+            return parts[own::processes]
+        return [
+            slice(*(part.start + (part.stop - part.start) * end // processes for end in (own, own + 1)))
+            for part in parts
+        ]
+
+    @contextmanager
+    def split(self, batch: Batch) -> Iterator[None]:
+        """Inside, every process evaluates a piece of every chunk of ``batch``, if it has fewer chunks than processes.
+
+        Batch norm takes its statistics over the whole chunk all the same (`over_processes`). Not for measures that
+        compute statistics of a chunk in another way. A chunk with fewer examples than there are processes stays whole.
+        """
+        self._is_split = self.would_split(batch)
+        try:
+            with over_processes(self._is_split):
+                yield
+        finally:
+            self._is_split = False
+
+    def would_split(self, batch: Batch) -> bool:
+        """Whether `split` gives pieces of chunks: see there."""
+        smallest = self.size(batch) % self.chunk or self.chunk
+        return self.some_idle(batch) and smallest >= count()
 
     def assembled(self, pieces: Sequence[Tensor], batch: Batch = WHOLE, axis: int = 0) -> Tensor:
         """One tensor out of one piece for each of `parts`, in the batch's order along ``axis``, on every process."""
         if count() == 1:
             return torch.cat(list(pieces), axis)
-        if self.some_idle(batch):  # which do not know
+        if self.some_idle(batch) and not self._is_split:  # which do not know
             shape, dtype = agreed(lambda: (list(pieces[0].shape), pieces[0].dtype))
         else:
             shape, dtype = list(pieces[0].shape), pieces[0].dtype
         shape[axis] = self.size(batch)
         whole = torch.zeros(shape, dtype=dtype, device=self.inputs.device)
-        for part, piece in zip(self.parts(batch, may_idle=True), pieces, strict=True):
+        for part, piece in zip(self.parts(batch), pieces, strict=True):
             whole.narrow(axis, part.start, part.stop - part.start).copy_(piece)
         return summed(whole)
 
-    def chunks(self, batch: Batch = WHOLE, may_idle: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+    def chunks(self, batch: Batch = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and targets of each of `parts`."""
         seen = self._seen[1] if self._seen is not None and self._seen[0] is batch else None
-        for part in self.parts(batch, may_idle):
+        for part in self.parts(batch):
             if isinstance(batch, slice):
                 first = batch.indices(len(self))[0]
                 rows: Batch = slice(first + part.start, first + part.stop)
@@ -107,7 +122,7 @@ class Chunks:
         size = self.size(batch)
         equal = torch.tensor(1 / size, dtype=torch.float64, device=self.inputs.device).expand(size)
         shares = equal if self.weights is None else self.weights[batch] / self.weights[batch].sum()
-        for part in self.parts(batch, may_idle=True):
+        for part in self.parts(batch):
             yield shares[part]
 
     def seeded_chunks(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
@@ -119,7 +134,7 @@ class Chunks:
         generators = [torch.default_generator, *([torch.cuda.default_generators[device.index]] if is_cuda else [])]
         seed = int(torch.randint(2**62, ()))
         with torch.random.fork_rng([device] if is_cuda else []):
-            for part, chunk in zip(self.parts(batch, may_idle=True), self.chunks(batch, may_idle=True), strict=True):
+            for part, chunk in zip(self.parts(batch), self.chunks(batch), strict=True):
                 for generator in generators:
                     generator.manual_seed(seed + part.start)
                 yield chunk

@@ -64,33 +64,40 @@ def curvature_pass(
     slopes: list[list[Tensor]] = [[] for _ in directions]
     keep_graph = keep_graph and count() == 1 and risk.size(batch) <= risk.chunk
     further = None
-    with risk.deterministic():
-        for chunk, shares in zip(risk.chunks(batch, may_idle=True), risk.shares(batch), strict=True):
-            seen = ChunkPass(risk, *chunk, shares, is_twice=len(directions) > 0)
-            if not losses:
-                check_graph(seen.gradient, risk.model)
-            for j, (direction, pieces) in enumerate(zip(directions, pieces_of, strict=True)):
-                is_last = j + 1 == len(directions)
-                slopes[j].append(seen.add_product(direction, pieces, keep_graph=keep_graph or not is_last))
-            detached = [None if piece is None else piece.detach() for piece in seen.gradient]
+    with risk.deterministic(), risk.split(batch):
+        for chunk, shares in zip(risk.chunks(batch), risk.shares(batch), strict=True):
+            if risk.compiled_products and directions and len(chunk[0]) == risk.chunk:
+                of_losses, output, detached, rows, pieces = risk.compiled_products(*chunk, shares, directions)
+                for row, whole, product, piece in zip(rows, slopes, pieces_of, pieces, strict=True):
+                    whole.append(row)
+                    torch._foreach_add_(product, piece)
+            else:
+                seen = ChunkPass(risk, *chunk, shares, is_twice=len(directions) > 0)
+                if not losses:
+                    check_graph(seen.gradient, risk.model)
+                for j, (direction, product) in enumerate(zip(directions, pieces_of, strict=True)):
+                    is_last = j + 1 == len(directions)
+                    slopes[j].append(seen.add_product(direction, product, keep_graph=keep_graph or not is_last))
+                detached = [None if piece is None else piece.detach() for piece in seen.gradient]
+                of_losses, output = seen.losses.detach(), seen.outputs
+                if keep_graph and directions:
+                    further = seen.products
+                del seen  # its gradient is as large as θ
             gradients = [_sum(*pair) for pair in zip(gradients, detached, strict=True)]
-            losses.append(seen.losses.detach())
-            outputs.append(risk.kept(seen.outputs))
-            if keep_graph and directions:
-                further = seen.products
-            del seen  # its gradient is as large as θ
+            losses.append(of_losses)
+            outputs.append(risk.kept(output))
     used = risk.used_by_any([piece is not None for piece in gradients])
     dense = [torch.zeros_like(p) if g is None else g for p, g in zip(risk.parameters, gradients, strict=True)]
     summed_together([piece for piece, is_used in zip(dense, used, strict=True) if is_used])
     gradients = [piece if is_used else None for piece, is_used in zip(dense, used, strict=True)]
+    with risk.split(batch):
+        row_of = [risk.assembled(pieces, batch) for pieces in (losses, outputs, *slopes)]
     result = CurvaturePass(
-        risk.assembled(losses, batch),
-        risk.assembled(outputs, batch),
+        row_of[0],
+        row_of[1],
         torch.cat([piece.reshape(-1) for piece in dense]),
         summed(products),
-        torch.stack([risk.assembled(row, batch) for row in slopes])
-        if slopes
-        else vectors.new_zeros(0, risk.size(batch)),
+        torch.stack(row_of[2:]) if slopes else vectors.new_zeros(0, risk.size(batch)),
         further,
     )
     return result, gradients

@@ -119,7 +119,7 @@ def _hold_in_float64(risk: EmpiricalRisk, claims: Claims, attempt: int, step: fl
 def _few_examples(risk: EmpiricalRisk, seed: int, in_float64: bool) -> Iterator[tuple[EmpiricalRisk, Tensor]]:
     """The risk of a few examples a little away from θ, and a direction ``[P]`` of about θ's size, tensor by tensor."""
     few = copy.copy(risk)
-    few.checked = None
+    few.checked = few.compiled_products = None
     examples = slice(min(len(risk), max(FEWEST, min(_MOST, len(risk) // _SHARE))))
     few.inputs, few.targets = risk.inputs[examples], risk.targets[examples]
     few.weights = None if risk.weights is None else risk.weights[examples]

@@ -75,7 +75,7 @@ def _curvature_split(risk: EmpiricalRisk, vector: Tensor, batch: Batch) -> Curva
     parameters, direction = risk.parameters, risk.unflatten(vector)
     gauss_newton = functional = 0.0
     with risk.probe(), risk.deterministic():
-        for (inputs, targets), shares in zip(risk.chunks(batch, may_idle=True), risk.shares(batch), strict=True):
+        for (inputs, targets), shares in zip(risk.chunks(batch), risk.shares(batch), strict=True):
             with risk.differentiable():
                 outputs = risk.model(inputs)
                 detached = outputs.detach().requires_grad_()

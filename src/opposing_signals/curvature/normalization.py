@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from opposing_signals.errors import InputError
+from opposing_signals.processes import stacked
 
 Statistics = list[tuple[Tensor, Tensor]]
 """Mean and (biased) variance per channel of each use of batch norm in a forward pass, in the order of the uses."""
 
 batch_norm = F.batch_norm
+_split: list[None] = []
 
 
 class BatchNorm(NamedTuple):
@@ -62,14 +64,42 @@ def captured(model: nn.Module) -> Iterator[Statistics]:
     def keep(values: Tensor, number: int) -> None:
         if passes[0] == 1 and number == len(statistics):  # not where a checkpoint computes it again
             with torch.no_grad():
-                values = values.detach()
-                values = values.to(torch.promote_types(values.dtype, torch.float32))  # under autocast it is bfloat16
-                axes = [axis for axis in range(values.ndim) if axis != 1]
-                variance, mean = torch.var_mean(values, axes, correction=0)
-            statistics.append((mean, variance))
+                statistics.append(moments(values.detach())[:2])
 
     with _uses(model, keep) as passes:
         yield statistics
+
+
+def moments(values: Tensor) -> tuple[Tensor, Tensor, int]:
+    """``[C]`` mean and (biased) variance per channel of ``[n, C, ...]`` values, and how many a channel has.
+
+    Within `statistics_over_processes` they are those of the whole chunk, of which each process has a piece.
+    """
+    values = values.to(torch.promote_types(values.dtype, torch.float32))  # under autocast it is bfloat16
+    variance, mean = torch.var_mean(values, [axis for axis in range(values.ndim) if axis != 1], correction=0)
+    size = values.numel() // values.shape[1]
+    if not is_split():
+        return mean, variance, size
+    means, variances, sizes = stacked(torch.stack([mean, variance, torch.full_like(mean, size)]).double()).unbind(1)
+    shares = sizes / sizes.sum(0)
+    whole = (shares * means).sum(0)
+    spread = (shares * (variances + (means - whole).square())).sum(0)
+    return whole.to(mean), spread.to(mean), int(sizes[:, 0].sum())
+
+
+@contextmanager
+def statistics_over_processes() -> Iterator[None]:
+    """Inside, each process has a piece of the same chunk, and its statistics are taken over all pieces."""
+    _split.append(None)
+    try:
+        yield
+    finally:
+        _split.pop()
+
+
+def is_split() -> bool:
+    """Whether that is so."""
+    return bool(_split)
 
 
 @contextmanager

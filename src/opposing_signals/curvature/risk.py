@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import opposing_signals.curvature.convolution  # noqa: F401  # mends a gradient that torch gets wrong on some CPUs
 from opposing_signals.curvature.any_order import AnyOrder, GradientWatch
 from opposing_signals.curvature.chunks import WHOLE, Batch, Chunks
+from opposing_signals.curvature.compiled import CompiledProducts, RecordedGradient, compiled
 from opposing_signals.curvature.double_backward import CurvaturePass, ForwardPass, curvature_pass
 from opposing_signals.curvature.finite_differences import check, of_products
 from opposing_signals.curvature.refusals import (
@@ -49,6 +50,8 @@ class EmpiricalRisk(Chunks):
         checked: The measures that have been held against finite differences
             (`opposing_signals.curvature.finite_differences`); None: none is to be.
         state: What a measurement puts back.
+        autotune: Whether cuDNN chooses its kernels by their time.
+        is_one_graph: Whether the training pass is compiled or recorded, so that no hook sees into it.
 
     Args:
         model: Maps ``[n, ...]`` inputs to ``[n, C]`` outputs; its parameters with ``requires_grad`` are θ.
@@ -64,8 +67,12 @@ class EmpiricalRisk(Chunks):
         channels_last: Memory layout of images and convolutions; faster on most CPUs and on GPUs with tensor cores. It
             is safe on every CPU, for what torch gets wrong in it on some is mended
             (`opposing_signals.curvature.convolution`).
-        compile_training: `torch.compile` the forward pass of `backward`. Curvature stays eager: a compiled module
-            has no double backward.
+        compile_training: `torch.compile` the training pass.
+        compile_products: Trace and compile Hessian-vector products of all chunks of the full size.
+        cuda_graphs: Record the training pass of a chunk as a CUDA graph: launching the kernels of a small batch takes
+            longer than running them. It has the same bits.
+        autotune: Let cuDNN choose its kernels by their time. Another process may then choose others: a resumed run
+            equals an uninterrupted one to rounding only. The job sets this, as it does tf32.
         keep_outputs: Whether a pass returns the outputs of its whole batch. Those of text, V logits a token, are far
             larger than everything else in the pass; False holds no more than a chunk's.
 
@@ -85,6 +92,9 @@ class EmpiricalRisk(Chunks):
         precision: Precision = "float32",
         channels_last: bool = True,
         compile_training: bool = False,
+        compile_products: bool = False,
+        cuda_graphs: bool = False,
+        autotune: bool = False,
         keep_outputs: bool = True,
     ) -> None:
         if precision not in get_args(Precision):
@@ -107,8 +117,10 @@ class EmpiricalRisk(Chunks):
         self.precision = precision
         self.loss = loss
         self.keep_outputs = keep_outputs
-        self._compiled = compile_training
-        self._training_forward = torch.compile(self.evaluate) if compile_training else self.evaluate
+        self.autotune, self.is_one_graph = autotune, compile_training or cuda_graphs
+        self._training_forward = compiled(self.evaluate, "compile_training") if compile_training else self.evaluate
+        self._add_gradient = RecordedGradient(self, self._training_forward) if cuda_graphs else self._gradient_added
+        self.compiled_products = CompiledProducts(self) if compile_products else None
         self._takes_gradients: bool | None = None
         self.state = ModelState()
         self.checked: set[str] | None = set()
@@ -125,12 +137,12 @@ class EmpiricalRisk(Chunks):
         self.weights = None if self.weights is None else self.weights.to(device)
         return self
 
-    def losses_at(self, parameters: Sequence[Tensor], batch: Batch = WHOLE, may_idle: bool = False) -> Iterator[Tensor]:
+    def losses_at(self, parameters: Sequence[Tensor], batch: Batch = WHOLE) -> Iterator[Tensor]:
         """ℓ_i of each of the batch's `parts` at other parameters than θ, one tensor for each of `parameters`.
 
         They may be any tensors that the model can compute with, such as jets. Call it within `probe`.
         """
-        for inputs, targets in self.chunks(batch, may_idle):
+        for inputs, targets in self.chunks(batch):
             with self.at(parameters):
                 losses = self.loss(self.model(inputs), targets)
             yield losses
@@ -196,12 +208,12 @@ class EmpiricalRisk(Chunks):
         """
         self.check_trained()
         losses, outputs, scale = [], [], self._loss_scale(batch)
-        for (inputs, targets), shares in zip(self.seeded_chunks(batch), self.shares(batch), strict=True):
-            sample_losses, output = self._training_forward(inputs, targets)
-            check_losses(sample_losses, inputs)
-            (sample_losses * (scale * shares).to(sample_losses)).sum().backward()
-            losses.append(sample_losses.detach())
-            outputs.append(self.kept(output))
+        with self.split(batch):
+            for (inputs, targets), shares in zip(self.seeded_chunks(batch), self.shares(batch), strict=True):
+                sample_losses, output = self._add_gradient(inputs, targets, scale * shares)
+                losses.append(sample_losses)
+                outputs.append(self.kept(output))
+            seen = ForwardPass(self.assembled(losses, batch), self.assembled(outputs, batch))
         if scale != 1:
             torch._foreach_div_([parameter.grad for parameter in self.parameters if parameter.grad is not None], scale)
         used = self.used_by_any([parameter.grad is not None for parameter in self.parameters])
@@ -210,7 +222,17 @@ class EmpiricalRisk(Chunks):
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         summed_together([parameter.grad for parameter in together if parameter.grad is not None])
         self._agree_on_buffers()
-        return ForwardPass(self.assembled(losses, batch), self.assembled(outputs, batch))
+        return seen
+
+    def _gradient_added(self, inputs: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        losses, outputs = self._training_forward(inputs, targets)
+        check_losses(losses, inputs)
+        (losses * weights.to(losses)).sum().backward()
+        return losses.detach(), outputs
+
+    def would_split(self, batch: Batch) -> bool:
+        """See `Chunks.split`; not where the pass is one graph, or the model takes gradients of its own."""
+        return super().would_split(batch) and not self.is_one_graph and not self.takes_gradients
 
     def used_by_any(self, used: list[bool]) -> list[bool]:
         """Which parameters have a gradient: those that the chunks of any process use."""
@@ -226,13 +248,13 @@ class EmpiricalRisk(Chunks):
     def backward_with_products(self, vectors: Tensor, batch: Batch = WHOLE) -> CurvaturePass:
         """`backward`, and ∇²L v_j of the same batch from the same graph.
 
-        ``.grad`` gets the bits that `backward` would give it. Where the training pass is compiled, runs in 16 bits or
-        takes gradients of its own, another graph is built for the products, in the weights' precision. Where the batch
-        is one chunk, the pass keeps its graph for `CurvaturePass.further`.
+        ``.grad`` gets the bits that `backward` would give it. Where one of both is compiled, or the training pass is
+        recorded, runs in 16 bits or takes gradients of its own, products have a graph of their own, in the weights'
+        precision. Where the batch is one chunk, the pass keeps its graph for `CurvaturePass.further`.
         """
         self.check_vectors(vectors)
         self.check_products()
-        if self.is_halved or self._compiled or self.takes_gradients:
+        if self.is_halved or self.is_one_graph or self.compiled_products or self.takes_gradients:
             forward_pass = self.backward(batch)
             curvature = self.hessian_products(vectors, batch)
             return replace(curvature, losses=forward_pass.losses, outputs=forward_pass.outputs)
@@ -247,11 +269,6 @@ class EmpiricalRisk(Chunks):
     def is_halved(self) -> bool:
         """Whether the training pass runs in 16 bits, with float32 weights."""
         return self.precision in _HALVES
-
-    @property
-    def is_compiled(self) -> bool:
-        """Whether the training pass is one compiled graph, into which no hook sees."""
-        return self._compiled
 
     @property
     def takes_gradients(self) -> bool:
@@ -301,7 +318,7 @@ class EmpiricalRisk(Chunks):
         """ℓ_i(θ) without a gradient and without a trace: see `probe`."""
         with self.probe(), torch.no_grad():
             losses, outputs = [], []
-            for chunk in self.chunks(batch, may_idle=True):
+            for chunk in self.chunks(batch):
                 sample_losses, output = self._without_graph(partial(self.evaluate, *chunk))
                 check_losses(sample_losses, chunk[0], are_single=False)
                 losses.append(sample_losses.detach())

@@ -65,7 +65,7 @@ def _along_line(risk: EmpiricalRisk, vector: Tensor) -> AlongLine:
         for part, jet in zip(risk.parts(), risk.losses_at(line), strict=True):
             check_losses(jet, risk.inputs[part])
             chunks.append(orders(jet))
-    values, slopes, halves = (risk.assembled(pieces) for pieces in zip(*chunks, strict=True))
+    values, slopes, halves = (risk.assembled([pieces[order] for pieces in chunks]) for order in range(3))
     return AlongLine(values, slopes, 2 * halves)
 
 

@@ -34,6 +34,7 @@ Split: TypeAlias = Literal["train", "test"]
 
 _TRAIN_IMAGES = 50_000
 _SUBSET_IMAGES = 5_000
+_BATCH_IMAGES = 10_000
 _ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 _ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
 _FOLDERS = ("cifar10", "cifar-10-batches-py")
@@ -113,8 +114,10 @@ class _Layout:
     files: tuple[str, ...]
     read: Callable[[Path, Split], Iterator[Examples]]
 
-    def is_in(self, folder: Path) -> bool:
-        return all((folder / file).is_file() for file in self.files)
+    def is_in(self, folder: Path, images: int = _TRAIN_IMAGES) -> bool:
+        """Whether ``folder`` holds what so many training images are read from, as far as their number tells."""
+        unread = [f"data_batch_{number}" for number in range(1 + -(-images // _BATCH_IMAGES), 6)]
+        return all((folder / file).is_file() for file in self.files if Path(file).stem not in unread)
 
 
 def _locate(images: int, root: str | None) -> tuple[_Layout, Path]:
@@ -134,7 +137,7 @@ def _find(images: int, folder: Path) -> tuple[_Layout, Path] | None:
     layouts = (_OFFICIAL, _MOSAICS)
     for layout in (_SUBSET, *layouts) if images <= _SUBSET_IMAGES else (*layouts, _SUBSET):
         for place in (folder, *(folder / name for name in _FOLDERS)):
-            if layout.is_in(place):
+            if layout.is_in(place, images):
                 return layout, place
     return None
 
@@ -203,6 +206,8 @@ SUBSET_SHA256 = {"cifar10_5k.npz": "7cb2b4230d171be3588a1b55b9ad4d25c15a812c4074
 
 def _checked(path: Path, sums: dict[str, str], algorithm: Literal["md5", "sha256"], problem: str) -> io.BytesIO:
     """The file's bytes, read once so that what was checked is what is decoded."""
+    if not path.is_file():
+        raise InputError(f"{path}: expected this file as well, for so many images of each class; lower data.images")
     data = path.read_bytes()
     found = hashlib.new(algorithm, data).hexdigest()
     if found != sums[path.name]:

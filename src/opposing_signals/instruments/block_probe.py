@@ -36,9 +36,9 @@ class BlockProbe(Instrument):
     exactly its training output.
 
     Statistics and mean norm are taken inside the training pass, and the probes are passed between that and the
-    optimizer's update. No hook sees into a compiled training pass (``risk.compile_training``); there the batch takes
-    a second, uncompiled forward pass at each measurement, which costs about a third of a step and leaves the compiled
-    pass and its rounding alone.
+    optimizer's update. No hook sees into a training pass that is compiled or recorded (``risk.compile_training``,
+    ``risk.cuda_graphs``); there the batch takes a second, plain forward pass at each measurement, which costs about a
+    third of a step and leaves the training pass and its rounding alone.
 
     Args:
         risk: What is being trained.
@@ -75,7 +75,7 @@ class BlockProbe(Instrument):
 
     def before_step(self, module: TrainingModule, step: int) -> None:
         """Look into the training pass, if it can be looked into."""
-        if not self.risk.is_compiled:
+        if not self.risk.is_one_graph:
             module.observe(self._observe())
 
     @contextmanager
@@ -99,12 +99,13 @@ class BlockProbe(Instrument):
 
     def at_gradient(self, module: TrainingModule, step: int) -> None:
         """Pass the probes by the statistics that were seen."""
-        if self.risk.is_compiled:
+        if self.risk.is_one_graph:
             with self._observe():
                 self.risk.sample_losses(module.batch)
         statistics, norms = self._seen
-        chunks = len(self.risk.parts(module.batch, may_idle=True))  # a pass of its own for curvature may have followed
-        mean_norm = self.risk.assembled(norms[:chunks], module.batch).mean().item()
+        with self.risk.split(module.batch):
+            chunks = len(self.risk.parts(module.batch))  # a pass of its own for curvature may have followed
+            mean_norm = self.risk.assembled(norms[:chunks], module.batch).mean().item()
         if not is_first():  # the first process has the first chunk
             return
         with frozen(self.risk.model, statistics), self._feature_norms() as probe_norms:

@@ -135,7 +135,7 @@ class TokenLosses(Instrument):
             return
         stream = LossChangeStream(self.keep, self.sample)
         followed: list[np.ndarray] = []
-        width = self._tracked.inputs.shape[1]
+        width, is_finite = self._tracked.inputs.shape[1], True
         with self._tracked.probe(), torch.no_grad(), self._rounding():
             passes = (self._tracked.losses_at(at) for at in (self._before, self._tracked.parameters))
             for rows, *chunk in zip(self._tracked.parts(), *passes, strict=True):

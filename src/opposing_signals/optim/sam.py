@@ -159,7 +159,7 @@ def ascended_gradient(risk: EmpiricalRisk, batch: Batch, rho: NotNegative) -> li
 
 
 def _pieces(risk: EmpiricalRisk, batch: Batch, examples: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    for chunk, shares in zip(risk.chunks(batch, may_idle=True), risk.shares(batch), strict=True):
+    for chunk, shares in zip(risk.chunks(batch), risk.shares(batch), strict=True):
         yield from zip(*(part.split(examples) for part in (*chunk, shares)), strict=True)
 
 

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from opposing_signals.configuration import reference_of, run_folder
+from opposing_signals.curvature.examples import check_independence
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.data import Dataset
 from opposing_signals.errors import DamagedError, InputError, NotWrittenError, TrainingStoppedError
@@ -81,7 +82,7 @@ def _train(
     ways: list[Way],
 ) -> None:
     module = training_module(config, dataset)
-    module.risk.parts(slice(0, config.batch))  # refuses more processes than it has chunks for
+    _check_processes(module.risk, slice(0, config.batch))
     module.before_update = [instantiate(adjust) for adjust in config.get("before_update", {}).values()]
     branched: dict[str, Any] = {}
     reference = Record(run_folder(reference_of(config))) if "reference" in config else None
@@ -125,7 +126,9 @@ def _train(
         default_root_dir=record.folder,
     )
     if trainer.strategy.root_device.type == "cuda":
-        set_gpu_arithmetic(config.risk.precision == "tf32")
+        set_gpu_arithmetic(config.risk.precision == "tf32", module.risk.autotune)
+    elif needing := [field for field in ("autotune", "cuda_graphs") if config.risk.get(field)]:
+        raise InputError(f"risk.{needing[0]}=true on {trainer.strategy.root_device.type}: expected a GPU, or false")
     module.batches.begin_at(lambda: trainer.global_step)
     agreed(lambda: record.cut(start.steps, start.rows))
     earlier = _earlier(record) if start.steps else {}
@@ -177,6 +180,24 @@ def _check(config: DictConfig) -> None:
         )
 
 
+def _check_processes(risk: EmpiricalRisk, batch: slice) -> None:
+    """Refuse more processes than there are chunks, where chunks cannot be split over them (`Chunks.split`)."""
+    size, processes, reason = risk.size(batch), count(), ""
+    if risk.would_split(batch):
+        try:
+            check_independence(risk)
+        except InputError as error:
+            reason = str(error)
+    elif risk.some_idle(batch):
+        reason = f"compiled, or with gradients of the model's own, or one with fewer than {processes} examples"
+    if not reason:
+        return
+    raise InputError(
+        f"risk.chunk={risk.chunk}: {size} examples are {-(-size // risk.chunk)} chunks, fewer than the {processes} "
+        f"processes, which cannot share one ({reason}); expected at most {size // processes}"
+    )
+
+
 def _devices(config: DictConfig) -> dict[str, Any]:
     """Lightning's settings: in each process it trains on one device, and knows nothing of the others.
 
@@ -207,12 +228,13 @@ def _devices(config: DictConfig) -> dict[str, Any]:
     return {"devices": [device], "num_nodes": 1}
 
 
-def set_gpu_arithmetic(is_rounded: bool) -> None:
+def set_gpu_arithmetic(is_rounded: bool, autotune: bool = False) -> None:
     """Say whether the GPU rounds the factors of float32 products to TF32, as by itself it does in convolutions alone.
 
     Its kernels give the same bits each time, where PyTorch has such (elsewhere it warns): a run can be resumed, and
-    goes the same way with and without instruments.
+    goes the same way with and without instruments. With ``autotune`` cuDNN measures which of them are fastest.
     """
+    torch.backends.cudnn.benchmark = autotune
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = is_rounded
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS gives other bits now and then
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -1,17 +1,36 @@
-"""Batch norm in training mode: two reductions and two linear combinations for its second derivative."""
+"""Batch norm in training mode: two reductions and two linear combinations for its second derivative.
+
+Where several processes have a piece each of a chunk (`over_processes`), the reductions go over all of them, in the
+forward pass and in both derivatives.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
+from torch.overrides import TorchFunctionMode
 
-from opposing_signals.curvature.any_order import per_channel
-from opposing_signals.curvature.normalization import BatchNorm, in_training
+from opposing_signals.curvature.any_order import as_in_torch, per_channel
+from opposing_signals.curvature.normalization import (
+    BatchNorm,
+    by_statistics,
+    in_training,
+    is_split,
+    moments,
+    statistics_over_processes,
+)
+from opposing_signals.processes import summed
 
 aten = torch.ops.aten
+
+_OVER_PROCESSES = -1
+"""In place of the number by which PyTorch names its kernel."""
 
 
 class _BatchNorm(Function):
@@ -26,17 +45,27 @@ class _BatchNorm(Function):
         momentum: float,
         eps: float,
     ) -> Tensor:
-        output, mean, inverse_deviation, reserve, kernel = torch._batch_norm_impl_index(
-            values, weight, bias, running_mean, running_var, True, momentum, eps, torch.backends.cudnn.enabled
-        )
+        if is_split():
+            mean, variance, size = moments(values)
+            inverse_deviation, reserve, kernel = (variance + eps).rsqrt(), mean.new_empty(0), _OVER_PROCESSES
+            output = by_statistics(values.to(mean), mean, inverse_deviation, weight, bias).to(values)
+            if running_mean is not None and running_var is not None:
+                running_mean.lerp_(mean.to(running_mean), momentum)
+                running_var.lerp_((variance * (size / (size - 1))).to(running_var), momentum)
+        else:
+            size = values.numel() // values.shape[1]
+            output, mean, inverse_deviation, reserve, kernel = torch._batch_norm_impl_index(
+                values, weight, bias, running_mean, running_var, True, momentum, eps, torch.backends.cudnn.enabled
+            )
         ctx.save_for_backward(values, weight, mean, inverse_deviation, reserve)
-        ctx.eps, ctx.kernel = eps, kernel
+        ctx.eps, ctx.kernel, ctx.size = eps, kernel, size
         return output
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         mask = list(ctx.needs_input_grad[:3])
-        return *_BatchNormBackward.apply(slope, *ctx.saved_tensors, ctx.eps, ctx.kernel, mask), None, None, None, None
+        options = ctx.eps, ctx.kernel, ctx.size, mask
+        return *_BatchNormBackward.apply(slope, *ctx.saved_tensors, *options), None, None, None, None
 
 
 class _BatchNormBackward(Function):
@@ -52,6 +81,9 @@ class _BatchNormBackward(Function):
 
     so that beside four reductions, two of them known from the first backward, both are linear combinations of u, g
     and x with one coefficient a channel.
+
+    Over processes, n and the reductions are those of the whole chunk. ∂γ, ∂β and ∂φ/∂γ are what a process contributes,
+    because gradients are added up over processes at last.
     """
 
     @staticmethod
@@ -65,19 +97,27 @@ class _BatchNormBackward(Function):
         reserve: Tensor,
         eps: float,
         kernel: int,
+        size: int,
         mask: list[bool],
     ) -> Any:
         ctx.set_materialize_grads(False)
-        in_values, in_weight, in_bias = aten._batch_norm_impl_index_backward(
-            kernel, values, slope, weight, None, None, mean, inverse_deviation, True, eps, mask, reserve
-        )
-        if in_weight is None or in_bias is None:
+        ctx.size, ctx.is_split = size, kernel == _OVER_PROCESSES
+        gamma = torch.ones_like(mean) if weight is None else weight.detach()
+        if ctx.is_split:
+            slope, values = slope.to(mean), values.to(mean)
             in_weight, in_bias = channel_moments(slope, values, mean, inverse_deviation)
-        ctx.save_for_backward(slope, values, weight, mean, inverse_deviation, in_weight, in_bias)
+            means = _over_chunk(ctx, in_weight, in_bias)
+            in_values: Any = slope_through_batch_norm(slope, values, gamma, mean, inverse_deviation, *means)
+        else:
+            in_values, in_weight, in_bias = aten._batch_norm_impl_index_backward(
+                kernel, values, slope, weight, None, None, mean, inverse_deviation, True, eps, mask, reserve
+            )
+            if in_weight is None or in_bias is None:
+                in_weight, in_bias = channel_moments(slope, values, mean, inverse_deviation)
+            means = _over_chunk(ctx, in_weight, in_bias)
+        ctx.save_for_backward(slope, values, weight, mean, inverse_deviation, *means)
         if in_values is not None:  # a sum with other slopes is another tensor, and has no origin
-            gamma = torch.ones_like(mean) if weight is None else weight.detach()
-            sums = in_weight.detach(), in_bias.detach()
-            in_values.origin = slope.detach(), values.detach(), gamma, mean, inverse_deviation, *sums
+            in_values.origin = slope.detach(), values.detach(), gamma, mean, inverse_deviation, *means
         return in_values, in_weight if mask[1] else None, in_bias if mask[2] else None
 
     @staticmethod
@@ -85,17 +125,18 @@ class _BatchNormBackward(Function):
         ctx: Any, values_dual: Tensor | None, weight_dual: Tensor | None, bias_dual: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         slope, values, weight, mean, inverse, slope_dot, slope_sum = ctx.saved_tensors
-        count = values.numel() // values.shape[1]
         zero = torch.zeros_like(mean)
         gamma = torch.ones_like(mean) if weight is None else weight
         a = zero if weight_dual is None else weight_dual
         b = zero if bias_dual is None else bias_dual
         if values_dual is None:
-            curve = dual_dot = dual_sum = zero
+            own_curve = curve = dual_dot = dual_sum = zero
         else:
-            dual_dot, dual_sum = channel_moments(values_dual, values, mean, inverse)
+            values_dual = values_dual.to(mean)
+            own_dot, own_sum = channel_moments(values_dual, values, mean, inverse)
             product = channel_moments(values_dual, slope, zero, torch.ones_like(mean))[0]
-            curve = product - (dual_sum * slope_sum + dual_dot * slope_dot) / count
+            own_curve = product - (own_sum * slope_sum + own_dot * slope_dot)
+            dual_dot, dual_sum, curve = _over_chunk(ctx, own_dot, own_sum, own_curve)
 
         def dual_term(coefficient: Tensor) -> list[tuple[Tensor, Tensor]]:
             return [] if values_dual is None else [(coefficient, values_dual)]
@@ -103,29 +144,32 @@ class _BatchNormBackward(Function):
         in_slope = in_values = None
         if ctx.needs_input_grad[0]:
             on_dual = gamma * inverse
-            on_values = (a - on_dual * dual_dot / count) * inverse
-            constant = b - on_dual * dual_sum / count - on_values * mean
+            on_values = (a - on_dual * dual_dot) * inverse
+            constant = b - on_dual * dual_sum - on_values * mean
             in_slope = channel_combination(constant, *dual_term(on_dual), (on_values, values))
         if ctx.needs_input_grad[1]:
-            on_dual = -gamma * inverse.square() * slope_dot / count
-            on_slope = -gamma * inverse.square() * dual_dot / count + a * inverse
-            on_values = (
-                -(gamma * inverse.square() * curve + on_dual * dual_dot + on_slope * slope_dot) * inverse / count
-            )
-            constant = -(on_dual * dual_sum + on_slope * slope_sum) / count - on_values * mean
+            on_dual = -gamma * inverse.square() * slope_dot
+            on_slope = -gamma * inverse.square() * dual_dot + a * inverse
+            on_values = -(gamma * inverse.square() * curve + on_dual * dual_dot + on_slope * slope_dot) * inverse
+            constant = -(on_dual * dual_sum + on_slope * slope_sum) - on_values * mean
             in_values = channel_combination(constant, *dual_term(on_dual), (on_slope, slope), (on_values, values))
-        in_weight = inverse * curve if weight is not None else None
-        return in_slope, in_values, in_weight, None, None, None, None, None, None
+        in_weight = inverse * own_curve if weight is not None else None
+        return in_slope, in_values, in_weight, *[None] * 7
+
+
+def _over_chunk(ctx: Any, *sums: Tensor) -> Iterable[Tensor]:
+    """``[C]`` sums over this process's values of a channel as means over those of the chunk."""
+    together = torch.stack(sums)
+    return ((summed(together) if ctx.is_split else together) / ctx.size).unbind()
 
 
 def slope_through_batch_norm(
     slope: Tensor, values: Tensor, gamma: Tensor, mean: Tensor, inverse: Tensor, slope_dot: Tensor, slope_sum: Tensor
 ) -> Tensor:
-    """γ P g, see `_BatchNormBackward`, from ``[C]`` x̂·g and 1·g."""
-    count = values.numel() // values.shape[1]
+    """γ P g, see `_BatchNormBackward`, from ``[C]`` x̂·g/n and 1·g/n."""
     on_slope = gamma * inverse
-    on_values = -on_slope * inverse * slope_dot / count
-    constant = -on_slope * slope_sum / count - on_values * mean
+    on_values = -on_slope * inverse * slope_dot
+    constant = -on_slope * slope_sum - on_values * mean
     return channel_combination(constant, (on_slope, slope), (on_values, values))
 
 
@@ -162,3 +206,27 @@ def batch_norm(call: BatchNorm) -> Tensor:
         raise ValueError(f"batch norm in training mode needs more than one value a channel, got {shape}")
     statistics = call.running_mean, call.running_var, call.momentum, call.eps
     return _BatchNorm.apply(call.input, call.weight, call.bias, *statistics)
+
+
+class _OverProcesses(TorchFunctionMode):
+    """Calls the kernel above also where no second derivative is wanted."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Replace batch norm."""
+        return _RULES.get(func, func)(*args, **(kwargs or {}))
+
+
+_RULES = {F.batch_norm: batch_norm, torch.batch_norm: as_in_torch(batch_norm)}
+"""`F.batch_norm` as it is before `captured` or `frozen` patch it: theirs calls this one."""
+
+
+@contextmanager
+def over_processes(is_split: bool) -> Iterator[None]:
+    """Inside, each process has a piece of the same chunk, over which batch norm takes its statistics, if ``is_split``.
+
+    All processes have to make the same calls in the same order, in forward and backward passes.
+    """
+    with statistics_over_processes() if is_split else nullcontext(), _OverProcesses() if is_split else nullcontext():
+        yield
