@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from recording import opposing
 
 from opposing_signals.__main__ import main
 from opposing_signals.data.tracked import write_tracked
@@ -56,20 +57,8 @@ def test_escapes_in_what_is_given_are_shown_as_text(tmp_path, monkeypatch, capfd
 
 
 def test_escapes_in_a_record_are_shown_as_text(tmp_path, capfd):
-    generator = np.random.default_rng(0)
-    configuration = {
-        "run": {"name": ESCAPE},
-        "data": {"_target_": "opposing_signals.data.tracked"},
-        "model": {"_target_": f"script.{ESCAPE}"},
-        "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.5},
-    }
-    with Record.writing(tmp_path, configuration) as record:
-        for step in range(20):
-            losses = 1 + 0.01 * generator.standard_normal(60)
-            losses[:5] += 0.3 * (-1) ** step
-            losses[5:10] -= 0.3 * (-1) ** step
-            record.append("sample_loss", step, losses.astype(np.float32))
-        record.write_provenance({"data": {"name": ESCAPE, "examples": 60}})
+    unknown = {"run": {"name": ESCAPE}, "data": {"_target_": "opposing_signals.data.tracked"}}
+    opposing(tmp_path, points=60, name=ESCAPE, **unknown, model={"_target_": f"script.{ESCAPE}"})
     write_tracked(tmp_path, np.arange(60), None, [ESCAPE] * 30 + ["b"] * 30, None)
     assert main(["explain", str(tmp_path)]) == 0
     out = capfd.readouterr().out

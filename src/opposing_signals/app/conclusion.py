@@ -65,6 +65,7 @@ def conclude(
         for name in ("figure.png", "figure.pdf"):
             with replacing(folder / name) as unfinished:
                 style.save(figure, unfinished)
+            figure.set_layout_engine("none")  # it has placed everything: the second file needs no search
             drawn.add(name)
         plt.close(figure)
         if trajectories and OmegaConf.select(config, "animation") is not None:
