@@ -262,13 +262,15 @@ OTHERS = {
     "explain nowhere": "no record of a run in nowhere",
     "explain nowhere --json=yes": "explain: argument --json: ignored explicit argument",
     "reproduce --budget 0": "reproduce: argument --budget: invalid _seconds value: '0'",
+    "reproduce --budget soon": "reproduce: argument --budget: invalid _seconds value: 'soon'",
     "reproduce --budget nan": "reproduce: argument --budget: invalid _seconds value: 'nan'",
     "reproduce --scale huge": "reproduce: argument --scale: invalid choice: 'huge'",
     "reproduce --only nope": "experiment 'nope': unknown",
     "reproduce --pack out --kb 0": "reproduce: argument --kb: invalid _kilobytes value: '0'",
     "reproduce --pack out --kb 99999": "reproduce: argument --kb: invalid _kilobytes value: '99999'",
     "demo seed=3": "demo: seed=3 is a setting",
-    "demo a b": "demo: unrecognized arguments: b",
+    "demo a b": "demo: unrecognized arguments: b; expected opposing-signals demo [FOLDER]",
+    "demo --fast": "demo: unrecognized arguments: --fast",
     "reprot": "reprot: unknown; did you mean report",
 }
 """Other commands ↦ how they are refused."""
