@@ -97,8 +97,8 @@ def begin(config: DictConfig, searched: list[Path], what: str) -> None:
     Raises:
         InputError: A field cannot be, or cannot have its value.
     """
-    OmegaConf.resolve(config)  # once: what is looked up in it many times is else resolved each time
     schema.check(config)
+    OmegaConf.resolve(config)  # once: what is looked up in it many times is else resolved each time
     check_settings(config.settings, searched)
     experiment_folder(config)  # refuses a name that leads elsewhere
     announce(config, what)  # before Lightning is imported, which takes as long as all until here
