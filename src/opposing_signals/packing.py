@@ -174,7 +174,7 @@ def unpack(path: Path, folder: Path) -> None:
                 "XDG_CACHE_HOME name a folder that can be written"
             ) from error
         said = " ".join(str(error).split()) or type(error).__name__
-        raise DamagedError(f"{path}: no packed record ({said}); expected a file of reproduce --pack") from None
+        raise DamagedError(f"{path}: no packed record ({said}); expected a file of `opposing-signals pack`") from None
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What a dashboard shows of a run, held against the run's record."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from composing import composed
 from recorded import alternating, write_record
 
 from opposing_signals.app.dashboard import Dashboard, dashboard, steps
+from opposing_signals.app.workspace import PAIRS, STEP, workspace
 from opposing_signals.errors import InputError
 from opposing_signals.record import Record
 from opposing_signals.signals import Trajectory
@@ -67,3 +69,23 @@ def test_a_setting_that_a_logger_does_not_have_is_refused_in_a_line(tmp_path) ->
     config = composed("fig01_group_losses", "logger=csv", "+logger.colour=red", output_dir=Path(tmp_path))
     with pytest.raises(InputError, match=r"logger=csv: .*'colour'; --cfg job prints its settings"):
         _ = Dashboard(config).logger
+
+
+def test_a_workspace_has_a_panel_for_what_is_logged(trajectory) -> None:
+    pytest.importorskip("wandb_workspaces", reason="the extra `workspaces` is not installed")
+    described = workspace("fig1", "somebody")
+    assert (described.name, described.project) == ("fig01_group_losses", "opposing-signals")
+    panels = {section.name: section.panels for section in described.sections}
+    assert all(panels.values())
+    drawn = {name for shown in panels.values() for panel in shown for name in getattr(panel, "y", None) or ()}
+    logged = set().union(*steps(trajectory, with_scalars=True).values())
+    of_further_pairs = {f"pair/{number}{side}" for number in PAIRS for side in "ab"} - logged
+    assert drawn - of_further_pairs - {"sharpness_bound", "test_accuracy"} == logged
+    assert {panel.x for shown in panels.values() for panel in shown if hasattr(panel, "y")} == {STEP}
+    claims = [panel.metrics[0].name for panel in panels["Claims"]]
+    assert claims == [f"claim/fig01{letter}" for letter in "abcdef"]
+    sent = json.loads(described._to_model().model_dump_json(by_alias=True))  # what save() sends
+    (runs,) = sent["spec"]["section"]["runSets"]
+    assert [(test["key"]["name"], test["value"]) for test in runs["filters"]["filters"]] == [
+        ("tags", ["fig01_group_losses"])
+    ]

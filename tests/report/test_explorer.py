@@ -36,11 +36,8 @@ class Written:
         return json.loads(match[2])
 
     def examples(self, field: str) -> list[Any]:
-        return [one for path in sorted(self.place.glob("examples/*.js")) for one in self._field(path, field)]
-
-    def _field(self, path: Path, field: str) -> Any:
-        values = self.file(f"examples/{path.stem}")[field]
-        return values if field == "captions" else numbers(values, "u4").tolist()
+        parts = [self.file(f"examples/{path.stem}")[field] for path in sorted(self.place.glob("examples/*.js"))]
+        return [one for part in parts for one in (part if field == "captions" else numbers(part, "u4").tolist())]
 
 
 def numbers(text: str, kind: str) -> np.ndarray:
@@ -194,8 +191,7 @@ def test_large_pictures_are_reduced(tmp_path, losses) -> None:
 def test_texts(tmp_path) -> None:
     data = {"_target_": "opposing_signals.data.text_demo", "sentences": 500}
     dataset = text_demo(500)
-    build_explorer(write_record(tmp_path / "run", alternating(points=len(dataset)), data=data), tmp_path / "page")
-    found = Written(tmp_path / "page")
+    found = written_with(tmp_path, alternating(points=len(dataset)), data=data)
     assert found.run["examples"]["kind"] == "text"
     assert found.run["classes"] == []
     for point, caption in zip(found.examples("ids"), found.examples("captions"), strict=True):
@@ -204,8 +200,7 @@ def test_texts(tmp_path) -> None:
 
 def test_numbers_of_a_regression(tmp_path) -> None:
     data = {"_target_": "opposing_signals.data.chebyshev"}
-    build_explorer(write_record(tmp_path / "run", alternating(points=20), data=data), tmp_path / "page")
-    found = Written(tmp_path / "page")
+    found = written_with(tmp_path, alternating(points=20), data=data)
     assert chebyshev().targets[0].item() == -1
     captions = dict(zip(found.examples("ids"), found.examples("captions"), strict=True))
     assert captions[0] == "x = −1; y = −1"
@@ -260,8 +255,7 @@ def test_no_sharpness_and_no_losses(tmp_path, losses) -> None:
     found = written_with(tmp_path, losses, sharpness=False)
     assert any("sharpness was not recorded" in notice for notice in found.run["notices"])
     assert found.run["sharpness"] is None
-    build_explorer(write_record(tmp_path / "empty", None, state=None), tmp_path / "other")
-    empty = Written(tmp_path / "other")
+    empty = written_with(tmp_path / "empty", None, state=None)
     assert any("No losses of training examples were recorded" in notice for notice in empty.run["notices"])
     assert empty.run["loss"]["steps"] == ""
 

@@ -1,4 +1,3 @@
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -32,8 +31,7 @@ def trajectory(tmp_path):
                 record.append("sharpness", step, 4.0)
         return Trajectory(Record(tmp_path), pairing={"smallest_group": 1})
 
-    yield make
-    plt.close("all")
+    return make
 
 
 @pytest.mark.parametrize("first", [0, 100])

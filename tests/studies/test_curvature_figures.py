@@ -1,4 +1,3 @@
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -58,8 +57,7 @@ def run(tmp_path):
                         record.append(quantity, step, np.asarray(value))
         return {name: Trajectory(Record(tmp_path / name))}
 
-    yield make
-    plt.close("all")
+    return make
 
 
 def drawn(axes) -> dict[str, np.ndarray]:

@@ -1,6 +1,5 @@
 """What is claimed of pairs found by machine, and their figure, on losses and gradients made to show the truth."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -40,8 +39,7 @@ def run(tmp_path):
                     record.append("gradient_sketch", step, sketch.astype(np.float32))
         return Trajectory(Record(tmp_path / name))
 
-    yield make
-    plt.close("all")
+    return make
 
 
 def test_the_planted_pair_counts_and_another_does_not(run):

@@ -1,4 +1,3 @@
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -32,8 +31,7 @@ def run(tmp_path):
                 record.append("sharpness", step, 10.0 + step)
         return {"made_up": Trajectory(Record(tmp_path))}
 
-    yield make
-    plt.close("all")
+    return make
 
 
 def test_a_pair_is_drawn_with_its_losses_and_images(run):

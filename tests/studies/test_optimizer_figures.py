@@ -1,4 +1,3 @@
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -49,8 +48,7 @@ def runs(tmp_path):
         whole = {name: run for name, run in made.items() if name not in lost}
         return Runs(whole, lost, dict.fromkeys(lost, "the training loss is nan"))
 
-    yield make
-    plt.close("all")
+    return make
 
 
 def drawn(axes) -> list[list[float]]:
@@ -125,7 +123,6 @@ def test_groups_under_sgd_beside_random_points_and_all(tmp_path, opposed):
             record.append("sample_loss", step, row)
     trajectory = Trajectory(Record(tmp_path))
     overview, *pairs = sgd_groups({"made_up": trajectory}, zoom=20).axes
-    plt.close("all")
     assert len(pairs) == len(trajectory.pairs) == opposed
     np.testing.assert_allclose(overview.lines[-1].get_ydata(), losses.mean(1))
     if opposed:

@@ -1,6 +1,5 @@
 """Panels of outliers, what is claimed of them, and how they are drawn."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -36,8 +35,7 @@ def trajectory(tmp_path):
             predicted[24:30] = 4 if step % 2 == 0 else 1
             record.append("sample_loss", step, losses)
             record.append("prediction", step, predicted)
-    yield Trajectory(Record(tmp_path))
-    plt.close("all")
+    return Trajectory(Record(tmp_path))
 
 
 def test_panels_hold_the_outliers_and_both_predictions(trajectory):

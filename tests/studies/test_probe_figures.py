@@ -1,4 +1,3 @@
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.text import Text
@@ -34,8 +33,7 @@ def run(tmp_path):
         settings = {"sharpness": SHARPNESS, "train_loss": np.geomspace(2, 0.1, STEPS), **settings}
         return {name: probed(tmp_path / name, norms, logits, np.linspace(1, 3, STEPS), **settings)}
 
-    yield make
-    plt.close("all")
+    return make
 
 
 def titled(figure) -> dict:

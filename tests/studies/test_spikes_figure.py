@@ -1,4 +1,3 @@
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -36,8 +35,7 @@ def trajectory(tmp_path):
         write_tracked(tmp_path, np.arange(POINTS), shown, labels, None)
         return Trajectory(Record(tmp_path))
 
-    yield make
-    plt.close("all")
+    return make
 
 
 def test_a_spike_shows_who_rises_and_who_falls(trajectory):

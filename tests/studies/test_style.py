@@ -1,20 +1,22 @@
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from opposing_signals.studies import style
 from opposing_signals.studies.claim import Verdict
 
 
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    plt.close("all")
-
-
 def title(width, text):
     return style.figure(width, 3, text).get_suptitle()
+
+
+def test_the_look_ends_with_its_context():
+    with matplotlib.rc_context({"lines.linewidth": 9}):
+        with style.look():
+            assert matplotlib.rcParams["lines.linewidth"] < 9
+        assert matplotlib.rcParams["lines.linewidth"] == 9
 
 
 def test_a_title_that_fits_stays_as_it_is():
@@ -49,8 +51,9 @@ def test_verdicts_stand_in_a_line_under_the_panels():
     axes = figure.subplots()
     style.name_verdicts(figure, [verdict("a", -0.91234, "PASS"), verdict("b", None, "INCONCLUSIVE")])
     assert figure.get_supxlabel() == "a PASS (-0.912, < -0.8) · b INCONCLUSIVE"
-    figure.canvas.draw()
-    renderer = figure.canvas.get_renderer()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
     assert figure._supxlabel.get_window_extent(renderer).y1 <= axes.get_tightbbox(renderer).y0
 
 
@@ -93,8 +96,9 @@ def test_a_legend_covers_neither_curve_nor_title(columns):
         axes.plot([0, 1], [0, 1], label=name)
     axes.set_title("losses")
     style.legend_above(axes, columns)
-    figure.canvas.draw()
-    renderer = figure.canvas.get_renderer()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
     legend = axes.get_legend().get_window_extent(renderer)
     title = next(text for text in (axes._left_title, axes.title) if text.get_text())
     assert legend.y0 >= axes.get_window_extent(renderer).y1

@@ -1,7 +1,6 @@
 import html
 import re
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -26,8 +25,7 @@ def run(tmp_path):
                     record.append(quantity, step, value)
         return {name: Trajectory(Record(tmp_path / name))}
 
-    yield make
-    plt.close("all")
+    return make
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Figures of §3.3 show what their records hold."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from composing import composed
@@ -35,8 +34,7 @@ def trajectory(tmp_path_factory):
             made[experiment] = Trajectory(Record(folder))
         return made[experiment]
 
-    yield get
-    plt.close("all")
+    return get
 
 
 def lines(axes):

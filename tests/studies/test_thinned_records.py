@@ -1,6 +1,5 @@
 """What a run recorded at some of its steps says is right, or is not said: the same statistics of the whole run tell."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -52,8 +51,7 @@ def run(tmp_path):
                     record.append(quantity, step, value)
         return {"run": Trajectory(Record(tmp_path / name))}
 
-    yield make
-    plt.close("all")
+    return make
 
 
 @pytest.mark.parametrize("kind", EVERY)

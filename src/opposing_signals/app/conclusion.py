@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,8 @@ from opposing_signals.values import written
 
 if TYPE_CHECKING:
     from opposing_signals.app.dashboard import Dashboard
-    from opposing_signals.studies.claim import Claim
+    from opposing_signals.signals import Runs
+    from opposing_signals.studies.claim import Claim, Verdict
 
 CLAIM = ("statement", "source", "statistic", "threshold")
 """The fields of a claim."""
@@ -43,8 +45,6 @@ def conclude(
         failures: Name ↦ why that run is not complete.
         subfolder: Of the experiment's folder, where they are written.
     """
-    import matplotlib.pyplot as plt
-
     from opposing_signals.signals import Runs, Trajectory
     from opposing_signals.studies import style
     from opposing_signals.studies.claim import verdict_table
@@ -58,23 +58,8 @@ def conclude(
     verdicts = [claim.check(trajectories, config.scale.name, config.seed) for claim in _claims(config)]
     write_json(folder / "claims.json", [verdict.as_json() for verdict in verdicts])
     write_json(folder / "experiment.json", _description(config, records))
-    drawn = set()
-    if trajectories or failures:
-        figure = instantiate(config.figure)(trajectories) if trajectories else style.figure(8, 2, "No run is complete")
-        style.name_verdicts(figure, verdicts, failures)
-        for name in ("figure.png", "figure.pdf"):
-            with replacing(folder / name) as unfinished:
-                style.save(figure, unfinished)
-            figure.set_layout_engine("none")  # it has placed everything: the second file needs no search
-            drawn.add(name)
-        plt.close(figure)
-        if trajectories and OmegaConf.select(config, "animation") is not None:
-            with replacing(folder / "animation.gif") as unfinished:
-                instantiate(config.animation)(trajectories, unfinished)
-            drawn.add("animation.gif")
-        if trajectories and OmegaConf.select(config, "tables") is not None:
-            instantiate(config.tables)(trajectories, folder)
-            drawn |= {"tables.txt", "tables.html"}
+    with style.look():
+        drawn = _draw(config, folder, trajectories, verdicts)
     for stale in {"figure.png", "figure.pdf", "animation.gif", "tables.txt", "tables.html"} - drawn:
         (folder / stale).unlink(missing_ok=True)
     if mirror is not None:
@@ -83,6 +68,29 @@ def conclude(
     title = f"{config.experiment.name} at scale={config.scale.name}, seed={config.seed}"
     shown.print(verdict_table(verdicts, title, shown))
     shown.print(f"figure: {folder / 'figure.png'}\nclaims: {folder / 'claims.json'}", soft_wrap=True)
+
+
+def _draw(config: DictConfig, folder: Path, runs: Runs, verdicts: list[Verdict]) -> set[str]:
+    """Draw what there is of the complete ``runs``, or why there are none; the names of the files."""
+    from opposing_signals.studies import style
+
+    drawn = set()
+    if runs or runs.failures:
+        figure = instantiate(config.figure)(runs) if runs else style.figure(8, 2, "No run is complete")
+        style.name_verdicts(figure, verdicts, runs.failures)
+        for name in ("figure.png", "figure.pdf"):
+            with replacing(folder / name) as unfinished:
+                style.save(figure, unfinished)
+            figure.set_layout_engine("none")  # it has placed everything: the second file needs no search
+            drawn.add(name)
+    if runs and OmegaConf.select(config, "animation") is not None:
+        with replacing(folder / "animation.gif") as unfinished:
+            instantiate(config.animation)(runs, unfinished)
+        drawn.add("animation.gif")
+    if runs and OmegaConf.select(config, "tables") is not None:
+        instantiate(config.tables)(runs, folder)
+        drawn |= {"tables.txt", "tables.html"}
+    return drawn
 
 
 def _claims(config: DictConfig) -> list[Claim]:

@@ -29,6 +29,9 @@ MEMBERS = 10
 """Images of a group at the most."""
 LARGEST_RECORD = 2**20
 """Bytes of a packed record."""
+CHANGES = ("largest_rise", "largest_fall", "share_rising")
+"""Of the one-step changes: the largest, the smallest, and the fraction above zero."""
+EDGE = "2/η"
 
 
 @contextmanager
@@ -146,7 +149,7 @@ class Dashboard:
         shown: dict[str, Any] = {"claims": wandb.Table(columns=columns, data=rows)}
         if figure.is_file():
             shown["figure"] = wandb.Image(str(figure))
-        run.log({**shown, **{name: list(images) for name, images in members(only)}})
+        run.log({**shown, **members(only)})
         run.summary.update(values)
         run.summary.update({f"verdict/{verdict.id}": verdict.verdict for verdict in verdicts})
 
@@ -199,34 +202,41 @@ def steps(trajectory: Trajectory, with_scalars: bool) -> dict[int, dict[str, flo
         for name in (name for name, quantity in QUANTITIES.items() if not quantity.shape and name in record):
             add(name, record[name].steps, record[name].values)
     if SHARPNESS in record and trajectory.edge is not None:
-        add("2/η", record[SHARPNESS].steps, np.full(len(record[SHARPNESS]), trajectory.edge))
+        add(EDGE, record[SHARPNESS].steps, np.full(len(record[SHARPNESS]), trajectory.edge))
     if SAMPLE_LOSS in record:
         changes = trajectory.changes
         extremes = np.array([(row.max(), row.min(), np.mean(row > 0)) for row in changes.values]).reshape(-1, 3)
-        for name, column in zip(("largest_rise", "largest_fall", "share_rising"), extremes.T, strict=True):
+        for name, column in zip(CHANGES, extremes.T, strict=True):
             add(name, changes.steps, column)
         for number, pair in enumerate(trajectory.pairs, start=1):
-            for side, group in zip("ab", pair.groups, strict=True):
+            for name, group in zip(pair_names(number), pair.groups, strict=True):
                 loss = trajectory.group_loss(group)
-                add(f"pair/{number}{side}", loss.steps, loss.values)
+                add(name, loss.steps, loss.values)
     return rows
 
 
-def members(trajectory: Trajectory | None) -> Iterator[tuple[str, Iterator[Any]]]:
-    """Name of each group of each opposing pair, with the images of its members for W&B; none where there are none."""
+def members(trajectory: Trajectory | None) -> dict[str, list[Any]]:
+    """Name of each group of each opposing pair ↦ images of its members for W&B; empty where there are none."""
     import wandb
 
     if trajectory is None or SAMPLE_LOSS not in trajectory.record or not trajectory.pairs:
-        return
+        return {}
     dataset = trajectory.dataset
     if dataset.images is None:
-        return
-    for number, pair in enumerate(trajectory.pairs, start=1):
-        for side, group in zip("ab", pair.groups, strict=True):
-            yield (
-                f"members/{number}{side}",
-                (
-                    wandb.Image(dataset.images[point], caption=dataset.class_names[int(dataset.targets[point])])
-                    for point in group[:MEMBERS]
-                ),
-            )
+        return {}
+    names = [dataset.class_names[int(label)] for label in dataset.targets]
+    return {
+        name: [wandb.Image(dataset.images[point], caption=names[point]) for point in group[:MEMBERS]]
+        for number, pair in enumerate(trajectory.pairs, start=1)
+        for name, group in zip(member_names(number), pair.groups, strict=True)
+    }
+
+
+def pair_names(number: int) -> list[str]:
+    """Names of the mean losses of the two groups of pair ``number``; pair 1 is that of largest amplitude."""
+    return [f"pair/{number}{side}" for side in "ab"]
+
+
+def member_names(number: int) -> list[str]:
+    """Names of the pictures of their members."""
+    return [f"members/{number}{side}" for side in "ab"]

@@ -74,8 +74,7 @@ def write(
         has_changes: Whether losses of successive steps were measured.
         folder: As the user named it.
     """
-    import matplotlib.pyplot as plt
-
+    from opposing_signals.studies import style
     from opposing_signals.studies.groups.figures import group_losses
     from opposing_signals.studies.groups.spikes import loss_spikes
 
@@ -86,15 +85,14 @@ def write(
     claims = ((*CLAIMS, EDGE) if has_edge else CLAIMS) if has_changes else ()
     checked = [claim.check({run: trajectory}, SCALE, seed) for claim in claims]
     paired = [spike for spike in found if spike.correlation is not None]
-    if not has_changes:
-        figure = _batches(trajectory)
-    elif found:
-        figure = loss_spikes(trajectory, paired or found)
-    else:
-        figure = group_losses({run: trajectory})
-    with replacing(record.folder / "figure.png") as unfinished:
-        figure.savefig(unfinished, dpi=150)
-    plt.close(figure)
+    with style.look(), replacing(record.folder / "figure.png") as unfinished:
+        if not has_changes:
+            figure = _batches(trajectory)
+        elif found:
+            figure = loss_spikes(trajectory, paired or found)
+        else:
+            figure = group_losses({run: trajectory})
+        style.save(figure, unfinished)
     write_json(record.folder / "claims.json", [verdict.as_json() for verdict in checked])
     write_json(
         record.folder / "experiment.json",

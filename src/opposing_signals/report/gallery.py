@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from opposing_signals.report.sentences import paper, shown
 
 PAGE = "README.md"
 THUMBNAILS = "thumbnails"
-WIDTH = 480
-"""Of a thumbnail in pixels; one that would be taller than wide shows the upper part of the picture."""
+WIDTH = 720
+"""Of a thumbnail in pixels, about that of a column of text; a tall picture is cut to its upper square."""
+OUTCOMES = {"all": "Every claim holds", "some": "Some claims hold", "none": "No claim holds", "": "Nothing is claimed"}
 QUALITY = 70
 DESCRIPTION = 0x010E
 """The Exif field that holds the SHA-256 of the picture that a thumbnail was made of."""
@@ -72,10 +74,9 @@ def check_gallery(folder: Path) -> None:
 def render(results: list[Result], folder: Path) -> str:
     """The page in Markdown; addresses are relative to ``folder``, in which the results lie."""
     experiments = [(name, list(group)) for name, group in groupby(results, key=lambda result: result.name)]
-    verdicts = [verdict["verdict"] for result in results for verdict in result.verdicts]
-    outcomes = [result.outcome for result in results if result.outcome]
+    counts = Counter(verdict["verdict"] for result in results for verdict in result.verdicts)
+    counted = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
     runs = {run.folder: run.training_seconds or 0 for result in results for run in result.runs}
-    counted = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in VERDICTS if verdict in verdicts)
     lines = [
         "# The paper, figure by figure",
         "",
@@ -84,25 +85,30 @@ def render(results: list[Result], folder: Path) -> str:
         "What the paper shows and what real runs of this package show, with the verdict on every claim. A claim is "
         "fixed before the run, and its measured value alone decides; one that does not hold is reported as FAIL.",
         "",
-        f"{len(results)} results of {len(experiments)} experiments: in {outcomes.count('all')} every claim holds, in "
-        f"{outcomes.count('some')} some, in {outcomes.count('none')} none ({counted}). They took {len(runs)} runs and "
-        f"{duration(sum(runs.values()))} of training in all. A small picture leads to the full one.",
+        f"{len(results)} results of {len(experiments)} experiments, with {counted}, from {len(runs)} runs, "
+        f"{duration(sum(runs.values()))} of training in all. A click on a picture opens it in full size. By figure:",
         "",
-        "| | scale | claims |",
-        "|---|---|---|",
     ]
-    for name, group in experiments:
-        title = f"[{_cell(group[0].title)}](#{name})"
-        for result in group:
-            lines.append(f"| {title} | {result.scale} | {_marks(result)} |")
-            title = ""
+    for outcome, meaning in OUTCOMES.items():
+        found = [(result, len(group) > 1) for _, group in experiments for result in group if result.outcome == outcome]
+        if found:
+            lines.append(f"- **{meaning}** ({len(found)}): {' · '.join(_link(*each) for each in found)}")
     for name, group in experiments:
         lines += ["", f'<a id="{name}"></a>', "", f"## {group[0].title}", ""]
         if name in paper():
             lines += [f"**Paper:** {_text(paper()[name])}", ""]
         for result in group:
             lines += [*_shown(result, folder), ""]
-    return "\n".join(lines).rstrip() + "\n"
+        lines.pop()
+    return "\n".join(lines) + "\n"
+
+
+def _link(result: Result, with_scale: bool) -> str:
+    """A link to the result by the number of its figure, or by the experiment's name."""
+    figure = re.match(r"Figure (\w+):", result.title)
+    return (
+        f"[{figure[1] if figure else _text(result.name)}{f' ({result.scale})' if with_scale else ''}](#{result.name})"
+    )
 
 
 def _shown(result: Result, folder: Path) -> list[str]:
@@ -113,7 +119,7 @@ def _shown(result: Result, folder: Path) -> list[str]:
     lines = [
         f"**Here** ({where}):{said}",
         "",
-        f"[![{_cell(result.title)}, {where}]({THUMBNAILS}/{_flat(place)})]({place}/figure.png)",
+        f"[![{_text(result.title)}, {where}]({THUMBNAILS}/{_flat(place)})]({place}/figure.png)",
         "",
         *(f"- {_claim(claim)}" for claim in result.verdicts),
     ]
@@ -133,10 +139,6 @@ def _claim(claim: dict[str, Any]) -> str:
     return f"{SYMBOLS[claim['verdict']]} {claim['verdict']}. {_text(claim['statement'])}{measured}"
 
 
-def _marks(result: Result) -> str:
-    return " ".join(SYMBOLS[claim["verdict"]] for claim in result.verdicts) or "none"
-
-
 def _machines(result: Result) -> str:
     """On what the runs were trained, where all were trained on the same."""
     machines = {
@@ -151,10 +153,6 @@ def _machines(result: Result) -> str:
 def _text(text: Any) -> str:
     """``text`` as Markdown shows it, whatever characters are in it."""
     return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", str(text))
-
-
-def _cell(text: Any) -> str:
-    return _text(" ".join(str(text).split()))
 
 
 def _results(folder: Path) -> list[Result]:
@@ -183,10 +181,10 @@ def _thumbnails(folder: Path, results: list[Result]) -> dict[Path, Picture]:
 
 
 def _made_of(path: Path) -> str:
-    """The SHA-256 of the picture that the thumbnail at ``path`` was made of; empty where there is none."""
+    """The SHA-256 of the picture that the thumbnail at ``path`` was made of; empty for none of today's width."""
     try:
         with Image.open(path) as thumbnail:
-            return str(thumbnail.getexif().get(DESCRIPTION, ""))
+            return str(thumbnail.getexif().get(DESCRIPTION, "")) if thumbnail.width == WIDTH else ""
     except OSError:
         return ""
 

@@ -67,20 +67,13 @@ def pack_results(folder: Path, records: Sequence[Path], limit: int, only: Collec
             if why := pack_run(record, path, limit):
                 notes.append(why)
             written.append(path)
-    return Packed(
-        written,
-        list(dict.fromkeys(notes)),
-        _delete_stale(folder, {run.folder for result in results for run in result.runs}),
-    )
+    runs = {run.folder for result in results for run in result.runs}
+    stale = [path for path in packed_records(folder) if path.name.removesuffix(SUFFIX) not in runs]
+    for path in stale:
+        path.unlink()
+    return Packed(written, list(dict.fromkeys(notes)), stale)
 
 
 def packed_records(folder: Path) -> list[Path]:
     """Every packed record beside the results in ``folder``."""
     return sorted(folder.glob(f"*/{PACKS}/*{SUFFIX}"))
-
-
-def _delete_stale(folder: Path, runs: Collection[str]) -> list[Path]:
-    stale = [path for path in packed_records(folder) if path.name.removesuffix(SUFFIX) not in runs]
-    for path in stale:
-        path.unlink()
-    return stale

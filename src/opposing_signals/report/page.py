@@ -66,7 +66,10 @@ def build(folders: list[Path], page: Path | None = None, named_data: bool = Fals
         explorers = build_explorers(records, page.parent, results, named_data)
     pictures = [result.picture for result in results if result.picture]
     for picture in pictures:
-        _copy(picture, page.parent / picture_name(picture))
+        place = page.parent / picture_name(picture)
+        if not place.is_file():  # its name says what it holds
+            with replacing(place) as unfinished:
+                shutil.copyfile(picture.path, unfinished)
     write_text(page, render(results, explorers))
     shown_now = {Path(picture_name(picture)).name for picture in pictures}
     for path in (page.parent / PICTURES).glob("[0-9a-f]" * 16 + ".png"):
@@ -152,13 +155,6 @@ def render(results: list[Result], explorers: Sequence[Explorer] = ()) -> str:
 def picture_name(picture: Picture) -> str:
     """Where a picture lies beside the page; equal pictures lie in one place."""
     return f"{PICTURES}/{picture.sha256[:16]}.png"
-
-
-def _copy(picture: Picture, path: Path) -> None:
-    """Bring ``picture`` to ``path``, where its name says what it holds."""
-    if not path.is_file():
-        with replacing(path) as unfinished:
-            shutil.copyfile(picture.path, unfinished)
 
 
 def _identity(folder: Path) -> tuple[object, ...]:

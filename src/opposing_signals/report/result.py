@@ -211,10 +211,14 @@ class Result:
     @property
     def origins(self) -> dict[str, list[str]]:
         """What else is known about the origin of the numbers: label ↦ distinct values over the runs."""
+        machines, versions = ([_entries(run.origin(part)) for run in self.runs] for part in ("machine", "versions"))
         listed = {
-            "Machine": (_machine(run.origin("machine")) for run in self.runs),
+            "Machine": (
+                ", ".join(f"{value} {name}" if isinstance(value, int) else str(value) for name, value in parts)
+                for parts in machines
+            ),
             "Commit": (str(run.origin("commit") or "") for run in self.runs),
-            "Versions": (_versions(run.origin("versions")) for run in self.runs),
+            "Versions": (", ".join(f"{package} {version}" for package, version in parts) for parts in versions),
             "Records": (run.folder for run in self.runs),
         }
         distinct = {label: [value for value in dict.fromkeys(values) if value] for label, values in listed.items()}
@@ -288,16 +292,6 @@ def _settings(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]
             yield ".".join(path), str(value).rpartition(".")[2]
         elif field != "_partial_" and (*path, field) not in {("job",), ("run", "name")}:
             yield from _settings(value, (*path, field))
-
-
-def _machine(described: Any) -> str:
-    entries = described.items() if isinstance(described, dict) else ()
-    return ", ".join(f"{value} {name}" if isinstance(value, int) else str(value) for name, value in entries)
-
-
-def _versions(described: Any) -> str:
-    entries = described.items() if isinstance(described, dict) else ()
-    return ", ".join(f"{package} {version}" for package, version in entries)
 
 
 def entry(tree: Any, *path: str) -> Any:

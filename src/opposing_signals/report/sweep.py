@@ -60,11 +60,11 @@ def conclude_sweep(folder: Path, jobs: Mapping[str, str]) -> None:
     from opposing_signals.studies import style
 
     records = {job: Record(record) for job, record in jobs.items() if record and job in concluded}
-    figure = seeds_over_each_other(f"{folder.name} over {len(jobs)} jobs", records, claims)
-    with replacing(folder / PICTURE) as unfinished:
-        style.save(figure, unfinished)
+    title = f"{folder.name} over {len(jobs)} jobs"
+    with style.look(), replacing(folder / PICTURE) as unfinished:
+        style.save(seeds_over_each_other(title, records, claims), unfinished)
     shown = console()
-    shown.print(_table(claims, f"{folder.name} over {len(jobs)} jobs"))
+    shown.print(_table(claims, title))
     shown.print(f"figure: {folder / PICTURE}\nsweep: {folder / FILE}", soft_wrap=True)
 
 
@@ -78,22 +78,18 @@ def across(folders: dict[str, Path]) -> list[Across]:
     for job, folder in folders.items():
         for claim in Result.read(folder, job).verdicts:
             found.setdefault(claim["id"], {})[job] = claim
-    return [_across(claim, by_job) for claim, by_job in found.items()]
-
-
-def _across(claim_id: str, by_job: dict[str, dict[str, Any]]) -> Across:
-    any_claim = next(iter(by_job.values()))
-    values = [claim["value"] for claim in by_job.values() if claim["value"] is not None]
-    return Across(
-        id=claim_id,
-        statement=any_claim["statement"],
-        threshold=any_claim["threshold"],
-        values={job: claim["value"] for job, claim in by_job.items()},
-        mean=statistics.fmean(values) if values else None,
-        deviation=statistics.stdev(values) if len(values) > 1 else None,
-        passed=sum(claim["verdict"] == VERDICTS[0] for claim in by_job.values()),
-        jobs=len(by_job),
-    )
+    results = []
+    for claim_id, by_job in found.items():
+        one = next(iter(by_job.values()))
+        values = {job: claim["value"] for job, claim in by_job.items()}
+        known = [value for value in values.values() if value is not None]
+        mean = statistics.fmean(known) if known else None
+        deviation = statistics.stdev(known) if len(known) > 1 else None
+        passed = sum(claim["verdict"] == VERDICTS[0] for claim in by_job.values())
+        results.append(
+            Across(claim_id, one["statement"], one["threshold"], values, mean, deviation, passed, len(values))
+        )
+    return results
 
 
 def _table(claims: list[Across], title: str) -> Table:

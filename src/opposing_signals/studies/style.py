@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
-
-if "MPLBACKEND" not in os.environ:  # as in a notebook, which shows the figures of its own cells
-    matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -47,40 +42,41 @@ LARGEST_PNG = 1_000_000
 """Bytes, above which a picture, which then is one of many photographs, gets a palette."""
 _CLASSES = ("#0072B2", "#D55E00", "#00674F", "#8E3B74", "#22252b")
 
-plt.rcParams.update(
-    {
-        "axes.edgecolor": MUTED,
-        "axes.labelcolor": INK,
-        "axes.labelsize": 9,
-        "axes.linewidth": 0.8,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "axes.titlelocation": "left",
-        "axes.titlesize": 10,
-        "figure.constrained_layout.use": True,
-        "font.family": "DejaVu Sans",
-        "font.size": 9,
-        "grid.color": "#e6e7ea",
-        "grid.linewidth": 0.6,
-        "legend.fontsize": 8,
-        "legend.frameon": False,
-        "lines.linewidth": 1.2,
-        "text.color": INK,
-        "xtick.color": MUTED,
-        "xtick.labelcolor": INK,
-        "xtick.labelsize": 8,
-        "ytick.color": MUTED,
-        "ytick.labelcolor": INK,
-        "ytick.labelsize": 8,
-    }
-)
-
+_LOOK: Any = {
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 9,
+    "axes.linewidth": 0.8,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "grid.color": "#e6e7ea",
+    "grid.linewidth": 0.6,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "lines.linewidth": 1.2,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "xtick.labelsize": 8,
+    "ytick.color": MUTED,
+    "ytick.labelcolor": INK,
+    "ytick.labelsize": 8,
+}
 _INCHES_A_LETTER = 0.135  # of a title
+
+
+def look() -> AbstractContextManager[None]:
+    """The settings with which figures are drawn and saved; outside of it matplotlib's own hold."""
+    return matplotlib.rc_context(_LOOK)
 
 
 def figure(width: float, height: float, title: str) -> Figure:
     """An empty figure of ``width`` x ``height`` inches with a title, its lines broken where they do not fit."""
-    new = plt.figure(figsize=(width, height))
+    new = Figure(figsize=(width, height), layout="constrained")
     lines = [_broken(line, int(width / _INCHES_A_LETTER)) for line in title.splitlines()]
     new.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=12, fontweight="bold")
     return new
@@ -222,4 +218,4 @@ def ordered_looks(count: int) -> list[dict[str, Any]]:
 
 def ramp(count: int) -> list[tuple[float, float, float, float]]:
     """``count`` colours for an ordered family of lines, from dark to light."""
-    return [plt.get_cmap("viridis")(0.85 * index / max(1, count - 1)) for index in range(count)]
+    return [matplotlib.colormaps["viridis"](0.85 * index / max(1, count - 1)) for index in range(count)]

@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -54,12 +53,12 @@ def build_explorers(
             place = f"{name}-{number}"
         taken.add(place)
         try:
-            run = build_explorer(folder, report / "runs" / place, named_data)
-            steps = [pair["step"] for pair in run.pairs]
+            data, run = build_explorer(folder, report / "runs" / place, named_data)
+            steps = [pair["step"] for pair in run["pairs"]]
             views = [(f"pair {i}, step {step}", f"step={step}&pair={i}") for i, step in enumerate(steps, start=1)]
-            explorers.append(Explorer(name, f"runs/{place}/index.html", run.summary, views=tuple(views)))
+            explorers.append(Explorer(name, f"runs/{place}/index.html", run["summary"], views=tuple(views)))
             figures = {result.name: result.title for result in results if name in (one.folder for one in result.runs)}
-            listed.append({"page": place, "data": run.place, "summary": run.summary, "figures": list(figures.items())})
+            listed.append({"page": place, "data": data, "summary": run["summary"], "figures": list(figures.items())})
         except NotWrittenError:
             raise
         except InputError as error:
@@ -75,28 +74,16 @@ def build_explorers(
     return explorers
 
 
-@dataclass(frozen=True)
-class Built:
-    """What the page of all results says of a run's explorer.
-
-    Attributes:
-        summary: The run in a line.
-        place: Name of the folder with its data.
-        pairs: As the page has them.
-    """
-
-    summary: str
-    place: str
-    pairs: list[dict[str, Any]]
-
-
-def build_explorer(folder: Path, target: Path, named_data: bool = False) -> Built:
+def build_explorer(folder: Path, target: Path, named_data: bool = False) -> tuple[str, dict[str, Any]]:
     """Write the explorer of the run in ``folder`` to ``target``, unless it is there already.
 
     Args:
         folder: Of the record.
         target: Of the explorer.
         named_data: See `opposing_signals.data.recorded`.
+
+    Returns:
+        Name of the folder with its data, and the content of their ``run.js``.
 
     Raises:
         InputError: What is in ``folder`` is no readable record.
@@ -108,7 +95,7 @@ def build_explorer(folder: Path, target: Path, named_data: bool = False) -> Buil
     _check(record)
     described = _described(trajectory)
     if (target / "index.html").is_file() and (target / f"data-{key}" / "run.js").is_file():
-        return Built(described["summary"], f"data-{key}", read(target / f"data-{key}")["pairs"])
+        return f"data-{key}", read(target / f"data-{key}")
     record.verify((SAMPLE_LOSS, TRAIN_LOSS, SHARPNESS, LEARNING_RATE))
     examples = Examples.of(trajectory)
     # Without its data set a run is worth another attempt the next time, when the data may be there.
@@ -126,12 +113,13 @@ def build_explorer(folder: Path, target: Path, named_data: bool = False) -> Buil
     for other in target.glob("data-*"):
         if other != place:
             shutil.rmtree(other)
-    return Built(described["summary"], place.name, run["pairs"])
+    return place.name, run
 
 
 def _key(record: Record) -> str:
     """Eight hexadecimal digits that change with the record and with what an explorer looks like."""
-    sources = (path for path in sorted(Path(__file__).parent.rglob("*.*")) if path.suffix != ".pyc")
+    parts = sorted([*Path(__file__).parent.rglob("*.*"), Path(__file__).parents[1] / "base.css"])
+    sources = (path for path in parts if path.suffix != ".pyc")
     state: list[Any] = [path.read_text(encoding="utf-8") for path in sources]
     for pattern in ("*.npy", "configuration.json", "state.json"):
         files = sorted(record.folder.glob(pattern))
@@ -181,8 +169,8 @@ def _step_size(trajectory: Trajectory) -> float | None:
 
 
 def _page(name: str, place: str) -> str:
-    package = Path(__file__).parent
-    style = (package / "style.css").read_text(encoding="utf-8")
-    parts = [(package / "script" / f"{part}.js").read_text(encoding="utf-8") for part in SCRIPTS]
-    page = templates("report/explorer").get_template("page.html.j2")
-    return page.render(name=name, place=place, style=Markup(style), script=Markup("\n".join(parts)))
+    scripts = Path(__file__).parent / "script"
+    script = "\n".join((scripts / f"{part}.js").read_text(encoding="utf-8") for part in SCRIPTS)
+    return (
+        templates("report").get_template("explorer/page.html.j2").render(name=name, place=place, script=Markup(script))
+    )

@@ -43,30 +43,11 @@ class Examples:
     @classmethod
     def of(cls, trajectory: Trajectory) -> Examples:
         """Those of the run, loaded again if they are one of the package's data sets and still the same ones."""
-        if not is_known(trajectory.configuration.get("data")):
-            return cls(None, "Training examples are shown by their numbers: the run has data of its own.", "none")
         try:
-            dataset = trajectory.dataset
+            dataset = _same_data(trajectory)
         except InputError as error:
             said = without_place(error, trajectory.record.folder)
             return cls(None, f"Training examples are shown by their numbers: {said}.", "none")
-        recorded = entry(trajectory.record.provenance, "data", "sha256")
-        lies_elsewhere = not (trajectory.record.folder / TRACKED).is_file()
-        if lies_elsewhere and recorded is not None and recorded != dataset.checksum:
-            return cls(
-                None,
-                "Training examples are shown by their numbers: the data set found here is not the one that the run "
-                f"trained on (sha256 {dataset.checksum[:12]}…, expected {str(recorded)[:12]}…).",
-                "none",
-            )
-        points = trajectory.losses.values.shape[1] if SAMPLE_LOSS in trajectory.record else len(dataset)
-        if points != len(dataset):
-            return cls(
-                None,
-                f"Training examples are shown by their numbers: the data set has {len(dataset):,} of them, and the "
-                f"record losses of {points:,}.",
-                "none",
-            )
         if dataset.images is not None:
             return cls(dataset, "", "image")
         if dataset.is_classification and dataset.targets.ndim == 2:
@@ -117,6 +98,28 @@ class Examples:
         height, width = self.dataset.images.shape[1:3]
         scale = min(1, LONGEST_SIDE / max(width, height))
         return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _same_data(trajectory: Trajectory) -> Dataset:
+    """What the run was trained on.
+
+    Raises:
+        InputError: It cannot be had, or is no longer the same.
+    """
+    record = trajectory.record
+    if not is_known(trajectory.configuration.get("data")):
+        raise InputError("the run has data of its own")
+    dataset = trajectory.dataset
+    recorded = entry(record.provenance, "data", "sha256")
+    if recorded is not None and not (record.folder / TRACKED).is_file() and recorded != dataset.checksum:
+        raise InputError(
+            "the data set found here is not the one that the run trained on "
+            f"(sha256 {dataset.checksum[:12]}…, expected {str(recorded)[:12]}…)"
+        )
+    points = trajectory.losses.values.shape[1] if SAMPLE_LOSS in record else len(dataset)
+    if points != len(dataset):
+        raise InputError(f"the data set has {len(dataset):,} of them, and the record losses of {points:,}")
+    return dataset
 
 
 def without_place(error: InputError, folder: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -28,7 +28,7 @@ PLAIN_BAND = (0.2, 0.3), "70-80% plain"
 """Band of the share of signed steps, and its name (Appendix F.1)."""
 SIGNED_BAND = (0.1, 0.25), "10-25% signed"
 """The same by §4.2."""
-TONES = ListedColormap(plt.get_cmap("viridis")(np.linspace(0, 0.88, 256)))
+TONES = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.88, 256)))
 """Without the tones that are too light for a line."""
 
 # -- figures 6a and 37 ------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def learning_rates_of_both(trajectories: Mapping[str, Trajectory]) -> Figure:
     figure, panels = _panels(runs, "SGD with momentum and Adam over learning rates", 3)
     for name, tones, width in (("SGD", "Blues", 1.2), ("Adam", "Oranges", 2.0)):
         chosen = under(runs, name)
-        shades = plt.get_cmap(tones)(np.linspace(0.45, 1, len(chosen)))
+        shades = matplotlib.colormaps[tones](np.linspace(0.45, 1, len(chosen)))
         for (rule, run), shade, look in zip(chosen.items(), shades, style.ordered_looks(len(chosen)), strict=True):
             look |= {"color": tuple(shade), "linewidth": width}
             _draw_run(panels[:2], run, **look, label=f"{name} η = {rule.lr:g}")

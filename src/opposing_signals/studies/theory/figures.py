@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.axes import Axes
@@ -82,7 +81,6 @@ def toy_valley_animation(trajectories: Mapping[str, Trajectory], path: Path, fra
 
     animation = FuncAnimation(figure, draw, init_func=list, frames=len(w), blit=False)
     animation.save(path, PillowWriter(fps=frames_a_second), dpi=80)
-    plt.close(figure)
 
 
 def _draw_valley(axes: Axes, magnitude: float, trajectory: Trajectory, reach: float) -> None:

@@ -68,7 +68,6 @@ function nearest(values, value) {
   return i === values.length || value - values[i - 1] <= values[i] - value ? i - 1 : i;
 }
 
-
 function number(value, digits = 4) {
   if (value === undefined || Number.isNaN(value)) return "–";
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
@@ -76,4 +75,5 @@ function number(value, digits = 4) {
 }
 const signed = (value) => (Number.isFinite(value) ? (value > 0 ? "+" : "") + value.toPrecision(3).replace(/-/g, "−") : number(value));
 const count = (value) => value.toLocaleString("en-US");
+const hundredths = (value) => value.toFixed(2).replace("-", "−");
 const percent = (share) => `${(100 * share).toFixed(1)}%`;

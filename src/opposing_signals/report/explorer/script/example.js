@@ -17,10 +17,10 @@ async function showExample(rank) {
       `Its losses over the steps are not part of this page: they are kept for the ${count(run.examples.withSeries)} training examples that are selected most often.`;
     if (!element("example").open) element("example").showModal();
     if (!line) return;
-    legend("example-legend", [{ text: `loss of training example ${id}`, colour: "rise" }, { text: "train loss", colour: "ink", kind: "dashed" }]);
+    legend("example-legend", [{ text: `loss of training example ${id}`, colour: "fail" }, { text: "train loss", colour: "ink", kind: "dashed" }]);
     draw(element("example-chart"), {
       from: state.from, to: state.to, log: state.log, label: "loss", axis: true, marks: stepMarks(),
-      lines: [{ ...line, colour: "rise" }, { ...trainLoss(1.5), dash: DASHES[1] }],
+      lines: [{ ...line, colour: "fail" }, { ...trainLoss(1.5), dash: DASHES[1] }],
     });
   } catch (error) {
     failed(error);

@@ -48,11 +48,11 @@ function drawOverview() {
   if (hasChanges()) {
     draw(element("change"), {
       from, to, zero: true, label: "mean Δ", marks: stepMarks(), axis: !also,
-      lines: [{ ...run.changes.rise, colour: "rise" }, { ...run.changes.fall, colour: "fall", dash: DASHES[1] }],
+      lines: [{ ...run.changes.rise, colour: "fail" }, { ...run.changes.fall, colour: "link", dash: DASHES[1] }],
     });
     legend("change-legend", [
-      { text: `▲ mean loss change of the ${run.changes.shown} risers`, colour: "rise" },
-      { text: "▼ of the fallers", colour: "fall", kind: "dashed" },
+      { text: `▲ mean loss change of the ${run.changes.shown} risers`, colour: "fail" },
+      { text: "▼ of the fallers", colour: "link", kind: "dashed" },
     ]);
   }
   element("also").hidden = element("also-legend").hidden = !also;
@@ -73,7 +73,7 @@ function makePairRows() {
   element("pairs").replaceChildren(...run.pairs.map((pair, i) => {
     const bar = node("button", { type: "button" });
     bar.style.borderColor = colour(pairColour(i, 0));
-    bar.ariaLabel = `Pair ${i + 1}, steps ${pair.window[0]} to ${pair.window[1]}, correlation ${number(pair.correlation, 2)}`;
+    bar.ariaLabel = `Pair ${i + 1}, steps ${pair.window[0]} to ${pair.window[1]}, correlation ${hundredths(pair.correlation)}`;
     bar.onclick = () => choosePair(state.pair === i ? null : i);
     const row = node("div", { className: "row" }, node("span", { className: "name", textContent: `pair ${i + 1}` }), bar, node("span", { className: "mark" }));
     row.title = `Pair ${i + 1}${pair.name ? ` (${pair.name})` : ""}: active in steps ${count(pair.window[0])} to ${count(pair.window[1])}, selected at step ${count(pair.step)}`;
@@ -90,7 +90,7 @@ function placePairRows() {
     bar.style.left = outside && start > state.to ? "auto" : `${share(start)}%`;
     bar.style.right = outside && start > state.to ? "0" : "auto";
     bar.style.width = `${share(stop) - share(start)}%`;
-    bar.textContent = outside ? (start > state.to ? "›" : "‹") : `corr. ${number(run.pairs[i].correlation, 2)}`;
+    bar.textContent = outside ? (start > state.to ? "›" : "‹") : `corr. ${hundredths(run.pairs[i].correlation)}`;
     bar.style.opacity = outside ? 0.45 : 1;
     bar.ariaPressed = String(state.pair === i);
     mark.hidden = step < state.from || step > state.to;

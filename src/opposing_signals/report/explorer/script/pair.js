@@ -5,7 +5,7 @@ function showPairCards() {
   element("pair-cards").hidden = !run.pairs.length;
   element("pair-cards").replaceChildren(...run.pairs.map((pair, i) => {
     const card = node("button", { type: "button", onclick: () => choosePair(state.pair === i ? null : i) },
-      node("strong", { textContent: `Pair ${i + 1}` }), ` correlation ${number(pair.correlation, 2)}`);
+      node("strong", { textContent: `Pair ${i + 1}` }), ` correlation ${hundredths(pair.correlation)}`);
     [pair.rising, pair.falling].forEach(async (ranks, side) => {
       const row = node("span", { className: "members" });
       row.style.borderColor = colour(pairColour(i, side));
