@@ -75,3 +75,26 @@ def assert_same(one: Record, other: Record) -> None:
         np.testing.assert_array_equal(one[quantity].values, other[quantity].values, quantity)
         assert one[quantity].values.dtype == other[quantity].values.dtype, quantity
     assert_same_weights(one, other)
+
+
+def opposing(folder: Path, steps: int = 30, points: int = 96, name: str = "planted", **described) -> Record:
+    """A complete record, of data of that name, of which two groups of five alternate against each other."""
+    configuration = {
+        "run": {"name": "mine"},
+        "seed": 1,
+        "data": {"_target_": "opposing_signals.data.planted", "images": points},
+        "model": {"_target_": "script.Model"},
+        "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.5},
+        **described,
+    }
+    generator = np.random.default_rng(0)
+    with Record.writing(folder, configuration) as record:
+        record.cut(0)
+        for step in range(steps):
+            losses = 1 + 0.01 * generator.standard_normal(points)
+            losses[:5] += 0.2 * (-1) ** step
+            losses[5:10] -= 0.2 * (-1) ** step
+            record.append("sample_loss", step, losses.astype(np.float32))
+        record.write_provenance({"data": {"name": name, "examples": points}, "training_seconds": 1.0})
+        record.write_state("complete")
+    return Record(folder)

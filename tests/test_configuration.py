@@ -29,8 +29,10 @@ USED_BY = {
 
 @cache
 def at_scale(scale: str, experiment: str, *overrides: str) -> DictConfig:
-    """Composed once, to be read alone."""
-    return composed(experiment, f"scale={scale}", *overrides)
+    """Composed and resolved once, to be read alone."""
+    config = composed(experiment, f"scale={scale}", *overrides)
+    OmegaConf.resolve(config)
+    return config
 
 
 @pytest.mark.parametrize("scale", SCALES)

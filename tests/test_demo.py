@@ -71,14 +71,6 @@ def test_a_second_call_trains_nothing_again_but_what_was_interrupted(ran, said, 
     assert all((folder / "sample_loss.npy").stat().st_mtime_ns == written[folder] for folder in others)
 
 
-@pytest.mark.parametrize("arguments", [["one", "two"], ["scale=smoke"], ["--fast"]])
-def test_other_arguments_are_refused_in_a_line(arguments, capsys):
-    assert main(["demo", *arguments]) == 2
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1
-    assert "expected opposing-signals demo [FOLDER]" in message
-
-
 def test_help_says_what_it_does_and_where_it_writes(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["demo", "--help"])

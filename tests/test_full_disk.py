@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from recording import opposing
 
 from opposing_signals.__main__ import main
 from opposing_signals.errors import NotWrittenError
@@ -83,39 +84,19 @@ def test_figures_and_claims_of_an_earlier_command_stay(tmp_path, capfd):
     assert json.loads((folder / "claims.json").read_text())
 
 
-def recorded(folder: Path, steps: int) -> Path:
-    configuration = {
-        "run": {"name": "mine"},
-        "data": {"_target_": "opposing_signals.data.planted", "images": 96},
-        "model": {"_target_": "script.Model"},
-        "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.5},
-    }
-    generator = np.random.default_rng(0)
-    with Record.writing(folder, configuration) as record:
-        record.cut(0)
-        for step in range(steps):
-            losses = 1 + 0.01 * generator.standard_normal(96)
-            losses[:5] += 0.2 * (-1) ** step
-            losses[5:10] -= 0.2 * (-1) ** step
-            record.append("sample_loss", step, losses.astype(np.float32))
-        record.write_provenance({"data": {"name": "planted", "examples": 96}})
-        record.write_state("complete")
-    return folder
-
-
 @pytest.mark.parametrize(("size", "name"), [(3000, "0000.js"), (40_000, "0000.png")])
 def test_the_page_of_an_earlier_report_stays(tmp_path, size, name):
-    folder, page = recorded(tmp_path / "runs" / "run", 30), tmp_path / "page" / "index.html"
+    folder, page = opposing(tmp_path / "runs" / "run").folder, tmp_path / "page" / "index.html"
     build([folder.parent], page)
     before = contents(page.parent)
-    recorded(folder, 40)
+    opposing(folder, steps=40)
     with room_for(size), pytest.raises(NotWrittenError, match=rf"{name} cannot be written .* kept"):
         build([folder.parent], page)
     assert contents(page.parent) == before
 
 
 def test_an_explanation_that_cannot_be_drawn_keeps_the_earlier_one(tmp_path):
-    folder = recorded(tmp_path / "run", 30)
+    folder = opposing(tmp_path / "run").folder
     explain(folder)
     before = contents(folder)
     with room_for(6000), pytest.raises(NotWrittenError, match=r"figure.png cannot be written"):
@@ -125,7 +106,7 @@ def test_an_explanation_that_cannot_be_drawn_keeps_the_earlier_one(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(NotWrittenError, match=r"/proc/nowhere cannot be written .* the run has no page yet"):
-        build([recorded(tmp_path / "run", 4)], Path("/proc/nowhere/index.html"))
+        build([opposing(tmp_path / "run", steps=4).folder], Path("/proc/nowhere/index.html"))
 
 
 def test_a_full_disk_in_training_names_the_file_and_what_is_kept(tmp_path, capfd, monkeypatch):
@@ -142,5 +123,10 @@ def test_a_full_disk_in_training_names_the_file_and_what_is_kept(tmp_path, capfd
     assert len(lines) == 1
     for part in ("No space left on device", ".npy", "are kept", "same command goes on"):
         assert part in lines[0]
+    (run,) = (tmp_path / "runs").iterdir()
+    assert not Record(run).is_complete
+    losses = Record(run)["sample_loss"].values
+    assert len(losses) > 0
+    assert np.isfinite(losses).all()
     monkeypatch.undo()
     assert main([*COMMAND, f"output_dir={tmp_path}", "conclude=false"]) == 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from composing import composed
-from recording import stopped
+from recording import opposing, stopped
 
 from opposing_signals.__main__ import main
 from opposing_signals.app.sweep import SweepNote, job_notes
@@ -72,23 +72,7 @@ class Code:
 @pytest.fixture
 def folder(tmp_path):
     """Of a sound record, with files beside it that a hostile one can point to."""
-    generator = np.random.default_rng(0)
-    run = tmp_path / "outputs" / "run"
-    configuration = {
-        "run": {"name": "mine"},
-        "seed": 1,
-        "data": {"_target_": PLANTED, "images": POINTS},
-        "model": {"_target_": "script.Model"},
-        "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.5},
-    }
-    with Record.writing(run, configuration) as record:
-        for step in range(30):
-            losses = 1 + 0.01 * generator.standard_normal(POINTS)
-            losses[:5] += 0.2 * (-1) ** step
-            losses[5:10] -= 0.2 * (-1) ** step
-            record.append("sample_loss", step, losses.astype(np.float32))
-        record.write_provenance({"data": {"name": "planted", "examples": POINTS}, "training_seconds": 1.0})
-        record.write_state("complete")
+    run = opposing(tmp_path / "outputs" / "run", points=POINTS).folder
     torch.save(Code(tmp_path), tmp_path / "extra.bin")
     np.save(tmp_path / "extra.npy", np.array([Code(tmp_path)], dtype=object), allow_pickle=True)
     (tmp_path / "secret.txt").write_text("tell nobody " * 200)

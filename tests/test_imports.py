@@ -52,7 +52,8 @@ CALLBACK = "from opposing_signals import OpposingSignals; from lightning.pytorch
 
 @pytest.mark.parametrize("behind", [("pass", *IMPORTS), ("import torch", *IMPORTS[:1], *IMPORTS[:0:-1])])
 def test_lightning_and_torchvision_can_be_imported_behind_the_package(behind):
-    code = "\n".join([*behind, CALLBACK, "assert issubclass(OpposingSignals, Callback)"])
+    no_compiler = "import sys, opposing_signals.training.job; assert 'torch._inductor.compile_fx' not in sys.modules"
+    code = "\n".join([*behind, CALLBACK, "assert issubclass(OpposingSignals, Callback)", no_compiler])
     assert {"lightning", "torchvision"} <= loaded(code)
 
 

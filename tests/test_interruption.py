@@ -6,9 +6,9 @@ import subprocess
 import sys
 from importlib.util import find_spec
 
-import numpy as np
 import pytest
 import torch
+from recording import assert_same
 
 from opposing_signals import interruption
 from opposing_signals.__main__ import main
@@ -42,9 +42,16 @@ def only_run(folder) -> Record:
     return Record(run)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Record:
+    folder = tmp_path_factory.mktemp("whole")
+    assert main([*COMMAND, f"output_dir={folder}"]) == 0
+    return only_run(folder)
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"])
 def test_a_training_ends_after_its_step_with_its_state_and_goes_on_to_the_same_bits(
-    tmp_path, told, monkeypatch, capfd, name
+    tmp_path, whole, told, monkeypatch, capfd, name
 ):
     number = getattr(signal, name)
     earlier = signal.getsignal(number)
@@ -58,11 +65,7 @@ def test_a_training_ends_after_its_step_with_its_state_and_goes_on_to_the_same_b
     assert torch.load(record.checkpoint, weights_only=True)["global_step"] == AT + 1
     monkeypatch.undo()
     assert main([*COMMAND, f"output_dir={tmp_path}"]) == 0
-    assert main([*COMMAND, f"output_dir={tmp_path / 'whole'}"]) == 0
-    resumed, whole = only_run(tmp_path), only_run(tmp_path / "whole")
-    assert set(resumed) == set(whole)
-    for quantity in whole:
-        np.testing.assert_array_equal(resumed[quantity].values, whole[quantity].values, quantity)
+    assert_same(only_run(tmp_path), whole)
 
 
 def test_a_signal_that_comes_in_a_destructor_is_heeded_by_the_next_step(monkeypatch):

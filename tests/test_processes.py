@@ -35,6 +35,7 @@ TINY = ("scale=smoke", "logger=none", "threads=1")
 IMAGES = (
     "experiment=fig01_group_losses", *TINY, "data=planted", "data.images=24", "risk.chunk=10", "model=vgg11bn",
     "model.width=4", "risk.precision=float64", "steps=5", "conclude=false", "checkpoint_seconds=0",
+    "instruments.sharpness.every=4",
     "~instruments.sample_sharpness", "~instruments.sample_curvature", "~instruments.gradient_norms",
     "~instruments.jacobian",
 )  # fmt: skip

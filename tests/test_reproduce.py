@@ -90,22 +90,6 @@ def test_a_job_that_fails_is_told_and_the_next_begins(tmp_path):
     assert "steps=0" in jobs[0].said
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--only", "fig99"), "fig99"),
-        (("--budget", "-3"), "budget"),
-        (("--budget", "soon"), "budget"),
-        (("--scale", "huge"), "scale"),
-    ],
-)
-def test_what_cannot_be_meant_is_refused_in_a_line(tmp_path, capfd, arguments, message):
-    assert main(["reproduce", "--to", str(tmp_path), *arguments]) == 2
-    said = capfd.readouterr().err.strip()
-    assert message in said
-    assert "\n" not in said
-
-
 def test_notes_that_somebody_else_wrote_are_refused(tmp_path):
     (tmp_path / "reproduce").mkdir()
     for note in ({"what": 1}, {"seconds": "long"}, {"said": 3}):

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import multiprocessing
 import os
 import sys
 from importlib.util import find_spec
@@ -138,28 +137,6 @@ def test_a_job_whose_process_dies_is_named_and_the_others_are_concluded(tmp_path
     assert UNFINISHED in error
     described = json.loads((tmp_path / "linear_depth" / "experiment.json").read_text())
     assert list(described["runs"]) == ["linear_depth2", "linear_depth4"]
-
-
-def _held(folder: Path, ready, release) -> None:
-    with Record.writing(folder, {"a": 1}) as record:
-        ready.set()
-        release.wait(20)
-        record.append("quantity", 0, 1.0)
-        record.write_state("complete")
-
-
-@pytest.mark.slow
-def test_jobs_that_share_a_run_wait_for_its_writer(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    ready, release = context.Event(), context.Event()
-    writer = context.Process(target=_held, args=(tmp_path, ready, release))
-    writer.start()
-    assert ready.wait(30)
-    release.set()
-    with Record.writing(tmp_path, {"a": 1}, wait=True) as record:
-        assert record.is_complete
-        assert len(record["quantity"]) == 1
-    writer.join()
 
 
 @pytest.mark.slow

@@ -109,6 +109,17 @@ def _run(arguments: list[str]) -> int:
     """Run one experiment, or each of several; one that cannot work leaves the others."""
     from opposing_signals.arguments import completed
 
+    line = os.environ.get("COMP_LINE", "")
+    if " " in line and any(text.startswith("query=") for text in arguments):
+        from opposing_signals.shell_completion import for_hydra, proposals
+
+        if (proposed := proposals(line)) is not None:
+            print("\n".join(proposed))
+            return 0
+        try:
+            os.environ["COMP_LINE"] = for_hydra(line)
+        except InputError:  # said when the command is run
+            return 0
     try:
         commands = completed(arguments)
     except InputError:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from opposing_signals.configuration import SCALES, folder
 from opposing_signals.errors import READ_NAMED_DATA, InputError, printable
-from opposing_signals.experiments import ALL, experiments, named
+from opposing_signals.experiments import ALL, beginning_with, experiments, named
 from opposing_signals.terminal import console
 
 
@@ -26,15 +26,14 @@ def _list(arguments: list[str]) -> int:
     parser.add_argument("word", nargs="?", help="only those with this in their name or description, or by this name")
     word = parser.parse_args(arguments).word
     known = experiments()
-    if word is None:
-        chosen = list(known)
-    else:
-        chosen = [name for name, (title, _) in known.items() if word.lower() in f"{name} {title}".lower()]
-        try:
-            chosen = [named(word)]
-        except InputError:
-            if not chosen:
-                raise InputError(f"list {word}: no experiment has this in its name or description; {ALL}") from None
+    meant = list(known) if word is None else beginning_with(word)
+    chosen = [
+        name
+        for name, (title, _) in known.items()
+        if name in meant or (len(meant) != 1 and word.lower() in f"{name} {title}".lower())
+    ]
+    if not chosen:
+        raise InputError(f"list {word}: no experiment has this in its name or description; {ALL}")
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     for name in chosen:

@@ -42,24 +42,31 @@ def families() -> dict[str, list[str]]:
 def named(given: str, folders: Sequence[Path] | None = None) -> str:
     """The experiment that ``given`` means: its name, the number of its figure, or a beginning that no other has.
 
-    ``fig1`` and ``fig01`` are figure 1, not figures 10 to 19 as well.
-
     Raises:
         InputError: It means none of them, or several.
     """
-    known = choices("experiment", folders)
-    if given in known:
-        return given
-    beginning = _without_zeros(given.lower().replace("-", "_"))
-    another_digit = r"(?!\d)" if re.fullmatch(r"fig\d+", beginning) else ""
-    meant = [name for name in known if re.match(re.escape(beginning) + another_digit, _without_zeros(name))]
-    if len(meant) == 1 and beginning:
+    meant = beginning_with(given, folders)
+    if len(meant) == 1:
         return meant[0]
-    if meant and beginning:
+    if meant:
         raise InputError(f"experiment {given!r}: it could be {_any_of(meant)}; say which")
-    figures = [number[0] for name in known if (number := re.match(r"fig\d+[a-z]?", _without_zeros(name)))]
+    known = choices("experiment", folders)
+    figures = [number[0] for name in known if (number := re.match(r"fig\d+[a-z]?", without_zeros(name)))]
     near = did_you_mean(given, known) or did_you_mean(given, figures)
     raise InputError(f"experiment {given!r}: unknown; {near}{ALL}")
+
+
+def beginning_with(given: str, folders: Sequence[Path] | None = None) -> list[str]:
+    """The experiments whose name begins with ``given``; the one with this name alone, if there is one.
+
+    ``fig1`` and ``fig01`` are figure 1, not figures 10 to 19 as well.
+    """
+    known = choices("experiment", folders)
+    if given in known:
+        return [given]
+    beginning = without_zeros(given.lower().replace("-", "_"))
+    another_digit = r"(?!\d)" if re.fullmatch(r"fig\d+", beginning) else ""
+    return [name for name in known if beginning and re.match(re.escape(beginning) + another_digit, without_zeros(name))]
 
 
 def did_you_mean(given: str, known: Collection[str]) -> str:
@@ -73,5 +80,6 @@ def _any_of(names: list[str]) -> str:
     return " or ".join(part for part in (", ".join(shown[:-1]), shown[-1]) if part)
 
 
-def _without_zeros(name: str) -> str:
+def without_zeros(name: str) -> str:
+    """``fig06a_...`` as ``fig6a_...``, which `named` takes as well."""
     return re.sub(r"^fig0+(?=\d)", "fig", name)

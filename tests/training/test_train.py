@@ -21,6 +21,7 @@ from opposing_signals.training.job import train
 SMALL = (
     *("model=resnet56", "model.depth=8", "model.width=4", "data=planted", "data.images=24"),
     *("risk.chunk=14", "steps=6", "threads=1"),
+    *(f"instruments.{name}.every=4" for name in ("sharpness", "sample_curvature", "gradient_norms")),
 )
 FULL_BATCH_ONLY = "~instruments.sample_sharpness"
 MINIBATCH = ("batch=7", "instruments.sample_losses.every=2", "optimizer.momentum=0.9", FULL_BATCH_ONLY)

@@ -88,6 +88,7 @@ def _draw(config: DictConfig, folder: Path, runs: Runs, verdicts: list[Verdict])
         for name in ("figure.png", "figure.pdf"):
             with replacing(folder / name) as unfinished:
                 style.save(figure, unfinished)
+            figure.set_layout_engine("none")  # it has placed everything: the second file needs no search
             drawn.add(name)
     if runs and OmegaConf.select(config, "animation") is not None:
         with replacing(folder / "animation.gif") as unfinished:

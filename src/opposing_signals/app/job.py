@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from opposing_signals import schema
 from opposing_signals.app.completion import announce, is_reused, recorded
@@ -98,6 +98,7 @@ def begin(config: DictConfig, searched: list[Path], what: str) -> None:
         InputError: A field cannot be, or cannot have its value.
     """
     schema.check(config)
+    OmegaConf.resolve(config)  # once: what is looked up in it many times is else resolved each time
     check_settings(config.settings, searched)
     experiment_folder(config)  # refuses a name that leads elsewhere
     announce(config, what)  # before Lightning is imported, which takes as long as all until here

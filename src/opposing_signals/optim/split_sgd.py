@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import cache
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
@@ -201,7 +202,10 @@ def _blocks(*lists: Tensors) -> Iterator[list[Tensors]]:
     yield [list(column) for column in zip(*block, strict=True)]
 
 
-_compiled = torch.compile(_one_by_one, dynamic=False)
+@cache
+def _compiled() -> Callable[[Tensors, Tensors, Tensors, _Factors], None]:
+    """Not before it is called: torch imports its compiler for it, which takes a second."""
+    return torch.compile(_one_by_one, dynamic=False)
 
 
 def _fused(parameters: Tensors, gradients: Tensors, momenta: Tensors, factors: _Factors) -> None:
@@ -212,4 +216,4 @@ def _fused(parameters: Tensors, gradients: Tensors, momenta: Tensors, factors: _
         [tensor if tensor.ndim else tensor.view(1) for tensor in tensors]
         for tensors in (parameters, gradients, momenta)
     )
-    _compiled(parameters, gradients, momenta, _Factors(*cast(Any, as_tensor.unbind())))
+    _compiled()(parameters, gradients, momenta, _Factors(*cast(Any, as_tensor.unbind())))

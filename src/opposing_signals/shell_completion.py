@@ -1,0 +1,44 @@
+"""What a shell proposes for the word that is being typed, where Hydra does not know it: commands and short names."""
+
+from __future__ import annotations
+
+from opposing_signals.choices import choices
+from opposing_signals.commands import COMMANDS
+from opposing_signals.experiments import beginning_with, named, without_zeros
+
+_OF_EXPERIMENTS = ("list", "sweep", "--only")
+"""Words behind which experiments are named."""
+
+
+def proposals(line: str) -> list[str] | None:
+    """What can stand for the last word of ``line``, a command as it is typed; None where it is a field."""
+    _, *given, word = line.split(" ")
+    given = [text for text in given if text]
+    if word.startswith("-"):
+        return [] if {*given} & {*COMMANDS} else None
+    if not given:
+        return [name for name in COMMANDS if name.startswith(word)] + _names(word) or None
+    if given[0] not in COMMANDS:
+        return None
+    behind = [text for text in given if text.startswith("--") or text in _OF_EXPERIMENTS]
+    return _names(word) if behind and behind[-1] in _OF_EXPERIMENTS else []
+
+
+def for_hydra(line: str) -> str:
+    """``line`` with the experiment as Hydra wants it, as in ``experiment=fig01_group_losses``.
+
+    Raises:
+        InputError: A word that is no field means no experiment, or several.
+    """
+    program, *given = line.split(" ")
+    for i, word in enumerate(given[:-1]):
+        if word and "=" not in word and not word.startswith("-"):
+            given[i] = f"experiment={named(word)}"
+    return " ".join([program, *given])
+
+
+def _names(word: str) -> list[str]:
+    """Of experiments, beginning with ``word``, for a shell shows no others: ``fig6a_sgd_groups`` for ``fig6``."""
+    known = choices("experiment")
+    written = [name for name in known if name.startswith(word)]
+    return written or [short for name in beginning_with(word) if (short := without_zeros(name)).startswith(word)]
