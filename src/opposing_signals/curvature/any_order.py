@@ -44,7 +44,6 @@ class GradientWatch(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Let everything pass."""
         self.has_seen = self.has_seen or func in DERIVATIVES
         return func(*args, **(kwargs or {}))
 

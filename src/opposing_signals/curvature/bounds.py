@@ -1,4 +1,4 @@
-"""What no eigenvalue exceeds, also of those that a basis does not touch."""
+"""Upper bounds on eigenvalues, also of eigenvectors outside the span of a basis."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def of_operator(quotients: Tensor, residuals: Tensor, rest: float, which: Which)
 
 
 def _exceeded_by_chance(diagonal: Tensor, beside: Tensor, dimension: int) -> float:
-    """What the largest eigenvalue exceeds with a probability of `_MISSED`, by Lanczos from a random unit vector z.
+    """The bound that the largest eigenvalue exceeds with probability `_MISSED`, by Lanczos from a random unit vector z.
 
     The characteristic polynomial p of the tridiagonal matrix has ‖p(H) z‖ = Π β_j, over all entries beside its
     diagonal. Of an eigenvector u with eigenvalue x that is at least abs(p(x) u·z), where u·z, times the root of the

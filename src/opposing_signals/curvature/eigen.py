@@ -84,7 +84,7 @@ def power_iteration(products: Products, start: Tensor, tolerance: float = 0.03, 
 
 
 def wanted(values: Tensor, which: Which) -> Tensor:
-    """Larger for what is wanted more."""
+    """Sort key: larger is wanted more."""
     return {"largest": values, "smallest": -values, "magnitude": values.abs()}[which]
 
 

@@ -1,4 +1,4 @@
-"""Which layers' parameters have what gradient for each single example, whatever is then made of it.
+"""Per-example gradients of the parameters of each kind of layer.
 
 A `Reading` is what is made of it: its squared norm (`ghost_norms`), or a random projection (`gradient_sketch`). Both
 read it off a layer's inputs a and the loss's derivatives δ in its outputs, without forming it where it is large.

@@ -288,7 +288,7 @@ class EmpiricalRisk(Chunks):
         return torch.set_grad_enabled(self.takes_gradients)
 
     def _without_graph(self, evaluate: Callable[[], Result]) -> Result:
-        """``evaluate()`` without a graph; only where that fails is it looked for whether the model takes gradients."""
+        """``evaluate()`` without a graph; only if that fails, look whether the model takes gradients."""
         try:
             with torch.set_grad_enabled(self._takes_gradients is True):
                 return evaluate()

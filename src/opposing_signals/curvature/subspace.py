@@ -119,7 +119,7 @@ def append(rows: Tensor, size: int, vectors: Iterable[Tensor], most: int) -> int
 
 
 def share(vector: Tensor, others: Tensor) -> Tensor:
-    """Length of what lies of ``vector`` in the span of ``others``, comparable for one vector."""
+    """Norm of the projection of ``vector`` on the span of ``others``, up to a common factor."""
     basis = torch.empty_like(others)
     return (basis[: append(basis, 0, others, len(basis))] @ vector).norm()
 

@@ -43,7 +43,7 @@ class ModelState:
     """Mode, parameters, buffers and plain attributes of a model's modules.
 
     Attributes may be tensors, NumPy arrays, random generators, and lists, dictionaries, sets and deques of anything;
-    what an object of another kind holds is its own affair.
+    what an object of another kind holds is not restored.
 
     Parameters and tensors that are plain attributes can be as large as all the rest, and few models move them:
     `nn.Embedding` with ``max_norm`` does. So they are copied at the first time and compared; and again only if they

@@ -35,7 +35,7 @@ ROOM = 2.0
 """By how much a measurement may cost more than was estimated, in such a run."""
 
 KEPT = 0.25
-"""Part of the budget that watching the steps leaves for measuring, however much it takes."""
+"""Fraction of the budget reserved for measuring, however much watching the steps takes."""
 
 RESERVE = 0.2
 """Part of the budget that is kept for steps at which something jumps."""

@@ -60,7 +60,7 @@ class BatchSpike:
 
 @dataclass(frozen=True)
 class Divergence:
-    """A training that went where it does not come back from.
+    """A training that diverged.
 
     Attributes:
         step: The first whose train loss is not finite, or from which on it stays far above where it began.

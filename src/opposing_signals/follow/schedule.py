@@ -54,7 +54,7 @@ class Schedule:
         self._has_jumped = False
 
     def look(self, step: Step) -> None:
-        """See whether a step has jumped: then the next ones are measured."""
+        """Note whether a step has jumped; then measure the next ones."""
         if self.budget.share is not None and self._jumps.look(step):
             self._has_jumped = True
 

@@ -41,7 +41,7 @@ class Shown:
         self._show, self._label, self._class_names, self._groups = show, label, class_names, groups
 
     def write(self, folder: Path, indices: np.ndarray, examples: list[Any]) -> None:
-        """Write it into the record's ``folder``; where a function of the user fails, the record does without.
+        """Write it into the record's ``folder``; where a function of the user fails, the record omits it.
 
         Args:
             folder: Of the record.

@@ -1,4 +1,4 @@
-"""A step of a training that is followed, and the steps that wait to be written."""
+"""A step that is followed, and steps waiting to be written."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def is_spike(spike: Spike) -> bool:
 
 
 def measured(trajectory: Trajectory) -> tuple[list[str], dict[str, Any]]:
-    """How much of the run the rest rests on."""
+    """How much of the run was measured."""
     record, origin = trajectory.record, trajectory.record.provenance
     steps = (
         np.asarray(record[quantities.SAMPLE_LOSS].steps) if quantities.SAMPLE_LOSS in record else np.empty(0, np.int64)

@@ -1,4 +1,4 @@
-"""What the network makes of a pure signal, step by step (figures 5 and 10 to 31)."""
+"""Pure signals passed through the network, step by step (figures 5 and 10 to 31)."""
 
 from __future__ import annotations
 

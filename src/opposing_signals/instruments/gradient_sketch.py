@@ -15,7 +15,7 @@ from opposing_signals.values import Count
 class GradientSketch(Instrument):
     """Writes ``gradient_sketch`` ``[N, d]``: a random projection of ∇ℓ_i(θ_t) for every training point.
 
-    Their inner products are about those of the gradients, by which `discover_by_gradients` finds opposing groups. The
+    Their inner products are about those of the gradients, by which `find_pairs_by_gradients` finds opposing groups. The
     projection is the same at every step.
 
     Args:

@@ -51,7 +51,6 @@ class PreconditionedSharpness(Instrument):
         self.tracker = EigenTracker(1, "largest", tolerance, max_products)
 
     def before_step(self, module: TrainingModule, step: int) -> None:
-        """Passes of its own."""
         if step == 0:
             return
         optimizer: Any = module.optimizers()

@@ -33,12 +33,10 @@ class Predictions(Instrument):
         self.check_outputs("predictions")
 
     def before_step(self, module: TrainingModule, step: int) -> None:
-        """Under minibatch training."""
         if not module.batches.is_full:
             self.write(module, step, PREDICTION, _classes(self.risk.sample_losses().outputs))
 
     def after_step(self, module: TrainingModule, step: int) -> None:
-        """Under full-batch training."""
         if module.batches.is_full:
             self.write(module, step, PREDICTION, _classes(module.forward_pass.outputs))
 

@@ -1,4 +1,4 @@
-"""What the top eigenvector of the full loss means to each training point."""
+"""Slope and curvature of each example's loss along the top eigenvector of the full loss."""
 
 from __future__ import annotations
 

@@ -16,11 +16,9 @@ class SampleLosses(Instrument):
     """
 
     def before_step(self, module: TrainingModule, step: int) -> None:
-        """Under minibatch training."""
         if not module.batches.is_full:
             self.write(module, step, SAMPLE_LOSS, self.risk.sample_losses().losses.float().cpu().numpy())
 
     def after_step(self, module: TrainingModule, step: int) -> None:
-        """Under full-batch training."""
         if module.batches.is_full:
             self.write(module, step, SAMPLE_LOSS, module.forward_pass.losses.float().cpu().numpy())

@@ -43,7 +43,6 @@ class SpectralDensity(Instrument):
         self.seed = seed
 
     def before_step(self, module: TrainingModule, step: int) -> None:
-        """Passes of its own."""
         like = flatten([parameter.detach() for parameter in self.risk.parameters])
         density = spectral_density(
             lambda vectors: self.risk.hessian_products(vectors).products, like, self.probes, self.steps, self.seed

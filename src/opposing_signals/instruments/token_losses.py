@@ -44,7 +44,7 @@ class TokenLosses(Instrument):
     With ``keep`` k memory and disk are bounded however large the tracking set is. The changes of a measured step go
     through a `LossChangeStream`, which takes one pass at θ_t and one at θ_{t+1}, chunk by chunk, and a copy of θ_t:
     ``token_top`` ``[2, k]``: the points of the k largest rises and of the k largest falls, and ``token_top_loss``
-    ``[2, 2, k]``: their losses, in front of the step and behind it;
+    ``[2, 2, k]``: their losses, before and after the step;
     ``token_points`` ``[m]`` once: a uniform sample and the points of the paper's pairs, and ``token_followed``
     ``[2, m]``: their losses, in front and behind; ``token_rising``: the share of all points whose loss rises.
     Nothing is written of a step behind which a loss is not finite; that the run diverges, training finds itself.

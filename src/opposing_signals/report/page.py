@@ -158,7 +158,7 @@ def picture_name(picture: Picture) -> str:
 
 
 def _identity(folder: Path) -> tuple[object, ...]:
-    """What two copies of a run have in common, and two runs do not."""
+    """A key that only copies of one run share."""
     files = [folder / name for name in ("configuration.json", "provenance.json")]
     if not all(path.is_file() for path in files):
         return (folder.resolve(),)

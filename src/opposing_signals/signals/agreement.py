@@ -1,4 +1,4 @@
-"""Found pairs held against those of another way, of other runs, or against the truth."""
+"""Found pairs compared with those of another method, of other runs, or with the truth."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ SEEDS = 250
 well they follow what most points have in common."""
 
 ONE_COURSE = 0.9
-"""Pairs whose courses have a cosine above this are one."""
+"""Pairs whose courses have a cosine above this are merged."""
 
 SHORTEST = 12
 """Steps in a window at the least: half of them find a pair, the others test it."""
@@ -58,7 +58,7 @@ FADE = 0.1
 """A pair is active while its amplitude is above this fraction of its peak."""
 
 LULL = 4
-"""Steps for which it may fall below in between: an oscillation passes through zero, and is not of one size."""
+"""Steps for which the amplitude may stay below `FADE` of its peak: an oscillation passes through zero, and is not of one size."""
 
 FEWEST = 4
 """Steps over which two groups are compared, at the least."""

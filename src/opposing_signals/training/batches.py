@@ -33,7 +33,7 @@ class Batches:
         self._first_step: Callable[[], int] = lambda: 0
 
     def begin_at(self, first_step: Callable[[], int]) -> None:
-        """Ask ``first_step`` for the step to begin with whenever an iteration begins."""
+        """Ask ``first_step`` for the step to begin with at the start of each pass."""
         self._first_step = first_step
 
     @property

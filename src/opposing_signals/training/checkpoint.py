@@ -62,7 +62,7 @@ class TimedCheckpoint(Checkpoint):
             interruption.end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """No step will end in which a signal could be heeded."""
+        """No step is left to wait for."""
         interruption.end_steps()
 
     def state_dict(self) -> dict[str, Any]:

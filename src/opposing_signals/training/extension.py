@@ -87,7 +87,7 @@ class Extension:
         return f"taken over from {self.source.folder}: {', '.join(self.taken) or 'nothing'}; {measured}"
 
     def complete(self, record: Record) -> None:
-        """Copy the quantities into ``record``, whose other instruments have measured; it is complete then."""
+        """Copy the quantities into ``record``, whose other instruments have measured, and complete it."""
         self.source.verify(self.quantities)
         for quantity in self.quantities:
             record.replace(quantity, self.source[quantity])
@@ -290,4 +290,4 @@ class _Unmoved(torch.optim.Optimizer):
         super().__init__(params, {})
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # it needs no loss
-        """Nothing."""
+        pass

@@ -277,7 +277,7 @@ def _earlier(record: Record) -> dict[str, Any]:
 
 
 def quieten_lightning() -> None:
-    """Drop advice that does not fit: data rest on the device, and ours is the progress bar."""
+    """Filter Lightning's advice that does not apply: data rest on the device, and ours is the progress bar."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         getLogger(name).setLevel("ERROR")
     warnings.filterwarnings("ignore", module="lightning.*")

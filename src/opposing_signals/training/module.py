@@ -55,7 +55,7 @@ class TrainingModule(LightningModule):
     """Gradient steps on an `EmpiricalRisk`: gradient descent or minibatch SGD, as the batches say.
 
     Optimization is manual: a batch's gradient is accumulated in chunks with weight 1/N per sample, and then one
-    optimizer step is taken. So ``global_step`` is the paper's iteration t.
+    optimizer step is taken. So ``global_step`` is the paper's step t.
 
     Args:
         risk: What is trained.
@@ -68,7 +68,7 @@ class TrainingModule(LightningModule):
         batches: Which examples each step uses.
         augmentation: What the step sees of them.
         instruments: Whose hooks are called at each step, in this order.
-        step: Iteration t of the last step begun.
+        step: t of the last step begun.
         batch: The examples that it uses.
         forward_pass: ℓ_i(θ_t) of the step's batch, seen before the step.
         loss: Their mean.

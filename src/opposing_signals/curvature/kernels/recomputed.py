@@ -1,4 +1,4 @@
-"""Attention, group norm, weight norm and activations: PyTorch's first derivative, and another second one."""
+"""Attention, group norm, weight norm and activations: PyTorch's first derivative and a second one of our own."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ Coefficients = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class _Memory:
-    """What a jet shares with its views: they would change with what is written into one of them, and do not."""
+    """State that a jet shares with its views, so that writing into one of them is refused."""
 
     is_overwritten = False
 
@@ -88,7 +88,7 @@ class Jet(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Refuse what has passed `__torch_function__` by, and would compute with x₀ alone."""
+        """Refuse operations that bypass `__torch_function__`: they would compute with x₀ alone."""
         raise InputError(_OUT_OF_SIGHT)
 
 

@@ -311,7 +311,7 @@ def _write(place: Path, name: str, content: dict[str, Any]) -> None:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """A full disk is told by the file that did not fit."""
+    """On a full disk the error names the file."""
     try:
         yield
     except OSError as error:
