@@ -58,7 +58,7 @@ FADE = 0.1
 """A pair is active while its amplitude is above this fraction of its peak."""
 
 LULL = 4
-"""Steps for which the amplitude may stay below `FADE` of its peak: an oscillation passes through zero, and is not of one size."""
+"""Steps for which the amplitude may stay below `FADE`: an oscillation passes through zero, and varies in size."""
 
 FEWEST = 4
 """Steps over which two groups are compared, at the least."""
