@@ -1,18 +1,21 @@
 import json
 import re
+import shutil
 import struct
 import zlib
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from fabricated import run, verdict, write_result
 from PIL import Image
 
-from opposing_signals.errors import InputError
+from opposing_signals.errors import DamagedError, InputError
 from opposing_signals.experiments import experiments
 from opposing_signals.report import check_gallery, write_gallery
 from opposing_signals.report.gallery import WIDTH
 from opposing_signals.report.sentences import paper
+from opposing_signals.report.sweep import across
 
 DRAWN = "2026-01-02T04:00:00+00:00"
 
@@ -46,6 +49,22 @@ def test_every_result_has_its_picture_claims_and_cost(results) -> None:
     links = re.findall(r"\]\((?!#)([^)]+)\)", text)
     assert len(links) == 8
     assert all((results / link).is_file() for link in links)
+
+
+def test_a_sweep_over_seeds_stands_below_the_claims(results) -> None:
+    folder = results / "cpu" / "fig01_group_losses"
+    for seed, value, outcome in ((1, -0.9, "PASS"), (2, -0.5, "FAIL")):
+        write_result(folder / f"seed={seed}", [verdict("a_b", outcome, value=value)])
+    claims = across({f"seed={seed}": folder / f"seed={seed}" for seed in (1, 2)})
+    for seed in (1, 2):
+        shutil.rmtree(folder / f"seed={seed}")
+    (folder / "sweep.json").write_text(json.dumps([asdict(claim) for claim in claims]))
+    page, _ = write_gallery(results)
+    said = "Over seed=1, seed=2: a\\_b passes in 1 of 2 (−0.7 ± 0.2828) · [picture](cpu/fig01_group_losses/sweep.png)"
+    assert page.read_text(encoding="utf-8").count(said) == 1
+    (folder / "sweep.json").write_text('[{"id": "a"}]')
+    with pytest.raises(DamagedError, match="cannot be read"):
+        write_gallery(results)
 
 
 def test_thumbnails_are_small_and_of_the_upper_part(results) -> None:

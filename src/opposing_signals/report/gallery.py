@@ -15,6 +15,8 @@ from opposing_signals.files import replacing, write_text
 from opposing_signals.report.page import PACKED, PACKS, SYMBOLS, duration, find_results, number, threshold
 from opposing_signals.report.result import VERDICTS, Picture, Result
 from opposing_signals.report.sentences import paper, shown
+from opposing_signals.report.sweep import PICTURE as SWEEP_PICTURE
+from opposing_signals.report.sweep import Across, read_sweep
 
 PAGE = "README.md"
 THUMBNAILS = "thumbnails"
@@ -122,6 +124,7 @@ def _shown(result: Result, folder: Path) -> list[str]:
         f"[![{_text(result.title)}, {where}]({THUMBNAILS}/{_flat(place)})]({place}/figure.png)",
         "",
         *(f"- {_claim(claim)}" for claim in result.verdicts),
+        *_sweep(read_sweep(folder / place), place),
     ]
     cost = ""
     if result.training_seconds is not None:
@@ -148,6 +151,21 @@ def _machines(result: Result) -> str:
         return ""
     ((device, threads),) = machines
     return f" on {device}" + (f", {threads} thread{'s' if threads > 1 else ''}" if isinstance(threads, int) else "")
+
+
+def _sweep(claims: list[Across], place: str) -> list[str]:
+    """How the claims fare over the jobs of a sweep, for instance over seeds, in one line."""
+    if not claims:
+        return []
+    jobs = ", ".join(dict.fromkeys(job for claim in claims for job in claim.values))
+    fared = (f"{_text(claim.id)} passes in {claim.passed} of {claim.jobs}{_spread(claim)}" for claim in claims)
+    return ["", f"Over {_text(jobs)}: {', '.join(fared)} · [picture]({place}/{SWEEP_PICTURE})"]
+
+
+def _spread(claim: Across) -> str:
+    if claim.mean is None or claim.deviation is None:
+        return ""
+    return f" ({number(claim.mean)} ± {number(claim.deviation)})"
 
 
 def _text(text: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from opposing_signals.errors import DamagedError, first_line
 from opposing_signals.files import replacing, write_json
 from opposing_signals.record import Record
 from opposing_signals.report.result import VERDICTS, Result
@@ -66,6 +68,21 @@ def conclude_sweep(folder: Path, jobs: Mapping[str, str]) -> None:
     shown = console()
     shown.print(_table(claims, title))
     shown.print(f"figure: {folder / PICTURE}\nsweep: {folder / FILE}", soft_wrap=True)
+
+
+def read_sweep(folder: Path) -> list[Across]:
+    """The claims of the sweep that was concluded in ``folder``; none where there was none.
+
+    Raises:
+        DamagedError: ``sweep.json`` is not what `conclude_sweep` writes.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return []
+    try:
+        return [Across(**claim) for claim in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError) as error:
+        raise DamagedError(f"{path} cannot be read: {first_line(error)}; make the sweep again") from None
 
 
 def across(folders: dict[str, Path]) -> list[Across]:
