@@ -45,9 +45,8 @@ def test_traced_products_are_those_of_double_backward(layer, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_compiled_products_are_those_of_double_backward(channels_last):
-    assert_products_agree(risk_of("residual", examples=8, chunk=4, channels_last=channels_last))
+def test_compiled_products_are_those_of_double_backward():
+    assert_products_agree(risk_of("batch_norm", examples=8, chunk=4))
 
 
 def rerun_in_place(run, device):

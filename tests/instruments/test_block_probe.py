@@ -131,7 +131,7 @@ def test_a_resumed_run_writes_what_an_uninterrupted_one_does(record, step, tmp_p
 
 def test_beside_a_compiled_pass_the_batch_is_passed_once_more(record, tmp_path, monkeypatch):
     """The compiler changes rounding; without it the second pass has to find what a hook in the first one does."""
-    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     compiled = trained(tmp_path, configured("risk.compile_training=true"))
     for quantity in QUANTITIES:
         np.testing.assert_allclose(compiled[quantity].values, record[quantity].values, rtol=1e-4, atol=1e-5)

@@ -57,6 +57,16 @@ def check_real(model: nn.Module) -> None:
             )
 
 
+def check_trained(parameters: Sequence[Tensor]) -> None:
+    """Refuse a model without any parameter to differentiate by.
+
+    Raises:
+        InputError: There is none.
+    """
+    if not parameters:
+        raise InputError("no parameter of the model is trained: expected requires_grad=True of one at least")
+
+
 def check_layers(model: nn.Module) -> None:
     """Refuse a model whose second derivatives would be wrong or random.
 

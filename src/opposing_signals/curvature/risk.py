@@ -25,10 +25,11 @@ from opposing_signals.curvature.refusals import (
     check_losses,
     check_real,
     check_shapes,
+    check_trained,
     naming_causes,
 )
 from opposing_signals.curvature.second_order import TwiceDifferentiable
-from opposing_signals.curvature.untouched import ModelState, random_states, random_states_kept
+from opposing_signals.curvature.untouched import ModelState, random_states, random_states_kept, replaced
 from opposing_signals.errors import InputError
 from opposing_signals.processes import count, summed, summed_together
 from opposing_signals.values import Count
@@ -147,26 +148,9 @@ class EmpiricalRisk(Chunks):
                 losses = self.loss(self.model(inputs), targets)
             yield losses
 
-    @contextmanager
-    def at(self, parameters: Sequence[Tensor]) -> Iterator[None]:
-        """Let the model compute with others than θ inside, one tensor for each of `parameters`.
-
-        `torch.func.functional_call` does not put back the parameters of a module that the model holds under two names.
-        """
-        others = dict(zip(map(id, self.parameters), parameters, strict=True))
-        places = [
-            (module._parameters, name, parameter)
-            for module in self.model.modules()
-            for name, parameter in module._parameters.items()
-            if id(parameter) in others
-        ]
-        try:
-            for table, name, parameter in places:
-                table[name] = others[id(parameter)]  # type: ignore[assignment]  # functions of torch take any tensor
-            yield
-        finally:
-            for table, name, parameter in places:
-                table[name] = parameter
+    def at(self, parameters: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """Let the model compute with others than θ inside, one tensor for each of `parameters`."""
+        return replaced(self.model, self.parameters, parameters)
 
     def evaluate(self, inputs: Tensor, targets: Tensor, autocast: bool = True) -> tuple[Tensor, Tensor]:
         """Per-sample losses ``[n]`` and outputs ``[n, C]`` at θ; only the former carry a graph.
@@ -206,7 +190,7 @@ class EmpiricalRisk(Chunks):
         Raises:
             InputError: The loss is not one number an example, or no parameter is trained.
         """
-        self.check_trained()
+        check_trained(self.parameters)
         losses, outputs, scale = [], [], self._loss_scale(batch)
         with self.split(batch):
             for (inputs, targets), shares in zip(self.seeded_chunks(batch), self.shares(batch), strict=True):
@@ -363,22 +347,13 @@ class EmpiricalRisk(Chunks):
         Raises:
             InputError: They belong to another model, or no parameter is trained.
         """
-        self.check_trained()
+        check_trained(self.parameters)
         size = sum(p.numel() for p in self.parameters)
         if vectors.ndim != 2 or vectors.shape[1] != size:
             raise InputError(
                 f"vectors of shape {list(vectors.shape)}: expected [k, {size}], one entry a parameter of this model; "
                 "a vector of another model cannot be used"
             )
-
-    def check_trained(self) -> None:
-        """Refuse a model without any parameter to differentiate by.
-
-        Raises:
-            InputError: There is none.
-        """
-        if not self.parameters:
-            raise InputError("no parameter of the model is trained: expected requires_grad=True of one at least")
 
     def unflatten(self, vector: Tensor) -> list[Tensor]:
         """A ``[P]`` vector as one tensor a parameter, in the parameters' shapes."""

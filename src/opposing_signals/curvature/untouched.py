@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -37,6 +37,28 @@ def random_states_kept(device: torch.device) -> Iterator[None]:
     finally:
         random.setstate(of_python)
         np.random.set_state(of_numpy)  # noqa: NPY002
+
+
+@contextmanager
+def replaced(model: nn.Module, parameters: Sequence[Tensor], others: Sequence[Tensor]) -> Iterator[None]:
+    """Let ``model`` compute with ``others`` in place of its ``parameters`` inside.
+
+    `torch.func.functional_call` does not put back the parameters of a module that the model holds under two names.
+    """
+    by_parameter = dict(zip(map(id, parameters), others, strict=True))
+    places = [
+        (module._parameters, name, parameter)
+        for module in model.modules()
+        for name, parameter in module._parameters.items()
+        if id(parameter) in by_parameter
+    ]
+    try:
+        for table, name, parameter in places:
+            table[name] = by_parameter[id(parameter)]  # type: ignore[assignment]  # functions of torch take any tensor
+        yield
+    finally:
+        for table, name, parameter in places:
+            table[name] = parameter
 
 
 class ModelState:

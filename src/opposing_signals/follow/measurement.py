@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from opposing_signals.curvature import Eigenpairs, EigenTracker
+from opposing_signals.curvature.refusals import check_trained
 from opposing_signals.curvature.risk import EmpiricalRisk, flatten
 from opposing_signals.errors import first_line
 from opposing_signals.follow.isolation import isolated
@@ -97,7 +98,7 @@ class Measurement:
             )
         if self._measured is not self._model:
             self._measured.load_state_dict(self._model.state_dict())
-        self._mean.check_trained()
+        check_trained(self._mean.parameters)
         parameters = flatten([parameter.detach() for parameter in self._mean.parameters])
         if len(parameters) != self._parameters > 0:  # layers were frozen or freed: another space
             self._tracker = EigenTracker(tolerance=self._tracker.tolerance)
