@@ -79,7 +79,8 @@ def ended_by_signals() -> Iterator[None]:
 
 
 def _handle(number: int, frame: Any) -> None:
-    if _handling.finishes_step and not _handling.told:
+    # A batch system tells all processes, and a worker is told by its launcher once more.
+    if _handling.finishes_step and (not _handling.told or _is_worker()):
         _handling.told = number
         if sys.stderr.isatty():
             os.write(2, b"\nending after this step; once more to end at once\n")
@@ -100,19 +101,45 @@ def _end(number: int, frame: Any = None) -> None:
 
 
 def _end_workers() -> None:
-    """Let the jobs in worker processes finish their steps: their launcher kills them when this process leaves it."""
-    workers = multiprocessing.active_children()
+    """Let the trainings in worker processes finish their steps, before their launcher kills them.
+
+    It does so when this process leaves it, but also as soon as one of them has ended: so only those are told that
+    know what to do, and they wait when they have done it.
+    """
+    workers = [worker for worker in multiprocessing.active_children() if worker.pid and _is_heeding(worker.pid)]
     for worker in workers:
         worker.terminate()
     deadline = time.monotonic() + _PATIENCE
-    for worker in workers:
-        worker.join(max(0, deadline - time.monotonic()))
+    while any(worker.is_alive() and _is_heeding(worker.pid) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _is_heeding(process: int) -> bool:
+    """Whether a process has a handler for SIGTERM; on systems that do not tell, it is taken to have one."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return not Path("/proc/self/status").exists()
+    (caught,) = (line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def _is_worker() -> bool:
+    return multiprocessing.current_process().name != "MainProcess"
 
 
 def leave_worker(told: Interrupted) -> None:
-    """End a worker process, which would take the exception for a result and begin its next job; no other process."""
-    if multiprocessing.current_process().name != "MainProcess":
-        os._exit(told.code)
+    """End a worker process, which would take the exception for a result and begin its next job; no other process.
+
+    It waits for its launcher to end, which would kill the other workers at the end of this one.
+    """
+    if not _is_worker():
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    launcher, deadline = os.getppid(), time.monotonic() + _PATIENCE
+    while os.getppid() == launcher and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os._exit(told.code)
 
 
 def begin_steps() -> None:
