@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -59,6 +59,42 @@ class Instrument(Callback):
         self.record = record
         self.every = every
         self.consecutive = consecutive
+
+    def check_partners(self, name: str, instruments: Mapping[str, Instrument], steps: int) -> None:
+        """Refuse a run in which nothing measures what it takes from others, at the steps at which it takes it.
+
+        Args:
+            name: Of the instrument in the configuration.
+            instruments: All of the run, by name.
+            steps: Of the run.
+
+        Raises:
+            InputError: There is no such instrument, or it measures at other steps.
+        """
+        for kind in self.takes_from:
+            partners = {other: one for other, one in instruments.items() if isinstance(one, kind)}
+            if not partners:
+                add = kind.__name__.lower()
+                raise InputError(
+                    f"instruments.{name}: takes what {kind.__name__} measures in the same step, and no instrument of "
+                    f"the run is one: add +instruments@instruments={add}, or leave it out with ~instruments.{name}"
+                )
+            for step in range(steps):
+                if self.misses(step, any(one.is_due(step) for one in partners.values())):
+                    theirs = ", ".join(f"instruments.{other} ({one.stride})" for other, one in partners.items())
+                    raise InputError(
+                        f"instruments.{name} ({self.stride}): takes what {theirs} measures in the same step, and only "
+                        f"one of the two is due at step {step}: expected every and consecutive of that"
+                    )
+
+    @property
+    def stride(self) -> str:
+        """``every`` and ``consecutive``, as in a message."""
+        return f"every={self.every}, consecutive={self.consecutive}"
+
+    def misses(self, step: int, is_measured: bool) -> bool:
+        """Whether it cannot do at ``step`` what it is for, given whether what it takes is measured there."""
+        return self.is_due(step) and not is_measured
 
     def prepare(self, dataset: Dataset) -> None:
         """Take from the training data what the measurement needs, before the run begins."""

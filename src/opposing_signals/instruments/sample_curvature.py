@@ -40,7 +40,7 @@ class SampleCurvature(Instrument):
             full-batch gradient descent without momentum, whose step this is.
 
     Raises:
-        InputError: Sharpness was not measured in the same step; or an expansion is asked for under another rule.
+        InputError: An expansion is asked for under another rule.
     """
 
     takes_from = (Sharpness,)
