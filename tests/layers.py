@@ -165,7 +165,7 @@ NETWORKS = {
     "group_norm": lambda: [nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), *head(16)],
     "attention": lambda: [nn.Flatten(2), nn.Linear(16, 4), Attention(4), *head(8)],
     "multi_head_attention": lambda: [nn.Flatten(2), nn.Linear(16, 4), MultiHeadAttention(4), *head(8)],
-    "embedding": lambda: [nn.Embedding(7, 4), nn.LayerNorm(4), Attention(4), *head(128)],
+    "embedding": lambda: [nn.Embedding(7, 4, padding_idx=-5), nn.LayerNorm(4), Attention(4), *head(128)],
 }
 
 

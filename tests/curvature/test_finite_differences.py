@@ -107,6 +107,33 @@ def test_what_disagrees_is_refused_by_every_measure_of_curvature(layer, measure,
     assert all(torch.equal(parameter, old) for parameter, old in zip(risk.parameters, before, strict=True))
 
 
+class Scaled(nn.Linear):
+    """The gradient in its weights is twice that of the loss, as where an embedding scales it by frequency."""
+
+    def forward(self, values):
+        return super().forward(values) + ((self.weight - self.weight.detach()) * values[:, None]).sum(2)
+
+
+class Centred(nn.Linear):
+    """Follows its mean output, as a centre in training mode; without a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+        self.register_buffer("centre", torch.zeros(4))
+
+    def forward(self, values):
+        output = super().forward(values)
+        self.centre.lerp_(output.mean(0).detach(), 0.1)
+        return output - self.centre
+
+
+@pytest.mark.parametrize("measure", ["hessian_products", "sample_sharpness", "curvature_split"])
+@pytest.mark.parametrize("layer", [lambda: Scaled(4, 4), Centred], ids=["scaled", "state"])
+def test_a_gradient_that_is_not_the_losss_is_refused(layer, measure):
+    with pytest.raises(InputError, match="away from|depend on the others"):
+        MEASURES[measure](risk_of(layer()))
+
+
 @pytest.mark.parametrize(
     ("layers", "place"),
     [

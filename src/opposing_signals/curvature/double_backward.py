@@ -55,7 +55,7 @@ def curvature_pass(
     A parameter that L does not depend on has None, as after `backward`: an optimizer leaves it alone. A graph is kept
     where one process evaluates the whole batch as one chunk: it is in memory then in any case.
     """
-    directions = [risk.unflatten(v) for v in vectors]
+    directions = [risk.direction(v) for v in vectors]
     products = torch.zeros_like(vectors)
     pieces_of = [risk.unflatten(product) for product in products]  # views
     gradients: list[Tensor | None] = [None] * len(risk.parameters)
@@ -146,7 +146,7 @@ class ChunkPass:
         """``[k, P]`` of ``[k, P]``; the graph stays."""
         products = torch.zeros_like(vectors)
         for vector, product in zip(vectors, products, strict=True):
-            self.add_product(self._risk.unflatten(vector), self._risk.unflatten(product), keep_graph=True)
+            self.add_product(self._risk.direction(vector), self._risk.unflatten(product), keep_graph=True)
         return products
 
 

@@ -72,7 +72,7 @@ def _claims(few: EmpiricalRisk, v: Tensor) -> Generator[Claim]:
 
 
 def _curvature_split(risk: EmpiricalRisk, vector: Tensor, batch: Batch) -> CurvatureSplit:
-    parameters, direction = risk.parameters, risk.unflatten(vector)
+    parameters, direction = risk.parameters, risk.direction(vector)
     gauss_newton = functional = 0.0
     with risk.probe(), risk.deterministic():
         for (inputs, targets), shares in zip(risk.chunks(batch), risk.shares(batch), strict=True):

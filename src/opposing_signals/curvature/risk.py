@@ -356,9 +356,13 @@ class EmpiricalRisk(Chunks):
             )
 
     def unflatten(self, vector: Tensor) -> list[Tensor]:
-        """A ``[P]`` vector as one tensor a parameter, in the parameters' shapes."""
+        """A ``[P]`` vector as one tensor a parameter, in the parameters' shapes and the vector's memory."""
         pieces = vector.split([p.numel() for p in self.parameters])
         return [piece.view_as(p) for piece, p in zip(pieces, self.parameters, strict=True)]
+
+    def direction(self, vector: Tensor) -> list[Tensor]:
+        """The same to differentiate along: `torch.view_as_complex` takes no memory that begins at an odd place."""
+        return [piece.clone() if piece.storage_offset() % 2 else piece for piece in self.unflatten(vector)]
 
     @contextmanager
     def deterministic(self) -> Iterator[None]:

@@ -48,8 +48,8 @@ class BreakEven(Instrument):
         edge = edge_of_rule(rule, optimizer.param_groups[0])
         if edge is None:
             raise InputError(
-                f"BreakEven: optimizer {rule}: expected SGD without momentum and weight decay, which alone has the edge "
-                "2/η; leave break_even out of instruments"
+                f"BreakEven: optimizer {rule}: expected SGD without momentum and weight decay, which alone has the "
+                "edge 2/η; leave break_even out of instruments"
             )
         if reaches(module.scalars.get(SHARPNESS, 0.0), edge):
             self.write(module, step, BREAK_EVEN_EIGENVECTOR, top_eigenvector(module).vector.float().cpu().numpy())

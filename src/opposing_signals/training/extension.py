@@ -202,7 +202,10 @@ def _extension(config: DictConfig, source: Record, instruments: Mapping[str, Ste
     if not isinstance(theirs, dict) or TRAIN_LOSS not in source or config.steps - 1 not in source[TRAIN_LOSS].steps:
         return None
     names = list(instruments)
-    takes = {name: [one for one in names if isinstance(instruments[one], instruments[name].takes_from)] for name in names}
+    takes = {
+        name: [one for one in names if isinstance(instruments[one], instrument.takes_from)]
+        for name, instrument in instruments.items()
+    }
     differs = {name for name in names if key(ours[name]) != key(theirs.get(name))}
     missing = {name for name in names if name in differs or differs & {*takes[name]}}
     measured = missing.union(*(takes[name] for name in missing))
