@@ -202,6 +202,20 @@ def risk_of(
     return EmpiricalRisk(network(layer), loss, inputs, targets, chunk=chunk, precision=precision, **settings)
 
 
+def matrix_with(eigenvalues, seed=0):
+    """Symmetric, with a random basis."""
+    generator = torch.Generator().manual_seed(seed)
+    n = len(eigenvalues)
+    basis, _ = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=generator))
+    return basis @ torch.diag(torch.tensor(eigenvalues, dtype=torch.float64)) @ basis.T
+
+
+def direction(risk: EmpiricalRisk, *count: int) -> Tensor:
+    """``[*count, P]`` normal numbers, the same at every call and in every precision."""
+    size, generator = sum(parameter.numel() for parameter in risk.parameters), torch.Generator().manual_seed(2)
+    return torch.randn(*count, size, dtype=torch.float64, generator=generator).to(risk.parameters[0])
+
+
 def plain_losses(risk: EmpiricalRisk, loss=CROSS_ENTROPY) -> Tensor:
     """ℓ ``[N]`` with a graph of PyTorch's own derivatives, chunk by chunk as the risk does."""
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):

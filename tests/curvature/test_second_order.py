@@ -271,7 +271,7 @@ RANDOM = (
 )
 
 
-@pytest.mark.parametrize("measure", ["hessian_products", "curvature_split", "sample_curvature"])
+@pytest.mark.parametrize("measure", ["hessian_products", "curvature_split", "sample_curvature", "sample_sharpness"])
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -301,6 +301,7 @@ def test_what_has_no_right_second_derivative_is_refused(model, message, measure)
         "hessian_products": lambda: risk.hessian_products(vector[None]),
         "curvature_split": lambda: curvature_split(risk, vector),
         "sample_curvature": lambda: sample_curvature(risk, vector),
+        "sample_sharpness": lambda: sample_sharpness(risk, torch.tensor([0])),
     }
     if measure == "sample_curvature" and "once_differentiable" in message:  # it differentiates the values themselves
         doubling = nn.Sequential(network("linear"), ByFunction(lambda values: 2 * values))

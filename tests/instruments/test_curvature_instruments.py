@@ -179,11 +179,11 @@ def with_strides(**strides: tuple[int, int]):
 @pytest.mark.parametrize(
     ("strides", "message"),
     [
-        ({"gauss_newton": (2, 1)}, "gauss_newton: takes what Sharpness measures .* no instrument of the run is one"),
-        ({"sharpness": (2, 1), "gauss_newton": (3, 1)}, "gauss_newton .every=3, .*sharpness .every=2, .* at step 3"),
-        ({"sharpness": (2, 1), "sample_curvature": (2, 2)}, "sample_curvature .every=2, consecutive=2.* at step 1"),
-        ({"sharpness": (2, 1), "break_even": (4, 1)}, "break_even .every=4, .*sharpness .every=2, .* at step 2"),
-        ({"break_even": (1, 1)}, "break_even: takes what Sharpness measures"),
+        ({"gauss_newton": (2, 1)}, "gauss_newton .every=2, .* there is none"),
+        ({"sharpness": (2, 1), "gauss_newton": (3, 1)}, "gauss_newton .every=3, .*sharpness: every=2, .* step 3 is"),
+        ({"sharpness": (2, 1), "sample_curvature": (2, 2)}, "sample_curvature .every=2, consecutive=2.* step 1 is"),
+        ({"sharpness": (2, 1), "break_even": (4, 1)}, "break_even .every=4, .*sharpness: every=2, .* step 2 is"),
+        ({"break_even": (1, 1)}, "break_even .every=1, .* there is none"),
     ],
 )
 def test_what_others_must_measure_is_asked_for_before_training(strides, message, tmp_path):
@@ -209,20 +209,6 @@ def test_strides_that_fit_measure_at_their_own_steps_in_any_order(strides, steps
 def test_only_plain_descent_has_a_break_even(tmp_path):
     with pytest.raises(InputError, match="BreakEven: optimizer Adam: expected SGD without momentum"):
         trained(tmp_path, configured("break_even", adam=True))
-
-
-def test_a_seed_of_batches_is_not_negative(tmp_path):
-    config = configured("batch_sharpness", minibatch=True)
-    config.instruments.batch_sharpness.seed = -1
-    with pytest.raises(Exception, match="BatchSharpness: seed=-1: expected a whole number, at least 0"):
-        trained(tmp_path, config)
-
-
-def test_a_sketch_needs_a_dimension(tmp_path):
-    config = configured("gradient_sketch")
-    config.instruments.gradient_sketch.dimensions = 0
-    with pytest.raises(Exception, match="GradientSketch: dimensions=0: expected at least 1"):
-        trained(tmp_path, config)
 
 
 @pytest.mark.parametrize("count", [0, 21])

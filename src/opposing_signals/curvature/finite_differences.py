@@ -253,21 +253,40 @@ def _refuse(few: EmpiricalRisk, claim: Claim, truth: Tensor) -> bool:
 
 def _culprit(few: EmpiricalRisk) -> str:
     """The first layer whose own second derivatives disagree with differences of its first; children come first."""
-    calls: list[tuple[str, nn.Module, list[Any], dict[str, Any]]] = []
-
-    def note(name: str, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], _: Any) -> None:
-        copies = [part.detach().clone() if isinstance(part, Tensor) else part for part in given]
-        calls.append((name, module, copies, named))
-
-    with few.probe(), few.without_graph(), ExitStack() as hooks:
-        for name, module in few.model.named_modules():
-            hook = module.register_forward_hook(partial(note, name), with_kwargs=True)
-            hooks.callback(hook.remove)
-        few.evaluate(few.inputs[: few.chunk], few.targets[: few.chunk], autocast=False)
-    for name, module, given, named in calls:
-        if name and not _agrees_with_itself(few, module, given, named):
-            return f"layer {name!r}, {type(module).__name__},"
+    with few.probe(), few.without_graph():
+        chunk = few.inputs[: few.chunk], few.targets[: few.chunk]
+        calls = calls_of(few.model, lambda: few.evaluate(*chunk, autocast=False))
+    for call in calls:
+        if call.name and not _agrees_with_itself(few, call.module, call.given, call.named):
+            return f"layer {call.name!r}, {type(call.module).__name__},"
     return "a function in it"
+
+
+class Call(NamedTuple):
+    """Of a module: its name, itself, copies of what it was given, and of its output."""
+
+    name: str
+    module: nn.Module
+    given: list[Any]
+    named: dict[str, Any]
+    output: Any
+
+
+def calls_of(model: nn.Module, run: Callable[[], Any]) -> list[Call]:
+    """Every call of a module in ``run``, in the order in which they end: children come first."""
+    calls: list[Call] = []
+
+    def copied(part: Any) -> Any:
+        return part.detach().clone() if isinstance(part, Tensor) else part
+
+    def note(name: str, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        calls.append(Call(name, module, [copied(part) for part in given], named, copied(output)))
+
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            hooks.callback(module.register_forward_hook(partial(note, name), with_kwargs=True).remove)
+        run()
+    return calls
 
 
 def _agrees_with_itself(few: EmpiricalRisk, module: nn.Module, given: list[Any], named: dict[str, Any]) -> bool:

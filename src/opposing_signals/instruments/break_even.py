@@ -14,7 +14,7 @@ from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.instruments.sharpness import Sharpness, top_eigenvector
 from opposing_signals.record import Record
 from opposing_signals.record.quantities import BREAK_EVEN_EIGENVECTOR, SHARPNESS
-from opposing_signals.signals.edge import edge_of_rule, reaches
+from opposing_signals.signals.edge import reaches
 from opposing_signals.training.module import TrainingModule
 
 
@@ -43,14 +43,7 @@ class BreakEven(Instrument):
 
     def after_step(self, module: TrainingModule, step: int) -> None:
         """Compare λ(θ_t) with the optimizer's step size."""
-        optimizer: Any = module.optimizers()
-        rule = type(getattr(optimizer, "optimizer", optimizer)).__name__  # Lightning wraps it in a class of its own
-        edge = edge_of_rule(rule, optimizer.param_groups[0])
-        if edge is None:
-            raise InputError(
-                f"BreakEven: optimizer {rule}: expected SGD without momentum and weight decay, which alone has the "
-                "edge 2/η; leave break_even out of instruments"
-            )
+        edge = 2 / self.plain_step_size(module, "leave break_even out of instruments")
         if reaches(module.scalars.get(SHARPNESS, 0.0), edge):
             self.write(module, step, BREAK_EVEN_EIGENVECTOR, top_eigenvector(module).vector.float().cpu().numpy())
             self._found = True

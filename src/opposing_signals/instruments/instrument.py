@@ -13,6 +13,7 @@ from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.data import Dataset
 from opposing_signals.errors import InputError
 from opposing_signals.record import Record
+from opposing_signals.signals.edge import edge_of_rule
 from opposing_signals.training.module import TrainingModule
 from opposing_signals.values import Count
 
@@ -50,15 +51,12 @@ class Instrument(Callback):
     ends_run: ClassVar[bool] = False
 
     def __init__(self, risk: EmpiricalRisk, record: Record, every: Count = 1, consecutive: Count = 1) -> None:
-        name = type(self).__name__
-        if every < 1:
-            raise InputError(f"{name}: every={every}: expected at least 1")
-        if not 1 <= consecutive <= every:
-            raise InputError(f"{name}: consecutive={consecutive}: expected 1 to every={every}")
         self.risk = risk
         self.record = record
         self.every = every
         self.consecutive = consecutive
+        if not 1 <= consecutive <= every:
+            raise InputError(f"{type(self).__name__}: {self.stride}: expected 1 <= consecutive <= every")
 
     def check_partners(self, name: str, instruments: Mapping[str, Instrument], steps: int) -> None:
         """Refuse a run in which nothing measures what it takes from others, at the steps at which it takes it.
@@ -73,18 +71,13 @@ class Instrument(Callback):
         """
         for kind in self.takes_from:
             partners = {other: one for other, one in instruments.items() if isinstance(one, kind)}
-            if not partners:
-                add = kind.__name__.lower()
-                raise InputError(
-                    f"instruments.{name}: takes what {kind.__name__} measures in the same step, and no instrument of "
-                    f"the run is one: add +instruments@instruments={add}, or leave it out with ~instruments.{name}"
-                )
+            there = ", ".join(f"{other}: {one.stride}" for other, one in partners.items()) or "there is none"
             for step in range(steps):
-                if self.misses(step, any(one.is_due(step) for one in partners.values())):
-                    theirs = ", ".join(f"instruments.{other} ({one.stride})" for other, one in partners.items())
+                if not partners or self.misses(step, any(one.is_due(step) for one in partners.values())):
                     raise InputError(
-                        f"instruments.{name} ({self.stride}): takes what {theirs} measures in the same step, and only "
-                        f"one of the two is due at step {step}: expected every and consecutive of that"
+                        f"instruments.{name} ({self.stride}) takes what {kind.__name__} measures in the same step "
+                        f"({there}), and step {step} is a step of one of them alone: expected one with every and "
+                        f"consecutive that fit (+instruments@instruments={kind.__name__.lower()} adds one)"
                     )
 
     @property
@@ -121,6 +114,24 @@ class Instrument(Callback):
             raise InputError(
                 f"{type(self).__name__}: risk.keep_outputs=false: expected true; leave {name} out of instruments"
             )
+
+    def plain_step_size(self, module: TrainingModule, hint: str) -> float:
+        """η of gradient descent without momentum and weight decay, for an instrument that makes sense for it alone.
+
+        Args:
+            module: Of the run.
+            hint: What to do about another rule.
+
+        Raises:
+            InputError: The run has another.
+        """
+        lightning_optimizer: Any = module.optimizers()
+        rule, group = type(lightning_optimizer.optimizer).__name__, lightning_optimizer.param_groups[0]
+        if edge_of_rule(rule, group) is None:
+            raise InputError(
+                f"{type(self).__name__}: optimizer {rule}: expected SGD without momentum and weight decay; {hint}"
+            )
+        return group["lr"]
 
     def required_optimizer(self, module: TrainingModule, kind: type[Rule], name: str) -> Rule:
         """The run's optimizer, for an instrument that makes sense with one kind only.
