@@ -179,11 +179,11 @@ def with_strides(**strides: tuple[int, int]):
 @pytest.mark.parametrize(
     ("strides", "message"),
     [
-        ({"gauss_newton": (2, 1)}, "gauss_newton .every=2, .* there is none"),
-        ({"sharpness": (2, 1), "gauss_newton": (3, 1)}, "gauss_newton .every=3, .*sharpness: every=2, .* step 3 is"),
-        ({"sharpness": (2, 1), "sample_curvature": (2, 2)}, "sample_curvature .every=2, consecutive=2.* step 1 is"),
-        ({"sharpness": (2, 1), "break_even": (4, 1)}, "break_even .every=4, .*sharpness: every=2, .* step 2 is"),
-        ({"break_even": (1, 1)}, "break_even .every=1, .* there is none"),
+        ({"gauss_newton": (2, 1)}, "gauss_newton has every=2, .*; there is none: step 0"),
+        ({"sharpness": (2, 1), "gauss_newton": (3, 1)}, "gauss_newton has .*; sharpness has every=2, .*: step 3 is"),
+        ({"sharpness": (2, 1), "sample_curvature": (2, 2)}, "sample_curvature has every=2, consecutive=2.*: step 1 is"),
+        ({"sharpness": (2, 1), "break_even": (4, 1)}, "break_even has every=4, .*; sharpness has every=2, .*: step 2"),
+        ({"break_even": (1, 1)}, "break_even has every=1, .*; there is none: step 0"),
     ],
 )
 def test_what_others_must_measure_is_asked_for_before_training(strides, message, tmp_path):

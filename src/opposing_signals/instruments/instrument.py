@@ -71,13 +71,13 @@ class Instrument(Callback):
         """
         for kind in self.takes_from:
             partners = {other: one for other, one in instruments.items() if isinstance(one, kind)}
-            there = ", ".join(f"{other}: {one.stride}" for other, one in partners.items()) or "there is none"
+            there = "".join(f"; {other} has {one.stride}" for other, one in partners.items()) or "; there is none"
             for step in range(steps):
                 if not partners or self.misses(step, any(one.is_due(step) for one in partners.values())):
                     raise InputError(
-                        f"instruments.{name} ({self.stride}) takes what {kind.__name__} measures in the same step "
-                        f"({there}), and step {step} is a step of one of them alone: expected one with every and "
-                        f"consecutive that fit (+instruments@instruments={kind.__name__.lower()} adds one)"
+                        f"instruments.{name} has {self.stride}, and takes what {kind.__name__} measures in the same "
+                        f"step{there}: step {step} is due for one of them alone; expected every and consecutive that "
+                        f"fit (+instruments@instruments={kind.__name__.lower()} adds one)"
                     )
 
     @property
