@@ -360,10 +360,6 @@ class EmpiricalRisk(Chunks):
         pieces = vector.split([p.numel() for p in self.parameters])
         return [piece.view_as(p) for piece, p in zip(pieces, self.parameters, strict=True)]
 
-    def direction(self, vector: Tensor) -> list[Tensor]:
-        """The same to differentiate along: `torch.view_as_complex` takes no memory that begins at an odd place."""
-        return [piece.clone() if piece.storage_offset() % 2 else piece for piece in self.unflatten(vector)]
-
     @contextmanager
     def deterministic(self) -> Iterator[None]:
         """Refuse layers of which the derivatives would be wrong (`check_layers`), and random numbers drawn inside.
