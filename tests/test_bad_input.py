@@ -174,6 +174,8 @@ VALUES = {
         "instruments.token_losses.sequences": ("0", "abc"),
         "instruments.token_losses.with_pattern": ("-1", "abc"),
         "instruments.token_losses.keep": ("0",),
+        "instruments.token_losses.sample": ("-1", "null"),
+        "data.newline_after_colon": ("-0.1", "nan"),
         "risk.keep_outputs": ("maybe",),
     },
     "file": {

@@ -176,20 +176,6 @@ def test_gauss_newton_needs_the_sharpness_in_front_of_it(tmp_path):
         trained(tmp_path, config)
 
 
-def test_a_seed_of_batches_is_not_negative(tmp_path):
-    config = configured("batch_sharpness", minibatch=True)
-    config.instruments.batch_sharpness.seed = -1
-    with pytest.raises(Exception, match="BatchSharpness: seed=-1: expected a whole number, at least 0"):
-        trained(tmp_path, config)
-
-
-def test_a_sketch_needs_a_dimension(tmp_path):
-    config = configured("gradient_sketch")
-    config.instruments.gradient_sketch.dimensions = 0
-    with pytest.raises(Exception, match="GradientSketch: dimensions=0: expected at least 1"):
-        trained(tmp_path, config)
-
-
 @pytest.mark.parametrize("count", [0, 21])
 def test_more_points_than_there_are_cannot_be_chosen(count, tmp_path):
     config = configured("sample_sharpness")

@@ -41,7 +41,7 @@ class Instrument(Callback):
             the period-two oscillation at the edge of stability.
 
     Raises:
-        InputError: ``every`` < 1 or ``consecutive`` outside 1 to ``every``.
+        InputError: ``consecutive`` is larger than ``every``.
     """
 
     reference: Record | None = None
@@ -50,11 +50,8 @@ class Instrument(Callback):
     ends_run: ClassVar[bool] = False
 
     def __init__(self, risk: EmpiricalRisk, record: Record, every: Count = 1, consecutive: Count = 1) -> None:
-        name = type(self).__name__
-        if every < 1:
-            raise InputError(f"{name}: every={every}: expected at least 1")
-        if not 1 <= consecutive <= every:
-            raise InputError(f"{name}: consecutive={consecutive}: expected 1 to every={every}")
+        if consecutive > every:
+            raise InputError(f"{type(self).__name__}: consecutive={consecutive}: expected 1 to every={every}")
         self.risk = risk
         self.record = record
         self.every = every
