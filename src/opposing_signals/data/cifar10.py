@@ -68,9 +68,7 @@ def cifar10(images: Count = _TRAIN_IMAGES, root: str | None = None) -> Dataset:
             truncated or unreadable; the download failed.
     """
     if images > _TRAIN_IMAGES:
-        raise InputError(
-            f"data.images={images}: CIFAR-10 has {_TRAIN_IMAGES} training images; expected at most as many"
-        )
+        raise InputError(f"data.images={images}: CIFAR-10 has {_TRAIN_IMAGES} training images; ask for at most as many")
     layout, folder = _locate(images, root)
     per_class, extra = divmod(images, len(CLASS_NAMES))
     train_quota = per_class + (np.arange(len(CLASS_NAMES)) < extra)
