@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import scipy
 
+from opposing_signals.signals.alignment import correlation
 from opposing_signals.studies.claim import Estimate
 
 FEWEST = 8
@@ -40,6 +41,11 @@ def over_steps(statistic: Statistic, steps: int, within: tuple[float, float] = (
         return Estimate(value)
     low, high = interval(statistic, steps)
     return Estimate(value, (max(low, within[0]), min(high, within[1])))
+
+
+def correlation_over_steps(one: np.ndarray, other: np.ndarray) -> Estimate:
+    """The correlation of ``one`` and ``other``, both ``[T]``, with its interval."""
+    return over_steps(lambda rows: correlation(one[rows], other[rows]), len(one), CORRELATION)
 
 
 def median_over_steps(values: np.ndarray) -> Estimate:
