@@ -106,6 +106,13 @@ def test_a_grid_with_betas_below_the_condition_says_how_many(recorded, caplog):
             "beta_norm=[8, many]: expected a list, each of it a finite number",
         ),
         ("theorem31", "theory.paths.alpha=[]", "alpha=[]: expected a list"),
+        ("theorem31", "theory.grid.d1=many", "theory.grid.d1=many: expected a whole number"),
+        ("theorem31", "theory.paths=3", "theory.paths=3: expected fields"),
+        ("theorem31", "theory.descent.steps=0", "theory.descent.steps=0: expected a whole number"),
+        ("fig38b_linear_model", "~theory", "theory=None: expected fields"),
+        ("fig38b_linear_model", "~theory.d2", "missing a required argument: 'd2'; expected d1, d2, alpha"),
+        ("fig38b_linear_model", "+theory.d3=4", "unexpected keyword argument 'd3'; expected d1, d2, alpha"),
+        ("linear_cross_entropy", "theory.loss=nope", "theory.loss=nope: expected square or logistic"),
         ("linear_cross_entropy", "theory.points=2", "theory.points=2: no outlier of one sign"),
     ],
 )
