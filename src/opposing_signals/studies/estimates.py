@@ -1,4 +1,4 @@
-"""Statistics over steps with intervals that know how much successive steps depend on each other."""
+"""Statistics over steps with intervals that account for the dependence between successive steps."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SMALLEST = float(np.finfo(np.float32).tiny)
 _NORMAL = float(scipy.stats.norm.ppf(0.975))
 
 Statistic = Callable[[np.ndarray], float]
-"""Rows ``[n]``, some of them maybe more than once ↦ value."""
+"""Rows ``[n]``, possibly with repetitions ↦ value."""
 
 
 def over_steps(statistic: Statistic, steps: int, within: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
-    """``statistic`` of all rows from 0 to ``steps`` − 1 with its 95% `interval`; too few for one decide nothing.
+    """``statistic`` of all rows from 0 to ``steps`` − 1 with its 95% `interval`; too few decide nothing.
 
     ``within`` are the least and the largest value that the statistic can have.
     """

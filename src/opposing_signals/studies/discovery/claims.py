@@ -1,4 +1,4 @@
-"""Statistics of the opposing pairs that are found by machine: are they the true ones, and found again otherwise?"""
+"""Statistics of the opposing pairs found automatically: are they the true ones, and found again otherwise?"""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def planted_match(trajectories: Trajectories, features: Sequence[str]) -> Estima
 def planted_correlation(trajectories: Trajectories, features: Sequence[str]) -> Estimate:
     """Correlation of the one-step changes of the two planted groups that the dominant pair is most like, while active.
 
-    The groups are those of the truth, so that no selection by loss is behind the value.
+    The groups are the true ones, so the value involves no selection by loss.
     """
     trajectory = only_run(trajectories)
     if not trajectory.all_pairs:
