@@ -13,6 +13,7 @@ import torch
 from composing import composed
 from recording import assert_same, assert_same_weights, stopped
 
+from opposing_signals.choices import choices
 from opposing_signals.configuration import decisive
 from opposing_signals.errors import InputError, TrainingStoppedError
 from opposing_signals.record import Record
@@ -127,9 +128,9 @@ def test_settings_that_cannot_work_are_refused(tmp_path, override, message):
     assert isinstance(error, InputError) or isinstance(error.__cause__, InputError)
 
 
-@pytest.mark.parametrize("rule", ["one_sam", "adam", "gradient_flow"])
+@pytest.mark.parametrize("rule", sorted({*choices("optimizer")} - {"sgd"}))
 def test_other_rules_train_and_resume(tmp_path, rule):
-    """With the closure that a run hands them, and their state in its checkpoint; for the rest see test_rules."""
+    """With the closure that a run hands them, and their state in its checkpoint; for the rest see tests/optim."""
 
     def run(folder: Path, steps: int) -> Record:
         config = composed("fig03_chebyshev", f"optimizer={rule}", "optimizer.lr=0.001", "steps=6", "threads=1")

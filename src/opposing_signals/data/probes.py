@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import rgb_to_hsv
 from PIL import Image, UnidentifiedImageError
 
 from opposing_signals.data.dataset import Dataset
@@ -208,13 +209,5 @@ def _of_parts(images: np.ndarray, measure: Callable[[np.ndarray], np.ndarray]) -
 
 def _hue_saturation_value(colours: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Hue in degrees, saturation and value in [0, 1] of RGB colours ``[..., 3]`` in 0 to 255; grey has hue 0."""
-    red, green, blue = np.moveaxis(np.asarray(colours, float), -1, 0)
-    value, least = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
-    chroma = value - least
-    scale = np.where(chroma > 0, chroma, 1)
-    sextant = np.select(
-        [chroma == 0, value == red, value == green],
-        [np.zeros_like(value), (green - blue) / scale % 6, (blue - red) / scale + 2],
-        (red - green) / scale + 4,
-    )
-    return 60 * sextant, chroma / np.where(value > 0, value, 1), value / 255
+    hue, saturation, value = np.moveaxis(rgb_to_hsv(np.asarray(colours, float) / 255), -1, 0)
+    return 360 * hue, saturation, value
