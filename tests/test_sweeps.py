@@ -127,7 +127,7 @@ def test_a_job_that_raises_leaves_the_others_and_is_named(tmp_path, capfd):
 
 def test_a_job_whose_instrument_refuses_its_settings_says_so_in_one_line(tmp_path, capfd):
     values = "instruments.sharpness.consecutive=1,5"
-    tiny = ["scale=smoke", "logger=none", "threads=1", "steps=2", "settings.sharpness.every=2", "conclude=false"]
+    tiny = ["scale=smoke", "logger=none", "threads=1", "steps=2", "instruments.sharpness.every=2", "conclude=false"]
     assert main(["fig3", *tiny, values, "-m", f"output_dir={tmp_path}"]) == 1
     shown = capfd.readouterr()
     assert "failed: Sharpness: consecutive=5: expected 1 to every=2" in shown.err

@@ -58,6 +58,12 @@ def mean_over_steps(values: np.ndarray) -> Estimate:
     return over_steps(lambda rows: float(values[rows].mean()), len(values))
 
 
+def random_groups(examples: int, size: int) -> list[np.ndarray]:
+    """200 random groups of ``size`` examples, the same at each call."""
+    generator = np.random.default_rng(0)
+    return [generator.choice(examples, size, replace=False) for _ in range(200)]
+
+
 def interval(statistic: Statistic, steps: int) -> tuple[float, float]:
     """95% interval of a statistic of ``steps`` dependent rows.
 

@@ -103,7 +103,7 @@ def group_variance_ratio(trajectories: Trajectories, run: str, other: str, relat
     return Estimate(ours / theirs)
 
 
-def _group_variance(trajectory: Trajectory, pairs: list[OpposingPair], relative: bool, draws: int = 200) -> float:
+def _group_variance(trajectory: Trajectory, pairs: list[OpposingPair], relative: bool) -> float:
     variances = []
     generator = np.random.default_rng(0)
     for pair in pairs:
@@ -111,7 +111,7 @@ def _group_variance(trajectory: Trajectory, pairs: list[OpposingPair], relative:
         for group in pair.groups:
             variance = float(changes[:, group].mean(1).var())
             if relative:
-                random = [generator.choice(changes.shape[1], len(group), replace=False) for _ in range(draws)]
+                random = [generator.choice(changes.shape[1], len(group), replace=False) for _ in range(200)]
                 variance /= float(np.mean([changes[:, draw].mean(1).var() for draw in random]))
             variances.append(variance)
     return float(np.median(variances))

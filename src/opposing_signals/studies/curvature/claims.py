@@ -13,7 +13,7 @@ from opposing_signals.signals import OpposingPair, Trajectory
 from opposing_signals.signals.steps import NOT_SUCCESSIVE, between, one_step_changes, reversals
 from opposing_signals.studies.claim import CannotTellError, Estimate
 from opposing_signals.studies.curvature.metrics import Metric, SizeAlongV, metric_of_points, sizes_by_floor_distance
-from opposing_signals.studies.estimates import SMALLEST, mean_over_steps, median_over_steps, over_steps
+from opposing_signals.studies.estimates import SMALLEST, mean_over_steps, median_over_steps, over_steps, random_groups
 from opposing_signals.studies.runs import (
     FEWEST_STEPS,
     Trajectories,
@@ -26,9 +26,6 @@ from opposing_signals.studies.runs import (
 
 FEWEST_STEPS_OF_A_PAIR = 3
 """A pair that is active in fewer measured steps than this after break-even does not count."""
-
-DRAWS = 200
-"""Random groups over which a random group's median is averaged."""
 
 
 # -- figure 2 ---------------------------------------------------------------------------------------------------------
@@ -57,8 +54,7 @@ def _pair_ratios(trajectory: Trajectory, pair: OpposingPair, measured: Series) -
     chosen &= steps != pair.step
     values = np.asarray(measured.values)[chosen]
     points = np.concatenate(pair.groups)
-    generator = np.random.default_rng(0)
-    draws = [generator.choice(values.shape[1], len(points), replace=False) for _ in range(DRAWS)]
+    draws = random_groups(values.shape[1], len(points))
     random = np.mean([np.median(values[:, draw], axis=1) for draw in draws], axis=0)
     return np.median(values[:, points], axis=1) / np.maximum(np.abs(random), SMALLEST)
 

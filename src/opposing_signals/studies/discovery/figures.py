@@ -56,12 +56,12 @@ def _draw_courses(axes: Axes, name: str, trajectory: Trajectory, count: int) -> 
     axes.set_xlim(0, int(trajectory.losses.steps[-1]))
 
 
-def _draw_losses(axes: Axes, trajectory: Trajectory, margin: int = 20) -> None:
+def _draw_losses(axes: Axes, trajectory: Trajectory) -> None:
     """Of the pair of largest amplitude, around the steps in which it is active."""
     losses = trajectory.losses
     if trajectory.all_pairs:
         pair = trajectory.all_pairs[0]
-        axes.set_xlim(max(0, pair.window[0] - margin), pair.window[1] + margin)
+        axes.set_xlim(max(0, pair.window[0] - 20), pair.window[1] + 20)
         axes.axvspan(*pair.window, color=style.GREY, zorder=0)
         for group, look, letter in zip(pair.groups, style.pair_looks(0), "ab", strict=True):
             axes.plot(losses.steps, losses.values[:, group].mean(1), **look, label=f"1{letter}")

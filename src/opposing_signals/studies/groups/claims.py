@@ -20,6 +20,7 @@ from opposing_signals.studies.estimates import (
     mean_over_steps,
     median_over_steps,
     over_steps,
+    random_groups,
 )
 from opposing_signals.studies.runs import (
     FEWEST_STEPS,
@@ -47,21 +48,20 @@ def group_correlation(changes: Series, pair: OpposingPair) -> Estimate:
     return correlation_over_steps(upper, lower)
 
 
-def group_amplitude_ratio(trajectories: Trajectories, random_groups: int = 200) -> Estimate:
+def group_amplitude_ratio(trajectories: Trajectories) -> Estimate:
     """Smallest ratio, over the dominant groups, of median abs one-step change to that of a random group of equal size.
 
-    The random group's is the mean over ``random_groups`` draws at each step, over the same window.
+    The random group's is the mean over many draws at each step, over the same window.
     """
     trajectory = only_run(trajectories)
     groups = [(pair, group) for pair in dominant_pairs(trajectory) for group in pair.groups]
-    ratios = [_amplitude_ratio(trajectory, group, pair, random_groups) for pair, group in groups]
+    ratios = [_amplitude_ratio(trajectory, group, pair) for pair, group in groups]
     return min(ratios, key=lambda estimate: estimate.value)
 
 
-def _amplitude_ratio(trajectory: Trajectory, group: np.ndarray, pair: OpposingPair, random_groups: int) -> Estimate:
+def _amplitude_ratio(trajectory: Trajectory, group: np.ndarray, pair: OpposingPair) -> Estimate:
     changes = between(trajectory.changes, *pair.window).values
-    generator = np.random.default_rng(0)
-    draws = [generator.choice(changes.shape[1], len(group), replace=False) for _ in range(random_groups)]
+    draws = random_groups(changes.shape[1], len(group))
     random = np.mean([np.abs(changes[:, draw].mean(1)) for draw in draws], axis=0)
     dominant = np.abs(changes[:, group].mean(1))
     return over_steps(
