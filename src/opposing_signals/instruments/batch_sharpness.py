@@ -23,10 +23,6 @@ class BatchSharpness(Instrument):
     ``batch_sharpness_error``, the standard error of the mean.
 
     Args:
-        risk: What is being trained.
-        record: Where rows go.
-        every: See `Instrument`.
-        consecutive: See `Instrument`.
         batches: How many, at least 2.
         seed: Of the batches.
 

@@ -54,7 +54,6 @@ class BreakEven(Instrument):
         return {"found": self._found}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore `state_dict`."""
         self._found = state_dict["found"]
 
 

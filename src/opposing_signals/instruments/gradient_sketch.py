@@ -18,10 +18,6 @@ class GradientSketch(Instrument):
     projection is the same at every step.
 
     Args:
-        risk: What is being trained.
-        record: Where rows go.
-        every: See `Instrument`.
-        consecutive: See `Instrument`.
         dimensions: d, numbers that are kept of a gradient.
     """
 

@@ -27,14 +27,6 @@ class PreconditionedSharpness(Instrument):
     so nothing is written at step 0. ``preconditioned_sharpness_quotient``, ``_residual`` and ``_bound`` are
     those of P^(-1/2) H P^(-1/2), which is symmetric and has the same eigenvalues (see `EigenTracker`);
     ``preconditioned_sharpness_products`` are the products spent.
-
-    Args:
-        risk: What is being trained.
-        record: Where rows go.
-        every: See `Instrument`.
-        consecutive: See `Instrument`.
-        tolerance: See `EigenTracker`.
-        max_products: See `EigenTracker`.
     """
 
     needs_training = True
@@ -70,5 +62,4 @@ class PreconditionedSharpness(Instrument):
         return self.tracker.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore `state_dict`."""
         self.tracker.load_state_dict(state_dict)

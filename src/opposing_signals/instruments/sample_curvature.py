@@ -28,10 +28,6 @@ class SampleCurvature(Instrument):
     pass of Taylor arithmetic over the training set.
 
     Args:
-        risk: What is being trained.
-        record: Where rows go.
-        every: See `Instrument`.
-        consecutive: See `Instrument`.
         expansion: Also expand the coming step θ − η ∇L: ``expansion_first`` −η ∇ℓ_i·∇L, ``expansion_second``
             ½ η² ∇Lᵀ∇²ℓ_i ∇L, and ``expansion_along_v`` ``[N, 2]``, the part of both along v. One more pass; for
             full-batch gradient descent without momentum, whose step this is.
