@@ -17,6 +17,7 @@ from opposing_signals.follow import budget as budget_module
 from opposing_signals.follow.budget import CHANGES, GRACE, Budget
 from opposing_signals.follow.explanation import explain
 from opposing_signals.follow.jumps import Jumps
+from opposing_signals.follow.step import BUFFERED, SECONDS
 from opposing_signals.follow.tracking_set import fingerprint
 from opposing_signals.record import Record
 
@@ -320,6 +321,24 @@ def test_a_resumed_loop_has_the_record_of_an_uninterrupted_one(tmp_path):
     for quantity in whole:
         np.testing.assert_array_equal(whole[quantity].steps, cut[quantity].steps, quantity)
         np.testing.assert_array_equal(whole[quantity].values, cut[quantity].values, quantity)
+
+
+@pytest.mark.parametrize(("seconds", "rows"), [(0.0, BUFFERED), (0.1, 210)])
+def test_a_process_that_is_killed_has_written_all_but_the_last_steps(tmp_path, monkeypatch, seconds, rows):
+    """What another reader sees of the files is what a killed process leaves."""
+    clock = iter(np.arange(1000) * seconds)
+    monkeypatch.setattr("opposing_signals.follow.step.time.monotonic", lambda: next(clock))
+    model, (x, y) = nn.Linear(6, 3), data()[:]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    follower = watching(tmp_path / "run", every=10**6)
+    for _ in range(210):
+        with follower.step(model, optimizer, batch=(x, y)):
+            per_sample_loss(model, (x, y)).mean().backward()
+            optimizer.step()
+    written = Record(tmp_path / "run").rows
+    follower.close()
+    assert 0 <= rows - written["batch_loss"] <= (SECONDS / seconds + 1 if seconds else 0)
+    assert {written[name] for name in written if name != "sample_loss"} == {written["batch_loss"]}
 
 
 @dataclasses.dataclass

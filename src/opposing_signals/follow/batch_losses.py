@@ -83,6 +83,7 @@ class BatchLosses:
         """The training step is over."""
         if not self.failure and not self._is_taken:
             self._look(self._made)
+        self._batch = None
         self.release()
 
     def release(self) -> None:
@@ -144,14 +145,15 @@ class BatchLosses:
         except Exception as error:  # whatever the user's function raises must not reach training
             self._miss(f"per_sample_loss failed on the training batch: {first_line(error)}")
             return False
-        if not isinstance(losses, Tensor) or losses.ndim != 1:
+        if not isinstance(losses, Tensor) or losses.dim() != 1:
             self._miss("per_sample_loss gave no [n] losses for the training batch")
             return False
-        self._take(losses.detach())
+        self._take(losses.detach() if losses.requires_grad else losses)
         return True
 
     def _evaluated(self, calls: list[tuple[Any, Any, Any]], see: Callable[..., Any] = lambda *_: None) -> Any:
         remaining = list(zip(self._calls, calls, strict=False))
+        has_gradient = torch.is_grad_enabled()
 
         def answer(module: nn.Module, *inputs: Any) -> Any:
             for place, (asked, made) in enumerate(remaining):
@@ -167,8 +169,9 @@ class BatchLosses:
             batch = named or (arguments if len(arguments) > 1 else arguments[0])
         for watched in self._watched.values():
             watched.answer = answer
+        torch.set_grad_enabled(False)  # a context would take five times as long behind a long step
         try:
-            with torch.no_grad(), self._context(), uncached_casts():
+            with self._context(), uncached_casts():
                 if self._draws is False:
                     return self._per_sample_loss(self._module, batch)
                 state = torch.get_rng_state()
@@ -177,6 +180,7 @@ class BatchLosses:
                     self._draws = not torch.equal(state, torch.get_rng_state())
                 return losses
         finally:
+            torch.set_grad_enabled(has_gradient)
             for watched in self._watched.values():
                 watched.answer = None
 

@@ -95,7 +95,7 @@ class Budget:
 
     def count_step(self) -> None:
         """A step begins."""
-        rest = self.seconds - self.spent
+        rest = time.perf_counter() - self.spent
         if self._mark:
             self._taken.append(rest - self._mark[0])
             self._watched.append(self.watched - self._mark[1])

@@ -220,10 +220,12 @@ class Batches:
         place = int(np.searchsorted(steps, step - 1))
         seen = norms[max(0, place - REMEMBERED) : place]
         seen = seen[np.isfinite(seen)]
-        if place >= len(steps) or steps[place] != step - 1 or len(seen) < FEWEST or not norms[place] > bound(seen):
+        if place >= len(steps) or steps[place] != step - 1:
             return ""
         if not math.isfinite(norms[place]):
             return "the step before had a gradient that is not finite"
+        if len(seen) < FEWEST or not norms[place] > bound(seen):
+            return ""
         usual = float(np.median(seen))
         times = f", {norms[place] / usual:.1f} times the usual" if usual > 0 else ""
         return f"the step before had a gradient of norm {norms[place]:.3g}{times}"

@@ -6,7 +6,7 @@ import atexit
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from logging import getLogger
 from pathlib import Path
@@ -149,7 +149,6 @@ class Follower:
         self.drawn.watch(loader)
         yield from loader
 
-    @contextmanager
     def step(
         self,
         model: nn.Module,
@@ -157,7 +156,7 @@ class Follower:
         *,
         batch: Any = None,
         batch_indices: Any = None,
-    ) -> Iterator[Step]:
+    ) -> AbstractContextManager[Step]:
         """Around forward, backward and ``optimizer.step()`` of a batch.
 
         Of batches whose gradients are accumulated each has one of these; they are one step, which ends with the one in
@@ -174,19 +173,16 @@ class Follower:
         Raises:
             InputError: At the first step: data, a loss function or a setting that cannot work.
         """
+        return _Block(self, model, optimizer, batch, batch_indices)
+
+    def enter(self, model: nn.Module, optimizer: Optimizer | Iterable[Optimizer]) -> None:
+        """A block of `step` begins: training begins with the first one, and may go on with another optimizer."""
         if not self._origin and self._ended in ("", _CLOSED):
             model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
             self.begin(model, _listed(optimizer))
         elif optimizer is not self._optimizer:
             self._safely("following the optimizers", self._watch.optimizers.follow, _listed(optimizer))
         self._optimizer = optimizer
-        step = self.open(batch, batch_indices)
-        try:
-            yield step
-        except BaseException:
-            self.shut(failed=True)
-            raise
-        self.shut()
 
     # -- the run ------------------------------------------------------------------------------------------------
 
@@ -461,6 +457,22 @@ class Follower:
         self._number = self._first = state_dict["number"]
         self._buffer.clear()
         self._state = state_dict
+
+
+class _Block(AbstractContextManager[Step]):
+    """`Follower.step`. As a generator it would take longer than much of what is done in it."""
+
+    def __init__(self, follower: Follower, model: Any, optimizer: Any, batch: Any, batch_indices: Any) -> None:
+        self._follower = follower
+        self._training = model, optimizer
+        self._batch = batch, batch_indices
+
+    def __enter__(self) -> Step:
+        self._follower.enter(*self._training)
+        return self._follower.open(*self._batch)
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self._follower.shut(failed=kind is not None)
 
 
 _open_followers: weakref.WeakSet[Follower] = weakref.WeakSet()

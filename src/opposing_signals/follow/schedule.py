@@ -44,6 +44,7 @@ class Schedule:
         self.every, self.consecutive, self.sharpness_every = every, consecutive, sharpness_every
         self.budget = budget
         self._jumps = Jumps()
+        self._is_shared = False  # by several processes
         self.forget()
 
     def forget(self) -> None:
@@ -52,6 +53,10 @@ class Schedule:
         self._windows = 0
         self._next = 0  # the step at which it is looked again whether a window may begin
         self._has_jumped = False
+
+    def begin(self) -> None:
+        """Training begins, in all processes."""
+        self._is_shared = count() > 1
 
     def look(self, step: Step) -> None:
         """Note whether a step has jumped; then measure the next ones."""
@@ -67,7 +72,7 @@ class Schedule:
 
     def _begins(self, step: int) -> bool:
         """Whether a window begins at ``step``; of several processes the first decides."""
-        if count() == 1 or self.budget.share is None:
+        if not self._is_shared or self.budget.share is None:
             begins = self._may_begin(step)
         elif step % SHARED_LOOK:
             return False
