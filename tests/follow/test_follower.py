@@ -477,6 +477,16 @@ def test_the_record_of_a_run_with_a_bad_row_names_it(tmp_path):
     assert Record(tmp_path / "run").state.startswith("stopped: the loss of train_dataset[0] is not finite")
 
 
+@pytest.mark.parametrize(("broken", "said"), [("model", "model is a NoneType"), ("folder", "is a file")])
+def test_what_is_no_model_and_what_is_no_folder_is_refused(tmp_path, broken, said):
+    if broken == "folder":
+        (tmp_path / "run").touch()
+    model = network()
+    follower = watching(tmp_path / "run")
+    with pytest.raises(InputError, match=said):
+        follower.begin(None if broken == "model" else model, [torch.optim.SGD(model.parameters(), lr=0.1)])
+
+
 def test_what_fails_in_a_measurement_ends_the_record_and_not_the_loop(tmp_path, caplog):
     calls = []
 

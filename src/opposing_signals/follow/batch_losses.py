@@ -120,7 +120,8 @@ class BatchLosses:
             places = [place for place in range(len(made[module])) if place not in taken]
             fits = [place for place in places if self._fits(made, [*chosen, place])]
             if not fits:
-                self._miss("the training step gives the model other inputs than per_sample_loss does")
+                hint = "" if self._batch is not None else ": give batch=, what per_sample_loss gets"
+                self._miss(f"the training step gives the model other inputs than per_sample_loss does{hint}")
                 return
             chosen.append(fits[0])
         outputs = [made[module][place] for module, place in zip(self._calls, chosen, strict=True)]

@@ -105,8 +105,10 @@ class Follower:
         ids: Callable[[Any], int] | None = None,
         seed: int = 0,
     ) -> None:
-        if budget is not None and not budget > 0:
-            raise InputError(f"budget={budget}: expected a share of the training time above 0, such as 0.05, or None")
+        if steps is not None and not (isinstance(steps, int) and steps > 0):
+            raise InputError(f"steps={steps!r}: expected the number of the training's steps, or None")
+        if budget is not None and not (isinstance(budget, int | float) and budget > 0):
+            raise InputError(f"budget={budget!r}: expected a share of the training time above 0, such as 0.05, or None")
         self.folder = self._wanted_folder = Path(folder)
         self.budget = Budget(budget, steps)
         wanted = [int(index) for members in groups.values() for index in members] if isinstance(groups, Mapping) else []
@@ -215,6 +217,8 @@ class Follower:
         Raises:
             InputError: Data, a loss function or a folder that cannot work.
         """
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model is a {type(model).__name__}: expected a torch.nn.Module")
         if not optimizers:
             raise InputError("no optimizer: expected at least one, whose steps are counted")
         goes_on = self._goes_on(step)

@@ -37,6 +37,8 @@ class Schedule:
         if consecutive is None:
             consecutive = CONSECUTIVE if every is None else min(CONSECUTIVE, every)
         every = consecutive if every is None else every
+        if every < 1:
+            raise InputError(f"every={every}: expected at least 1")
         if not 1 <= consecutive <= every:
             raise InputError(f"consecutive={consecutive}: expected 1 to every={every}")
         if sharpness_every is not None and sharpness_every < 1:
