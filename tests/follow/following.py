@@ -38,7 +38,7 @@ class Nobody:
 
     step = staticmethod(lambda *_, **__: nullcontext(Step()))
     batches = staticmethod(iter)
-    close = staticmethod(lambda: None)
+    close = staticmethod(lambda *_: None)
 
 
 class Run:
@@ -82,7 +82,18 @@ def plain(model, optimizer, batch, loss=losses_of):
     optimizer.step()
 
 
-def loop(run, model=None, step=None, data=None, loss=None, optimizer=None, epochs=1, loader=None, settings=None):
+def loop(
+    run,
+    model=None,
+    step=None,
+    data=None,
+    loss=None,
+    optimizer=None,
+    epochs=1,
+    loader=None,
+    settings=None,
+    state="complete",
+):
     """A loop of ``step(model, optimizer, batch)``."""
     model = network() if model is None else model
     optimizer = sgd(model, momentum=0.5) if optimizer is None else optimizer
@@ -95,7 +106,7 @@ def loop(run, model=None, step=None, data=None, loss=None, optimizer=None, epoch
                 with follower.step(model, optimizer, batch=batch):
                     step(model, optimizer, batch)
     finally:
-        follower.close()
+        follower.close(state)
     return model
 
 

@@ -340,19 +340,12 @@ def raising(run, error):
     count, model = iter(range(100)), network()
 
     def step(model, optimizer, batch):
-        optimizer.zero_grad()
-        losses_of(model, batch).mean().backward()
         if next(count) == 2:
             raise error
-        optimizer.step()
+        plain(model, optimizer, batch)
 
-    follower, optimizer = run.follower(), sgd(model)
     with suppress(type(error)):
-        for batch in follower.batches(DataLoader(Data(), BATCH, shuffle=True)):
-            with follower.step(model, optimizer, batch=batch):
-                step(model, optimizer, batch)
-    if run.folder:
-        follower.close(None)
+        loop(run, model, step, state=None)
     return model
 
 
@@ -480,7 +473,7 @@ def averaged(run):
 
 
 PLAIN = {
-    "dropout and batch norm": (loop, STEPS),
+    "dropout and batch norm": (partial(loop, settings={"sharpness_every": 2}), STEPS),
     "LBFGS": (lbfgs, STEPS),
     "GradScaler": (scaled, STEPS),
     "GradScaler that skips a step": (partial(scaled, skip=(1,)), STEPS - 1),

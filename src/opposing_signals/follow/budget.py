@@ -13,7 +13,7 @@ import torch
 
 Result = TypeVar("Result")
 
-MODEST = 0.02
+MODEST = 0.015
 """The share that is used where it suffices for `CHANGES` changes of `FEWEST` examples."""
 
 CHANGES = 50

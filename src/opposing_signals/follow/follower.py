@@ -175,16 +175,16 @@ class Follower:
         Raises:
             InputError: At the first step: data, a loss function or a setting that cannot work.
         """
-        return _Block(self, model, optimizer, batch, batch_indices)
+        return _Block(self, partial(self._enter, model, optimizer, batch, batch_indices))
 
-    def enter(self, model: nn.Module, optimizer: Optimizer | Iterable[Optimizer]) -> None:
-        """A block of `step` begins: training begins with the first one, and may go on with another optimizer."""
+    def _enter(self, model: nn.Module, optimizer: Any, batch: Any, batch_indices: Any) -> Step:
         if not self._origin and self._ended in ("", _CLOSED):
             model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
             self.begin(model, _listed(optimizer))
         elif optimizer is not self._optimizer:
             self._safely("following the optimizers", self._watch.optimizers.follow, _listed(optimizer))
         self._optimizer = optimizer
+        return self.open(batch, batch_indices)
 
     # -- the run ------------------------------------------------------------------------------------------------
 
@@ -466,14 +466,12 @@ class Follower:
 class _Block(AbstractContextManager[Step]):
     """`Follower.step`. As a generator it would take longer than much of what is done in it."""
 
-    def __init__(self, follower: Follower, model: Any, optimizer: Any, batch: Any, batch_indices: Any) -> None:
+    def __init__(self, follower: Follower, enter: Callable[[], Step]) -> None:
         self._follower = follower
-        self._training = model, optimizer
-        self._batch = batch, batch_indices
+        self._enter = enter
 
     def __enter__(self) -> Step:
-        self._follower.enter(*self._training)
-        return self._follower.open(*self._batch)
+        return self._enter()
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         self._follower.shut(failed=kind is not None)
