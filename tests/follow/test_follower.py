@@ -581,7 +581,7 @@ def test_what_is_done_within_steps_counts_once(monkeypatch):
 
 @pytest.mark.parametrize(
     ("each", "shares", "counts"),
-    [(1e-5, (0.02, 0.02), (129, 2000)), (1.5e-4, (0.03, 0.036), (128, 140)), (1e-3, (0.05, 0.05), (16, 127))],
+    [(1e-5, (0.015, 0.015), (129, 2000)), (1.5e-4, (0.03, 0.036), (128, 140)), (1e-3, (0.05, 0.05), (16, 127))],
 )
 def test_a_modest_share_is_taken_where_it_suffices(each, shares, counts):
     count, _, budget = planned(1000, 0.05, each)

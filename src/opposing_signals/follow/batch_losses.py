@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from opposing_signals.errors import first_line
-from opposing_signals.follow.isolation import isolated, uncached_casts
+from opposing_signals.follow.isolation import isolated
 from opposing_signals.follow.per_sample import PerSampleLoss
 
 Safely = Callable[..., Any]
@@ -170,9 +170,11 @@ class BatchLosses:
             batch = named or (arguments if len(arguments) > 1 else arguments[0])
         for watched in self._watched.values():
             watched.answer = answer
-        torch.set_grad_enabled(False)  # a context would take five times as long behind a long step
+        has_cache = torch.is_autocast_cache_enabled()
+        torch.set_grad_enabled(False)  # contexts would take five times as long behind a long step
+        torch.set_autocast_cache_enabled(False)  # see `uncached_casts`
         try:
-            with self._context(), uncached_casts():
+            with self._context():
                 if self._draws is False:
                     return self._per_sample_loss(self._module, batch)
                 state = torch.get_rng_state()
@@ -182,6 +184,7 @@ class BatchLosses:
                 return losses
         finally:
             torch.set_grad_enabled(has_gradient)
+            torch.set_autocast_cache_enabled(has_cache)
             for watched in self._watched.values():
                 watched.answer = None
 

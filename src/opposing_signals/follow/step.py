@@ -40,7 +40,8 @@ class Step:
         losses: ``[n]`` of each batch that the step trains on.
         indices: Of the same examples, ``[n]``; None where they are not known.
         is_given: Whether the loop has given the losses by itself.
-        largest: Loss of a row, where that is known without waiting for the device.
+        values: The losses as numbers, where they are known without waiting for the device and few enough; else None.
+        largest: Of these.
     """
 
     loss: Tensor | float | None = None
@@ -50,6 +51,7 @@ class Step:
     losses: list[Tensor] = field(default_factory=list)
     indices: list[Indices | None] = field(default_factory=list)
     is_given: bool = False
+    values: list[float] | None = field(default_factory=list)
     largest: float | None = None
 
     def record(self, losses: Tensor, indices: Any = None) -> None:
@@ -63,11 +65,15 @@ class Step:
             self.is_given = True
             self.losses.clear()
             self.indices.clear()
+            self.values = []
         self.add(losses.detach().reshape(-1), as_indices(indices))
 
     def add(self, losses: Tensor, indices: Indices | None) -> None:
         """Note the ``[n]`` losses of a batch, and the indices if there are as many."""
         self.losses.append(losses)
+        # As numbers of Python, because behind a long step another operation of torch takes 30 µs.
+        is_known = self.values is not None and losses.is_cpu and losses.numel() <= WIDEST
+        self.values = [*(self.values or ()), *losses.tolist()] if is_known else None
         self.indices.append(indices if indices is not None and len(indices) == losses.numel() else None)
 
     @property
@@ -86,13 +92,12 @@ class StepBuffer:
 
     def add(self, step: Step) -> bool:
         """Take a complete step; True if it is time to write."""
-        if 0 < step.size <= WIDEST and all(losses.is_cpu for losses in step.losses):
-            # As numbers of Python, because behind a long step an operation of torch takes 30 µs.
-            values = [value for losses in step.losses for value in losses.tolist()]
-            step.largest = max(values)
-            step.loss = sum(values) / len(values) if step.loss is None else step.loss
+        if step.values and len(step.values) <= WIDEST:
+            step.largest = max(step.values)
+            step.loss = sum(step.values) / len(step.values) if step.loss is None else step.loss
         elif step.loss is None and step.losses:
             step.loss = torch.cat([losses.float() for losses in step.losses]).mean()
+        step.values = None  # the tensors stay
         now = time.monotonic()
         if not self._steps:
             self._began = now
@@ -145,7 +150,7 @@ def as_indices(given: Any) -> Indices | None:
         return None
     if not isinstance(given, Tensor):
         return np.asarray(given).astype(np.int64).reshape(-1).tolist()
-    given = given.reshape(-1)
+    given = given if given.dim() == 1 else given.reshape(-1)
     return given.tolist() if given.is_cpu else given.clone()
 
 

@@ -132,7 +132,7 @@ class StepWatch:
         batch, given = self._batch
         if given is not None:
             return as_indices(given)
-        indices = self.drawn.next()
+        indices: Indices | None = self.drawn.next()
         if indices is None and self._ids is not None and batch is not None:
             with suppress(Exception):  # it may take single examples only
                 indices = as_indices(self._ids(batch))
