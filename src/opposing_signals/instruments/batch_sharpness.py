@@ -31,7 +31,7 @@ class BatchSharpness(Instrument):
         seed: Of the batches.
 
     Raises:
-        InputError: Fewer than 2 batches, or a negative seed.
+        InputError: Fewer than 2 batches.
     """
 
     def __init__(
@@ -46,8 +46,6 @@ class BatchSharpness(Instrument):
         super().__init__(risk, record, every, consecutive)
         if batches < 2:
             raise InputError(f"BatchSharpness: batches={batches}: expected at least 2")
-        if seed < 0:
-            raise InputError(f"BatchSharpness: seed={seed}: expected a whole number, at least 0")
         self.batches = batches
         self.seed = seed
 
