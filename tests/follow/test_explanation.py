@@ -189,6 +189,7 @@ def test_the_row_that_made_a_spike_is_named(tmp_path):
          "the learning rate went from 0.1 to 1 at step 39"),
         ({"batch_gradient_norm": {39: 50.0}, "train_loss": {40: 3.0}}, "a gradient of norm 50"),
         ({"batch_gradient_norm": {39: np.inf}, "train_loss": {40: 3.0}}, "a gradient that is not finite"),
+        ({"batch_gradient_norm": {39: np.nan}, "train_loss": {40: 3.0}}, "a gradient that is not finite"),
     ],
 )  # fmt: skip
 def test_a_spike_is_told_with_what_was_unusual(tmp_path, unusual, reason):

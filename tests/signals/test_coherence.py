@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from opposing_signals.signals import (
-    alternating_share,
     class_r2,
     class_r2_by_chance,
     directions,
@@ -89,11 +88,3 @@ def test_the_expected_modal_share_is_the_mean_over_draws(sizes, members):
 def test_twenty_points_of_ten_classes_share_one_by_chance_in_a_fifth():
     assert modal_share_by_chance(np.repeat(np.arange(10), 5000), 20) == pytest.approx(0.22, abs=0.005)
     assert modal_share_by_chance(np.zeros(50), 20) == 1
-
-
-def test_alternating_share_of_known_series():
-    assert alternating_share(np.array([1.0, -1, 1, -1])) == 1
-    assert alternating_share(np.array([1.0, 2, 3])) == 0
-    assert alternating_share(np.array([1.0, 0, -1])) == 0  # a step at which nothing changes is no turn
-    assert alternating_share(np.random.default_rng(5).normal(size=20_000)) == pytest.approx(0.5, abs=0.02)
-    assert math.isnan(alternating_share(np.array([1.0])))

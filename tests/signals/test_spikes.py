@@ -62,6 +62,14 @@ def test_spikes_keep_their_distance_and_a_falling_loss_has_none(tmp_path):
     assert [spike.step for spike in spikes] == [10, 50]
 
 
+def test_spikes_before_a_loss_that_is_not_finite_are_found_as_without_it(tmp_path):
+    losses = losses_with_a_spike(30)
+    sound = find_spikes(trajectory(tmp_path / "sound", losses[:60]))
+    losses[60, 3], losses[61:] = np.inf, np.nan
+    diverged = find_spikes(trajectory(tmp_path / "diverged", losses))
+    assert [(spike.step, spike.typical) for spike in diverged] == [(spike.step, spike.typical) for spike in sound]
+
+
 def test_strided_records_give_spikes_at_their_own_steps(tmp_path):
     losses = losses_with_a_spike(30, jump=0.1)
     steps = [10 * (row // 2) + row % 2 for row in range(STEPS)]  # pairs of successive steps, ten apart

@@ -1,7 +1,7 @@
 import numpy as np
 
 from opposing_signals.record import Series
-from opposing_signals.signals.steps import between, one_step_changes, reversals, stretches
+from opposing_signals.signals.steps import between, one_step_changes, reversals, rising_share, stretches
 
 EVERY_FIFTH = np.array([step for step in range(60) if step % 5 < 2])
 
@@ -20,6 +20,16 @@ def test_a_reversal_needs_two_successive_changes():
     assert found.steps.tolist() == [4, 5, 6, 10]
     assert found.values.tolist() == [True, False, False, True]
     assert len(reversals(Series(np.arange(0, 40, 5), np.ones(8)))) == 0
+
+
+def test_a_change_that_is_nan_neither_rises_nor_reverses():
+    losses = np.array([[1, 1, 1, 1], [2, 0, np.inf, np.nan], [3, -1, np.inf, np.nan], [np.nan] * 4, [1, 1, 1, 1]])
+    shares = rising_share(one_step_changes(Series(np.arange(5), losses)))
+    assert shares.steps.tolist() == [0, 1]
+    assert shares.values.tolist() == [2 / 3, 1 / 2]
+    turns = reversals(Series(np.arange(5), np.array([1.0, -1, np.nan, 1, -1])))
+    assert turns.steps.tolist() == [1, 4]
+    assert turns.values.all()
 
 
 def test_parts_by_their_steps():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from opposing_signals.errors import first_line
-from opposing_signals.follow.isolation import isolated, uncached_casts
+from opposing_signals.follow.isolation import isolated
 from opposing_signals.follow.per_sample import PerSampleLoss
 
 Safely = Callable[..., Any]
@@ -83,6 +83,7 @@ class BatchLosses:
         """The training step is over."""
         if not self.failure and not self._is_taken:
             self._look(self._made)
+        self._batch = None
         self.release()
 
     def release(self) -> None:
@@ -119,7 +120,8 @@ class BatchLosses:
             places = [place for place in range(len(made[module])) if place not in taken]
             fits = [place for place in places if self._fits(made, [*chosen, place])]
             if not fits:
-                self._miss("the training step gives the model other inputs than per_sample_loss does")
+                hint = "" if self._batch is not None else ": give batch=, what per_sample_loss gets"
+                self._miss(f"the training step gives the model other inputs than per_sample_loss does{hint}")
                 return
             chosen.append(fits[0])
         outputs = [made[module][place] for module, place in zip(self._calls, chosen, strict=True)]
@@ -144,14 +146,15 @@ class BatchLosses:
         except Exception as error:  # whatever the user's function raises must not reach training
             self._miss(f"per_sample_loss failed on the training batch: {first_line(error)}")
             return False
-        if not isinstance(losses, Tensor) or losses.ndim != 1:
+        if not isinstance(losses, Tensor) or losses.dim() != 1:
             self._miss("per_sample_loss gave no [n] losses for the training batch")
             return False
-        self._take(losses.detach())
+        self._take(losses.detach() if losses.requires_grad else losses)
         return True
 
     def _evaluated(self, calls: list[tuple[Any, Any, Any]], see: Callable[..., Any] = lambda *_: None) -> Any:
         remaining = list(zip(self._calls, calls, strict=False))
+        has_gradient = torch.is_grad_enabled()
 
         def answer(module: nn.Module, *inputs: Any) -> Any:
             for place, (asked, made) in enumerate(remaining):
@@ -167,8 +170,11 @@ class BatchLosses:
             batch = named or (arguments if len(arguments) > 1 else arguments[0])
         for watched in self._watched.values():
             watched.answer = answer
+        has_cache = torch.is_autocast_cache_enabled()
+        torch.set_grad_enabled(False)  # contexts would take five times as long behind a long step
+        torch.set_autocast_cache_enabled(False)  # see `uncached_casts`
         try:
-            with torch.no_grad(), self._context(), uncached_casts():
+            with self._context():
                 if self._draws is False:
                     return self._per_sample_loss(self._module, batch)
                 state = torch.get_rng_state()
@@ -177,6 +183,8 @@ class BatchLosses:
                     self._draws = not torch.equal(state, torch.get_rng_state())
                 return losses
         finally:
+            torch.set_grad_enabled(has_gradient)
+            torch.set_autocast_cache_enabled(has_cache)
             for watched in self._watched.values():
                 watched.answer = None
 

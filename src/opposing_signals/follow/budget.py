@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +14,7 @@ import torch
 
 Result = TypeVar("Result")
 
-MODEST = 0.02
+MODEST = 0.015
 """The share that is used where it suffices for `CHANGES` changes of `FEWEST` examples."""
 
 CHANGES = 50
@@ -95,7 +96,7 @@ class Budget:
 
     def count_step(self) -> None:
         """A step begins."""
-        rest = self.seconds - self.spent
+        rest = time.perf_counter() - self.spent
         if self._mark:
             self._taken.append(rest - self._mark[0])
             self._watched.append(self.watched - self._mark[1])
@@ -122,7 +123,8 @@ class Budget:
         Of it a quarter is kept for measuring where steps are so short that watching would take more than the rest.
         """
         allowed = share * self._rest(step, steps)
-        to_come = _lower_quartile(self._watched) * max(0, steps - step)
+        each = statistics.median(self._watched) if self._watched else 0.0
+        to_come = each * max(0, steps - step)
         return allowed - to_come + max(0.0, self.watched + to_come - (1 - KEPT) * allowed)
 
     def allows(self, measurements: dict[str, int], step: int, is_urgent: bool = False) -> bool:

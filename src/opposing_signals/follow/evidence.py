@@ -151,18 +151,18 @@ class Batches:
         )
 
     def _rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        steps, losses = self._series(quantities.BATCH_LOSS)
-        _, indices = self._series(quantities.BATCH_INDEX)
-        place = int(np.searchsorted(steps, step))
-        if place == len(steps) or steps[place] != step or place >= len(indices):
-            return np.empty(0), np.empty(0, np.int64)
-        there = min(self._size_of(step), losses.shape[1])
-        return losses[place, :there], indices[place, :there]
+        there = max(0, self._size_of(step))
+        losses, indices = (self._at(quantity, step, []) for quantity in (quantities.BATCH_LOSS, quantities.BATCH_INDEX))
+        return (losses[:there], indices[:there]) if len(indices) else (np.empty(0), np.empty(0, np.int64))
 
     def _size_of(self, step: int) -> int:
-        steps, sizes = self._series(quantities.BATCH_SIZE)
-        place = int(np.searchsorted(steps, step))
-        return int(sizes[place]) if place < len(steps) and steps[place] == step else -1
+        return int(self._at(quantities.BATCH_SIZE, step, -1))
+
+    def _at(self, quantity: str, step: int, otherwise: Any) -> Any:
+        try:
+            return self._record[quantity].at(step)
+        except KeyError:
+            return otherwise
 
     def _first_row(self) -> tuple[int | None, int | None]:
         """Index and step of the first row whose loss was not finite."""
@@ -220,10 +220,12 @@ class Batches:
         place = int(np.searchsorted(steps, step - 1))
         seen = norms[max(0, place - REMEMBERED) : place]
         seen = seen[np.isfinite(seen)]
-        if place >= len(steps) or steps[place] != step - 1 or len(seen) < FEWEST or not norms[place] > bound(seen):
+        if place >= len(steps) or steps[place] != step - 1:
             return ""
         if not math.isfinite(norms[place]):
             return "the step before had a gradient that is not finite"
+        if len(seen) < FEWEST or not norms[place] > bound(seen):
+            return ""
         usual = float(np.median(seen))
         times = f", {norms[place] / usual:.1f} times the usual" if usual > 0 else ""
         return f"the step before had a gradient of norm {norms[place]:.3g}{times}"

@@ -6,7 +6,7 @@ import atexit
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from logging import getLogger
 from pathlib import Path
@@ -105,8 +105,10 @@ class Follower:
         ids: Callable[[Any], int] | None = None,
         seed: int = 0,
     ) -> None:
-        if budget is not None and not budget > 0:
-            raise InputError(f"budget={budget}: expected a share of the training time above 0, such as 0.05, or None")
+        if steps is not None and not (isinstance(steps, int) and steps > 0):
+            raise InputError(f"steps={steps!r}: expected the number of the training's steps, or None")
+        if budget is not None and not (isinstance(budget, int | float) and budget > 0):
+            raise InputError(f"budget={budget!r}: expected a share of the training time above 0, such as 0.05, or None")
         self.folder = self._wanted_folder = Path(folder)
         self.budget = Budget(budget, steps)
         wanted = [int(index) for members in groups.values() for index in members] if isinstance(groups, Mapping) else []
@@ -149,7 +151,6 @@ class Follower:
         self.drawn.watch(loader)
         yield from loader
 
-    @contextmanager
     def step(
         self,
         model: nn.Module,
@@ -157,7 +158,7 @@ class Follower:
         *,
         batch: Any = None,
         batch_indices: Any = None,
-    ) -> Iterator[Step]:
+    ) -> AbstractContextManager[Step]:
         """Around forward, backward and ``optimizer.step()`` of a batch.
 
         Of batches whose gradients are accumulated each has one of these; they are one step, which ends with the one in
@@ -174,19 +175,16 @@ class Follower:
         Raises:
             InputError: At the first step: data, a loss function or a setting that cannot work.
         """
+        return _Block(self, partial(self._enter, model, optimizer, batch, batch_indices))
+
+    def _enter(self, model: nn.Module, optimizer: Any, batch: Any, batch_indices: Any) -> Step:
         if not self._origin and self._ended in ("", _CLOSED):
             model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
             self.begin(model, _listed(optimizer))
         elif optimizer is not self._optimizer:
             self._safely("following the optimizers", self._watch.optimizers.follow, _listed(optimizer))
         self._optimizer = optimizer
-        step = self.open(batch, batch_indices)
-        try:
-            yield step
-        except BaseException:
-            self.shut(failed=True)
-            raise
-        self.shut()
+        return self.open(batch, batch_indices)
 
     # -- the run ------------------------------------------------------------------------------------------------
 
@@ -219,6 +217,8 @@ class Follower:
         Raises:
             InputError: Data, a loss function or a folder that cannot work.
         """
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model is a {type(model).__name__}: expected a torch.nn.Module")
         if not optimizers:
             raise InputError("no optimizer: expected at least one, whose steps are counted")
         goes_on = self._goes_on(step)
@@ -461,6 +461,20 @@ class Follower:
         self._number = self._first = state_dict["number"]
         self._buffer.clear()
         self._state = state_dict
+
+
+class _Block(AbstractContextManager[Step]):
+    """`Follower.step`. As a generator it would take longer than much of what is done in it."""
+
+    def __init__(self, follower: Follower, enter: Callable[[], Step]) -> None:
+        self._follower = follower
+        self._enter = enter
+
+    def __enter__(self) -> Step:
+        return self._enter()
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self._follower.shut(failed=kind is not None)
 
 
 _open_followers: weakref.WeakSet[Follower] = weakref.WeakSet()

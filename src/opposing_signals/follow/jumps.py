@@ -47,9 +47,7 @@ class Jumps:
     """Tells whether a value stands out of those before it."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, deque[float]] = {}
-        self._bounds: dict[str, float] = {}
-        self._left: dict[str, int] = {}  # values for which the bound still serves
+        self._series: dict[str, _Series] = {}
         self._pending: deque[tuple[list[str], Tensor, torch.cuda.Event]] = deque()  # on their way from the device
 
     def look(self, step: Step) -> bool:
@@ -57,12 +55,10 @@ class Jumps:
 
         On a GPU that may be some steps later: nothing is waited for.
         """
-        named: list[tuple[str, Any]] = []
+        named: list[tuple[str, Any]] = [("row", step.largest), ("loss", step.loss), ("gradient", step.gradient_norm)]
         if step.largest is None:
-            named = [("row", losses.max()) for losses in step.losses if len(losses)]
-        for name, value in (("row", step.largest), ("loss", step.loss), ("gradient", step.gradient_norm)):
-            if value is not None:
-                named.append((name, value))
+            named[:1] = [("row", losses.max()) for losses in step.losses if len(losses)]
+        named = [(name, value) for name, value in named if value is not None]
         device = next((value.device for _, value in named if isinstance(value, Tensor) and value.is_cuda), None)
         if device is None:
             return self._add_all(named)
@@ -77,17 +73,29 @@ class Jumps:
         return has_jumped
 
     def _add_all(self, named: list[tuple[str, Any]]) -> bool:
-        return max(self.add(name, float(value)) for name, value in named) if named else False
+        return sum(self.add(name, float(value)) for name, value in named) > 0
 
     def add(self, name: str, value: float) -> bool:
         """Take the next ``value`` of ``name``; True if it jumps, or is not finite."""
         if not math.isfinite(value):
             return True
-        if name not in self._seen:
-            self._seen[name], self._bounds[name], self._left[name] = deque(maxlen=REMEMBERED), math.inf, FEWEST
-        seen = self._seen[name]
-        if not self._left[name]:
-            self._bounds[name], self._left[name] = bound(seen), _SERVES
-        self._left[name] -= 1
-        seen.append(value)
-        return value > self._bounds[name]
+        if name not in self._series:
+            self._series[name] = _Series()
+        return self._series[name].add(value)
+
+
+class _Series:
+    """The last values of one name, and the bound that they give."""
+
+    def __init__(self) -> None:
+        self._seen: deque[float] = deque(maxlen=REMEMBERED)
+        self._bound = math.inf
+        self._left = FEWEST  # values for which the bound still serves
+
+    def add(self, value: float) -> bool:
+        """Whether ``value`` exceeds the bound."""
+        if not self._left:
+            self._bound, self._left = bound(self._seen), _SERVES
+        self._left -= 1
+        self._seen.append(value)
+        return value > self._bound

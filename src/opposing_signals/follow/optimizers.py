@@ -110,15 +110,21 @@ def _hypot(one: Tensor | float, other: Tensor | float) -> Tensor | float:
 
 def norm_of(optimizer: Optimizer) -> Tensor | float | None:
     """Euclidean norm of the gradient that ``optimizer`` has; None if it has none, or a sparse one."""
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if not gradients or any(gradient.layout is not torch.strided for gradient in gradients):
+    gradients = [
+        gradient for group in optimizer.param_groups for p in group["params"] if (gradient := p.grad) is not None
+    ]
+    if not gradients:
         return None
-    if len({gradient.device for gradient in gradients}) > 1:
+    try:
+        norms = torch._foreach_norm(gradients)
+    except NotImplementedError:  # of a sparse one
+        return None
+    if all(norm.is_cpu and type(norm) is Tensor for norm in norms):
+        each: list[Any] = [norm.tolist() for norm in norms]  # one by one: behind a long step faster than stacked
+        return math.hypot(*each)
+    if len({norm.device for norm in norms}) > 1:
         return whole(torch.nn.utils.get_total_norm(gradients)).detach()
-    norms = torch.stack(torch._foreach_norm(gradients)).detach()
-    if type(norms) is Tensor and norms.device.type == "cpu":
-        return math.hypot(*norms.tolist())
-    return whole(torch.linalg.vector_norm(norms))
+    return whole(torch.linalg.vector_norm(torch.stack(norms).detach()))
 
 
 def whole(tensor: Tensor) -> Tensor:

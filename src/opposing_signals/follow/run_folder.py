@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 from torch.optim import Optimizer
 
+from opposing_signals.errors import InputError
 from opposing_signals.processes import agreed, count, is_first
 from opposing_signals.record import Record, WrittenElsewhere
 
@@ -39,6 +40,13 @@ def free_folder(wanted: Path) -> Path:
 
 
 def _is_free(folder: Path) -> bool:
+    """Whether no earlier run's record stands there.
+
+    Raises:
+        InputError: It is a file.
+    """
+    if folder.is_file():
+        raise InputError(f"folder={folder} is a file: expected a folder for the record, which need not exist")
     if any(folder.glob("*.npy")):
         return False
     described = folder / "configuration.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -24,8 +24,8 @@ class DrawnIndices:
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
-        self._queue: deque[np.ndarray | None] = deque()
-        self._translation: np.ndarray | None = None
+        self._queue: deque[list[int] | None] = deque()
+        self._translation: Sequence[int] | None = None
         self._loader: DataLoader[Any] | None = None
         self._epoch = 0
 
@@ -56,7 +56,7 @@ class DrawnIndices:
         self._loader = None
         self._queue.clear()
 
-    def next(self) -> np.ndarray | None:
+    def next(self) -> list[int] | None:
         """``[n]`` indices of the next batch that training sees; None if they are not known."""
         return self._queue.popleft() if self._queue else None
 
@@ -66,7 +66,7 @@ class DrawnIndices:
         read = loader.dataset
         self._translation = None
         if isinstance(read, Subset) and read is not self._dataset and read.dataset is self._dataset:
-            self._translation = np.asarray(read.indices)
+            self._translation = read.indices
             return True
         with suppress(TypeError):
             return len(read) == len(self._dataset)  # type: ignore[arg-type]
@@ -83,8 +83,10 @@ class DrawnIndices:
             if epoch == self._epoch:
                 indices = None
                 with suppress(TypeError, ValueError):  # keys that are no numbers
-                    indices = np.asarray(batch, dtype=np.int64).reshape(-1)
-                    indices = indices if self._translation is None else self._translation[indices]
+                    drawn = batch if isinstance(batch, list) else np.asarray(batch).reshape(-1)
+                    indices = [int(index) for index in drawn]
+                    if self._translation is not None:
+                        indices = [int(self._translation[index]) for index in indices]
                 self._queue.append(indices)
             yield batch
 

@@ -37,6 +37,8 @@ class Schedule:
         if consecutive is None:
             consecutive = CONSECUTIVE if every is None else min(CONSECUTIVE, every)
         every = consecutive if every is None else every
+        if every < 1:
+            raise InputError(f"every={every}: expected at least 1")
         if not 1 <= consecutive <= every:
             raise InputError(f"consecutive={consecutive}: expected 1 to every={every}")
         if sharpness_every is not None and sharpness_every < 1:
@@ -44,6 +46,7 @@ class Schedule:
         self.every, self.consecutive, self.sharpness_every = every, consecutive, sharpness_every
         self.budget = budget
         self._jumps = Jumps()
+        self._is_shared = False  # by several processes
         self.forget()
 
     def forget(self) -> None:
@@ -52,6 +55,10 @@ class Schedule:
         self._windows = 0
         self._next = 0  # the step at which it is looked again whether a window may begin
         self._has_jumped = False
+
+    def begin(self) -> None:
+        """Training begins, in all processes."""
+        self._is_shared = count() > 1
 
     def look(self, step: Step) -> None:
         """Note whether a step has jumped; then measure the next ones."""
@@ -67,7 +74,7 @@ class Schedule:
 
     def _begins(self, step: int) -> bool:
         """Whether a window begins at ``step``; of several processes the first decides."""
-        if count() == 1 or self.budget.share is None:
+        if not self._is_shared or self.budget.share is None:
             begins = self._may_begin(step)
         elif step % SHARED_LOOK:
             return False

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from opposing_signals.data.tracked import write_tracked
-from opposing_signals.errors import first_line
+from opposing_signals.errors import InputError, first_line
 from opposing_signals.follow.isolation import isolated
 
 log = getLogger(__name__)
@@ -29,6 +29,9 @@ class Shown:
         label: Example ↦ its class. None takes y of a pair (x, y) if that is a whole number.
         class_names: Names of classes that are whole numbers.
         groups: Groups that are followed beside those that are found.
+
+    Raises:
+        InputError: Groups that are neither.
     """
 
     def __init__(
@@ -38,6 +41,10 @@ class Shown:
         class_names: Sequence[str] | None,
         groups: Groups | None,
     ) -> None:
+        if not (groups is None or callable(groups) or isinstance(groups, Mapping)):
+            raise InputError(
+                f"groups is a {type(groups).__name__}: expected name ↦ indices in the data set, or example ↦ name"
+            )
         self._show, self._label, self._class_names, self._groups = show, label, class_names, groups
 
     def write(self, folder: Path, indices: np.ndarray, examples: list[Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,15 @@ from opposing_signals.record import Record, quantities
 WIDEST = 1024
 """Rows of a batch whose losses are kept, at the most: those of the largest loss."""
 
-_BUFFERED = 200  # steps that are kept on the device before they are written
+BUFFERED = 200
+"""Steps that are kept before they are written, at the most. A process that is killed loses them."""
+
+SECONDS = 5.0
+"""For which one process keeps them, at the most: several write after the same step, which no clock tells them."""
+
+
+Indices = list[int] | Tensor
+"""``[n]`` of a batch. A list, or on the device where they are: torch and NumPy would take longer in a step."""
 
 
 @dataclass
@@ -31,7 +40,8 @@ class Step:
         losses: ``[n]`` of each batch that the step trains on.
         indices: Of the same examples, ``[n]``; None where they are not known.
         is_given: Whether the loop has given the losses by itself.
-        largest: Loss of a row, where that is known without waiting for the device.
+        values: The losses as numbers, where they are known without waiting for the device and few enough; else None.
+        largest: Of these.
     """
 
     loss: Tensor | float | None = None
@@ -39,8 +49,9 @@ class Step:
     number: int = -1
     learning_rate: float = math.nan
     losses: list[Tensor] = field(default_factory=list)
-    indices: list[np.ndarray | None] = field(default_factory=list)
+    indices: list[Indices | None] = field(default_factory=list)
     is_given: bool = False
+    values: list[float] | None = field(default_factory=list)
     largest: float | None = None
 
     def record(self, losses: Tensor, indices: Any = None) -> None:
@@ -54,17 +65,21 @@ class Step:
             self.is_given = True
             self.losses.clear()
             self.indices.clear()
-        self.add(losses.detach().reshape(-1), as_numbers(indices))
+            self.values = []
+        self.add(losses.detach().reshape(-1), as_indices(indices))
 
-    def add(self, losses: Tensor, indices: np.ndarray | None) -> None:
+    def add(self, losses: Tensor, indices: Indices | None) -> None:
         """Note the ``[n]`` losses of a batch, and the indices if there are as many."""
         self.losses.append(losses)
-        self.indices.append(indices if indices is not None and len(indices) == len(losses) else None)
+        # As numbers of Python, because behind a long step another operation of torch takes 30 µs.
+        is_known = self.values is not None and losses.is_cpu and losses.numel() <= WIDEST
+        self.values = [*(self.values or ()), *losses.tolist()] if is_known else None
+        self.indices.append(indices if indices is not None and len(indices) == losses.numel() else None)
 
     @property
     def size(self) -> int:
         """Examples whose losses are known."""
-        return sum(map(len, self.losses))
+        return sum(losses.numel() for losses in self.losses)
 
 
 class StepBuffer:
@@ -72,19 +87,22 @@ class StepBuffer:
 
     def __init__(self) -> None:
         self._steps: list[Step] = []
+        self._began = 0.0  # when the first of them came
         self._width: int | None = None
 
     def add(self, step: Step) -> bool:
         """Take a complete step; True if it is time to write."""
-        if 0 < step.size <= WIDEST and all(losses.device.type == "cpu" for losses in step.losses):
-            # As numbers of Python, because behind a long step an operation of torch takes 30 µs.
-            values = [value for losses in step.losses for value in losses.tolist()]
-            step.largest = max(values)
-            step.loss = sum(values) / len(values) if step.loss is None else step.loss
+        if step.values and len(step.values) <= WIDEST:
+            step.largest = max(step.values)
+            step.loss = sum(step.values) / len(step.values) if step.loss is None else step.loss
         elif step.loss is None and step.losses:
             step.loss = torch.cat([losses.float() for losses in step.losses]).mean()
+        step.values = None  # the tensors stay
+        now = time.monotonic()
+        if not self._steps:
+            self._began = now
         self._steps.append(step)
-        return len(self._steps) >= _BUFFERED
+        return len(self._steps) >= BUFFERED or (now - self._began > SECONDS and count() == 1)
 
     def clear(self) -> None:
         """Forget what is not written."""
@@ -126,12 +144,14 @@ class StepBuffer:
         record.extend(quantities.BATCH_INDEX, numbers, indices)
 
 
-def as_numbers(indices: Any) -> np.ndarray | None:
-    """``[n]`` int64 of any array, tensor or list of indices; None stays None."""
-    if indices is None:
+def as_indices(given: Any) -> Indices | None:
+    """A copy of any array, tensor or list of indices; None stays None."""
+    if given is None:
         return None
-    array = indices.detach().cpu().numpy() if isinstance(indices, Tensor) else np.asarray(indices)
-    return array.astype(np.int64).reshape(-1)
+    if not isinstance(given, Tensor):
+        return np.asarray(given).astype(np.int64).reshape(-1).tolist()
+    given = given if given.dim() == 1 else given.reshape(-1)
+    return given.tolist() if given.is_cpu else given.clone()
 
 
 def _gathered(rows: list[tuple[np.ndarray, np.ndarray]], loss: list[float]) -> tuple[list[Any], Any]:
@@ -161,13 +181,17 @@ def _losses_of(steps: list[Step]) -> list[np.ndarray]:
 
 def _indices_of(step: Step) -> np.ndarray:
     parts = [
-        np.full(len(losses), -1, np.int64) if indices is None else indices
+        np.full(len(losses), -1) if indices is None else torch.as_tensor(indices).cpu().numpy().astype(np.int64)
         for losses, indices in zip(step.losses, step.indices, strict=True)
     ]
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
 def _to_floats(values: list[Tensor | float | None]) -> list[float]:
-    tensors = [torch.as_tensor(math.nan if value is None else value).detach().reshape(()).float() for value in values]
-    devices = {tensor.device for tensor in tensors}
-    return torch.stack([tensor.to(max(devices, key=str)) for tensor in tensors]).tolist()
+    """In the precision of float32; NaN for None. One transfer from the device for all."""
+    tensors = [value.detach().reshape(()).float() for value in values if isinstance(value, Tensor)]
+    device = max((tensor.device for tensor in tensors), key=str, default=None)
+    transferred = iter(torch.stack([tensor.to(device) for tensor in tensors]).tolist() if tensors else ())
+    numbers = [next(transferred) if isinstance(value, Tensor) else value for value in values]
+    with np.errstate(over="ignore"):  # infinite, as it is in torch
+        return np.array([math.nan if number is None else number for number in numbers], np.float32).tolist()

@@ -92,6 +92,7 @@ class Tracking:
                 "(fully_shard): expected None, because torch has no second derivative through their gathering"
             )
         self._model, self._device, self._context = model, device, context
+        self.schedule.begin()
         self._seconds = self.examples.begin(model, collate, to_device, context)
         batch = self.examples.first_batch()
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from opposing_signals.errors import InputError
@@ -14,7 +13,7 @@ from opposing_signals.follow.batch_losses import BatchLosses, Safely
 from opposing_signals.follow.optimizers import OptimizerSteps
 from opposing_signals.follow.per_sample import PerSampleLoss
 from opposing_signals.follow.sampling import DrawnIndices
-from opposing_signals.follow.step import Step, as_numbers
+from opposing_signals.follow.step import Indices, Step, as_indices
 
 _MOST_BATCHES = 1024  # whose gradients are accumulated in a step
 
@@ -35,7 +34,7 @@ class StepWatch:
         self._safely = safely
         self.optimizers = OptimizerSteps(safely)
         self._rows: BatchLosses | None = None
-        self._indices: Callable[[], np.ndarray | None]
+        self._batch: tuple[Any, Any] = None, None  # and its indices, if they are given
         self._is_open = self._has_rows = False
         self._has_indices = False  # of any row so far
 
@@ -85,7 +84,7 @@ class StepWatch:
         if len(self.step.losses) >= _MOST_BATCHES:
             raise InputError(f"no optimizer stepped in {_MOST_BATCHES} batches: expected the one that steps")
         self.step.learning_rate = self.optimizers.learning_rate
-        self._indices = lambda: self._indices_of(batch) if batch_indices is None else as_numbers(batch_indices)
+        self._batch = batch, batch_indices
         self._is_open, self._has_rows = True, False
         if self._rows is not None:
             self._rows.open(batch)
@@ -98,6 +97,7 @@ class StepWatch:
             self._rows.close()
             if not self._has_rows:
                 self._indices()
+            self._batch = None, None
 
     def take(self) -> Step:
         """The step that is complete; the next one may begin."""
@@ -116,7 +116,7 @@ class StepWatch:
 
     def end(self) -> None:
         """Training ends."""
-        self.step, self._is_open = None, False
+        self.step, self._is_open, self._batch = None, False, (None, None)
         if self._rows is not None:
             self._rows.release()
         self.optimizers.end()
@@ -127,10 +127,13 @@ class StepWatch:
             self._has_rows = True
             self.step.add(losses, self._indices())
 
-    def _indices_of(self, batch: Any) -> np.ndarray | None:
-        """By the loader's sampler, or by ``ids``, which takes a batch where examples name themselves in it."""
-        indices = self.drawn.next()
+    def _indices(self) -> Indices | None:
+        """As given, by the loader's sampler, or by ``ids``, which takes a batch where examples name themselves."""
+        batch, given = self._batch
+        if given is not None:
+            return as_indices(given)
+        indices: Indices | None = self.drawn.next()
         if indices is None and self._ids is not None and batch is not None:
             with suppress(Exception):  # it may take single examples only
-                indices = as_numbers(self._ids(batch))
+                indices = as_indices(self._ids(batch))
         return indices

@@ -10,7 +10,6 @@ from opposing_signals.signals.agreement import (
     stability,
 )
 from opposing_signals.signals.coherence import (
-    alternating_share,
     class_r2,
     class_r2_by_chance,
     directions,
@@ -33,7 +32,6 @@ __all__ = [
     "Spike",
     "Trajectory",
     "agreement",
-    "alternating_share",
     "class_r2",
     "class_r2_by_chance",
     "directions",

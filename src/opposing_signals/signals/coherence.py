@@ -99,18 +99,3 @@ def modal_share_by_chance(labels: np.ndarray, members: int) -> float:
             ]
         mean += 1 - ways[members] / draws
     return mean / members
-
-
-def alternating_share(changes: np.ndarray) -> float:
-    """Share of successive steps at which a series turns: Δ(t) and Δ(t+1) have opposite signs.
-
-    1 for an oscillation with period two, 0 for a steady rise or decline, 1/2 for independent changes.
-
-    Args:
-        changes: ``[T]`` one-step changes of successive steps, T at least 2.
-
-    Returns:
-        NaN for fewer than two changes.
-    """
-    signs = np.sign(changes)
-    return float(np.mean(signs[1:] * signs[:-1] < 0)) if len(signs) > 1 else math.nan

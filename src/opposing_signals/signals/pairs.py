@@ -9,7 +9,7 @@ import numpy as np
 from opposing_signals.record import Series
 from opposing_signals.signals.alignment import TINY, correlation, lengths_of, unit
 from opposing_signals.signals.search import FEWEST, SHORTEST, Search
-from opposing_signals.signals.steps import between
+from opposing_signals.signals.steps import between, while_finite
 from opposing_signals.values import Count, Fraction
 
 
@@ -74,7 +74,7 @@ def find_pairs(changes: Series, *, level: Fraction = 0.05, smallest_group: Count
         level: Chance of any pair at all in a run in which every point's changes have signs of their own.
         smallest_group: Points in a group at the least.
     """
-    changes = _finite(changes)
+    changes = while_finite(changes)
     values = changes.values
     if len(values) < SHORTEST or values.shape[1] < 2 * smallest_group or not np.any(values):
         return []
@@ -133,13 +133,6 @@ def described_pair(changes: Series, one: np.ndarray, other: np.ndarray, window: 
         contrast=weaker / max(float(np.median(lengths)), TINY),
         spike_share=_spike_share(changes.values, np.concatenate([one, other])),
     )
-
-
-def _finite(changes: Series) -> Series:
-    values = changes.values
-    are_finite = np.array([np.isfinite(row.sum(dtype=np.float64)) for row in values], bool)
-    count = len(values) if are_finite.all() else int(np.argmin(are_finite))
-    return Series(np.asarray(changes.steps)[:count], np.asarray(values[:count]))
 
 
 def _spike_share(changes: np.ndarray, members: np.ndarray, share: float = 0.05) -> float:

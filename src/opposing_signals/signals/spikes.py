@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from opposing_signals.record import Series
 from opposing_signals.signals.alignment import correlation
 from opposing_signals.signals.selection import fallers, risers
-from opposing_signals.signals.steps import between
+from opposing_signals.signals.steps import between, while_finite
 from opposing_signals.signals.trajectory import Trajectory
 
 REACH = 16
@@ -56,13 +57,14 @@ class Spike:
 def find_spikes(trajectory: Trajectory, count: int = 3) -> list[Spike]:
     """The largest rises of the mean loss, the largest first, with their groups.
 
-    Of rises within `REACH` measured changes of each other the largest stands for all.
+    Of rises within `REACH` measured changes of each other the largest stands for all. What follows the first loss that
+    is not finite is left out.
 
     Args:
         trajectory: A run with per-sample losses.
         count: How many at the most.
     """
-    changes = trajectory.changes
+    changes = while_finite(trajectory.changes)
     if not len(changes):
         return []
     rises = changes.values.mean(1, dtype=np.float64)
@@ -72,11 +74,10 @@ def find_spikes(trajectory: Trajectory, count: int = 3) -> list[Spike]:
             break
         if all(abs(row - other) > REACH for other in rows):
             rows.append(int(row))
-    return [_spike(trajectory, row, float(np.median(np.abs(rises)))) for row in rows]
+    return [_spike(trajectory, changes, row, float(np.median(np.abs(rises)))) for row in rows]
 
 
-def _spike(trajectory: Trajectory, row: int, typical: float) -> Spike:
-    changes = trajectory.changes
+def _spike(trajectory: Trajectory, changes: Series, row: int, typical: float) -> Spike:
     values = changes.values[row].astype(np.float64)
     step = int(changes.steps[row])
     before = float(trajectory.losses.at(step).mean(dtype=np.float64))

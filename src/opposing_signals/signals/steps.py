@@ -27,17 +27,41 @@ def one_step_changes(series: Series) -> Series:
     return Series(steps[rows], changes)
 
 
+def while_finite(series: Series) -> Series:
+    """``series`` up to the first row that is not finite."""
+    are_finite = np.array([np.isfinite(row.sum(dtype=np.float64)) for row in series.values], bool)
+    count = len(are_finite) if are_finite.all() else int(np.argmin(are_finite))
+    return Series(np.asarray(series.steps)[:count], np.asarray(series.values[:count]))
+
+
+def rising_share(changes: Series) -> Series:
+    """``values`` ``[T']``: fraction of the points with Δ_i > 0 among those whose change is known.
+
+    A NaN, such as the change from or to a loss that is NaN, is neither a rise nor a fall; a step at which every change
+    is NaN is left out.
+
+    Args:
+        changes: ``values`` ``[T, N]`` one-step changes.
+    """
+    values = np.asarray(changes.values)
+    known = (~np.isnan(values)).sum(1)
+    rows = np.flatnonzero(known)
+    return Series(np.asarray(changes.steps)[rows], (values > 0).sum(1)[rows] / known[rows])
+
+
 def reversals(changes: Series) -> Series:
     """``values`` ``[T']`` bool: whether a change has the opposite sign of that a step before, where both are known.
 
-    A change of zero reverses nothing.
+    A change of zero reverses nothing; one that is NaN is not known.
 
     Args:
         changes: ``values`` ``[T]`` one-step changes.
     """
     steps, signs = np.asarray(changes.steps), np.sign(np.asarray(changes.values))
     rows = np.flatnonzero(np.diff(steps) == 1) + 1
-    return Series(steps[rows], signs[rows] * signs[rows - 1] < 0)
+    products = signs[rows] * signs[rows - 1]
+    known = ~np.isnan(products)
+    return Series(steps[rows][known], products[known] < 0)
 
 
 def stretches(series: Series, least: int) -> list[Series]:

@@ -9,6 +9,7 @@ import scipy
 from matplotlib.figure import Figure
 
 from opposing_signals.signals import Trajectory
+from opposing_signals.signals.steps import rising_share
 from opposing_signals.studies import style
 
 
@@ -18,13 +19,12 @@ def share_increasing(trajectories: Mapping[str, Trajectory]) -> Figure:
     figure = style.figure(3.9 * max(2, len(trajectories)), 3.8, title)
     panels = np.atleast_1d(figure.subplots(1, len(trajectories), sharey=True))
     for axes, (name, trajectory), colour in zip(panels, trajectories.items(), style.RUNS, strict=False):
-        changes = trajectory.changes
-        shares = (changes.values > 0).mean(1)
+        shares = rising_share(trajectory.changes)
         axes.axhspan(0.4, 0.6, color=style.GREY, zorder=0)
-        axes.plot(changes.steps, shares, ".", color=colour, markersize=3)
+        axes.plot(shares.steps, shares.values, ".", color=colour, markersize=3)
         style.mark_break_even(axes, trajectory.break_even)
         label = "step" if trajectory.break_even is None else "step (dotted: break-even)"
-        axes.set(title=f"{name}: median {np.median(shares):.2f}", xlabel=label, ylim=(0, 1))
+        axes.set(title=f"{name}: median {np.median(shares.values):.2f}", xlabel=label, ylim=(0, 1))
     panels[0].set_ylabel("share of points with Δᵢ > 0")
     return figure
 

@@ -12,7 +12,7 @@ import scipy
 from opposing_signals.record import Series
 from opposing_signals.signals import OpposingPair, Trajectory, modal_share
 from opposing_signals.signals.coherence import class_variances
-from opposing_signals.signals.steps import between
+from opposing_signals.signals.steps import between, rising_share
 from opposing_signals.studies.claim import CannotTellError, Estimate
 from opposing_signals.studies.estimates import (
     SMALLEST,
@@ -134,11 +134,12 @@ def interval_coverage(trajectories: Trajectories) -> Estimate:
 
 
 def share_increasing(trajectories: Trajectories, run: str, after_break_even: bool) -> Estimate:
-    """Median over steps of the share of training points with Δ_i > 0."""
+    """Median over steps of the share of training points with Δ_i > 0; see `rising_share`."""
     (trajectory,) = named_runs(trajectories, run)
     changes = from_break_even(trajectory, trajectory.changes) if after_break_even else trajectory.changes
-    need(len(changes), "one-step changes")
-    return median_over_steps((changes.values > 0).mean(1))
+    shares = rising_share(changes)
+    need(len(shares), "one-step changes")
+    return median_over_steps(shares.values)
 
 
 def change_kurtosis(trajectories: Trajectories) -> Estimate:
