@@ -127,5 +127,5 @@ def probes_by_rule(trajectories: Mapping[str, Trajectory]) -> Figure:
         axes.set_visible(False)
     for axes in panels[-columns:]:
         axes.set_xlabel("step")
-    style.legend_above(panels[0], len(trajectories))
+    style.legend_beside(figure, panels[0])
     return figure

@@ -57,6 +57,5 @@ def intervention(trajectories: Mapping[str, Trajectory]) -> Figure:
         sizes.set_xlabel("largest rise (dark: by the spike)")
         touched = len(branches.untouched) - int(branches.untouched.sum())
         loss.set_title(f"branched at step {branches.step}, {touched} points touched in any branch")
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=len(LOOKS))
+    style.legend_beside(figure, grid[0, 0])
     return figure

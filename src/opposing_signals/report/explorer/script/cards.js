@@ -58,7 +58,6 @@ async function showCards(list, ranks, describe, isCurrent) {
     badge.textContent = pairs.length > 2 ? `${pairs[0]} +${pairs.length - 1}` : pairs.join(" ");
     button.dataset.id = id;
     button.title = `#${id}${caption ? `: ${caption}` : ""}\n${words}${pairs.length ? `\nin pair ${pairs.join(", ")}` : ""}`;
-    button.ariaLabel = `Training example ${id}, ${caption}, ${words}${pairs.length ? `, in pair ${pairs.join(", ")}` : ""}`;
     button.onclick = () => showExample(rank);
   });
   return found;

@@ -73,7 +73,7 @@ function makePairRows() {
   element("pairs").replaceChildren(...run.pairs.map((pair, i) => {
     const bar = node("button", { type: "button" });
     bar.style.borderColor = colour(pairColour(i, 0));
-    bar.ariaLabel = `Pair ${i + 1}, steps ${pair.window[0]} to ${pair.window[1]}, correlation ${hundredths(pair.correlation)}`;
+    bar.ariaLabel = `Pair ${i + 1}, corr. ${hundredths(pair.correlation)}, steps ${pair.window[0]} to ${pair.window[1]}`;
     bar.onclick = () => choosePair(state.pair === i ? null : i);
     const row = node("div", { className: "row" }, node("span", { className: "name", textContent: `pair ${i + 1}` }), bar, node("span", { className: "mark" }));
     row.title = `Pair ${i + 1}${pair.name ? ` (${pair.name})` : ""}: active in steps ${count(pair.window[0])} to ${count(pair.window[1])}, selected at step ${count(pair.step)}`;
