@@ -41,13 +41,15 @@ def stopped(folder: Path, config, step: int, monkeypatch, quantity: str = "train
             train(config, record, None)
 
 
-def made(folder: Path, configuration=None, provenance=None, pairing=None, **quantities) -> Trajectory:
+def made(folder: Path, configuration=None, provenance=None, pairing=None, state="", **quantities) -> Trajectory:
     """A run out of arrays by quantity: one row a step, or (steps, rows)."""
     with Record.writing(folder, configuration or {}) as record:
         record.write_provenance(provenance or {"data": {"name": "made up"}})
         for quantity, rows in quantities.items():
             steps, rows = rows if isinstance(rows, tuple) else (range(len(rows)), rows)
             record.extend(quantity, np.asarray(steps), np.asarray(rows))
+        if state:
+            record.write_state(state)
     return Trajectory(Record(folder), pairing)
 
 

@@ -174,6 +174,8 @@ VALUES = {
         "instruments.token_losses.sequences": ("0", "abc"),
         "instruments.token_losses.with_pattern": ("-1", "abc"),
         "instruments.token_losses.keep": ("0",),
+        "instruments.token_losses.sample": ("-1", "null"),
+        "data.newline_after_colon": ("-0.1", "nan"),
         "risk.keep_outputs": ("maybe",),
     },
     "file": {
@@ -216,6 +218,10 @@ ELSEWHERE = {
     "+settings.mlp.widht=3": "settings.mlp.widht: ",
     "+settings.nope=3": "settings.nope: ",
     "~claims.planteda.statistic": "claims.planteda: no statistic; ",
+    "~optimizer": "optimizer: left out; expected optimizer=VALUE",
+    "~scale": "scale: left out; expected scale=VALUE",
+    "~trainer": "trainer: left out; expected trainer=VALUE",
+    "~steps": "steps: left out; expected steps=VALUE",
     "seed=${nope}": "Interpolation key 'nope' not found",
     "seed=${oc.env:NOPE_NOT_SET}": ".Environment variable 'NOPE_NOT_SET' not found",
 }
@@ -230,12 +236,13 @@ COMMANDS = {
     "fig3 model=nope": "model=nope: unknown; there are .*mlp, resnet110, resnet18",
     "fig3 loss=nope": "loss=nope: ",
     "fig3 optimizer=nope": "optimizer=nope: ",
+    "fig3 optimizer=null": "optimizer=null: unknown; there are adam",
     "fig3 logger=nope": "logger=nope: ",
     "fig3 risk=nope": "risk=nope: ",
     "fig3 trainer=nope": "trainer=nope: ",
     "fig3 augmentation=nope": "augmentation=nope: ",
     "fig3 intervention=nope": "intervention=nope: ",
-    "fig3 instruments=null": "instruments=: ",
+    "fig3 instruments=null": "instruments=null: ",
     "fig3 +foo.bar=1": r"\+foo.bar=1: ",
     "fig3 +optimiser.lr=1": r"\+optimiser.lr=1: no job reads a field optimiser; did you mean optimizer",
     "fig3 +steep=1": r"\+steep=1: .* did you mean steps",
@@ -289,7 +296,7 @@ def set_in(base: str, text: str) -> DictConfig:
     with open_dict(config):
         if override.is_delete():
             parent, _, name = override.key_or_group.rpartition(".")
-            del OmegaConf.select(config, parent)[name]
+            del (OmegaConf.select(config, parent) if parent else config)[name]
         else:
             OmegaConf.update(config, override.key_or_group, override.value(), merge=False)
     return config

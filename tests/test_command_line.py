@@ -307,7 +307,8 @@ def test_a_complete_run_is_reused(command, tmp_path):
         # by a sweep, or behind the training
         (["fig41", *TINY, "optimizer.lr=range(1,1)"], ["grid", "is empty", "range(1,1)"]),
         (["fig41", *TINY, "optimizer.lr=choice()"], ["optimizer.lr=choice()", "empty"]),
-        (["fig3", *TINY, "~instruments.sharpness"], ["holds no 'sharpness'", "train_loss"]),
+        (["fig3", *TINY, "~instruments.sharpness"], ["no 'sharpness' (written by Sharpness)", "train_loss"]),
+        (["fig3", *TINY, "~instruments.sharpnes"], ["~instruments.sharpnes: there is no such field", "--cfg job"]),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(command, arguments, parts):

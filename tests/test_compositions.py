@@ -73,6 +73,29 @@ def test_what_fits_gives_a_loss_an_example_and_what_does_not_says_what_would(mod
     assert "model=" in str(refused.value) or "loss=" in str(refused.value)
 
 
+def nothing(input_shape, outputs):
+    """No model."""
+
+
+def mean_loss(logits, targets):
+    return torch.nn.functional.cross_entropy(logits, targets)
+
+
+OWN = [
+    ("model", "nothing", {}, f"model: {__name__}.nothing returned NoneType; expected a torch.nn.Module"),
+    ("loss", "mean_loss", {"_partial_": True}, r"the shape \[\], expected one loss an example: \[2\]; "),
+    ("loss", "mean_loss", {}, "loss mean_loss do not fit: TypeError: .* missing 2 required positional arguments"),
+]
+
+
+@pytest.mark.parametrize(("field", "name", "settings", "message"), OWN)
+def test_what_is_of_ones_own_and_does_not_fit_is_refused(field, name, settings, message):
+    config = chosen(of_run("chebyshev_gd"), model="mlp", data="planted", loss="cross_entropy")
+    config[field] = {"_target_": f"{__name__}.{name}", **settings}
+    with pytest.raises(InputError, match=message):
+        fitting(config, dataset("planted"))
+
+
 @pytest.mark.parametrize("run", RUNS)
 def test_a_run_takes_other_choices(run):
     """What it sets for its own stands under `settings`, and reaches no other, which would not know the fields."""

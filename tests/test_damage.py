@@ -139,17 +139,6 @@ def test_an_emptied_column_can_go_on(tmp_path):
     assert Record(tmp_path)["sharpness"].values.tolist() == [1, 2]
 
 
-def test_a_file_without_checksums_is_written_on(tmp_path):
-    earlier = np.zeros(3, [("step", "<i8"), ("value", "<f8")])
-    earlier["step"], earlier["value"] = [0, 1, 2], [5, 6, 7]
-    with Record.writing(tmp_path, CONFIGURATION) as record:
-        np.save(tmp_path / "sharpness.npy", earlier)
-        record.cut(2)
-        record.append("sharpness", 2, 8.0)
-        record.verify()
-    assert Record(tmp_path)["sharpness"].values.tolist() == [5, 6, 8]
-
-
 # -- the command ------------------------------------------------------------------------------------------------------
 
 

@@ -126,6 +126,15 @@ def test_a_job_that_raises_leaves_the_others_and_is_named(tmp_path, capfd):
     assert list(described["runs"]) == ["linear_depth2", "linear_depth4"]
 
 
+def test_a_job_whose_instrument_refuses_its_settings_says_so_in_one_line(tmp_path, capfd):
+    values = "instruments.sharpness.consecutive=1,5"
+    tiny = ["scale=smoke", "logger=none", "threads=1", "steps=2", "instruments.sharpness.every=2", "conclude=false"]
+    assert main(["fig3", *tiny, values, "-m", f"output_dir={tmp_path}"]) == 1
+    shown = capfd.readouterr()
+    assert "failed: Sharpness: consecutive=5: expected 1 to every=2" in shown.err
+    assert "Traceback" not in shown.out + shown.err
+
+
 @pytest.mark.slow
 def test_a_job_whose_process_dies_is_named_and_the_others_are_concluded(tmp_path, capfd):
     needs("joblib")

@@ -181,7 +181,7 @@ def _values(override: Override) -> list[str]:
     if isinstance(value, Glob):
         return []
     values = value.list if isinstance(value, ChoiceSweep) else value if isinstance(value, list) else [value]
-    return ["" if choice is None else str(choice) for choice in values]
+    return ["null" if choice is None else str(choice) for choice in values]
 
 
 def instead_of(choice: str, known: list[str]) -> str:

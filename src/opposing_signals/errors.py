@@ -40,7 +40,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0] or type(error).__name__
 
 
+def refusal(error: Exception) -> Exception:
+    """The refusal that caused ``error``, where Hydra reports it as a failure of its own; otherwise ``error``."""
+    return error.__cause__ if isinstance(error.__cause__, InputError) else error
+
+
 def one_line(error: Exception) -> str:
     """What ``error`` says, or the refusal that caused it, without line breaks."""
-    cause = error.__cause__ if isinstance(error.__cause__, InputError) else error
-    return " ".join(str(cause).split())
+    return " ".join(str(refusal(error)).split())

@@ -106,7 +106,7 @@ def _end_workers() -> None:
     It does so when this process leaves it, but also as soon as one of them has ended: so only those are told that
     know what to do, and they wait when they have done it.
     """
-    workers = [worker for worker in multiprocessing.active_children() if worker.pid and _is_heeding(worker.pid)]
+    workers = [worker for worker in multiprocessing.active_children() if _is_heeding(worker.pid)]
     for worker in workers:
         worker.terminate()
     deadline = time.monotonic() + _PATIENCE
@@ -114,7 +114,7 @@ def _end_workers() -> None:
         time.sleep(0.01)
 
 
-def _is_heeding(process: int) -> bool:
+def _is_heeding(process: int | None) -> bool:
     """Whether a process has a handler for SIGTERM; on systems that do not tell, it is taken to have one."""
     try:
         status = Path(f"/proc/{process}/status").read_text()

@@ -21,7 +21,7 @@ from datetime import timedelta
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from opposing_signals.errors import InputError
+from opposing_signals.errors import InputError, refusal
 
 if TYPE_CHECKING:
     from torch import Tensor, distributed
@@ -274,7 +274,7 @@ def together() -> Iterator[None]:
         if _store is None or _all_have_failed(_store):
             raise
         if is_first() or not first_has_ended(0.1):
-            cause = error.__cause__ if isinstance(error.__cause__, InputError) else error
+            cause = refusal(error)
             if not isinstance(cause, InputError | OSError):
                 traceback.print_exc()
             said = f"process {rank() + 1} of {count()} failed alone: {cause or type(cause).__name__}"

@@ -85,6 +85,8 @@ TRAINING = "opposing_signals.training.job.train"
 OF_TRAINING = {"augmentation", "before_update", "data", "instruments"}
 OF_TRAINING |= {"intervention", "job", "loss", "model", "optimizer", "reference"}
 """Beside `JOB`, `GROUPS` and those that leave a run's numbers as they are: the fields that a training reads."""
+OPTIONAL = {"animation", "augmentation", "before_update", "figure", "intervention", "reference", "tables"}
+"""Of all these, what may be left out."""
 FORWARDED: Mapping[str, str] = {"lightning.pytorch.loggers.WandbLogger": "wandb.init"}
 """A function that takes any keyword argument ↦ the function that it passes them to."""
 _FEW = 12
@@ -97,8 +99,11 @@ def check(config: DictConfig) -> None:
     Raises:
         InputError: The message names the field, its value, and what is expected.
     """
-    fields = _fields(config)
     read = {*JOB, *GROUPS, *OF_TRAINING, *UNDECISIVE}
+    needed = read if config.get("job") == TRAINING else {*UNDECISIVE, "job", "run", "seed"}
+    if missing := sorted(needed - OPTIONAL - {*config}):
+        raise InputError(f"{missing[0]}: left out; expected {missing[0]}=VALUE")
+    fields = _fields(config)
     for name, value in fields.items():
         if name not in read and fields.get("job") == TRAINING:  # a job of one's own may read fields of its own
             raise InputError(f"{name}: no training reads such a field; {did_you_mean(name, read)}".removesuffix("; "))

@@ -28,7 +28,6 @@ def test_checksum_tells_data_apart() -> None:
     assert chebyshev(2, 10).checksum in checksums
 
 
-@pytest.mark.parametrize(("degree", "points", "field"), [(0, 20, "degree=0"), (5, 1, "points=1")])
-def test_impossible_arguments_are_named(degree: int, points: int, field: str) -> None:
-    with pytest.raises(InputError, match=field):
-        chebyshev(degree, points)
+def test_one_point_is_refused() -> None:
+    with pytest.raises(InputError, match="points=1"):
+        chebyshev(5, 1)

@@ -98,10 +98,3 @@ def test_bearers_of_background_features_are_outliers(data) -> None:
 def test_too_few_images() -> None:
     with pytest.raises(InputError, match="images=5"):
         planted(5)
-
-
-@pytest.mark.parametrize("probability", [-0.1, 1.1, float("nan")])
-@pytest.mark.parametrize("field", ["sky_in_bird", "wheels_in_truck", "texture_in_cat"])
-def test_prevalence_outside_its_range(field: str, probability: float) -> None:
-    with pytest.raises(InputError, match=field):
-        planted(60, **{field: probability})

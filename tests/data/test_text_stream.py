@@ -41,7 +41,6 @@ def test_documents_are_streamed_once(hub):
     [
         ({"hub": "someone/else"}, "data.hub=someone/else cannot be read .FileNotFoundError: no data set someone/else"),
         ({"column": "body"}, "data.column=body: someone/texts has text"),
-        ({"documents": 0}, "data.documents=0: expected a whole number, at least 1"),
     ],
 )
 def test_what_cannot_be_streamed_is_refused(hub, tmp_path, arguments, message):

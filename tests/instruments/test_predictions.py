@@ -3,7 +3,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import recording
-import torch
 from composing import composed
 from omegaconf import OmegaConf
 
@@ -42,14 +41,6 @@ def test_under_minibatch_training_every_point_is_seen(tmp_path):
     predicted = trained(tmp_path, "batch=7", "instruments.predictions.every=2")["prediction"]
     assert predicted.steps.tolist() == [0, 2]
     assert predicted.values.shape == (2, 20)
-
-
-def test_training_is_bit_identical_with_and_without_them(tmp_path):
-    watched, alone = (
-        torch.load(trained(tmp_path / name, "batch=7", *overrides).checkpoint, weights_only=True)["state_dict"]
-        for name, overrides in (("watched", ()), ("alone", ("~instruments.predictions",)))
-    )
-    assert all(torch.equal(tensor, alone[name]) for name, tensor in watched.items())
 
 
 def test_targets_that_are_no_classes_are_refused(tmp_path):

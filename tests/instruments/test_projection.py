@@ -104,16 +104,6 @@ def test_step_sizes_are_those_of_the_parameters_that_train(tmp_path, direction, 
     assert record["effective_step_size"].at(STEPS - 1) == pytest.approx(expected, rel=1e-9)
 
 
-def test_training_is_bit_identical_with_and_without_a_view_along_v(tmp_path, direction):
-    overrides = ("mlp5k_adam", "batch=6", "instruments.floor_distance.every=1")
-    watched = recorded(with_direction(tmp_path / "watched", direction, *overrides))
-    config = with_direction(tmp_path / "alone", direction, *overrides)
-    config.instruments = {}
-    alone = recorded(config)
-    states = [torch.load(record.checkpoint, weights_only=True)["state_dict"] for record in (watched, alone)]
-    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
-
-
 def test_an_eigenvector_of_another_model_is_refused(tmp_path, direction):
     config = with_direction(tmp_path, direction[:-2], "mlp5k_sgd", "batch=6")
     with pytest.raises(
@@ -131,7 +121,7 @@ def test_a_reference_that_never_reached_the_edge_is_refused(tmp_path):
 def test_effective_step_sizes_of_another_rule_are_refused(tmp_path, direction):
     added = "+instruments.effective_step_size._target_=opposing_signals.instruments.projection.EffectiveStepSize"
     config = with_direction(tmp_path, direction, "mlp5k_sgd", "batch=6", added)
-    with pytest.raises(InputError, match=r"the optimizer is SGD: expected torch.optim.Adam"):
+    with pytest.raises(InputError, match="EffectiveStepSize: the optimizer is SGD: expected Adam"):
         recorded(config)
 
 

@@ -6,20 +6,16 @@ from functools import partial
 
 import pytest
 import torch
-from composing import composed
 from hydra.utils import instantiate
 from layers import CROSS_ENTROPY, risk_of
 from omegaconf import OmegaConf
 from torch.func import functional_call
 
-from opposing_signals.configuration import configuration_folder, decisive
+from opposing_signals.configuration import configuration_folder
 from opposing_signals.curvature.risk import flatten
 from opposing_signals.errors import InputError
 from opposing_signals.optim import SAM, ClippedSGD, OneSAM, SignSGD, SplitSGD
 from opposing_signals.optim.sam import ascended_gradient
-from opposing_signals.record import Record
-from opposing_signals.training.job import train
-from opposing_signals.training.module import TrainingModule
 
 split_sgd = partial(SplitSGD, lr=0.001, sgd_lr=0.1)
 GRADIENTS = [torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(t)) for t in range(5)]
@@ -277,37 +273,6 @@ CHOICES = ("split_sgd", "sign_sgd", "clipped_sgd", "sam")
 
 def configured(name: str):
     return OmegaConf.load(configuration_folder() / "optimizer" / f"{name}.yaml")
-
-
-@pytest.mark.parametrize("name", CHOICES)
-def test_each_choice_trains_and_resumes_with_the_same_bits(name, tmp_path, monkeypatch):
-    small = ("data=planted", "data.images=24", "risk.chunk=10", "batch=7", "threads=1", "checkpoint_seconds=0.0")
-    config = composed("fig38a_mlp", *small, "steps=5")
-    config = OmegaConf.masked_copy(config, [field for field in config if field != "reference"])
-    config.optimizer, config.instruments, config.model.hidden = configured(name), {}, [6]
-
-    def run(folder):
-        with Record.writing(tmp_path / folder, decisive(config)) as record:
-            train(config, record, None)
-        return torch.load(Record(tmp_path / folder).checkpoint, weights_only=True)["state_dict"]
-
-    class KilledError(Exception):
-        pass
-
-    whole_step = TrainingModule.training_step
-
-    def step_until(module, *arguments):
-        if module.global_step == 3:
-            raise KilledError
-        whole_step(module, *arguments)
-
-    whole = run("whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingModule, "training_step", step_until)
-        with pytest.raises(KilledError):
-            run("killed")
-    resumed = run("killed")
-    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
 
 
 def test_each_choice_says_its_defaults():

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
+from recording import made
 
 from opposing_signals.models import resnet18, vgg11
-from opposing_signals.record import Record
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies.curvature.figures import (
     curvature_share,
@@ -29,33 +29,30 @@ def run(tmp_path):
 
     def make(name: str = "made_up", opposed: bool = True, edge: bool = True) -> dict[str, Trajectory]:
         generator = np.random.default_rng(0)
-        with Record.writing(tmp_path / name, CONFIGURATION) as record:
-            record.write_provenance({"data": {"name": "drawn"}, "tensors": TENSORS})
-            for step in range(STEPS):
-                losses = np.ones(POINTS, np.float32)
-                if opposed:
-                    losses[10 * (step % 2) : 10 * (step % 2) + 10] += 1
-                for quantity, value in {
-                    "sample_loss": losses,
-                    "sharpness": (30.0 if step >= BREAK_EVEN else 5.0 + abs(step - 4)) if edge else 1.0,
-                    "projection": (-1) ** step * (1 + step / STEPS),
-                    "floor_distance": float((-1) ** step) * step / STEPS if step % 3 else np.nan,
-                    "effective_step_size": 1.0 + step,
-                }.items():
-                    record.append(quantity, step, np.asarray(value))
-                if step % 5 == 0:
-                    shares = generator.dirichlet([20, 20, 0.001, 5, 0.001])
-                    for quantity, value in {
-                        "gradient_norm": generator.random(POINTS),
-                        "sample_curvature": generator.normal(size=POINTS),
-                        "sample_sharpness": generator.random(9),
-                        "eigenvector_share": shares,
-                        "jacobian_norm": 1.0 + step,
-                        "layer_norms": generator.random(3),
-                        "layer_alignment": generator.random(2),
-                    }.items():
-                        record.append(quantity, step, np.asarray(value))
-        return {name: Trajectory(Record(tmp_path / name))}
+        steps, measured = np.arange(STEPS), np.arange(0, STEPS, 5)
+        sign, n = np.where(steps % 2, -1.0, 1.0), len(measured)
+        losses = np.ones((STEPS, POINTS), np.float32)
+        if opposed:
+            losses[::2, :10] += 1
+            losses[1::2, 10:20] += 1
+        run = made(
+            tmp_path / name,
+            CONFIGURATION,
+            {"data": {"name": "drawn"}, "tensors": TENSORS},
+            sample_loss=losses,
+            sharpness=np.where(steps >= BREAK_EVEN, 30.0, 5.0 + abs(steps - 4)) if edge else np.ones(STEPS),
+            projection=sign * (1 + steps / STEPS),
+            floor_distance=np.where(steps % 3, sign * steps / STEPS, np.nan),
+            effective_step_size=1.0 + steps,
+            gradient_norm=(measured, generator.random((n, POINTS))),
+            sample_curvature=(measured, generator.normal(size=(n, POINTS))),
+            sample_sharpness=(measured, generator.random((n, 9))),
+            eigenvector_share=(measured, generator.dirichlet([20, 20, 0.001, 5, 0.001], n)),
+            jacobian_norm=(measured, 1.0 + measured),
+            layer_norms=(measured, generator.random((n, 3))),
+            layer_alignment=(measured, generator.random((n, 2))),
+        )
+        return {name: run}
 
     return make
 

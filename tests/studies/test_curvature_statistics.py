@@ -130,7 +130,7 @@ def test_rules_that_cannot_be_compared(made):
     stable = made("stable", projection=np.arange(STEPS), sharpness=np.ones(STEPS))
     assert "did not reach" in why(curvature.reversal_rate, {"stable": stable}, "stable", descent="stable")
     short = made("short", projection=np.arange(25), sharpness=SHARPNESS)
-    assert "3 steps along v" in why(curvature.reversal_rate, {"short": short}, "short", descent="short")
+    assert "3 successive steps along v" in why(curvature.reversal_rate, {"short": short}, "short", descent="short")
     drift = made("drift", projection=np.arange(STEPS), sharpness=SHARPNESS)
     assert "no step of drift" in why(curvature.reversal_ratio, {"drift": drift}, "drift", "drift", descent="drift")
 

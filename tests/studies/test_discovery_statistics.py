@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from recording import why
+from recording import made, why
 
 from opposing_signals.data import planted
-from opposing_signals.record import Record
 from opposing_signals.signals import Trajectory, planted_groups
 from opposing_signals.studies.discovery.claims import found_again, planted_correlation, planted_match, ways_agree
 from opposing_signals.studies.discovery.figures import discovered_pairs, planted_pair
@@ -26,19 +25,15 @@ def run(tmp_path):
         wheels = [np.flatnonzero(bears["wheels"] & (targets == label)) for label in (2, 3)]
         groups = {"sky": sky, "wheels": wheels}
         generator = np.random.default_rng(0)
-        with Record.writing(tmp_path / name, {**CONFIGURATION, "run": {"name": name}}) as record:
-            record.write_provenance({"data": {"name": "drawn"}})
-            for step in range(STEPS):
-                losses = 1 + 0.001 * generator.standard_normal(len(dataset))
-                if oppose in groups:
-                    losses[groups[oppose][step % 2]] += 1
-                record.append("sample_loss", step, losses.astype(np.float32))
-                if step % 10 == 0:
-                    sketch = generator.standard_normal((len(dataset), 32)) / 10
-                    sketch[groups[by][0], 0] += 2
-                    sketch[groups[by][1], 0] -= 2
-                    record.append("gradient_sketch", step, sketch.astype(np.float32))
-        return Trajectory(Record(tmp_path / name))
+        losses = 1 + 0.001 * generator.standard_normal((STEPS, len(dataset)), np.float32)
+        for step, group in enumerate(groups[oppose] * (STEPS // 2) if oppose in groups else ()):
+            losses[step, group] += 1
+        sketched = range(0, STEPS, 10)
+        sketch = generator.standard_normal((len(sketched), len(dataset), 32), np.float32) / 10
+        sketch[:, groups[by][0], 0] += 2
+        sketch[:, groups[by][1], 0] -= 2
+        configuration = {**CONFIGURATION, "run": {"name": name}}
+        return made(tmp_path / name, configuration, sample_loss=losses, gradient_sketch=(sketched, sketch))
 
     return make
 

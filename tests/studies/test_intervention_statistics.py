@@ -2,10 +2,8 @@
 
 import numpy as np
 import pytest
-from recording import why
+from recording import made, why
 
-from opposing_signals.record import Record
-from opposing_signals.signals import Trajectory
 from opposing_signals.studies.intervention.claims import sharpness_advantage, spike_advantage
 
 HEIGHTS = {"control": 0.4, "remove_pair": 0.1, "random 1": 0.3, "random 2": 0.4}
@@ -26,15 +24,13 @@ def drawn(folder, heights, spike=1, late=None):
             ],
         }
         configuration = {"intervention": {"kind": origin["kind"], **({"draw": int(draw)} if draw else {})}}
-        with Record.writing(folder / f"{spike} {name}", configuration) as record:
-            for step in range(5):
-                losses = np.full(8, 1.0)
-                losses[6:] += height * (step == 3) + 9 * height * (step == 4) * (kind == late)
-                losses[:6] += 5 * (step == 2)  # what touched points do does not count
-                record.append("sample_loss", step, losses)
-                record.append("sharpness", step, 10 * height + (step == 0))
-            record.write_provenance({"branch": origin})
-        found[f"{spike} {name}"] = Trajectory(Record(folder / f"{spike} {name}"))
+        losses = np.ones((5, 8))
+        losses[3, 6:] += height
+        losses[4, 6:] += 9 * height * (kind == late)
+        losses[2, :6] += 5  # what touched points do does not count
+        sharpness = 10 * height + (np.arange(5) == 0)
+        path = folder / f"{spike} {name}"
+        found[path.name] = made(path, configuration, {"branch": origin}, sample_loss=losses, sharpness=sharpness)
     return found
 
 

@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
+import recording
 
-from opposing_signals.data import planted
-from opposing_signals.record import Record
-from opposing_signals.signals import Runs, Trajectory
+from opposing_signals.signals import Runs
 from opposing_signals.studies.optimizers.figures import (
     learning_rates,
     learning_rates_of_both,
@@ -14,6 +13,8 @@ from opposing_signals.studies.optimizers.figures import (
 )
 
 STEPS, EXAMPLES = 24, 60
+DATA = {"_target_": "opposing_signals.data.planted", "images": EXAMPLES}
+DRAWN = {"data": {"name": "drawn", "examples": EXAMPLES}}
 SPLIT = {"_target_": "opposing_signals.optim.SplitSGD", "momentum": 0.9}
 SGD = {"_target_": "torch.optim.SGD", "momentum": 0.9, "dampening": 0.0}
 ADAM = {"_target_": "torch.optim.Adam"}
@@ -26,24 +27,20 @@ def runs(tmp_path):
     def make(*optimizers: dict, stopped: int | None = None) -> Runs:
         made = {}
         for number, optimizer in enumerate(optimizers):
-            configuration = {
-                "optimizer": optimizer,
-                "batch": 20,
-                "model": {"depth": 8, "width": 4},
-                "data": {"_target_": "opposing_signals.data.planted", "images": EXAMPLES},
-            }
-            with Record.writing(tmp_path / f"job{number}", configuration) as record:
-                record.write_provenance({"data": {"name": "drawn", "examples": EXAMPLES}})
-                last = STEPS // 2 if number == stopped else STEPS
-                for step in range(last):
-                    lost = number == stopped and step == last - 1
-                    record.append("train_loss", step, np.nan if lost else 2.0 + number)
-                    if "SplitSGD" in optimizer["_target_"]:
-                        record.append("signed_share", step, 0.1 * (1 + number))
-                    if step % 5 == 0:
-                        record.append("test_accuracy", step, 0.05 * (1 + number))
-                record.write_state("stopped: the training loss is nan" if number == stopped else "complete")
-            made[f"job{number}"] = Trajectory(Record(tmp_path / f"job{number}"))
+            last = STEPS // 2 if number == stopped else STEPS
+            losses, tested = np.full(last, 2.0 + number), range(0, last, 5)
+            if number == stopped:
+                losses[-1] = np.nan
+            signed = {"signed_share": np.full(last, 0.1 * (1 + number))} if "SplitSGD" in optimizer["_target_"] else {}
+            made[f"job{number}"] = recording.made(
+                tmp_path / f"job{number}",
+                {"optimizer": optimizer, "batch": 20, "model": {"depth": 8, "width": 4}, "data": DATA},
+                DRAWN,
+                state="stopped: the training loss is nan" if number == stopped else "complete",
+                train_loss=losses,
+                test_accuracy=(tested, np.full(len(tested), 0.05 * (1 + number))),
+                **signed,
+            )
         lost = {name: run for name, run in made.items() if name == f"job{stopped}"}
         whole = {name: run for name, run in made.items() if name not in lost}
         return Runs(whole, lost, dict.fromkeys(lost, "the training loss is nan"))
@@ -113,15 +110,8 @@ def test_groups_under_sgd_beside_random_points_and_all(tmp_path, opposed):
     if opposed:
         losses[::2, :10] += 1
         losses[1::2, 10:20] += 1
-    configuration = {
-        "run": {"name": "made_up"}, "optimizer": {"lr": 0.1}, "batch": 20,
-        "data": {"_target_": "opposing_signals.data.planted", "images": EXAMPLES},
-    }  # fmt: skip
-    with Record.writing(tmp_path, configuration) as record:
-        record.write_provenance({"data": {"name": "drawn", "examples": len(planted(EXAMPLES))}})
-        for step, row in enumerate(losses):
-            record.append("sample_loss", step, row)
-    trajectory = Trajectory(Record(tmp_path))
+    configuration = {"run": {"name": "made_up"}, "optimizer": {"lr": 0.1}, "batch": 20, "data": DATA}
+    trajectory = recording.made(tmp_path, configuration, DRAWN, sample_loss=losses)
     overview, *pairs = sgd_groups({"made_up": trajectory}, zoom=20).axes
     assert len(pairs) == len(trajectory.pairs) == opposed
     np.testing.assert_allclose(overview.lines[-1].get_ydata(), losses.mean(1))

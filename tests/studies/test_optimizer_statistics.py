@@ -5,7 +5,6 @@ import pytest
 import recording
 from recording import why
 
-from opposing_signals.record import Record
 from opposing_signals.signals import Runs, Trajectory
 from opposing_signals.studies.optimizers import claims as optimizers
 
@@ -74,15 +73,15 @@ def grid(tmp_path):
                 "batch": 10,
                 "data": {"_target_": "opposing_signals.data.planted", "images": 10 * EPOCH},
             }
-            with Record.writing(folder / name, configuration) as record:
-                record.write_provenance({"data": {"name": "drawn", "examples": 10 * EPOCH}})
-                for step, value in enumerate([9.0, 9.0, *(end + noise)]):
-                    record.append("train_loss", step, value)
-                    record.append("signed_share", step, 0.9 if step < 10 else share)
-                record.append("test_accuracy", 0, 0.1)
-                record.append("test_accuracy", EPOCH + 1, end / 10)
-                record.write_state("complete" if np.isfinite(end) else "stopped: the training loss is nan")
-            (complete if np.isfinite(end) else stopped)[name] = Trajectory(Record(folder / name))
+            (complete if np.isfinite(end) else stopped)[name] = recording.made(
+                folder / name,
+                configuration,
+                {"data": {"name": "drawn", "examples": 10 * EPOCH}},
+                state="complete" if np.isfinite(end) else "stopped: the training loss is nan",
+                train_loss=[9.0, 9.0, *(end + noise)],
+                signed_share=np.where(np.arange(EPOCH + 2) < 10, 0.9, share),
+                test_accuracy=([0, EPOCH + 1], [0.1, end / 10]),
+            )
         return Runs(complete, stopped, dict.fromkeys(stopped, "the training loss is nan"))
 
     return make

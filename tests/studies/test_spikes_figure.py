@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
+from recording import made
 
 from opposing_signals.data import planted
 from opposing_signals.data.tracked import write_tracked
-from opposing_signals.record import Record
 from opposing_signals.signals import Trajectory, find_spikes
 from opposing_signals.studies.groups.spikes import loss_spikes
 
@@ -21,19 +21,15 @@ def trajectory(tmp_path):
             "model": {"_target_": "script.Model"},
             "optimizer": {"lr": 0.5},
         }
-        generator = np.random.default_rng(0)
-        with Record.writing(tmp_path, configuration) as record:
-            record.write_provenance({"data": {"name": "Pairs"}})
-            for step in range(80):
-                row = 1 + 0.001 * generator.standard_normal(POINTS)
-                sign = 1 if step % 2 else -1
-                row[UP] += 0.2 * sign + (step == 41)
-                row[DOWN] -= 0.2 * sign
-                if step % every < 2:
-                    record.append("sample_loss", step, row.astype(np.float32))
+        losses = 1 + 0.001 * np.random.default_rng(0).standard_normal((80, POINTS), np.float32)
+        swing = np.where(np.arange(80) % 2, 0.2, -0.2)[:, None]
+        losses[:, UP] += swing
+        losses[:, DOWN] -= swing
+        losses[41, UP] += 1
+        kept = [step for step in range(80) if step % every < 2]
         labels = ["cat" if i in UP else "dog" for i in range(POINTS)]
         write_tracked(tmp_path, np.arange(POINTS), shown, labels, None)
-        return Trajectory(Record(tmp_path))
+        return made(tmp_path, configuration, {"data": {"name": "Pairs"}}, sample_loss=(kept, losses[kept]))
 
     return make
 

@@ -77,7 +77,7 @@ def test_tables_are_written_as_text_and_as_a_page(tracked, tmp_path):
     text = (tmp_path / "tables.txt").read_text()
     page = (tmp_path / "tables.html").read_text()
     step = tracked["gpt2"].tokens.named("colon").pair.step
-    assert f"at step {step} and behind it: gpt2, drawn sentences" in text
+    assert f"at step {step} and after it: gpt2, drawn sentences" in text
     assert "newline after colon: the loss" in text
     assert ":[\\n]: 12 of the 24 largest" in text
     assert page.count("<table>") == page.count("</table>") == text.count("\n\n")

@@ -2,10 +2,8 @@
 
 import numpy as np
 import pytest
-from recording import why
+from recording import made, why
 
-from opposing_signals.record import Record
-from opposing_signals.signals import Trajectory
 from opposing_signals.studies.conjectures.figures import descents, group_variance
 from opposing_signals.studies.curvature import claims as curvature
 from opposing_signals.studies.curvature.metrics import sizes_by_floor_distance
@@ -40,18 +38,17 @@ def run(tmp_path):
             "reference": {},
             "data": {"_target_": "opposing_signals.data.planted", "images": POINTS},
         }
-        with Record.writing(tmp_path / name, configuration) as record:
-            record.write_provenance({"data": {"name": "drawn", "examples": POINTS}})
-            for step in steps:
-                record.append("sample_loss", step, losses[step].astype(np.float32))
-                record.append("train_loss", step, losses[step].mean())
-                record.append("jacobian_norm", step, 1.0)
-            for step in range(STEPS):
-                record.append("sharpness", step, 21.0)
-            for quantity, (at, values) in quantities.items():
-                for step, value in zip(at, values, strict=True):
-                    record.append(quantity, step, value)
-        return {"run": Trajectory(Record(tmp_path / name))}
+        run = made(
+            tmp_path / name,
+            configuration,
+            {"data": {"name": "drawn", "examples": POINTS}},
+            sample_loss=(steps, losses[steps].astype(np.float32)),
+            train_loss=(steps, losses[steps].mean(1)),
+            jacobian_norm=(steps, np.ones(len(steps))),
+            sharpness=np.full(STEPS, 21.0),
+            **quantities,
+        )
+        return {"run": run}
 
     return make
 

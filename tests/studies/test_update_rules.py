@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
+from recording import made
 
 from opposing_signals.record import Record
-from opposing_signals.signals import Trajectory
 from opposing_signals.studies.curvature.metrics import detrended, moving_average
 from opposing_signals.studies.optimizers.rules import Rule, final, under
 
@@ -24,22 +24,18 @@ OPTIMIZERS = {
 @pytest.fixture
 def runs(tmp_path):
     """Ten steps under each rule, on 20 examples in batches of 8: an epoch has three steps."""
-    made = {}
-    for name, optimizer in OPTIMIZERS.items():
-        configuration = {
-            "optimizer": optimizer,
-            "batch": 8,
-            "data": {"_target_": "opposing_signals.data.planted", "images": 20},
-        }
-        with Record.writing(tmp_path / name, configuration) as record:
-            record.write_provenance({"data": {"name": "drawn", "examples": 20}})
-            for step in range(10):
-                record.append("train_loss", step, 10.0 - step)
-            record.append("test_accuracy", 0, 0.1)
-            record.append("test_accuracy", 8, 0.7)
-            record.write_state("complete")
-        made[name] = Trajectory(Record(tmp_path / name))
-    return made
+    data = {"_target_": "opposing_signals.data.planted", "images": 20}
+    return {
+        name: made(
+            tmp_path / name,
+            {"optimizer": optimizer, "batch": 8, "data": data},
+            {"data": {"name": "drawn", "examples": 20}},
+            state="complete",
+            train_loss=10.0 - np.arange(10),
+            test_accuracy=([0, 8], [0.1, 0.7]),
+        )
+        for name, optimizer in OPTIMIZERS.items()
+    }
 
 
 def test_rules_name_themselves(runs):

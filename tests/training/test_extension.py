@@ -61,12 +61,14 @@ def configured(folder: Path, training: tuple[str, ...], *names: str, every: int 
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_added_has_the_bits_of_a_run_made_in_one_go(case, tmp_path):
+    """So has the training, which is bit-identical with and without each instrument."""
     way, training, *added = CASES[case]
     kept = ("snapshots",) if way == "snapshots" else ()
     whole = recorded(configured(tmp_path / "whole", training, *kept, *added), None)
     source = recorded(configured(tmp_path / "parts", training, *kept), None)
     extended = recorded(configured(tmp_path / "parts", training, *kept, *added), None)
     assert_same(extended, whole)
+    assert_same_weights(whole, source)
     extended.verify()
     extends = extended.provenance["extends"]
     assert (extends["run"], extends["way"]) == (source.folder.name, way)

@@ -13,6 +13,7 @@ import torch
 from composing import composed
 from recording import assert_same, assert_same_weights, stopped
 
+from opposing_signals.choices import choices
 from opposing_signals.configuration import decisive
 from opposing_signals.errors import InputError, TrainingStoppedError
 from opposing_signals.record import Record
@@ -116,7 +117,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_record(tmp_path):
     [
         ("risk.chunk=25", "risk.chunk=25: expected 1 to 24"),
         ("batch=25", "batch=25: expected 1 to 24"),
-        ("instruments.sharpness.every=0", "Sharpness: every=0"),
+        ("instruments.sharpness.consecutive=5", "Sharpness: consecutive=5: expected 1 to every=4"),
         ("trainer.devices=2", "trainer.devices=2: expected 1"),
     ],
 )
@@ -127,9 +128,9 @@ def test_settings_that_cannot_work_are_refused(tmp_path, override, message):
     assert isinstance(error, InputError) or isinstance(error.__cause__, InputError)
 
 
-@pytest.mark.parametrize("rule", ["one_sam", "adam", "gradient_flow"])
+@pytest.mark.parametrize("rule", sorted({*choices("optimizer")} - {"sgd"}))
 def test_other_rules_train_and_resume(tmp_path, rule):
-    """With the closure that a run hands them, and their state in its checkpoint; for the rest see test_rules."""
+    """With the closure that a run hands them, and their state in its checkpoint; for the rest see tests/optim."""
 
     def run(folder: Path, steps: int) -> Record:
         config = composed("fig03_chebyshev", f"optimizer={rule}", "optimizer.lr=0.001", "steps=6", "threads=1")

@@ -121,6 +121,8 @@ def _refusal(error: Exception, searched: list[Path]) -> str:
     if several := re.match(r"Ambiguous value for argument '([^']*)'", text):
         field, _, values = several[1].partition("=")
         return f"{several[1]}: several values; add -m to run each of them, or write a list as {field}=[{values}]"
+    if absent := re.fullmatch(r"Could not delete from config\. '([^']*)' does not exist\.", text):
+        return f"~{absent[1]}: there is no such field to leave out; --cfg job prints the fields there are"
     text = re.sub(r" full_key: .*", "", text)
     near = ""
     unknown = error.__cause__

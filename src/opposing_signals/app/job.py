@@ -19,7 +19,7 @@ from opposing_signals.app.sweep import UNFINISHED, SweepNote, is_concluded_as_a_
 from opposing_signals.arguments import searched_folder
 from opposing_signals.choices import check_settings
 from opposing_signals.configuration import experiment_folder, run_folder
-from opposing_signals.errors import InputError, TrainingStoppedError, one_line, printable
+from opposing_signals.errors import InputError, TrainingStoppedError, one_line, printable, refusal
 from opposing_signals.interruption import Interrupted, ended_by_signals, leave_worker
 from opposing_signals.processes import count, is_first, is_one_of_several, joined
 from opposing_signals.record import Record
@@ -69,14 +69,12 @@ def _run_job(config: DictConfig) -> None:
             record = recorded(config, mirror, wait=True)
             note |= {"folder": str(record.folder.resolve()), "failure": ""}
             _conclude_alone(config, record, mirror, own)
-    except (InputError, TrainingStoppedError) as error:
+    except Exception as error:
         if isinstance(error, TrainingStoppedError):
             note["folder"] = str(run_folder(config).resolve())
-        note["failure"] = str(error)
-        log.error("%s", printable(f"{label} failed: {error}"))
-    except Exception as error:
-        note["failure"] = f"{type(error).__name__}: {one_line(error)}"
-        log.exception("%s failed", printable(label))
+        expected = isinstance(refusal(error), InputError | TrainingStoppedError)
+        note["failure"] = one_line(error) if expected else f"{type(error).__name__}: {one_line(error)}"
+        log.error("%s", printable(f"{label} failed: {note['failure']}"), exc_info=not expected)
     write_note(path, note)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from opposing_signals.errors import InputError
-from opposing_signals.values import Natural, expect
+from opposing_signals.values import Natural
 
 
 class CropFlip:
@@ -19,13 +19,9 @@ class CropFlip:
     Args:
         padding: Pixels added on each side; a crop has the size of the image.
         seed: Of the draws. Those of a step follow from (seed, step) alone, so a resumed run needs no state.
-
-    Raises:
-        InputError: The padding is negative.
     """
 
     def __init__(self, padding: Natural = 4, seed: int = 0) -> None:
-        expect("augmentation.padding", padding, Natural)
         self.padding = padding
         self.seed = seed
 

@@ -64,12 +64,11 @@ def cifar10(images: Count = _TRAIN_IMAGES, root: str | None = None) -> Dataset:
         The test set is the first 100 of each class for up to 5,000 training images, otherwise all 10,000.
 
     Raises:
-        InputError: Too many or too few images are asked for; nothing usable is in the folder; a file is altered,
+        InputError: Too many images are asked for; nothing usable is in the folder; a file is altered,
             truncated or unreadable; the download failed.
     """
-    if not 1 <= images <= _TRAIN_IMAGES:
-        problem = "more images asked for than there are" if images > 0 else "at least one image is needed"
-        raise InputError(f"data.images={images}: {problem}; CIFAR-10 has {_TRAIN_IMAGES} training images")
+    if images > _TRAIN_IMAGES:
+        raise InputError(f"data.images={images}: CIFAR-10 has {_TRAIN_IMAGES} training images; ask for at most as many")
     layout, folder = _locate(images, root)
     per_class, extra = divmod(images, len(CLASS_NAMES))
     train_quota = per_class + (np.arange(len(CLASS_NAMES)) < extra)

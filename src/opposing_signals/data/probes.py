@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import rgb_to_hsv
 from PIL import Image, UnidentifiedImageError
 
 from opposing_signals.data.dataset import Dataset
@@ -110,11 +111,11 @@ def block(colour: Colour, size: tuple[int, int]) -> np.ndarray:
     return np.broadcast_to(np.array(colour, np.uint8), (*size, 3)).copy()
 
 
-def colour_in_data(dataset: Dataset, name: str, images: int = 10, reach: float = 30, saturation: float = 0.2) -> Colour:
+def colour_in_data(dataset: Dataset, name: str, images: int = 10) -> Colour:
     """The colour that the training data have for ``name``: the mean of the most uniform images of its hue.
 
-    Of the images whose mean colour has a hue within ``reach`` degrees of the named colour's and at least this
-    ``saturation``, the ``images`` are taken whose pixels lie nearest to their own mean colour, and averaged.
+    Of the images whose mean colour has a hue within 30 degrees of the named colour's and a saturation of at least 0.2,
+    the ``images`` whose pixels lie nearest to their own mean colour are averaged.
 
     Raises:
         InputError: No training image has that hue.
@@ -129,10 +130,10 @@ def colour_in_data(dataset: Dataset, name: str, images: int = 10, reach: float =
     measured = _of_parts(_images(dataset), mean_and_spread)
     mean, spread = measured[:, :3], measured[:, 3]
     hues, saturations, _ = _hue_saturation_value(mean)
-    alike = np.flatnonzero((np.abs((hues - hue + 180) % 360 - 180) <= reach) & (saturations >= saturation))
+    alike = np.flatnonzero((np.abs((hues - hue + 180) % 360 - 180) <= 30) & (saturations >= 0.2))
     if not len(alike):
         raise InputError(
-            f"probe {name}{IN_DATA}: no image of {dataset.name} has a mean colour within {reach:g} degrees of the hue "
+            f"probe {name}{IN_DATA}: no image of {dataset.name} has a mean colour within 30 degrees of the hue "
             f"of {name}; use the probe {name}"
         )
     uniform = alike[np.argsort(spread[alike], kind="stable")[:images]]
@@ -208,13 +209,5 @@ def _of_parts(images: np.ndarray, measure: Callable[[np.ndarray], np.ndarray]) -
 
 def _hue_saturation_value(colours: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Hue in degrees, saturation and value in [0, 1] of RGB colours ``[..., 3]`` in 0 to 255; grey has hue 0."""
-    red, green, blue = np.moveaxis(np.asarray(colours, float), -1, 0)
-    value, least = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
-    chroma = value - least
-    scale = np.where(chroma > 0, chroma, 1)
-    sextant = np.select(
-        [chroma == 0, value == red, value == green],
-        [np.zeros_like(value), (green - blue) / scale % 6, (blue - red) / scale + 2],
-        (red - green) / scale + 4,
-    )
-    return 60 * sextant, chroma / np.where(value > 0, value, 1), value / 255
+    hue, saturation, value = np.moveaxis(rgb_to_hsv(np.asarray(colours, float) / 255), -1, 0)
+    return 360 * hue, saturation, value

@@ -20,7 +20,7 @@ from opposing_signals.data.dataset import Dataset
 from opposing_signals.data.tokenizers import Tokenizer, characters, find_file, gpt2, places
 from opposing_signals.errors import InputError
 from opposing_signals.files import cache_folder
-from opposing_signals.values import Count, Fraction, Seed, expect
+from opposing_signals.values import Count, Fraction, Seed
 
 _SAMPLE = "openwebtext_sample.txt"
 _PIECE = 1 << 22  # bytes that are decoded and tokenized at a time
@@ -57,7 +57,6 @@ def openwebtext(
         InputError: The text is missing, empty, not UTF-8 or shorter than one sequence; files of the tokenizer are
             missing; the cached tokens do not fit their vocabulary.
     """
-    expect("data.tokenizer", tokenizer, Literal["gpt2", "characters"])
     if vocabulary is not None and tokenizer != "gpt2":
         raise InputError(f"data.vocabulary={vocabulary}: expected null, characters are as many as the text has")
     found = find_file(_SAMPLE, "text", root) if path is None else Path(path).expanduser()
@@ -91,11 +90,8 @@ def text_demo(
         ``inputs`` and ``targets`` ``[N, T]`` int64, the second one character ahead; no test set.
 
     Raises:
-        InputError: No sentences, a fraction outside [0, 1], or a text shorter than one sequence.
+        InputError: The text is shorter than one sequence.
     """
-    expect("data.sentences", sentences, Count)
-    for field, fraction in (("period_inside", period_inside), ("newline_after_colon", newline_after_colon)):
-        expect(f"data.{field}", fraction, Fraction)
     text = _drawn_text(np.random.default_rng(seed), sentences, period_inside, newline_after_colon)
     tokenizer = characters([text])
     name = f"text_demo, seed {seed}"
@@ -105,7 +101,6 @@ def text_demo(
 def _sequences(
     text: str, tokenizer: str, tokens: np.ndarray, names: tuple[str, ...], block: int, sequences: int | None
 ) -> Dataset:
-    expect("data.block", block, Count)
     available = (len(tokens) - 1) // block
     if available < 1:
         raise InputError(

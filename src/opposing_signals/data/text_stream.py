@@ -14,7 +14,7 @@ from opposing_signals.data.text import openwebtext
 from opposing_signals.data.tokenizers import END_OF_TEXT
 from opposing_signals.errors import InputError
 from opposing_signals.files import cache_folder
-from opposing_signals.values import Count, expect
+from opposing_signals.values import Count
 
 
 def text_stream(
@@ -43,7 +43,6 @@ def text_stream(
         InputError: The package `datasets` is not installed, the data set cannot be read or has no such column, or what
             `openwebtext` refuses.
     """
-    expect("data.documents", documents, Count)
     name = re.sub(r"[^A-Za-z0-9]+", "-", f"{hub}-{column}")
     path = cache_folder() / "texts" / f"{name}-{documents}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)

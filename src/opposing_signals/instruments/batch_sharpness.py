@@ -23,15 +23,11 @@ class BatchSharpness(Instrument):
     ``batch_sharpness_error``, the standard error of the mean.
 
     Args:
-        risk: What is being trained.
-        record: Where rows go.
-        every: See `Instrument`.
-        consecutive: See `Instrument`.
         batches: How many, at least 2.
         seed: Of the batches.
 
     Raises:
-        InputError: Fewer than 2 batches, or a negative seed.
+        InputError: Fewer than 2 batches.
     """
 
     def __init__(
@@ -46,8 +42,6 @@ class BatchSharpness(Instrument):
         super().__init__(risk, record, every, consecutive)
         if batches < 2:
             raise InputError(f"BatchSharpness: batches={batches}: expected at least 2")
-        if seed < 0:
-            raise InputError(f"BatchSharpness: seed={seed}: expected a whole number, at least 0")
         self.batches = batches
         self.seed = seed
 

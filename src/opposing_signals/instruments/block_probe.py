@@ -41,11 +41,7 @@ class BlockProbe(Instrument):
     third of a step and leaves the training pass and its rounding alone.
 
     Args:
-        risk: What is being trained.
-        record: Where rows go.
         probes: Names or image files, see `probe_images`.
-        every: See `Instrument`.
-        consecutive: See `Instrument`.
 
     Raises:
         InputError: ``probes`` is no list, or empty; or the model's last layer with parameters is not linear, so that

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from opposing_signals.curvature import gradient_sketch
 from opposing_signals.curvature.risk import EmpiricalRisk
-from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.record import Record
 from opposing_signals.record.quantities import GRADIENT_SKETCH
@@ -19,22 +18,13 @@ class GradientSketch(Instrument):
     projection is the same at every step.
 
     Args:
-        risk: What is being trained.
-        record: Where rows go.
-        every: See `Instrument`.
-        consecutive: See `Instrument`.
         dimensions: d, numbers that are kept of a gradient.
-
-    Raises:
-        InputError: d < 1.
     """
 
     def __init__(
         self, risk: EmpiricalRisk, record: Record, every: Count = 10, consecutive: Count = 1, dimensions: Count = 64
     ) -> None:
         super().__init__(risk, record, every, consecutive)
-        if dimensions < 1:
-            raise InputError(f"GradientSketch: dimensions={dimensions}: expected at least 1")
         self.dimensions = dimensions
 
     def before_step(self, module: TrainingModule, step: int) -> None:

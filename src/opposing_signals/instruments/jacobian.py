@@ -22,10 +22,6 @@ class Jacobian(Instrument):
     the weights and the alignment of neighbours' singular vectors (see `opposing_signals.curvature.LayerSpectra`).
 
     Args:
-        risk: What is being trained.
-        record: Where rows go.
-        every: See `Instrument`.
-        consecutive: See `Instrument`.
         points: Size of the subset.
         seed: Of the subset.
 

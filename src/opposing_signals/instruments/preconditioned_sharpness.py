@@ -7,6 +7,7 @@ from typing import Any
 from opposing_signals.curvature import EigenTracker, adam_preconditioner, preconditioned
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.instruments.instrument import Instrument, announcing
+from opposing_signals.instruments.sharpness import calls_between_looks
 from opposing_signals.record import Record
 from opposing_signals.record.quantities import (
     PRECONDITIONED_SHARPNESS,
@@ -26,14 +27,6 @@ class PreconditionedSharpness(Instrument):
     so nothing is written at step 0. ``preconditioned_sharpness_quotient``, ``_residual`` and ``_bound`` are
     those of P^(-1/2) H P^(-1/2), which is symmetric and has the same eigenvalues (see `EigenTracker`);
     ``preconditioned_sharpness_products`` are the products spent.
-
-    Args:
-        risk: What is being trained.
-        record: Where rows go.
-        every: See `Instrument`.
-        consecutive: See `Instrument`.
-        tolerance: See `EigenTracker`.
-        max_products: See `EigenTracker`.
     """
 
     needs_training = True
@@ -48,7 +41,8 @@ class PreconditionedSharpness(Instrument):
         max_products: Count = 40,
     ) -> None:
         super().__init__(risk, record, every, consecutive)
-        self.tracker = EigenTracker(1, "largest", tolerance, max_products)
+        look = calls_between_looks(every, consecutive)
+        self.tracker = EigenTracker(1, "largest", tolerance, max_products, look=look)
 
     def before_step(self, module: TrainingModule, step: int) -> None:
         if step == 0:
@@ -68,5 +62,4 @@ class PreconditionedSharpness(Instrument):
         return self.tracker.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore `state_dict`."""
         self.tracker.load_state_dict(state_dict)

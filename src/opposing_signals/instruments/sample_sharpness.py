@@ -27,10 +27,6 @@ class SampleSharpness(Instrument):
     ``sample_sharpness_residual`` ‖Hu − λu‖. At step 0 there is no last step, and nothing is written.
 
     Args:
-        risk: What is being trained.
-        record: Where rows go.
-        every: See `Instrument`.
-        consecutive: See `Instrument`.
         count: Points of each kind.
         tolerance: See `opposing_signals.curvature.sample_sharpness`.
         max_products: See there.
@@ -95,5 +91,4 @@ class SampleSharpness(Instrument):
         return {"losses": self._losses}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore `state_dict`."""
         self._losses = state_dict["losses"]

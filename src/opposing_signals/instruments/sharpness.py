@@ -57,17 +57,9 @@ class TopEigenvector:
 
 
 def top_eigenvector(module: TrainingModule) -> TopEigenvector:
-    """That of the step at hand; under full-batch training it is there from the step's gradient on.
-
-    Raises:
-        InputError: It was not measured in this step.
-    """
+    """That of the step at hand, from its gradient on, for instruments that take from `Sharpness`."""
     found = module.shared(TopEigenvector)
-    if found is None:
-        raise InputError(
-            f"no top eigenvector was measured at step {module.step}: expected the instrument sharpness in front of "
-            "those that need it, and at every step at which they measure (every, consecutive)"
-        )
+    assert found is not None  # see Instrument.check_partners
     return found
 
 
@@ -86,14 +78,8 @@ class Sharpness(Instrument):
     finds v by `top_eigenvector`.
 
     Args:
-        risk: What is being trained.
-        record: Where rows go.
-        every: See `Instrument`.
-        consecutive: See `Instrument`.
-        tolerance: See `EigenTracker`.
-        max_products: See `EigenTracker`; 2 means one pass a step.
-        k: See `EigenTracker`.
-        which: See `EigenTracker`.
+        tolerance: See `EigenTracker`, also for ``k`` and ``which``.
+        max_products: See there; 2 means one pass a step.
         examples: L is the mean over so many training examples, evenly spaced, for data over which a pass takes too
             long; None for all. A measurement is then always a pass of its own.
 
@@ -153,5 +139,4 @@ class Sharpness(Instrument):
         return self.tracker.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore `state_dict`."""
         self.tracker.load_state_dict(state_dict)

@@ -18,10 +18,6 @@ class SpectralDensity(Instrument):
     for a few steps of a run.
 
     Args:
-        risk: What is being trained.
-        record: Where rows go.
-        every: See `Instrument`.
-        consecutive: See `Instrument`.
         probes: Random vectors, the same at every step.
         steps: Lanczos steps of each.
         seed: Of the random vectors.

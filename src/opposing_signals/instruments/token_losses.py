@@ -50,10 +50,7 @@ class TokenLosses(Instrument):
     Nothing is written of a step behind which a loss is not finite; that the run diverges, training finds itself.
 
     Args:
-        risk: What is being trained.
-        record: Where rows go.
-        every: See `Instrument`.
-        consecutive: See `Instrument`; with ``keep`` null a change takes two.
+        consecutive: With ``keep`` null a change takes two successive steps.
         sequences: Sequences in the tracking set, evenly spaced in the data; None for all.
         with_pattern: Sequences beside them for each of the paper's token patterns (`data.token_patterns`) that hold
             it, evenly spaced among those; 0 for none. Without them, rare tokens have few points.
@@ -61,7 +58,7 @@ class TokenLosses(Instrument):
         sample: Points of the sample that is followed with ``keep`` k.
 
     Raises:
-        InputError: A number is out of range, or, in `prepare`, the data are no text.
+        InputError: In `prepare`, the data are no text, or have fewer sequences.
     """
 
     def __init__(
@@ -76,12 +73,6 @@ class TokenLosses(Instrument):
         sample: Natural = 10_000,
     ) -> None:
         super().__init__(risk, record, every, consecutive)
-        for field, value in (("sequences", sequences), ("keep", keep)):
-            if value is not None and value < 1:
-                raise InputError(f"TokenLosses: {field}={value}: expected at least 1, or null for all")
-        for field, value in (("with_pattern", with_pattern), ("sample", sample)):
-            if value < 0:
-                raise InputError(f"TokenLosses: {field}={value}: expected at least 0")
         self.sequences = sequences
         self.with_pattern = with_pattern
         self.keep = keep

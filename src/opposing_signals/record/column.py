@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy
 
-from opposing_signals.errors import DamagedError
+from opposing_signals.errors import DamagedError, first_line
 
 CHECKSUM = "crc32"
 """The last field of a row. It has 64 bits, so that the values of all rows are aligned alike."""
 
 
 class Column:
-    """An appendable ``.npy`` file of (step, value, crc32) rows; files without the last are written on as they are."""
+    """An appendable ``.npy`` file of (step, value, crc32) rows."""
 
     def __init__(self, path: Path, dtype: np.dtype | None = None) -> None:
         """Open ``path``, creating it with ``dtype`` if it is not there or empty."""
@@ -46,8 +46,7 @@ class Column:
         """
         rows = np.empty(len(steps), self.dtype)
         rows["step"], rows["value"] = steps, values
-        if CHECKSUM in fields(self.dtype):
-            rows[CHECKSUM] = _checksums(rows)
+        rows[CHECKSUM] = _checksums(rows)
         try:
             _write_all(self._file.fileno(), rows.view(np.uint8).data, self._offset + self.rows * self.dtype.itemsize)
             self.rows += len(rows)
@@ -80,11 +79,6 @@ class Column:
         self._file.close()
 
 
-def fields(dtype: np.dtype) -> tuple[str, ...]:
-    """Names of the fields of a structured type; none of another."""
-    return dtype.names or ()
-
-
 def _checksums(rows: np.ndarray) -> list[int]:
     """CRC-32 of step and value of each row."""
     data = rows.view(np.uint8).reshape(len(rows), rows.dtype.itemsize)
@@ -94,8 +88,6 @@ def _checksums(rows: np.ndarray) -> list[int]:
 
 def sound_rows(rows: np.ndarray) -> int:
     """How many rows there are in front of the first whose checksum is wrong."""
-    if CHECKSUM not in fields(rows.dtype):
-        return len(rows)
     wrong = np.flatnonzero(np.array(_checksums(rows), np.uint64) != rows[CHECKSUM])
     return int(wrong[0]) if len(wrong) else len(rows)
 
@@ -122,13 +114,11 @@ def mapped(path: Path) -> np.ndarray:
     except (OSError, DamagedError):
         raise
     except Exception as error:  # of many kinds: the header is parsed as Python, and may hold anything
-        raise DamagedError(f"{path} is damaged: {' '.join(str(error).split()) or type(error).__name__}") from None
-    if not isinstance(rows, np.ndarray) or rows.ndim != 1 or fields(rows.dtype)[:2] != ("step", "value"):
-        raise DamagedError(f"{path} is damaged: it holds no rows of step and value")
-    if rows.dtype["step"] != np.int64 or fields(rows.dtype)[2:] not in ((), (CHECKSUM,)):
-        raise DamagedError(f"{path} is damaged: its rows are no step, value and checksum")
-    if CHECKSUM in fields(rows.dtype) and rows.dtype[CHECKSUM] != np.uint64:
-        raise DamagedError(f"{path} is damaged: its checksums are no whole numbers of 64 bits")
+        raise DamagedError(f"{path} is damaged: {first_line(error)}") from None
+    if not isinstance(rows, np.ndarray) or rows.ndim != 1 or rows.dtype.names != ("step", "value", CHECKSUM):
+        raise DamagedError(f"{path} is damaged: it holds no rows of step, value and {CHECKSUM}")
+    if rows.dtype["step"] != np.int64 or rows.dtype[CHECKSUM] != np.uint64:
+        raise DamagedError(f"{path} is damaged: its steps and checksums are no whole numbers of 64 bits")
     return rows
 
 

@@ -35,6 +35,7 @@ from opposing_signals.crash import DIED, death_in, watched
 from opposing_signals.errors import DamagedError, InputError, MissingQuantityError
 from opposing_signals.files import read_json, sync_folder, write_json
 from opposing_signals.record.column import CHECKSUM, Column, mapped, sound_rows, what_is_wrong
+from opposing_signals.record.quantities import Quantity
 
 log = getLogger(__name__)
 
@@ -125,7 +126,8 @@ class Record:
         """
         if quantity not in self:
             held = ", ".join(self) or "nothing yet"
-            raise MissingQuantityError(f"{self.folder.name} holds no {quantity!r}; it holds {held}")
+            writer = f" (written by {quantity.writer})" if isinstance(quantity, Quantity) else ""
+            raise MissingQuantityError(f"{self.folder.name} holds no {quantity!r}{writer}; it holds {held}")
         rows = mapped(self._path(quantity))
         return Series(rows["step"], rows["value"])
 

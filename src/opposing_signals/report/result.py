@@ -148,10 +148,7 @@ class Result:
             drawn=drawn,
             runs=tuple(_run(name, run) for name, run in runs.items()) if isinstance(runs, dict) else (),
             verdicts=verdicts,
-            reasons={
-                **{str(claim): str(reason) for claim, reason in _entries(described.get("reasons"))},  # of older results
-                **{str(claim["id"]): str(claim["reason"]) for claim in verdicts if claim.get("reason")},
-            },
+            reasons={str(claim["id"]): str(claim["reason"]) for claim in verdicts if claim.get("reason")},
             notes=tuple(str(note) for note in notes) if isinstance(notes := described.get("notes"), list) else (),
             shown=shown if shown and shown.drawn == drawn else None,
             picture=_read_picture(folder / "figure.png", problems),

@@ -1,1 +1,1 @@
-"""Studies: one folder a topic of the paper, with its claims, its figures and what both are measured by."""
+"""Studies: one folder per topic of the paper, with its claims, its figures and the measures that both use."""

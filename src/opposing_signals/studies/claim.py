@@ -29,7 +29,7 @@ COLOURS = {PASS: "green", FAIL: "red", INCONCLUSIVE: "yellow", NOT_RUN: "dim"}
 
 
 class CannotTellError(Exception):
-    """The runs cannot tell what a statistic is of; the message says why."""
+    """The statistic cannot be computed from the runs; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Estimate:
     Attributes:
         value: Of the statistic.
         interval: 95% interval of the value; None where none was computed.
-        reason: What has to stand beside the value.
-        decides: False for a value that is too uncertain for a verdict, and whose interval is not known.
+        reason: A remark that belongs to the value.
+        decides: False for a value without a known interval that is too uncertain for a verdict.
     """
 
     value: float
@@ -99,7 +99,7 @@ class Verdict:
     Attributes:
         value: Of the statistic; over several seeds their median. None if it is not known.
         seed: Of the run, or the seeds.
-        reason: Why there is no value, or no decision; or what has to stand beside it.
+        reason: Why there is no value or no decision, or a remark on the value.
         by_seed: Over several seeds, the seed, value, interval and verdict of each.
     """
 
@@ -123,7 +123,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement that runs can bear out or not.
+    """A statement that runs confirm or refute.
 
     Attributes:
         id: For instance ``"fig01a"``.
@@ -159,8 +159,8 @@ class Claim:
     def check(self, trajectories: Mapping[str, Trajectory], scale: str, seed: int) -> Verdict:
         """The verdict on these runs.
 
-        INCONCLUSIVE means that the runs cannot tell, or that the interval of the value has the threshold in it; NOT RUN
-        that there are no runs.
+        INCONCLUSIVE: the runs cannot tell, or the interval of the value contains the threshold. NOT RUN: there are no
+        runs.
         """
         runs = Runs.of(trajectories)
         begun = (*runs.values(), *runs.stopped.values())
@@ -209,7 +209,7 @@ class Claim:
 
 
 def _of_seed(runs: Runs, seed: int) -> Runs:
-    """The runs of one seed; a run that never began may be of any."""
+    """The runs of one seed; a run that never began may belong to any seed."""
     complete, stopped = (
         {name: run for name, run in part.items() if run.configuration.get("seed", seed) == seed}
         for part in (runs, runs.stopped)
@@ -251,7 +251,7 @@ def _description(statistic: Statistic) -> str:
 
 
 def verdict_table(verdicts: Sequence[Verdict], title: str, console: Console) -> RenderableType:
-    """The verdicts for a terminal: a table, or a few lines for each where a table would have no room for statements."""
+    """The verdicts for a terminal: a table, or a few lines for each where a table is too narrow for statements."""
     headings = ["claim", "threshold", "value", "95% interval", "verdict"]
     rows = [
         [

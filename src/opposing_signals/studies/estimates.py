@@ -1,4 +1,4 @@
-"""Statistics over steps with intervals that know how much successive steps depend on each other."""
+"""Statistics over steps with intervals that account for the dependence between successive steps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import scipy
 
+from opposing_signals.signals.alignment import correlation
 from opposing_signals.studies.claim import Estimate
 
 FEWEST = 8
@@ -24,11 +25,11 @@ SMALLEST = float(np.finfo(np.float32).tiny)
 _NORMAL = float(scipy.stats.norm.ppf(0.975))
 
 Statistic = Callable[[np.ndarray], float]
-"""Rows ``[n]``, some of them maybe more than once ↦ value."""
+"""Rows ``[n]``, possibly with repetitions ↦ value."""
 
 
 def over_steps(statistic: Statistic, steps: int, within: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
-    """``statistic`` of all rows from 0 to ``steps`` − 1 with its 95% `interval`; too few for one decide nothing.
+    """``statistic`` of all rows from 0 to ``steps`` − 1 with its 95% `interval`; too few decide nothing.
 
     ``within`` are the least and the largest value that the statistic can have.
     """
@@ -42,6 +43,11 @@ def over_steps(statistic: Statistic, steps: int, within: tuple[float, float] = (
     return Estimate(value, (max(low, within[0]), min(high, within[1])))
 
 
+def correlation_over_steps(one: np.ndarray, other: np.ndarray) -> Estimate:
+    """The correlation of ``one`` and ``other``, both ``[T]``, with its interval."""
+    return over_steps(lambda rows: correlation(one[rows], other[rows]), len(one), CORRELATION)
+
+
 def median_over_steps(values: np.ndarray) -> Estimate:
     """The median of ``values`` ``[T]`` with its interval."""
     return over_steps(lambda rows: float(np.median(values[rows])), len(values))
@@ -50,6 +56,12 @@ def median_over_steps(values: np.ndarray) -> Estimate:
 def mean_over_steps(values: np.ndarray) -> Estimate:
     """The mean of ``values`` ``[T]`` with its interval."""
     return over_steps(lambda rows: float(values[rows].mean()), len(values))
+
+
+def random_groups(examples: int, size: int) -> list[np.ndarray]:
+    """200 random groups of ``size`` examples, the same at each call."""
+    generator = np.random.default_rng(0)
+    return [generator.choice(examples, size, replace=False) for _ in range(200)]
 
 
 def interval(statistic: Statistic, steps: int) -> tuple[float, float]:

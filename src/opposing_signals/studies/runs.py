@@ -1,4 +1,4 @@
-"""The runs that a statistic is asked about; one that they cannot tell ends here, with the reason."""
+"""Access to the runs of a statistic; if they lack what it needs, CannotTellError gives the reason."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def from_break_even(trajectory: Trajectory, series: Series) -> Series:
     """The part of ``series`` from break-even on.
 
     Raises:
-        CannotTellError: There is no break-even, or there are fewer than `FEWEST_STEPS` steps behind it.
+        CannotTellError: There is no break-even, or there are fewer than `FEWEST_STEPS` steps after it.
     """
     late = trajectory.after_break_even(series)
     need(len(late), f"steps after break-even at step {break_even(trajectory)}")

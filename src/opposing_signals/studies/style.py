@@ -38,7 +38,7 @@ GROUPS: tuple[dict[str, Any], ...] = (
 ALARM = "#B3261E"
 RUNS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#f0f1f3"
-"""Marks a part of the steps, behind the lines."""
+"""Marks a range of steps, drawn under the lines."""
 LINES: tuple[Any, ...] = ("-", (0, (5, 1)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1)), (0, (1, 2)))
 """The lines of several runs in one panel, beside their colours."""
 DPI = 150
@@ -75,7 +75,7 @@ _INCHES_A_LETTER = 0.135  # of a title
 
 
 def look() -> AbstractContextManager[None]:
-    """The settings with which figures are drawn and saved; outside of it matplotlib's own hold."""
+    """The settings with which figures are drawn and saved; outside of this context Matplotlib's defaults apply."""
     return matplotlib.rc_context(_LOOK)
 
 
@@ -128,7 +128,7 @@ def draw_sharpness(axes: Axes, trajectory: Trajectory, edge: float | None, **loo
 
 
 def draw_groups(axes: Axes, trajectory: Trajectory, pair: OpposingPair, number: int, prefix: str | None = "") -> None:
-    """The mean losses of a pair's groups while it is active, named "1a" and "1b" behind ``prefix``; None: not named."""
+    """The mean losses of a pair's groups while it is active, named "1a" and "1b" after ``prefix``; None: not named."""
     for group, look, letter in zip(pair.groups, pair_looks(number), "ab", strict=True):
         name = None if prefix is None else f"{prefix}{number + 1}{letter}"
         loss = trajectory.group_loss(group, pair.window[0], pair.window[1] + 1)
@@ -160,12 +160,12 @@ def draw_close(
 
 
 def whole_steps(axes: Axes) -> None:
-    """No step between two steps is marked."""
+    """Ticks at whole steps only."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def step_label(trajectory: Trajectory) -> str:
-    """What stands below the steps of a panel in which break-even is marked."""
+    """The label below the steps of a panel in which break-even is marked."""
     step = trajectory.break_even
     return "step" if step is None else f"step (dotted: break-even at {step})"
 

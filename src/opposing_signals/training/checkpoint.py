@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from opposing_signals import interruption
-from opposing_signals.errors import DamagedError
+from opposing_signals.errors import DamagedError, first_line
 from opposing_signals.files import replacing
 from opposing_signals.record import Record
 
@@ -84,7 +84,7 @@ class Begun:
 
     Attributes:
         steps: That have been taken.
-        rows: Of each quantity that its record had; None for a checkpoint of an earlier version.
+        rows: Of each quantity that its record had; None: there is no checkpoint.
         extends: What it takes over from another run; empty: nothing.
     """
 
@@ -106,11 +106,10 @@ def begun(path: Path) -> Begun:
             if damaged := archive.testzip():  # PyTorch itself does not look at the checksums that it writes
                 raise DamagedError(f"{path} is damaged: the checksum of its part {damaged} is wrong")
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        noted = checkpoint["callbacks"].get(TimedCheckpoint.__qualname__)
-        rows = noted and {str(name): int(rows) for name, rows in noted["rows"].items()}
-        return Begun(int(checkpoint["global_step"]), rows, dict((noted or {}).get("extends") or {}))
+        noted = checkpoint["callbacks"][TimedCheckpoint.__qualname__]
+        rows = {str(name): int(rows) for name, rows in noted["rows"].items()}
+        return Begun(int(checkpoint["global_step"]), rows, dict(noted.get("extends") or {}))
     except (OSError, DamagedError):
         raise
     except Exception as error:  # of many kinds: a stranger's file may hold anything
-        said = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise DamagedError(f"{path} is damaged or no checkpoint: {said[0]}") from None
+        raise DamagedError(f"{path} is damaged or no checkpoint: {first_line(error)}") from None

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from opposing_signals.data import Dataset
-from opposing_signals.errors import InputError
+from opposing_signals.errors import InputError, first_line, refusal
 
 OF_CLASSES = ("torch.nn.CrossEntropyLoss", "opposing_signals.losses.logistic_loss")
 """Losses that take numbers for targets as well, and then mean something else."""
@@ -30,22 +30,26 @@ def fitting(config: DictConfig, dataset: Dataset) -> tuple[nn.Module, Any]:
         model = instantiate(config.model, input_shape=tuple(dataset.inputs.shape[1:]), outputs=dataset.output_width)
         loss = instantiate(config.loss)
         losses = _tried(model, loss, dataset, config)
-    except InputError:
-        raise
     except Exception as error:
-        if isinstance(error.__cause__, InputError):  # Hydra reports what a model refuses as its own failure
-            raise error.__cause__ from None
-        raise InputError(f"{_chosen(config)}: {_first_line(error)}; {_what_fits(dataset)}") from error
+        if isinstance(refused := refusal(error), InputError):
+            raise refused from None
+        cause = error.__cause__ or error
+        said = f"{type(cause).__name__}: {first_line(cause)}"
+        raise InputError(f"{_chosen(config)}: {said}; {_what_fits(dataset)}") from error
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(f"model={config.model.get('_target_')}: it has no parameter that can be trained")
     if losses.shape != dataset.inputs[:2].shape[:1]:
         raise InputError(
-            f"{_chosen(config)}: the loss of 2 examples has the shape {list(losses.shape)}; {_what_fits(dataset)}"
+            f"{_chosen(config)}: the loss of 2 examples has the shape {list(losses.shape)}, expected one loss an "
+            f"example: [2]; {_what_fits(dataset)}"
         )
     return model, loss
 
 
 def _tried(model: nn.Module, loss: Any, dataset: Dataset, config: DictConfig) -> torch.Tensor:
+    if not isinstance(model, nn.Module):
+        made = f"{config.model.get('_target_')} returned {type(model).__name__}"
+        raise InputError(f"model: {made}; expected a torch.nn.Module")
     inputs = dataset.inputs[:2]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         if config.get("augmentation"):
@@ -67,9 +71,3 @@ def _what_fits(dataset: Dataset) -> str:
     losses = "cross_entropy, label_smoothing, logistic or square" if dataset.is_classification else "square"
     models = "any model but gpt" if dataset.inputs.ndim == 4 else "model=mlp"
     return f"to {'images' if dataset.inputs.ndim == 4 else 'numbers'} fit {models} and loss={losses}"
-
-
-def _first_line(error: Exception) -> str:
-    """What went wrong, without Hydra's words around it."""
-    cause = error.__cause__ or error
-    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[0] if str(cause).strip() else 'no message'}"

@@ -25,14 +25,12 @@ class WarmUpAndDecay:
         floor: Smallest factor after the warm-up.
 
     Raises:
-        InputError: The decay ends before the warm-up does, or the floor is no fraction.
+        InputError: The decay ends before the warm-up does.
     """
 
     def __init__(self, warm_up: Natural, decay_until: Count, floor: Fraction) -> None:
-        if not 0 <= warm_up < decay_until:
-            raise InputError(f"warm_up={warm_up}, decay_until={decay_until}: expected 0 <= warm_up < decay_until")
-        if not 0 <= floor <= 1:
-            raise InputError(f"floor={floor}: expected a fraction of the step size, 0 to 1")
+        if warm_up >= decay_until:
+            raise InputError(f"warm_up={warm_up}, decay_until={decay_until}: expected warm_up < decay_until")
         self.warm_up = warm_up
         self.decay_until = decay_until
         self.floor = floor
@@ -57,14 +55,9 @@ class GradientClipping:
 
     Args:
         norm: Largest ‖∇L‖ with which an update is made.
-
-    Raises:
-        InputError: It is not positive.
     """
 
     def __init__(self, norm: Positive) -> None:
-        if not norm > 0:
-            raise InputError(f"norm={norm}: expected a length larger than 0")
         self.norm = norm
 
     def __call__(self, optimizer: torch.optim.Optimizer, step: int) -> None:

@@ -19,7 +19,7 @@ NAMED = 4
 def chebyshev(trajectories: Mapping[str, Trajectory], zoom: int = 30) -> Figure:
     """Two pairs on the curve and their losses: the one nearest to an interval and its neighbours, and the largest.
 
-    Beside them the train loss and the sharpness of the whole run.
+    Also shows train loss and sharpness of the whole run.
 
     Args:
         trajectories: One run that recorded its outputs.

@@ -1,1 +1,1 @@
-"""What the paper conjectures and does not draw."""
+"""Conjectures of the paper without a figure."""

@@ -1,14 +1,14 @@
-"""Statistics of the conjectures of §3.4 and §5 and of the talk: a job of a grid beside another one.
+"""Statistics of the conjectures of §3.4 and §5 and of the talk: one job of a grid compared with another.
 
-Most are one ratio or difference of two runs and have no interval: the two runs are one draw, and what is uncertain
-about them is another seed, which no resampling of their steps can tell (sweep over ``seed`` for that). The correlation
-and the amplitude of one run's pairs are averages over steps and have one.
+Most are a single ratio or difference of two runs and have no interval: their uncertainty is that of other seeds, which
+resampling of steps cannot estimate (sweep over ``seed`` for that). Correlation and amplitude of one run's pairs are
+averages over steps and have an interval.
 
-A FAIL is about these runs at their scale, not about the conjecture:
+A FAIL concerns these runs at their scale, not the conjecture in general:
 
 * batch norm (`group_variance_ratio`): the dominant groups vary as much with batch norm as without, or more. Under
-  ghost batch norm a chunk's statistics move with its own outliers, which adds variance of its own, so the smaller the
-  chunk, the less the ratio says about normalization by the full batch.
+  ghost batch norm a chunk's statistics vary with its own outliers, which adds variance: the smaller the chunk, the
+  less the ratio says about normalization by the full batch.
 * SAM and 1-SAM (`peak_step_difference`, `decline_difference`): the feature of a block peaks no earlier, or declines no
   further, under 1-SAM than under the other rule. A run that is too short for a decline under any rule cannot show it.
 """
@@ -95,15 +95,15 @@ def group_variance_ratio(trajectories: Trajectories, run: str, other: str, relat
     """Variance of the dominant groups' one-step loss changes in one run over that in another.
 
     A run's variance is the median over the groups of its pairs, each over the steps in which its pair is active.
-    ``relative`` divides it by that of random groups of equal size over the same steps, so that a run whose losses all
-    vary less is not taken for one whose outliers do.
+    ``relative`` divides it by that of random groups of equal size over the same steps, to tell
+    smaller variation of the outliers from smaller variation of all losses.
     """
     both = zip(named_runs(trajectories, run, other), (run, other), strict=True)
     ours, theirs = (_group_variance(one, dominant_pairs(one, name), relative) for one, name in both)
     return Estimate(ours / theirs)
 
 
-def _group_variance(trajectory: Trajectory, pairs: list[OpposingPair], relative: bool, draws: int = 200) -> float:
+def _group_variance(trajectory: Trajectory, pairs: list[OpposingPair], relative: bool) -> float:
     variances = []
     generator = np.random.default_rng(0)
     for pair in pairs:
@@ -111,7 +111,7 @@ def _group_variance(trajectory: Trajectory, pairs: list[OpposingPair], relative:
         for group in pair.groups:
             variance = float(changes[:, group].mean(1).var())
             if relative:
-                random = [generator.choice(changes.shape[1], len(group), replace=False) for _ in range(draws)]
+                random = [generator.choice(changes.shape[1], len(group), replace=False) for _ in range(200)]
                 variance /= float(np.mean([changes[:, draw].mean(1).var() for draw in random]))
             variances.append(variance)
     return float(np.median(variances))

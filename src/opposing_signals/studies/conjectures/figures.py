@@ -1,4 +1,4 @@
-"""The conjectures of §3.4 and §5 and of the talk: the jobs of a grid beside each other."""
+"""The conjectures of §3.4 and §5 and of the talk: the jobs of a grid side by side."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def descents(trajectories: Mapping[str, Trajectory], title: str, by_time: bool =
     """Train loss, sharpness and sensitivity of all jobs, and below them each job's dominant pair.
 
     Args:
-        trajectories: One a job.
+        trajectories: One per job.
         title: Of the figure.
-        by_time: The upper panels show the time Σ η instead of steps, so that step sizes can be compared.
+        by_time: The upper panels show time Σ η instead of steps, to compare step sizes.
     """
     figure = style.figure(max(11, 2.9 * len(trajectories)), 6.6, title)
     parts: Any = figure.subfigures(2, 1, height_ratios=[1.15, 1])
@@ -77,7 +77,7 @@ def _draw_dominant_pair(axes: Axes, name: str, trajectory: Trajectory) -> None:
 
 
 def group_variance(trajectories: Mapping[str, Trajectory]) -> Figure:
-    """A panel a job: losses of the dominant pairs' groups, of a random subset of equal size, and of all points."""
+    """One panel per job: losses of the dominant pairs' groups, of a random subset of equal size, and of all points."""
     columns = 2
     rows = -(-len(trajectories) // columns)
     figure = style.figure(12, 0.8 + 3 * rows, style.about("Losses of opposing groups", trajectories))

@@ -1,1 +1,1 @@
-"""Where the curvature sits: figures 2, 6b, 32 to 36."""
+"""Curvature by example, direction and layer: figures 2, 6b, 32 to 36."""

@@ -13,7 +13,7 @@ from opposing_signals.signals import OpposingPair, Trajectory
 from opposing_signals.signals.steps import NOT_SUCCESSIVE, between, one_step_changes, reversals
 from opposing_signals.studies.claim import CannotTellError, Estimate
 from opposing_signals.studies.curvature.metrics import Metric, SizeAlongV, metric_of_points, sizes_by_floor_distance
-from opposing_signals.studies.estimates import SMALLEST, mean_over_steps, median_over_steps, over_steps
+from opposing_signals.studies.estimates import SMALLEST, mean_over_steps, median_over_steps, over_steps, random_groups
 from opposing_signals.studies.runs import (
     FEWEST_STEPS,
     Trajectories,
@@ -27,9 +27,6 @@ from opposing_signals.studies.runs import (
 FEWEST_STEPS_OF_A_PAIR = 3
 """A pair that is active in fewer measured steps than this after break-even does not count."""
 
-DRAWS = 200
-"""Random groups over which a random group's median is averaged."""
-
 
 # -- figure 2 ---------------------------------------------------------------------------------------------------------
 
@@ -37,9 +34,9 @@ DRAWS = 200
 def outlier_ratio(trajectories: Trajectories, metric: Metric) -> Estimate:
     """Smallest ratio, over the dominant pairs, of the pair's median of a metric to that of as many random points.
 
-    A pair's points are those of both groups. The ratio is that of the median step: of the measured steps from
-    break-even on in which the pair is active, the selecting step left out. A random group's median is the mean over
-    many draws; where it is negative, its size counts, which asks for more.
+    A pair's points are those of both groups. The ratio is the median over the measured steps from
+    break-even on in which the pair is active, without the selecting step. The median of a random group is
+    averaged over many draws; if it is negative, its absolute value counts, which is the stricter comparison.
     """
     trajectory = only_run(trajectories)
     break_even(trajectory)
@@ -57,8 +54,7 @@ def _pair_ratios(trajectory: Trajectory, pair: OpposingPair, measured: Series) -
     chosen &= steps != pair.step
     values = np.asarray(measured.values)[chosen]
     points = np.concatenate(pair.groups)
-    generator = np.random.default_rng(0)
-    draws = [generator.choice(values.shape[1], len(points), replace=False) for _ in range(DRAWS)]
+    draws = random_groups(values.shape[1], len(points))
     random = np.mean([np.median(values[:, draw], axis=1) for draw in draws], axis=0)
     return np.median(values[:, points], axis=1) / np.maximum(np.abs(random), SMALLEST)
 
@@ -66,7 +62,7 @@ def _pair_ratios(trajectory: Trajectory, pair: OpposingPair, measured: Series) -
 def outlier_sharpness_ratio(trajectories: Trajectories) -> Estimate:
     """Median over the steps from break-even on of the ratio of medians of the points' own top eigenvalues.
 
-    Over it stand the risers and fallers of the last step, under it random points.
+    Numerator: the risers and fallers of the last step. Denominator: random points.
     """
     trajectory = only_run(trajectories)
     measured = from_break_even(trajectory, trajectory.record[SAMPLE_SHARPNESS])
@@ -98,7 +94,7 @@ def tensor_share(trajectories: Trajectories, tensor: str, first_step: int) -> Es
 def module_over_others(trajectories: Trajectories, module: str, first_step: int) -> Estimate:
     """Median over the measured steps of a module's largest tensor share over the largest of all other tensors.
 
-    "The embedding is the largest" asks for a ratio above 1 and for no margin, so its interval has to lie above 1: a
+    "The embedding is the largest" asks for a ratio above 1 without a margin, so the interval has to lie above 1: a
     ratio of 1.09 whose interval reaches below 1 is INCONCLUSIVE. FAIL means that another tensor holds more of v.
     """
     trajectory = only_run(trajectories)
@@ -151,8 +147,8 @@ def _reversals(trajectories: Trajectories, runs: Sequence[str], descent: str) ->
     for one in found[1:]:
         common = np.intersect1d(common, one.steps)
     if len(common) < FEWEST_STEPS:
-        told = f"{len(common)} steps along v behind one another after break-even at step {first}"
-        raise CannotTellError(f"{told}; {NOT_SUCCESSIVE}")
+        said = f"{len(common)} successive steps along v after break-even at step {first}"
+        raise CannotTellError(f"{said}; {NOT_SUCCESSIVE}")
     return [one.values[np.isin(one.steps, common)] for one in found]
 
 

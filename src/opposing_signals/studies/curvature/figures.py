@@ -1,4 +1,4 @@
-"""Figures 2, 32 to 35 and 38a, and the growth of sensitivity: what curvature shows along a run."""
+"""Figures 2, 32 to 35 and 38a, and the growth of sensitivity: curvature along a run."""
 
 from __future__ import annotations
 
@@ -151,8 +151,8 @@ def shown_tensors(names: Sequence[str], shares: np.ndarray) -> list[int]:
 def readable_tensors(names: Sequence[str]) -> list[str]:
     """Names of parameter tensors for a figure: of a plain sequence of layers "convolution 3, weight", not "0.8.weight".
 
-    There a bias that follows a weight belongs to its layer. Blocks are counted from 1, and what a block's parts are is
-    in their names already.
+    In such a sequence a bias belongs to the layer of the weight before it. Blocks are counted from 1; the parts
+    of a block keep their names.
 
     Args:
         names: Of all tensors in the model's order, as ``named_parameters`` gives them.
@@ -184,7 +184,7 @@ def readable_tensors(names: Sequence[str]) -> list[str]:
 
 
 def _of_sequence(names: Sequence[str]) -> list[str]:
-    """Features first, as "0.i", then linear layers; of two features right behind each other the second normalizes."""
+    """Features first, as "0.i", then linear layers; of two in a row the second is a normalization."""
     kinds: dict[str, str] = {}
     counts = Counter[str]()
     for layer in dict.fromkeys(name.rpartition(".")[0] for name in names):
@@ -239,7 +239,7 @@ def mlp_phases(trajectories: Mapping[str, Trajectory]) -> Figure:
 
 
 def sensitivity(trajectories: Mapping[str, Trajectory]) -> Figure:
-    """Norm of the Jacobian, norms of the layers and alignment of adjacent layers over steps; a column a run."""
+    """Norm of the Jacobian, norms of the layers and alignment of adjacent layers over steps; one column per run."""
     title = style.about("Sensitivity of the network to its inputs", trajectories)
     figure = style.figure(5.2 * max(2, len(trajectories)), 7.6, title)
     panels = figure.subplots(3, len(trajectories), sharex="col", squeeze=False)
@@ -257,7 +257,7 @@ def sensitivity(trajectories: Mapping[str, Trajectory]) -> Figure:
 
 
 def _draw_layers(axes: Axes, measured: Series, title: str) -> None:
-    """One line a layer, the first dark and the last light."""
+    """One line per layer, the first dark and the last light."""
     values = np.asarray(measured.values)
     for layer, colour in enumerate(style.ramp(values.shape[1])):
         ends = {0: "first", values.shape[1] - 1: "last"}

@@ -36,7 +36,7 @@ def relative_feature_norms(trajectory: Trajectory, window: int = 1) -> Series:
 
     Args:
         trajectory: A run with the instrument `BlockProbe`.
-        window: Measured steps of the running median; 1 leaves the values as they are.
+        window: Measured steps of the running median; 1 leaves the values unchanged.
     """
     probes, batch = trajectory.record[PROBE_FEATURE_NORM], trajectory.record[MEAN_FEATURE_NORM]
     norms = np.asarray(probes.values) / np.asarray(batch.values)[:, None]
@@ -69,11 +69,11 @@ def sizes_by_floor_distance(
 
 
 def moving_average(values: np.ndarray, span: int) -> np.ndarray:
-    """``[T]`` mean of each value and the ``span`` // 2 on either side of it; at both ends of those that there are.
+    """``[T]`` mean of each value and the ``span`` // 2 on either side of it; at both ends over fewer.
 
     Args:
         values: ``[T]`` at successive steps.
-        span: Values that are averaged; an even one counts as the odd one above it.
+        span: Number of values that are averaged; an even number counts as the next odd one.
     """
     sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     rows = np.arange(len(values))

@@ -21,10 +21,10 @@ def projection(
 ) -> Figure:
     """Projections of the rules' iterates on v over steps; Adam's effective step size against distance to the floor.
 
-    The effective step size leaves momentum and gradient out; beside it stands the step that Adam takes along v.
+    The effective step size ignores momentum and gradient; the step that Adam takes along v is shown as well.
 
     Args:
-        trajectories: One run a rule.
+        trajectories: One run per rule.
         descent: Name of the run under gradient descent, whose break-even is marked.
         adaptive: Name of the run under Adam.
     """

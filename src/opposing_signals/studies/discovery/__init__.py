@@ -1,1 +1,1 @@
-"""Whether the search finds pairs that are known."""
+"""Whether the search finds known pairs."""

@@ -1,4 +1,4 @@
-"""Statistics of the opposing pairs that are found by machine: are they the true ones, and found again otherwise?"""
+"""Statistics of the opposing pairs found automatically: are they the true ones, and found again otherwise?"""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from opposing_signals.signals import Trajectory, agreement, match_pair, nearest_planted, stability
-from opposing_signals.signals.alignment import correlation
 from opposing_signals.signals.steps import between
 from opposing_signals.studies.claim import CannotTellError, Estimate
-from opposing_signals.studies.estimates import CORRELATION, over_steps
+from opposing_signals.studies.estimates import correlation_over_steps
 from opposing_signals.studies.runs import Trajectories, need, only_run
 
 
@@ -28,7 +27,7 @@ def planted_match(trajectories: Trajectories, features: Sequence[str]) -> Estima
 def planted_correlation(trajectories: Trajectories, features: Sequence[str]) -> Estimate:
     """Correlation of the one-step changes of the two planted groups that the dominant pair is most like, while active.
 
-    The groups are those of the truth, so that no selection by loss is behind the value.
+    The groups are the true ones, so the value involves no selection by loss.
     """
     trajectory = only_run(trajectories)
     if not trajectory.all_pairs:
@@ -39,7 +38,7 @@ def planted_correlation(trajectories: Trajectories, features: Sequence[str]) -> 
         raise CannotTellError(f"no images of two classes bear {' or '.join(features)}")
     changes = between(trajectory.changes, *pair.window).values
     one, other = (changes[:, group].mean(1, dtype=np.float64) for group in planted[1])
-    return over_steps(lambda rows: correlation(one[rows], other[rows]), len(changes), CORRELATION)
+    return correlation_over_steps(one, other)
 
 
 def ways_agree(trajectories: Trajectories) -> Estimate:

@@ -1,4 +1,4 @@
-"""Opposing pairs with all their members, as they were found by machine."""
+"""Opposing pairs found automatically, with all their members."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from opposing_signals.studies.groups.figures import classes, draw_images
 
 
 def discovered_pairs(trajectories: Mapping[str, Trajectory], pairs: int = 4, thumbnails: int = 16) -> Figure:
-    """A row a run: when the pairs are active, the losses of the most outstanding one, and images of its groups.
+    """One row per run: when the pairs are active, the losses of the most outstanding one, and images of its groups.
 
     Args:
         trajectories: Runs; where gradients were sketched, the agreement of both ways is given.
-        pairs: Shown a run at the most.
-        thumbnails: Images shown a group.
+        pairs: The largest number shown per run.
+        thumbnails: Images shown per group.
     """
     figure = style.figure(
         15, 1 + 2.9 * len(trajectories), style.about("Opposing pairs found by their loss series", trajectories)
@@ -56,12 +56,12 @@ def _draw_courses(axes: Axes, name: str, trajectory: Trajectory, count: int) -> 
     axes.set_xlim(0, int(trajectory.losses.steps[-1]))
 
 
-def _draw_losses(axes: Axes, trajectory: Trajectory, margin: int = 20) -> None:
+def _draw_losses(axes: Axes, trajectory: Trajectory) -> None:
     """Of the pair of largest amplitude, around the steps in which it is active."""
     losses = trajectory.losses
     if trajectory.all_pairs:
         pair = trajectory.all_pairs[0]
-        axes.set_xlim(max(0, pair.window[0] - margin), pair.window[1] + margin)
+        axes.set_xlim(max(0, pair.window[0] - 20), pair.window[1] + 20)
         axes.axvspan(*pair.window, color=style.GREY, zorder=0)
         for group, look, letter in zip(pair.groups, style.pair_looks(0), "ab", strict=True):
             axes.plot(losses.steps, losses.values[:, group].mean(1), **look, label=f"1{letter}")
@@ -78,7 +78,7 @@ def planted_pair(
     Args:
         trajectories: One run on data with planted features.
         features: The planted features that the network uses.
-        thumbnails: Images shown a group.
+        thumbnails: Images shown per group.
         zoom: Steps shown, around the one at which the pair has grown to half of its largest amplitude.
     """
     (trajectory,) = trajectories.values()
@@ -98,11 +98,11 @@ def planted_pair(
     gap = np.abs(np.diff(values[:, found[0]].mean(1) - values[:, found[1]].mean(1)))
     grown = int(steps[np.argmax(gap >= gap.max() / 2)])
     steps, values = trajectory.losses_between(grown - zoom // 2, grown + zoom // 2)
-    told = {
+    courses = {
         f"found by their losses alone: F1 {matched.f1:.2f}, correlation {pair.correlation:.2f}": found,
         f"planted: the images with {feature}, by class": truth,
     }
-    for (losses, *sheets), (title, groups) in zip(rows, told.items(), strict=True):
+    for (losses, *sheets), (title, groups) in zip(rows, courses.items(), strict=True):
         for group, look, axes in zip(groups, style.GROUPS, sheets, strict=True):
             bearers = dataset.truth[feature][group]
             name = f"{bearers.sum()} with {feature}" + (f", {(~bearers).sum()} without" if not bearers.all() else "")

@@ -9,12 +9,19 @@ from __future__ import annotations
 import numpy as np
 import scipy
 
+from opposing_signals.record import Series
 from opposing_signals.signals import OpposingPair, Trajectory, modal_share
-from opposing_signals.signals.alignment import correlation
 from opposing_signals.signals.coherence import class_variances
 from opposing_signals.signals.steps import between
 from opposing_signals.studies.claim import CannotTellError, Estimate
-from opposing_signals.studies.estimates import CORRELATION, SMALLEST, mean_over_steps, median_over_steps, over_steps
+from opposing_signals.studies.estimates import (
+    SMALLEST,
+    correlation_over_steps,
+    mean_over_steps,
+    median_over_steps,
+    over_steps,
+    random_groups,
+)
 from opposing_signals.studies.runs import (
     FEWEST_STEPS,
     Trajectories,
@@ -30,32 +37,31 @@ def pair_correlation(trajectories: Trajectories) -> Estimate:
     """Largest correlation, over the dominant pairs, of the two groups' one-step changes, selecting step left out."""
     trajectory = only_run(trajectories)
     weakest = max(dominant_pairs(trajectory), key=lambda pair: pair.correlation)
-    upper, lower = group_changes(trajectory, weakest, without_step=True)
-    return over_steps(lambda rows: correlation(upper[rows], lower[rows]), len(upper), CORRELATION)
+    return group_correlation(trajectory.changes, weakest)
 
 
-def group_changes(trajectory: Trajectory, pair: OpposingPair, without_step: bool = False) -> np.ndarray:
-    """``[2, T]`` mean one-step changes of a pair's groups in its window, with or without its selecting step."""
-    changes = between(trajectory.changes, *pair.window)
-    kept = changes.steps != pair.step if without_step else np.full(len(changes), True)
-    return np.stack([changes.values[:, group].mean(1, dtype=np.float64)[kept] for group in pair.groups])
+def group_correlation(changes: Series, pair: OpposingPair) -> Estimate:
+    """Correlation of the mean one-step ``changes`` of a pair's groups in its window, selecting step left out."""
+    changes = between(changes, *pair.window)
+    others = changes.values[changes.steps != pair.step]
+    upper, lower = (others[:, group].mean(1, dtype=np.float64) for group in pair.groups)
+    return correlation_over_steps(upper, lower)
 
 
-def group_amplitude_ratio(trajectories: Trajectories, random_groups: int = 200) -> Estimate:
+def group_amplitude_ratio(trajectories: Trajectories) -> Estimate:
     """Smallest ratio, over the dominant groups, of median abs one-step change to that of a random group of equal size.
 
-    The random group's is the mean over ``random_groups`` draws at each step, over the same window.
+    The random group's is the mean over many draws at each step, over the same window.
     """
     trajectory = only_run(trajectories)
     groups = [(pair, group) for pair in dominant_pairs(trajectory) for group in pair.groups]
-    ratios = [_amplitude_ratio(trajectory, group, pair, random_groups) for pair, group in groups]
+    ratios = [_amplitude_ratio(trajectory, group, pair) for pair, group in groups]
     return min(ratios, key=lambda estimate: estimate.value)
 
 
-def _amplitude_ratio(trajectory: Trajectory, group: np.ndarray, pair: OpposingPair, random_groups: int) -> Estimate:
+def _amplitude_ratio(trajectory: Trajectory, group: np.ndarray, pair: OpposingPair) -> Estimate:
     changes = between(trajectory.changes, *pair.window).values
-    generator = np.random.default_rng(0)
-    draws = [generator.choice(changes.shape[1], len(group), replace=False) for _ in range(random_groups)]
+    draws = random_groups(changes.shape[1], len(group))
     random = np.mean([np.abs(changes[:, draw].mean(1)) for draw in draws], axis=0)
     dominant = np.abs(changes[:, group].mean(1))
     return over_steps(

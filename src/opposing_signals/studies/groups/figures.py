@@ -16,7 +16,7 @@ from opposing_signals.signals import OpposingPair, Trajectory, name_pair
 from opposing_signals.studies import style
 
 SMALLEST = 32
-"""Pixels of an image's height on a sheet, at the least."""
+"""The least height of an image on a sheet, in pixels."""
 
 
 def group_losses(trajectories: Mapping[str, Trajectory], thumbnails: int = 10, zoom: int = 30) -> Figure:

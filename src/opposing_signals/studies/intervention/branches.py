@@ -43,7 +43,7 @@ class Branches:
 
         Args:
             name: Of the branch.
-            behind: Rises later than so many steps behind the reference's spike do not count; None: all count.
+            behind: Rises more than so many steps after the reference's spike do not count; None: all count.
         """
         rises = one_step_changes(self.loss(name))
         if behind is not None:

@@ -24,7 +24,7 @@ def spike_advantage(trajectories: Trajectories, kind: str, behind: int | None = 
     """Mean over spikes and draws of (spike after removing random points - spike after the intervention) / spike.
 
     A spike is the largest one-step rise of the mean loss of the points that no branch touches; one that never rises
-    counts as 0. Rises later than ``behind`` steps behind the reference's spike belong to another spike; None counts
+    counts as 0. Rises more than ``behind`` steps after the reference's spike belong to another spike; None counts
     all of the branch.
     """
     return _advantage(trajectories, kind, partial(Branches.spike_size, behind=behind))

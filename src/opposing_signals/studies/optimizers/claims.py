@@ -17,12 +17,9 @@ from opposing_signals.signals import OpposingPair, Runs, Trajectory
 from opposing_signals.signals.steps import reversals, stretches
 from opposing_signals.studies.claim import CannotTellError, Estimate
 from opposing_signals.studies.curvature.metrics import detrended, gap_changes
-from opposing_signals.studies.estimates import SMALLEST, mean_over_steps, median_over_steps, over_steps
+from opposing_signals.studies.estimates import SMALLEST, mean_over_steps, median_over_steps, over_steps, random_groups
 from opposing_signals.studies.optimizers.rules import Quantity, final, under
 from opposing_signals.studies.runs import FEWEST_STEPS, Trajectories, dominant_pairs, need, only_run
-
-DRAWS = 200
-"""Random groups over which the variance of a random group is averaged."""
 
 SPAN = 21
 """Steps of the moving average that is taken from a loss."""
@@ -49,9 +46,7 @@ def group_variance_ratio(trajectories: Trajectories) -> Estimate:
 
 def _variance_ratio(trajectory: Trajectory, pair: OpposingPair, group: np.ndarray) -> Estimate | None:
     """None if the losses were not recorded at every step for long enough: a trend cannot be taken out across a gap."""
-    generator = np.random.default_rng(0)
-    points = trajectory.losses.values.shape[1]
-    draws = [generator.choice(points, len(group), replace=False) for _ in range(DRAWS)]
+    draws = random_groups(trajectory.losses.values.shape[1], len(group))
     squares, random = [], []
     for part in stretches(trajectory.losses, SPAN):
         inside = (part.steps >= pair.window[0]) & (part.steps <= pair.window[1] + 1)

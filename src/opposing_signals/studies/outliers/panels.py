@@ -1,4 +1,4 @@
-"""What the network says about outliers on both sides of a step: the panels of Appendix H."""
+"""The network's predictions for outliers before and after a step: the panels of Appendix H."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Panel:
     """Two groups of training points at one step.
 
     Attributes:
-        title: What singles the groups out.
+        title: How the groups were selected.
         step: t of the step θ_t ↦ θ_{t+1}.
         rising: ``[k]`` indices of the points whose loss rises, the largest rise first.
         falling: ``[k']`` indices of those whose loss falls.
@@ -39,7 +39,7 @@ def outlier_panels(trajectory: Trajectory, moments: Sequence[float], count: int 
 
     Args:
         trajectory: A run with the instrument `Predictions`.
-        moments: When to look, as parts of the run: 0.25 is step 250 of 1,000. What was recorded nearest to it counts.
+        moments: When to look, as fractions of the run: 0.25 is step 250 of 1,000. The nearest recorded step counts.
         count: Points in a group.
     """
     steps = np.asarray(trajectory.changes.steps)
@@ -53,7 +53,7 @@ def outlier_panels(trajectory: Trajectory, moments: Sequence[float], count: int 
 
 
 def pair_panels(trajectory: Trajectory) -> list[Panel]:
-    """The same for the pairs that were found by machine, each at the step at which its groups are furthest apart."""
+    """The same for the pairs that were found, each at the step at which its groups are furthest apart."""
     dataset = trajectory.dataset
     return [
         _panel(

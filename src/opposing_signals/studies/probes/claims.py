@@ -1,8 +1,7 @@
 """Statistics of probes: how the feature of a pure signal grows, oscillates and declines (figures 5 and 10 to 31).
 
-The norm of a probe is that of its penultimate feature, see `opposing_signals.instruments.block_probe.BlockProbe`. Where
-its first or last value or its peak counts, it is averaged over two successive steps, because it oscillates with a
-period of two.
+The norm of a probe is that of its penultimate feature, see `opposing_signals.instruments.block_probe.BlockProbe`. Its
+first and last value and its peak are averages over two successive steps, because it oscillates with a period of two.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Experiments on the data alone, as jobs: each fills the record of one run without training."""
+"""Jobs on the data alone: each fills the record of one run without training."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class ProbePath:
 
     @cached_property
     def level(self) -> np.ndarray:
-        """``[T - 1]``: the norm averaged over two successive steps, so that no phase of an oscillation decides."""
+        """``[T - 1]``: the norm averaged over two successive steps, to be independent of the oscillation's phase."""
         return _over_two(self.norm)
 
     @cached_property
@@ -74,11 +74,11 @@ class ProbePath:
 
     @cached_property
     def alternation(self) -> Series:
-        """``values`` ``[T']`` in [0, 1]: how much probability moves from t to t+1 and back, between other steps.
+        """``values`` ``[T']`` in [0, 1]: how much probability moves from t to t+1, and back before and after.
 
         With the changes δ_t = p(t+1) − p(t) of the class probabilities it is half the sum over classes of
-        abs(δ_{t−1} − 2δ_t + δ_{t+1})/4. A change that reverses at every step counts in full, one single change by
-        half, a steady drift not at all.
+        abs(δ_{t−1} − 2δ_t + δ_{t+1})/4. A change that reverses at every step counts in full, a single change
+        by half, a steady drift not at all.
         """
         rows = np.flatnonzero(self.steps[3:] - self.steps[:-3] == 3)
         p = self.probabilities
@@ -174,7 +174,7 @@ def times(trajectory: Trajectory, steps: np.ndarray) -> np.ndarray:
 def norm_at_loss(trajectory: Trajectory, path: ProbePath, loss: float) -> float:
     """`ProbePath.level` where the train loss is at most ``loss`` for the first time, over its peak until then.
 
-    NaN if the run did not get there.
+    NaN if the run did not reach it.
     """
     losses = trajectory.record[TRAIN_LOSS]
     reached = path.steps[np.isin(path.steps, np.asarray(losses.steps)[np.asarray(losses.values) <= loss])]

@@ -9,12 +9,11 @@ import numpy as np
 
 from opposing_signals.data.token_patterns import PATTERNS
 from opposing_signals.record.quantities import SIGNED_SHARE, TRAIN_LOSS
-from opposing_signals.signals.alignment import correlation
-from opposing_signals.signals.steps import between
 from opposing_signals.signals.tokens import Contexts, TokenPair, TokenTrack
 from opposing_signals.studies.claim import CannotTellError, Estimate
 from opposing_signals.studies.curvature.metrics import detrended
-from opposing_signals.studies.estimates import CORRELATION, median_over_steps, over_steps
+from opposing_signals.studies.estimates import correlation_over_steps, median_over_steps, over_steps
+from opposing_signals.studies.groups.claims import group_correlation
 from opposing_signals.studies.runs import FEWEST_STEPS, Trajectories, named_runs, need, only_run
 
 START = 10
@@ -27,17 +26,17 @@ START = 10
 def named_pair_correlation(trajectories: Trajectories, pair: str) -> Estimate:
     """Correlation of the one-step changes of a named pair's two groups of tokens, selecting step left out."""
     track = only_run(trajectories).tokens
-    return _correlation(track, _named(track, pair))
+    return group_correlation(track.changes, _named(track, pair).pair)
 
 
 def shown_pairs_correlation(trajectories: Trajectories, pairs: list[str]) -> Estimate:
     """Largest correlation, over the shown pairs of tokens, of the groups' one-step changes, selecting step left out."""
     track = only_run(trajectories).tokens
     named = [found for pair in pairs if (found := track.named(pair)) is not None]
-    shown = named + track.pairs
+    shown = [found.pair for found in named + track.pairs]
     if not shown:
         raise CannotTellError("the followed text holds no opposing pair")
-    return _correlation(track, max(shown, key=lambda found: found.pair.correlation))
+    return group_correlation(track.changes, max(shown, key=lambda pair: pair.correlation))
 
 
 def _named(track: TokenTrack, pair: str) -> TokenPair:
@@ -45,14 +44,6 @@ def _named(track: TokenTrack, pair: str) -> TokenPair:
     if found is None:
         raise CannotTellError("the followed text lacks one of the two patterns, or too few steps were measured")
     return found
-
-
-def _correlation(track: TokenTrack, found: TokenPair) -> Estimate:
-    pair = found.pair
-    changes = between(track.changes, *pair.window)
-    others = changes.values[changes.steps != pair.step]
-    upper, lower = (others[:, group].mean(1, dtype=np.float64) for group in pair.groups)
-    return over_steps(lambda rows: correlation(upper[rows], lower[rows]), len(others), CORRELATION)
 
 
 def pattern_share(trajectories: Trajectories, pair: str) -> Estimate:
@@ -89,8 +80,7 @@ def detrended_correlation(trajectories: Trajectories, run: str, other: str, wind
     need(len(one), "steps in common", least=max(FEWEST_STEPS, window))
     if not (np.ptp(one) and np.ptp(two)):
         raise CannotTellError("a loss that never changes correlates with nothing")
-    one, two = detrended(one, window), detrended(two, window)
-    return over_steps(lambda rows: correlation(one[rows], two[rows]), len(one), CORRELATION)
+    return correlation_over_steps(detrended(one, window), detrended(two, window))
 
 
 def final_loss_ratio(trajectories: Trajectories, run: str, other: str, part: float = 0.05) -> Estimate:

@@ -30,7 +30,7 @@ def token_pair(trajectories: Mapping[str, Trajectory], pair: str, title: str, ro
     Args:
         pair: One of `token_patterns.PAIRS`.
         title: Of the figure.
-        rows: Contexts shown a group, those whose loss changed most.
+        rows: Contexts shown per group, those whose loss changed most.
         zoom: Steps shown around the selecting step.
     """
     (trajectory,) = trajectories.values()
@@ -78,7 +78,7 @@ def _draw_losses(
 
 
 def _draw_section(axes: Axes, section: Section, colour: str) -> None:
-    """One line a context: its end, the next token in brackets, and the two losses."""
+    """One line per context: its end, the next token in brackets, and the two losses."""
     axes.set_axis_off()
     axes.set(xlim=(0, 1), ylim=(len(section.examples) - 0.5, -1.7))
     axes.text(0, -1.2, section.title, color=colour, fontweight="bold", va="center", parse_math=False)
@@ -123,7 +123,7 @@ def token_tables(
     Args:
         folder: Of the experiment.
         pair: One of `token_patterns.PAIRS`.
-        rows: Contexts a group.
+        rows: Contexts per group.
         largest: Rises, and falls, that are grouped by next token and shared context.
     """
     (trajectory,) = trajectories.values()
@@ -134,7 +134,7 @@ def token_tables(
         track, step, largest, rows
     )
     data = trajectory.record.provenance["data"]["name"]
-    head = f"Losses of next tokens at step {step} and behind it: {trajectory.configuration['run']['name']}, {data}"
+    head = f"Losses of next tokens at step {step} and after it: {trajectory.configuration['run']['name']}, {data}"
     text = [head, *("\n" + section.as_text() for section in sections)]
     write_text(folder / "tables.txt", "\n".join(text) + "\n")
     environment = templates("studies/text")
@@ -155,7 +155,7 @@ def adam_and_splitsgd(
     """Train loss of both, their last oscillations, and SplitSGD's share of signed steps.
 
     Args:
-        trajectories: One run a rule.
+        trajectories: One run per rule.
         adam: Name of the run under Adam.
         split: Name of the run under SplitSGD.
         window: Steps of the running mean that is taken from the losses.

@@ -61,7 +61,7 @@ def toy_valley(trajectories: Mapping[str, Trajectory]) -> Figure:
     return figure
 
 
-def toy_valley_animation(trajectories: Mapping[str, Trajectory], path: Path, frames_a_second: int = 6) -> None:
+def toy_valley_animation(trajectories: Mapping[str, Trajectory], path: Path) -> None:
     """Write the toy valley as an animated GIF: the curves sharpen while gradient descent goes on."""
     (trajectory,) = trajectories.values()
     w, magnitude = trajectory.record[WEIGHT].values, trajectory.record[MAGNITUDE].values
@@ -80,7 +80,7 @@ def toy_valley_animation(trajectories: Mapping[str, Trajectory], path: Path, fra
         return []
 
     animation = FuncAnimation(figure, draw, init_func=list, frames=len(w), blit=False)
-    animation.save(path, PillowWriter(fps=frames_a_second), dpi=80)
+    animation.save(path, PillowWriter(fps=6), dpi=80)
 
 
 def _draw_valley(axes: Axes, magnitude: float, trajectory: Trajectory, reach: float) -> None:

@@ -49,10 +49,6 @@ class FlowPath:
         turn_time: First time from which ``c`` grows: the t1 of the proof of theorem 3.1. 0 if it grows from the start;
             None if it never does.
         minimum_sharpness_time: Time of the smallest λ: where the decrease of theorem 3.1 ends.
-        break_even_times: Times at which λ rises through 2/η, ``[·]``; 0 stands first if λ(0) ≥ 2/η. Empty if no step
-            size was given.
-        convergence_time: Time at which the residual ``√(2L − α)`` falls below 1e-8 ‖β‖; None if not reached. (A small
-            gradient would not tell the minimum from the saddle at 0.)
         at: Dense output: the state at any times in ``[0, t[-1]]``.
     """
 
@@ -61,8 +57,6 @@ class FlowPath:
     sharpness: np.ndarray
     turn_time: float | None
     minimum_sharpness_time: float
-    break_even_times: np.ndarray
-    convergence_time: float | None
     at: Callable[[Real], ReducedState]
 
 
@@ -99,28 +93,24 @@ class DescentPath:
 
 
 @np.errstate(over="ignore", invalid="ignore", under="ignore")  # what overflows ends in an IntegrationError
-def gradient_flow(
-    model: TwoLayerModel,
-    initial: ReducedState | None = None,
-    horizon: float | None = None,
-    step_size: float | None = None,
-) -> FlowPath:
+def gradient_flow(model: TwoLayerModel, initial: ReducedState | None = None, horizon: float | None = None) -> FlowPath:
     """Integrate the reduced flow, equations (17) to (20).
+
+    It has converged when the residual ``√(2L − α)`` falls below 1e-8 ‖β‖: a small gradient would not tell the minimum
+    from the saddle at 0.
 
     Args:
         model: The model; only α, ‖β‖ and, without ``initial``, d1 and d2 matter.
         initial: State at t = 0; that of §3.3 if None.
         horizon: Last time; None stops at convergence. From starts with ``‖b_o‖ > c``, which §3.3 has not, that may take
             long: c falls to about ``ε‖β‖/(αo)``, where b_o hardly decays, and the equations become stiff.
-        step_size: η; if given, the times at which λ rises through 2/η are located.
 
     Raises:
-        InputError: The horizon or step size is not positive.
+        InputError: The horizon is not positive.
         IntegrationError: The solver fails, or does not converge although no horizon was given.
     """
-    for name, value in (("horizon", horizon), ("step_size", step_size)):
-        if value is not None and not value > 0:
-            raise InputError(f"{name} = {value!r}: expected a number above 0")
+    if horizon is not None and not horizon > 0:
+        raise InputError(f"horizon = {horizon!r}: expected a number above 0")
     alpha, beta_norm = model.alpha, model.beta_norm
     start = initial_state(model) if initial is None else initial
 
@@ -140,14 +130,8 @@ def gradient_flow(
     def converged(_: float, y: np.ndarray) -> float:
         return _residual(state(y), alpha, beta_norm) - _CONVERGED * beta_norm
 
-    def break_even(_: float, y: np.ndarray) -> float:
-        assert step_size is not None
-        return float(sharpness(state(y), alpha, beta_norm)) - 2 / step_size
-
     stops = horizon is None
     events = [_event(turn), _event(flattest), _event(converged, direction=-1, terminal=stops)]
-    if step_size is not None:
-        events.append(_event(break_even))
     y0 = np.array([start.epsilon, start.c, 0.0], dtype=float)
     starts_converged = converged(0.0, y0) <= 0
     if horizon is None:
@@ -156,10 +140,8 @@ def gradient_flow(
     atol = np.array([1e-14, 1e-14, 1e-14 / max(alpha, 1.0)])
     max_step = 2 / float(_final_rates(alpha, beta_norm, start)[1])
     solution = _solve(right_hand_side, horizon, y0, atol, events=events, dense_output=True, max_step=max_step)
-    turns, minima, convergence = solution.t_events[:3]
-    if starts_converged:
-        convergence = np.zeros(1)
-    if stops and convergence.size == 0:
+    turns, minima, convergence = solution.t_events
+    if stops and convergence.size == 0 and not starts_converged:
         raise IntegrationError(
             f"gradient flow has not converged at t = {solution.t[-1]:.6g}, in state {state(solution.y[:, -1])}; "
             "give a horizon to integrate up to there"
@@ -169,17 +151,12 @@ def gradient_flow(
     lowest = np.concatenate([minima, t[[values.argmin()]]])
     lowest_values = sharpness(state(solution.sol(lowest)), alpha, beta_norm)
     starts_growing = float(velocity(start, alpha, beta_norm).c) >= 0
-    crossings = solution.t_events[3] if step_size is not None else np.empty(0)
-    if step_size is not None and values[0] >= 2 / step_size:
-        crossings = np.concatenate([[0.0], crossings])
     return FlowPath(
         t=t,
         states=states,
         sharpness=values,
         turn_time=0.0 if starts_growing else float(turns[0]) if turns.size else None,
         minimum_sharpness_time=float(lowest[lowest_values.argmin()]),
-        break_even_times=crossings,
-        convergence_time=float(convergence[0]) if convergence.size else None,
         at=lambda times: state(solution.sol(times)),
     )
 

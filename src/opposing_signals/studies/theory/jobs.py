@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
+from collections.abc import Collection, Mapping
 from logging import getLogger
 from typing import Any
 
@@ -44,9 +46,9 @@ def toy_valley(config: DictConfig, record: Record, logger: Any) -> None:  # noqa
     ``group_loss`` ``[2]`` of planes and others, ``train_loss``, and as ``sharpness`` the curvature at the minimum.
     """
     refuse_seed(config)
-    theory = config.theory
+    theory = _part(config, "theory")
     with recording(record, {"name": "toy valley of figure 4"}):
-        before, after = (_checked(theory.magnitudes, name, Positive) for name in ("before", "after"))
+        before, after = (_checked(_part(theory, "magnitudes"), name, Positive) for name in ("before", "after"))
         settle, sharpen, stay = (_checked(theory, name, Count) for name in ("settle", "sharpen", "stay"))
         ramp = np.geomspace(before, after, sharpen + 2)[1:-1]
         magnitudes = np.concatenate([np.full(settle, before), ramp, np.full(stay, after)])
@@ -73,7 +75,7 @@ def linear_descent(config: DictConfig, record: Record, logger: Any) -> None:  # 
     """
     refuse_seed(config)
     with recording(record, {"name": "population of the model of §3.3"}):
-        model = _model(config.theory)
+        model = _model(_part(config, "theory"))
         step_size, steps = _step_size(config), _checked(config, "steps", Count)
         path = gradient_descent(model.alpha, model.beta_norm, initial_state(model), step_size, steps)
         finite = np.isfinite(path.loss) & np.isfinite(path.sharpness)
@@ -101,12 +103,13 @@ def sampled_descent(config: DictConfig, record: Record, logger: Any) -> None:  #
     ``scalar_layers`` ``[L − 1]``; under square loss also ``flow_sharpness``, λ at the end of gradient flow from the
     same start on the same points.
     """
-    theory = config.theory
-    points, layers = _checked(theory, "points", Count), _checked(theory, "layers", Count)
-    name = f"{points} points of the model of §3.3" + (" with labels" if theory.loss == "logistic" else "")
+    theory = _part(config, "theory")
+    points, layers = (_checked(theory, name, Count) for name in ("points", "layers"))
+    loss = _checked(theory, "loss", deep.Loss)
+    name = f"{points} points of the model of §3.3" + (" with labels" if loss == "logistic" else "")
     with recording(record, {"name": name, "examples": points}):
-        model = _model({name: theory[name] for name in TwoLayerModel.__dataclass_fields__ if name in theory})
-        problem = deep.sample_problem(model, points, np.random.default_rng(config.seed), theory.loss, layers)
+        model = _model(theory, but=("points", "layers", "loss"))
+        problem = deep.sample_problem(model, points, np.random.default_rng(config.seed), loss, layers)
         members = [problem.signs == sign for sign in (1, -1, 0)]
         if not all(group.any() for group in members[:2]):
             raise InputError(f"theory.points={points}: no outlier of one sign was drawn; draw more points")
@@ -120,7 +123,7 @@ def sampled_descent(config: DictConfig, record: Record, logger: Any) -> None:  #
             record.append(quantities.PROJECTION, step, theta[: len(problem.direction)] @ problem.direction)
             record.append(quantities.SCALAR_LAYERS, step, theta[len(problem.direction) :])
         _stop_unless(step == steps, step + 1, record)
-        if theory.loss == "square":
+        if loss == "square":
             # The slowest rate at the end is at least that of w off β, C² = ‖β‖^{2(L−1)/L}; the way there takes longer
             # the more layers grow together.
             horizon = 20.0 * layers / model.beta_norm ** (2 / layers)
@@ -140,17 +143,18 @@ def theorems(config: DictConfig, record: Record, logger: Any) -> None:  # noqa: 
     (ηλ), for the step size of the i-th ratio to 2/(α‖β‖) at step i.
     """
     refuse_seed(config)
-    theory = config.theory
+    theory = _part(config, "theory")
     with recording(record, {"name": "population of the model of §3.3"}):
-        _record_grid(record, theory.grid)
-        _record_paths(record, theory.paths)
-        _record_descents(record, theory.descent)
+        _record_grid(record, _part(theory, "grid"))
+        _record_paths(record, _part(theory, "paths"))
+        _record_descents(record, _part(theory, "descent"))
 
 
 def _record_grid(record: Record, grid: DictConfig) -> None:
     alpha, k = (_axis(grid, name) for name in ("alpha", "k"))
+    d1, samples = (_checked(grid, name, Count) for name in ("d1", "samples"))
     # One ‖β‖ at a time: the trajectories of a whole grid take gigabytes.
-    checks = [check_grid(alpha[:, None], k[None, :], norm, grid.d1, grid.samples) for norm in _axis(grid, "beta_norm")]
+    checks = [check_grid(alpha[:, None], k[None, :], norm, d1, samples) for norm in _axis(grid, "beta_norm")]
     below = sum(np.count_nonzero(~check.conditions["beta"]) for check in checks)
     if below:
         log.warning(
@@ -169,12 +173,12 @@ def _record_grid(record: Record, grid: DictConfig) -> None:
 
 
 def _record_paths(record: Record, paths: DictConfig) -> None:
-    shared = {name: value for name, value in paths.items() if name not in ("alpha", "samples")}
+    samples = _checked(paths, "samples", Count)
     for index, alpha in enumerate(_axis(paths, "alpha").tolist()):
-        model = _model({**shared, "alpha": alpha})
+        model = _model({**paths, "alpha": alpha}, but=("samples",))
         path = gradient_flow(model)
         first = 1e-2 / model.alpha
-        t = np.concatenate([[0.0], np.geomspace(first, path.t[-1], paths.samples - 1)])
+        t = np.concatenate([[0.0], np.geomspace(first, path.t[-1], samples - 1)])
         state = path.at(t)
         values = sharpness(state, model.alpha, model.beta_norm)
         _, o_bound = fast_phase(t, model.alpha, model.k)
@@ -184,10 +188,10 @@ def _record_paths(record: Record, paths: DictConfig) -> None:
 
 
 def _record_descents(record: Record, descent: DictConfig) -> None:
-    model = _model({name: value for name, value in descent.items() if name not in ("steps", "ratios")})
-    ratios = _axis(descent, "ratios")
+    model = _model(descent, but=("steps", "ratios"))
+    ratios, steps = _axis(descent, "ratios"), _checked(descent, "steps", Count)
     edge = step_sizes(model.alpha, model.beta_norm).edge
-    path = gradient_descent(model.alpha, model.beta_norm, initial_state(model), ratios * edge, descent.steps)
+    path = gradient_descent(model.alpha, model.beta_norm, initial_state(model), ratios * edge, steps)
     signs = np.nan_to_num(np.sign(path.states.b_o)).astype(np.int8)  # 0 once it has diverged
     for index, ratio in enumerate(ratios):
         record.append(quantities.DESCENT_RATIO, index, ratio)
@@ -209,7 +213,7 @@ def _stacked(parts: list[dict[str, np.ndarray]]) -> np.ndarray:
 
 def _axis(node: DictConfig, name: str) -> np.ndarray:
     """The numbers of ``node[name]``: a list, or evenly in the logarithm by ``low``, ``high`` and ``points``."""
-    axis = node[name]
+    axis = node.get(name)
     if not OmegaConf.is_dict(axis):
         if not OmegaConf.is_list(axis) or not axis:
             raise InputError(f"{name}={axis}: expected a list of one or more numbers, or low, high and points")
@@ -221,25 +225,38 @@ def _axis(node: DictConfig, name: str) -> np.ndarray:
     return np.geomspace(low, high, _checked(axis, "points", Count))
 
 
-def _model(fields: Any) -> TwoLayerModel:
-    """The model of configuration ``fields``; what lies outside the theorems' conditions is logged as a warning."""
+def _model(node: Mapping[Any, Any], but: Collection[str] = ()) -> TwoLayerModel:
+    """The model with the fields of ``node`` but some; what lies outside the theorems' conditions is logged."""
+    fields = {str(name): value for name, value in node.items() if name not in but}
+    try:
+        inspect.signature(TwoLayerModel).bind(**fields)
+    except TypeError as error:
+        known = ", ".join(TwoLayerModel.__dataclass_fields__)
+        raise InputError(f"theory: {error}; expected {known} (the last two have defaults)") from None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", TheoremConditionWarning)
-        model = TwoLayerModel(**{str(name): value for name, value in fields.items()})
+        model = TwoLayerModel(**fields)
     for warning in caught:
         log.warning("%s", warning.message)
     return model
 
 
-def _checked(node: Any, name: str, kind: Any) -> Any:
+def _checked(node: DictConfig, name: str, kind: Any) -> Any:
     """``node[name]``, which has to be of a type of `opposing_signals.values`."""
-    expect(name, node[name], kind)
+    expect(node._get_full_key(name), node.get(name), kind)
     return node[name]
 
 
+def _part(node: DictConfig, name: str) -> DictConfig:
+    """``node[name]``, which has to hold fields."""
+    if not OmegaConf.is_dict(part := node.get(name)):
+        where = node._get_full_key(name)
+        raise InputError(f"{where}={part}: expected fields, as in {where}.FIELD=VALUE")
+    return part
+
+
 def _step_size(config: DictConfig) -> float:
-    expect("optimizer.lr", config.optimizer.lr, Positive)
-    return float(config.optimizer.lr)
+    return float(_checked(_part(config, "optimizer"), "lr", Positive))
 
 
 def _mean(values: np.ndarray) -> float:

@@ -24,14 +24,14 @@ Full parameter vectors are flat arrays ``θ = [b (d1), b_o (d2), c]``. Without l
 from __future__ import annotations
 
 import math
-import numbers
 import warnings
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_type_hints
 
 import numpy as np
 
 from opposing_signals.errors import InputError
+from opposing_signals.values import Count, Positive, Range, expect
 
 Signal = Literal["isotropic", "ones"]
 Real = float | np.ndarray
@@ -61,28 +61,18 @@ class TwoLayerModel:
         TheoremConditionWarning: ‖β‖ < max(d1/√(d1+d2), 24/5), which theorems 3.1 and 3.2 ask for.
     """
 
-    d1: int
-    d2: int
-    alpha: float
-    beta_norm: float
-    p: float = 0.01
+    d1: Count
+    d2: Count
+    alpha: Positive
+    beta_norm: Positive
+    p: Annotated[float, Range(0, 1, above=True)] = 0.01
     signal: Signal = "isotropic"
 
     def __post_init__(self) -> None:
-        for name in ("d1", "d2"):
-            value = getattr(self, name)
-            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-                raise InputError(f"{name} = {value!r}: expected a whole number of dimensions, 1 or more")
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            expect(name, getattr(self, name), hint)
         if self.d2 <= self.d1:
-            raise InputError(f"d2 = {self.d2} with d1 = {self.d1}: §3.3 needs d2 > d1; raise d2 or lower d1")
-        for name in ("alpha", "beta_norm"):
-            value = getattr(self, name)
-            if not (isinstance(value, (int, float, np.number)) and value > 0 and math.isfinite(value)):
-                raise InputError(f"{name} = {value!r}: expected a finite number above 0")
-        if not (isinstance(self.p, (int, float, np.number)) and 0 < self.p <= 1):
-            raise InputError(f"p = {self.p!r}: expected the share of outliers, in (0, 1]")
-        if self.signal not in get_args(Signal):
-            raise InputError(f"signal = {self.signal!r}: expected one of {', '.join(get_args(Signal))}")
+            raise InputError(f"d2={self.d2} with d1={self.d1}: §3.3 needs d2 > d1; raise d2 or lower d1")
         if self.beta_norm < self.smallest_beta_norm:
             warnings.warn(
                 f"beta_norm = {self.beta_norm:g} is below max(d1/sqrt(d1+d2), 24/5) = {self.smallest_beta_norm:g}, "
