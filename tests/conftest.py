@@ -1,17 +1,22 @@
+import gc
 import logging
 import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
+import omegaconf
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hypothesis import settings
 
 import opposing_signals  # noqa: F401  # lets a test file alone import lightning beside a CPU build of torch
 from opposing_signals.configuration import configuration_folder
+from opposing_signals.studies import style
 
 # The same examples in every run, so that what fails is what has changed.
 settings.register_profile("repeatable", derandomize=True)
@@ -25,22 +30,52 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest, so that processes which share them end at about the same time."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+    # To look for cycles among the million objects of the libraries took a tenth of the time.
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 100)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_power_cut_is_waited_for() -> Iterator[None]:
+    """What is written stands in the page cache, where a process that is killed leaves it too."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_configurations_are_read_once() -> Iterator[None]:
-    """Hydra reads the files anew for every configuration that it composes, which takes a third of the time."""
-    read, known = ConfigRepository.load_config, {}
+    """Hydra reads the files anew, and OmegaConf parses each reference, for every configuration that is composed.
+
+    That of each job of a sweep is composed twice.
+    """
+    read, compose, known = ConfigRepository.load_config, ConfigLoaderImpl.load_sweep_config, {}
+
+    def kept(make, repository, *key):
+        if {source.path for source in repository.sources if source.scheme() == "file"} != {str(configuration_folder())}:
+            return make()
+        if key not in known:
+            known[key] = make()
+        return deepcopy(known[key])
 
     def load(repository, config_path):
-        if {source.path for source in repository.sources if source.scheme() == "file"} != {str(configuration_folder())}:
-            return read(repository, config_path)
-        if config_path not in known:
-            known[config_path] = read(repository, config_path)
-        return deepcopy(known[config_path])
+        return kept(lambda: read(repository, config_path), repository, config_path)
+
+    def of_job(loader, master_config, sweep_overrides):
+        key = master_config.hydra.job.config_name, *master_config.hydra.overrides.hydra, *sweep_overrides
+        return kept(lambda: compose(loader, master_config, sweep_overrides), loader.repository, *key)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ConfigRepository, "load_config", load)
+        patched.setattr(ConfigLoaderImpl, "load_sweep_config", of_job)
+        patched.setattr(omegaconf.base, "parse", cache(omegaconf.base.parse))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _pictures_have_few_pixels() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(style, "DPI", 75)
         yield
 
 

@@ -122,6 +122,17 @@ def parts(risk: EmpiricalRisk) -> list[Tensor]:
     return [torch.tensor([split.gauss_newton, split.functional])]
 
 
+def jacobian(risk: EmpiricalRisk) -> list[Tensor]:
+    """Of sums of sixteen outputs: each takes a backward pass."""
+
+    def summed(outputs: Tensor) -> Tensor:
+        return outputs.unflatten(1, (-1, 16)).sum(2)
+
+    risk.model.register_forward_hook(lambda *given: summed(given[-1]))
+    risk.targets = summed(risk.targets)
+    return [jacobian_norms(risk, FEW)]
+
+
 FEW = torch.tensor([0, 7])
 ALL = {"training": training, "products": products, "plain_products": plain_products}
 NARROW = {
@@ -132,7 +143,7 @@ NARROW = {
     "norms": lambda risk: [gradient_norms(risk)],
     "sketch": lambda risk: [gradient_sketch(risk, 8)],
     "sharpness": lambda risk: [sample_sharpness(risk, FEW, tolerance=0, max_products=4)[0]],
-    "jacobian": lambda risk: [jacobian_norms(risk, FEW)],
+    "jacobian": jacobian,
 }
 
 

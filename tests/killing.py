@@ -9,7 +9,6 @@ from omegaconf import DictConfig
 
 from opposing_signals.record import Record
 from opposing_signals.studies.theory.jobs import sampled_descent
-from opposing_signals.training.job import train
 
 
 def descent_or_death(config: DictConfig, record: Record, logger: Any) -> None:
@@ -39,6 +38,8 @@ def train_until_the_launcher_is_told_to_end(config: DictConfig, record: Record, 
 
     The second would leave when it is told. The third would be killed, as a process that is still being started is.
     """
+    from opposing_signals.training.job import train  # with Lightning, which the other jobs need not wait for
+
     append = record.append
 
     def append_and_tell(quantity: str, step: int, value: Any) -> None:

@@ -232,19 +232,19 @@ def test_an_experiment_that_cannot_work_leaves_the_others_of_the_command(command
     assert (tmp_path / "fig03_chebyshev" / "steps=3" / "claims.json").is_file()
 
 
-def test_the_first_line_says_what_is_done_and_nothing_else_is_said_in_a_fresh_home(tmp_path):
-    command = [sys.executable, "-m", "opposing_signals", "fig4", "scale=smoke", *SHORT_VALLEY]
-    command.append(f"output_dir={tmp_path}")
+def test_the_first_line_says_what_is_done_and_nothing_else_is_said_in_a_fresh_home(command, tmp_path):
+    fig4 = ["fig4", "scale=smoke", *SHORT_VALLEY]
     environment = {name: value for name, value in os.environ.items() if name not in ("MPLCONFIGDIR", "COLUMNS")}
-    for doing in ("new run", "reusing"):
-        ended = subprocess.run(
-            command, capture_output=True, text=True, check=True, env={**environment, "HOME": str(tmp_path)}
-        )
-        lines = ended.stdout.splitlines()
+    first = subprocess.run(
+        [sys.executable, "-m", "opposing_signals", *fig4, f"output_dir={tmp_path}"],
+        capture_output=True, text=True, check=True, env={**environment, "HOME": str(tmp_path)},
+    )  # fmt: skip
+    for doing, out, error in (("new run", first.stdout, first.stderr), ("reusing", *command(*fig4)[1:])):
+        lines = out.splitlines()
         assert lines[0].startswith(f"fig04_toy_valley: {doing} {tmp_path}/runs/toy_valley-smoke-seed1-")
         assert lines[1].startswith("fig04_toy_valley at scale=smoke, seed=1")
         assert [line.split(": ")[0] for line in lines[2:] if line[0] not in "┏┃┡│└"] == ["figure", "claims"]
-        assert ended.stderr == ""
+        assert error == ""
 
 
 def test_a_complete_run_is_reused(command, tmp_path):

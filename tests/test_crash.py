@@ -1,5 +1,6 @@
 import faulthandler
 import logging
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -81,8 +82,10 @@ def test_a_complete_run_is_not_told_of(tmp_path, caplog):
 def test_the_same_command_tells_of_a_run_that_died_and_completes_it(tmp_path, capfd):
     arguments = ["experiment=linear_depth", "run=linear_depth2", "hydra.mode=RUN", "scale=smoke", "logger=none"]
     arguments += ["threads=1", "conclude=false", f"output_dir={tmp_path}", "job=killing.descent_or_fault"]
-    code = f"import sys; sys.path[:] = {sys.path}; from opposing_signals.__main__ import main; main({arguments})"
-    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == -signal.SIGSEGV
+    process = multiprocessing.get_context("forkserver").Process(target=main, args=(arguments,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGSEGV
     capfd.readouterr()
     assert main(arguments) == 0
     (folder,) = (tmp_path / "runs").iterdir()

@@ -39,6 +39,7 @@ def test_what_is_wrong_with_a_command_is_found_without_torch():
     assert not loaded(refused) & {"torch", "matplotlib", "wandb", "lightning"}
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_reused_without_lightning(tmp_path):
     command = ["fig3", "scale=smoke", "steps=12", "threads=1", "logger=none", f"output_dir={tmp_path}"]
     assert main(command) == 0
@@ -50,6 +51,7 @@ IMPORTS = ("import opposing_signals", "import lightning.pytorch", "import torchv
 CALLBACK = "from opposing_signals import OpposingSignals; from lightning.pytorch import Callback"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("behind", [("pass", *IMPORTS), ("import torch", *IMPORTS[:1], *IMPORTS[:0:-1])])
 def test_lightning_and_torchvision_can_be_imported_behind_the_package(behind):
     no_compiler = "import sys, opposing_signals.training.job; assert 'torch._inductor.compile_fx' not in sys.modules"
@@ -57,6 +59,7 @@ def test_lightning_and_torchvision_can_be_imported_behind_the_package(behind):
     assert {"lightning", "torchvision"} <= loaded(code)
 
 
+@pytest.mark.slow
 def test_the_package_can_be_imported_behind_lightning_and_torchvision():
     """Where torchvision does not fit to torch, its missing operators are declared by hand first, as others do too."""
     declared = """

@@ -95,6 +95,7 @@ def test_a_sweep_does_not_begin_its_other_jobs(tmp_path, told, capfd):
     assert MESSAGE in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_job_in_another_process_writes_its_state_before_the_end_of_others_ends_it(tmp_path, capfd):
     if find_spec("hydra_plugins.hydra_joblib_launcher") is None:
         pytest.skip("hydra-joblib-launcher is not installed")

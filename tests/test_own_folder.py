@@ -1,9 +1,8 @@
 """An experiment from a folder of one's own, with the package as it is: examples/own_experiment."""
 
 import json
-import os
+import multiprocessing
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -46,6 +45,11 @@ def test_its_choices_and_those_of_the_package_go_together(tmp_path):
     }
 
 
+def command_with(package: Path, *arguments: str) -> None:
+    sys.path.insert(0, str(package))
+    raise SystemExit(main(list(arguments)))
+
+
 @pytest.mark.slow
 def test_a_plugin_of_an_installed_package_makes_its_choices_known(tmp_path):
     (tmp_path / "site" / "hydra_plugins").mkdir(parents=True)
@@ -58,14 +62,12 @@ def test_a_plugin_of_an_installed_package_makes_its_choices_known(tmp_path):
         "    def manipulate_search_path(self, search_path):\n"
         "        search_path.append('my_experiments', 'pkg://my_experiments.conf')\n"
     )
-    paths = [str(tmp_path / "site"), *(path for path in sys.path if path)]
-    ended = subprocess.run(
-        [sys.executable, "-m", "opposing_signals", *SETTINGS, f"output_dir={tmp_path / 'outputs'}"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
+    process = multiprocessing.get_context("forkserver").Process(
+        target=command_with, args=(tmp_path / "site", *SETTINGS, f"output_dir={tmp_path / 'outputs'}")
     )
-    assert ended.returncode == 0, ended.stderr
+    process.start()
+    process.join()
+    assert process.exitcode == 0
     assert_concluded(tmp_path / "outputs")
 
 

@@ -20,6 +20,7 @@ def test_every_experiment_has_its_place_and_those_of_one_network_stand_together(
     assert {place[f"fig{n}"] - place["fig16"] for n in range(16, 22)} == set(range(6))
 
 
+@pytest.mark.slow
 def test_what_is_named_is_reproduced_passed_over_the_next_time_and_packed(tmp_path, capfd, monkeypatch):
     command = ["reproduce", "--scale", "smoke", "--to", str(tmp_path), "--only", "fig38b", "fig3", "--", *SETTINGS]
     assert main(command) == 0
@@ -84,6 +85,7 @@ def test_a_job_that_does_not_end_is_killed_and_goes_on_with_the_next_command(tmp
     assert begun.state == "begun"
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_is_told_and_the_next_begins(tmp_path):
     jobs = reproduce(["fig03_chebyshev", "fig38b_linear_model"], "smoke", tmp_path, settings=(*SETTINGS, "steps=0"))
     assert [job.state for job in jobs] == ["failed", "failed"]

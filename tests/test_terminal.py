@@ -73,6 +73,7 @@ def test_help_without_a_reader(shell):
     assert ended.stderr == b""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("home", "shell", "mode"),
     [(None, "<&- >&- 2>&-", None), ("/proc", "", "1")],

@@ -13,6 +13,7 @@ from opposing_signals.__main__ import main
 from opposing_signals.record import Record
 from opposing_signals.report.sweep import across, conclude_sweep
 from opposing_signals.report.sweep_figure import seeds_over_each_other
+from opposing_signals.studies import style
 
 
 def test_a_claim_has_its_mean_spread_and_number_of_passes(tmp_path) -> None:
@@ -45,7 +46,7 @@ def test_a_sweep_over_seeds_ends_with_one_table(tmp_path, capfd) -> None:
     out = capfd.readouterr().out
     claims = json.loads((tmp_path / "fig03_chebyshev" / "sweep.json").read_text())
     with Image.open(tmp_path / "fig03_chebyshev" / "sweep.png") as picture:
-        assert picture.width == 9 * 150
+        assert picture.width == 9 * style.DPI
     seeds = [json.loads((tmp_path / f"fig03_chebyshev/seed={seed}/claims.json").read_text()) for seed in (1, 2, 3)]
     for claim, checked in zip(claims, zip(*seeds, strict=True), strict=True):
         assert {found["id"] for found in checked} == {claim["id"]}

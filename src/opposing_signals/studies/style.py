@@ -41,6 +41,8 @@ GREY = "#f0f1f3"
 """Marks a range of steps, drawn under the lines."""
 LINES: tuple[Any, ...] = ("-", (0, (5, 1)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1)), (0, (1, 2)))
 """The lines of several runs in one panel, beside their colours."""
+DPI = 150
+"""Pixels an inch."""
 LARGEST_PNG = 1_000_000
 """Bytes, above which a picture, which then is one of many photographs, gets a palette."""
 _CLASSES = ("#0072B2", "#D55E00", "#00674F", "#8E3B74", "#22252b")
@@ -87,7 +89,7 @@ def figure(width: float, height: float, title: str) -> Figure:
 
 def save(figure: Figure, path: Path) -> None:
     """Write ``figure`` to ``path``, PNG or PDF; a PNG of more than `LARGEST_PNG` bytes with 256 colours."""
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=DPI)
     if path.suffix == ".png" and path.stat().st_size > LARGEST_PNG:
         with Image.open(path) as picture:
             fewer = picture.convert("RGB").quantize(256)
