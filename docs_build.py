@@ -28,8 +28,6 @@ log = get_plugin_logger("docs")
 ROOT = Path(__file__).parent
 LINK = re.compile(r"(!?)\[((?:[^][]|!\[[^]]*\]\([^)]*\))*)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 """Picture or not, words, path and fragment of a link to a file."""
-MOVED = re.compile(r"^\[[^]]+\]\((\w+\.md)#([\w-]+)\)$", flags=re.MULTILINE)
-"""A paragraph of benchmarks.md, a link to a section of tables: on the site the section stands here, not there."""
 EXPERIMENTS = """\
 # Experiments
 
@@ -67,12 +65,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
     if page.file.src_uri == "quantities.md":
         markdown = f"{markdown}\n{table()}\n"
     elif page.file.src_uri == "benchmarks.md":
-        markdown = MOVED.sub(lambda link: _section(*link.groups())[1].replace("\n#", "\n##"), markdown)
         markdown = f"{markdown}\n{benchmarks()}\n"
-    for name, anchor in MOVED.findall((ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")):
-        if page.file.src_uri == name:
-            heading, body = _section(name, anchor)
-            markdown = markdown.replace(heading + body, f"{heading}\n\nIn the [benchmarks](benchmarks.md).\n\n")
 
     def led(match: re.Match[str]) -> str:
         picture, words, path, fragment = match.groups()
@@ -141,15 +134,6 @@ def notebook_page(path: Path) -> str:
                 parts.append(f"```text\n{''.join(output['text']).rstrip()}\n```")
     parts.append(f'<a href="{path.name}" download>This page as a notebook</a>')
     return "\n\n".join(parts)
-
-
-def _section(name: str, anchor: str) -> tuple[str, str]:
-    """The heading and the rest of the section ``anchor`` of a page in ``docs/``."""
-    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
-    for heading, body in re.findall(r"^(## .*)$((?:\n(?!## ).*)*)", text, flags=re.MULTILINE):
-        if re.sub(r"\W+", "-", heading.removeprefix("## ").lower()) == anchor:
-            return heading, body
-    raise LookupError(f"docs/{name}: no section {anchor}")
 
 
 def _assigned(path: Path, name: str) -> Any:

@@ -34,7 +34,7 @@ RUNS = {
     "dense": ((0, 0.5, 60), (1, 0.8, 40), (2, 0.3, 80)),
     "mlp": ((0, 0.3, 40), (1, 0.5, 20), (2, 0.2, 60)),
     "tanh": ((0, 0.3, 40), (1, 0.5, 20)),
-    "resnet": ((1, 0.1, 10), (0, 0.05, 5), (2, 0.05, 5)),
+    "resnet": ((1, 0.1, 10), (0, 0.05, 5), (2, 0.05, 5), (0, 0.02, 40)),
 }
 """Seed, step size, and the step at which measurements begin."""
 CHECKS = 6
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--network", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--every", type=int, default=1, help="leave out settings that measure more often")
-    parser.add_argument("--runs", type=int, default=3, help="of each network, at most")
+    parser.add_argument("--runs", type=int, default=4, help="of each network, at most")
     arguments = parser.parse_args()
     settings = [setting for setting in shipped() if arguments.every <= setting[0] < arguments.steps]
     for network in arguments.network:

@@ -11,6 +11,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+from layers import direction
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -74,11 +75,6 @@ def risk_of(case: Case, **settings) -> EmpiricalRisk:
     return EmpiricalRisk(model, lambda f, y: (f - y).square().mean(1), inputs, targets, **settings)
 
 
-def direction_of(risk: EmpiricalRisk) -> Tensor:
-    size = sum(p.numel() for p in risk.parameters)
-    return torch.randn(size, generator=torch.Generator().manual_seed(1)).to(risk.parameters[0])
-
-
 def training(risk: EmpiricalRisk) -> list[Tensor]:
     seen = risk.backward()
     return [seen.outputs, *(p.grad for p in risk.parameters)]
@@ -93,7 +89,7 @@ def frozen(risk: EmpiricalRisk) -> list[Tensor]:
 
 
 def products(risk: EmpiricalRisk) -> list[Tensor]:
-    seen = risk.hessian_products(direction_of(risk)[None])
+    seen = risk.hessian_products(direction(risk)[None])
     return [seen.gradient, seen.products, seen.slopes]
 
 
@@ -101,7 +97,7 @@ def plain_products(risk: EmpiricalRisk) -> list[Tensor]:
     """By torch's own double backward."""
     loss = risk.loss(risk.model(risk.inputs), risk.targets).mean()
     gradient = torch.autograd.grad(loss, risk.parameters, create_graph=True)
-    slope = sum((g * v).sum() for g, v in zip(gradient, risk.unflatten(direction_of(risk)), strict=True))
+    slope = sum((g * v).sum() for g, v in zip(gradient, risk.unflatten(direction(risk)), strict=True))
     return list(torch.autograd.grad(slope, risk.parameters))
 
 
@@ -117,12 +113,12 @@ def mapped(risk: EmpiricalRisk) -> list[Tensor]:
 
 
 def along(risk: EmpiricalRisk) -> list[Tensor]:
-    seen = sample_curvature(risk, direction_of(risk))
+    seen = sample_curvature(risk, direction(risk))
     return [seen.losses, seen.slopes, seen.curvatures]
 
 
 def parts(risk: EmpiricalRisk) -> list[Tensor]:
-    split = curvature_split(risk, direction_of(risk))
+    split = curvature_split(risk, direction(risk))
     return [torch.tensor([split.gauss_newton, split.functional])]
 
 

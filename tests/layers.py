@@ -165,7 +165,7 @@ NETWORKS = {
     "group_norm": lambda: [nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), *head(16)],
     "attention": lambda: [nn.Flatten(2), nn.Linear(16, 4), Attention(4), *head(8)],
     "multi_head_attention": lambda: [nn.Flatten(2), nn.Linear(16, 4), MultiHeadAttention(4), *head(8)],
-    "embedding": lambda: [nn.Embedding(7, 4), nn.LayerNorm(4), Attention(4), *head(128)],
+    "embedding": lambda: [nn.Embedding(7, 4, padding_idx=-5), nn.LayerNorm(4), Attention(4), *head(128)],
 }
 
 
@@ -200,6 +200,20 @@ def risk_of(
         inputs = torch.randint(7, (examples, 32), generator=generator)
     targets = torch.randint(3, (examples,), generator=generator)
     return EmpiricalRisk(network(layer), loss, inputs, targets, chunk=chunk, precision=precision, **settings)
+
+
+def matrix_with(eigenvalues, seed=0):
+    """Symmetric, with a random basis."""
+    generator = torch.Generator().manual_seed(seed)
+    n = len(eigenvalues)
+    basis, _ = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=generator))
+    return basis @ torch.diag(torch.tensor(eigenvalues, dtype=torch.float64)) @ basis.T
+
+
+def direction(risk: EmpiricalRisk, *count: int) -> Tensor:
+    """``[*count, P]`` normal numbers, the same at every call and in every precision."""
+    size, generator = sum(parameter.numel() for parameter in risk.parameters), torch.Generator().manual_seed(2)
+    return torch.randn(*count, size, dtype=torch.float64, generator=generator).to(risk.parameters[0])
 
 
 def plain_losses(risk: EmpiricalRisk, loss=CROSS_ENTROPY) -> Tensor:

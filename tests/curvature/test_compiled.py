@@ -4,16 +4,11 @@ import copy
 
 import pytest
 import torch
-from layers import NETWORKS, risk_of
+from layers import NETWORKS, direction, risk_of
 
 from opposing_signals.curvature import compiled
 from opposing_signals.curvature.compiled import CompiledProducts, RecordedGradient
 from opposing_signals.errors import InputError
-
-
-def vectors_for(risk):
-    size = sum(p.numel() for p in risk.parameters)
-    return torch.randn(2, size, dtype=risk.parameters[0].dtype, generator=torch.Generator().manual_seed(2))
 
 
 def assert_products_agree(risk):
@@ -21,7 +16,7 @@ def assert_products_agree(risk):
     other.compiled_products = CompiledProducts(other)
     before = {name: tensor.clone() for name, tensor in other.model.state_dict().items()}
     for count in (1, 2):
-        vectors = vectors_for(risk)[:count]
+        vectors = direction(risk, count)
         expected, found = risk.hessian_products(vectors), other.hessian_products(vectors)
         for part in ("losses", "outputs", "gradient", "products", "slopes"):
             torch.testing.assert_close(getattr(found, part), getattr(expected, part), rtol=1e-9, atol=1e-11, msg=part)
@@ -90,5 +85,5 @@ def test_what_a_machine_cannot_do_is_refused_in_a_line(monkeypatch):
     for field in ("compile_training", "compile_products", "cuda_graphs"):
         risk = risk_of("linear", **{field: True})
         with pytest.raises(InputError, match=f"risk.{field}=true.*expected a") as refused:
-            risk.backward_with_products(vectors_for(risk))
+            risk.backward_with_products(direction(risk, 2))
         assert "\n" not in str(refused.value)

@@ -1,15 +1,9 @@
 import pytest
 import torch
+from layers import matrix_with
 
 from opposing_signals.curvature import spectral_density
 from opposing_signals.errors import InputError
-
-
-def matrix_with(eigenvalues, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    n = len(eigenvalues)
-    basis, _ = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=generator))
-    return basis @ torch.diag(torch.tensor(eigenvalues, dtype=torch.float64)) @ basis.T
 
 
 def density_of(matrix, **settings):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from layers import CROSS_ENTROPY, ByFunction
+from layers import CROSS_ENTROPY, ByFunction, direction
 from torch import nn
 
 from opposing_signals.curvature import (
@@ -17,7 +17,7 @@ from opposing_signals.curvature import (
     sample_curvature,
     sample_sharpness,
 )
-from opposing_signals.curvature.risk import EmpiricalRisk, flatten
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.models import resnet18
 
@@ -74,16 +74,12 @@ def risk_of(*layers: nn.Module, precision="float32", examples=20, **settings) ->
     return EmpiricalRisk(model, CROSS_ENTROPY, x, y, chunk=7, precision=precision, **settings)
 
 
-def vector(risk: EmpiricalRisk) -> torch.Tensor:
-    return torch.ones_like(flatten(risk.parameters)).detach()
-
-
 MEASURES = {
-    "hessian_products": lambda risk: risk.hessian_products(vector(risk)[None]),
-    "backward_with_products": lambda risk: risk.backward_with_products(vector(risk)[None]),
-    "sample_curvature": lambda risk: sample_curvature(risk, vector(risk)),
+    "hessian_products": lambda risk: risk.hessian_products(direction(risk)[None]),
+    "backward_with_products": lambda risk: risk.backward_with_products(direction(risk)[None]),
+    "sample_curvature": lambda risk: sample_curvature(risk, direction(risk)),
     "sample_sharpness": lambda risk: sample_sharpness(risk, torch.tensor([1])),
-    "curvature_split": lambda risk: curvature_split(risk, vector(risk)),
+    "curvature_split": lambda risk: curvature_split(risk, direction(risk)),
     "batch_sharpness": lambda risk: batch_sharpness(risk, torch.tensor([3, 1, 2])),
 }
 
@@ -97,7 +93,7 @@ def test_what_disagrees_is_refused_by_every_measure_of_curvature(layer, measure,
     risk = risk_of(layer(), precision=precision)
     before = [parameter.detach().clone() for parameter in risk.parameters]
     if measure == "sample_curvature" and not isinstance(risk.model[1], Truncated):  # it differentiates the values
-        sample_curvature(risk, vector(risk))
+        sample_curvature(risk, direction(risk))
         return
     for _ in range(2):  # and again
         with pytest.raises(InputError, match="away from finite differences of training's own gradients") as caught:
@@ -105,6 +101,33 @@ def test_what_disagrees_is_refused_by_every_measure_of_curvature(layer, measure,
     assert "\n" not in str(caught.value)
     assert all(parameter.grad is None for parameter in risk.parameters)
     assert all(torch.equal(parameter, old) for parameter, old in zip(risk.parameters, before, strict=True))
+
+
+class Scaled(nn.Linear):
+    """The gradient in its weights is twice that of the loss, as where an embedding scales it by frequency."""
+
+    def forward(self, values):
+        return super().forward(values) + ((self.weight - self.weight.detach()) * values[:, None]).sum(2)
+
+
+class Centred(nn.Linear):
+    """Follows its mean output, as a centre in training mode; without a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+        self.register_buffer("centre", torch.zeros(4))
+
+    def forward(self, values):
+        output = super().forward(values)
+        self.centre.lerp_(output.mean(0).detach(), 0.1)
+        return output - self.centre
+
+
+@pytest.mark.parametrize("measure", ["hessian_products", "sample_sharpness", "curvature_split"])
+@pytest.mark.parametrize("layer", [lambda: Scaled(4, 4), Centred], ids=["scaled", "state"])
+def test_a_gradient_that_is_not_the_losss_is_refused(layer, measure):
+    with pytest.raises(InputError, match=r"away from|depend on the others"):
+        MEASURES[measure](risk_of(layer()))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +141,7 @@ def test_what_disagrees_is_refused_by_every_measure_of_curvature(layer, measure,
 def test_the_layer_is_named(layers, place, precision):
     risk = risk_of(*layers, precision=precision)
     with pytest.raises(InputError, match=place):
-        risk.hessian_products(vector(risk)[None])
+        risk.hessian_products(direction(risk)[None])
 
 
 @pytest.mark.parametrize("measure", [gradient_norms, lambda risk: gradient_sketch(risk, 4)])
@@ -172,7 +195,7 @@ def test_a_residual_network_is_checked_once_and_for_less_than_a_pass(monkeypatch
     risk = EmpiricalRisk(model, CROSS_ENTROPY, images, labels, chunk=100)
     examples = []
     model.register_forward_pre_hook(lambda _, inputs: examples.append(len(inputs[0])))
-    product = vector(risk)[None]
+    product = direction(risk)[None]
     risk.hessian_products(product)
     first = sum(examples)
     examples.clear()
@@ -202,5 +225,5 @@ def test_diverged_weights_are_left_to_training():
     risk = risk_of(nn.Tanh())
     with torch.no_grad():
         risk.parameters[0].fill_(math.nan)
-    assert risk.hessian_products(vector(risk)[None]).products.isnan().any()
+    assert risk.hessian_products(direction(risk)[None]).products.isnan().any()
     assert all(part.isnan().all() for part in sample_sharpness(risk, torch.tensor([1])))

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from layers import CROSS_ENTROPY, NETWORKS, plain_gradient, plain_losses, risk_of
+from layers import CROSS_ENTROPY, NETWORKS, direction, plain_gradient, plain_losses, risk_of
 from torch import nn
 from torch.func import hessian
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -9,11 +9,6 @@ from opposing_signals.curvature import curvature_split
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.losses import logistic_loss, square_loss
-
-
-def direction_for(risk):
-    size = sum(p.numel() for p in risk.parameters)
-    return torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
 
 def curvature_along(risk, vector, loss=CROSS_ENTROPY):
@@ -47,7 +42,7 @@ def gauss_newton_by_jacobians(risk, vector, loss):
 @pytest.mark.parametrize("layer", NETWORKS)
 def test_parts_agree_with_jacobians_and_sum_to_the_whole(layer):
     risk = risk_of(layer)
-    vector = direction_for(risk)
+    vector = direction(risk)
     split = curvature_split(risk, vector)
     assert split.gauss_newton + split.functional == pytest.approx(curvature_along(risk, vector), rel=1e-9)
     expected = float(gauss_newton_by_jacobians(risk, vector, CROSS_ENTROPY))
@@ -57,7 +52,7 @@ def test_parts_agree_with_jacobians_and_sum_to_the_whole(layer):
 
 def test_parts_of_a_weighted_loss_and_of_a_batch():
     risk = risk_of("batch_norm_eval")
-    vector, batch = direction_for(risk), torch.tensor([1, 4, 4, 6, 9])
+    vector, batch = direction(risk), torch.tensor([1, 4, 4, 6, 9])
     quotient = risk.hessian_products(vector[None], batch).products[0] @ vector
     split = curvature_split(risk, vector, batch)
     assert split.gauss_newton + split.functional == pytest.approx(float(quotient), rel=1e-9)
@@ -70,7 +65,7 @@ def test_parts_of_a_weighted_loss_and_of_a_batch():
 @pytest.mark.parametrize("loss", [square_loss, logistic_loss])
 def test_other_losses(loss):
     risk = risk_of("batch_norm", loss)
-    vector = direction_for(risk)
+    vector = direction(risk)
     split = curvature_split(risk, vector)
     assert split.gauss_newton + split.functional == pytest.approx(curvature_along(risk, vector, loss), rel=1e-9)
     assert split.gauss_newton == pytest.approx(float(gauss_newton_by_jacobians(risk, vector, loss)), rel=1e-9)
@@ -79,7 +74,7 @@ def test_other_losses(loss):
 def test_a_network_linear_in_its_weights_has_a_gauss_newton_part_only():
     inputs, targets = torch.randn(5, 4), torch.randint(3, (5,))
     risk = EmpiricalRisk(nn.Linear(4, 3), CROSS_ENTROPY, inputs, targets, chunk=2, precision="float64")
-    split = curvature_split(risk, direction_for(risk))
+    split = curvature_split(risk, direction(risk))
     assert split.gauss_newton > 0.01
     assert split.functional == pytest.approx(0, abs=1e-14)
 
@@ -89,7 +84,7 @@ def test_a_loss_linear_in_the_outputs_has_none():
         return outputs.sum(1)
 
     risk = risk_of("tanh", linear)
-    split = curvature_split(risk, direction_for(risk))
+    split = curvature_split(risk, direction(risk))
     assert split.gauss_newton == 0
     assert abs(split.functional) > 0.01
 

@@ -316,14 +316,6 @@ def test_gradients_that_cannot_be_taken_together_are_taken_one_after_another(mod
     torch.testing.assert_close(gradient_norms(risk), single, rtol=1e-10, atol=1e-13)
 
 
-class Pairs(nn.Linear):
-    """Takes examples two by two."""
-
-    def forward(self, images):
-        pairs = images.flatten(1).view(-1, 2, 32)
-        return super().forward(pairs).flatten(0, 1)
-
-
 class NoneAlone(LastState):
     def forward(self, images):
         if len(images) == 1:

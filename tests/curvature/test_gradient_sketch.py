@@ -5,12 +5,10 @@ from importlib import import_module
 import pytest
 import torch
 from constant_statistics import own_losses
-from layers import IN_ONE_PASS, plain_gradient, risk_of
-from torch import nn
+from layers import IN_ONE_PASS, NETWORKS, plain_gradient, risk_of
 
 from opposing_signals.curvature import gradient_sketch
 from opposing_signals.curvature.gradient_sketch import Projection
-from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 
 MODULE = import_module("opposing_signals.curvature.own_gradients")
@@ -36,21 +34,9 @@ def test_sketches_are_projections_of_single_gradients(layer, monkeypatch):
     torch.testing.assert_close(found, gradients(risk) @ dense(risk, DIMENSIONS).T, rtol=1e-9, atol=1e-12)
 
 
-class Tied(nn.Module):
-    """A weight that is used twice, for which there is no rule."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner, self.head = nn.Linear(32, 32), nn.Linear(32, 3)
-
-    def forward(self, images):
-        return self.head(torch.tanh(self.inner(torch.tanh(self.inner(images.flatten(1))))))
-
-
-def test_what_has_no_rule_is_projected_by_the_same_matrix():
-    torch.manual_seed(0)
-    loss = nn.CrossEntropyLoss(reduction="none", label_smoothing=0.1)
-    risk = EmpiricalRisk(Tied(), loss, torch.randn(7, 2, 4, 4), torch.arange(7) % 3, chunk=3, precision="float64")
+@pytest.mark.parametrize("layer", sorted({*NETWORKS} - {*IN_ONE_PASS}))
+def test_what_has_no_rule_is_projected_by_the_same_matrix(layer):
+    risk = risk_of(layer)
     found = gradient_sketch(risk, DIMENSIONS)
     torch.testing.assert_close(found, gradients(risk) @ dense(risk, DIMENSIONS).T, rtol=1e-9, atol=1e-12)
 

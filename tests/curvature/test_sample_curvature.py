@@ -5,6 +5,7 @@ from layers import (
     CROSS_ENTROPY,
     NETWORKS,
     ByFunction,
+    direction,
     ensemble_risk,
     network,
     plain_curvature,
@@ -20,11 +21,6 @@ from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.losses import logistic_loss, square_loss
 from opposing_signals.models import resnet18
-
-
-def direction(risk: EmpiricalRisk) -> torch.Tensor:
-    size = sum(p.numel() for p in risk.parameters)
-    return torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
 
 def assert_agrees_with_a_loop_over_the_points(risk: EmpiricalRisk) -> None:
@@ -280,7 +276,7 @@ def test_batch_norm_keeps_its_digits_where_means_are_large(mean):
         torch.manual_seed(1)
         model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))
         risk = EmpiricalRisk(model, CROSS_ENTROPY, inputs, targets, chunk=200, precision=precision)
-        along.append(sample_curvature(risk, direction(risk).to(risk.inputs.dtype)))
+        along.append(sample_curvature(risk, direction(risk)))
     ours, exact = along
     for name in ("slopes", "curvatures"):
         error = (getattr(ours, name).double() - getattr(exact, name)).norm() / getattr(exact, name).norm()
@@ -317,7 +313,7 @@ def test_a_transform_inside_the_model_is_refused():
 def refused(function, message: str, precision="float64") -> None:
     risk = risk_through(nn.Flatten(), nn.Linear(32, 6), ByFunction(function), precision=precision)
     with pytest.raises(InputError, match=message):
-        sample_curvature(risk, direction(risk).to(risk.inputs))
+        sample_curvature(risk, direction(risk))
 
 
 def write_to(values, view, use):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from constant_statistics import own_losses
-from layers import CROSS_ENTROPY, NETWORKS, network, plain_hessian, risk_of
+from layers import NETWORKS, plain_hessian, risk_of
 from torch import nn
 
 from opposing_signals.curvature import sample_sharpness
@@ -67,10 +67,3 @@ def test_a_loss_without_curvature_has_none():
 def test_points_outside_the_training_set_are_refused(points):
     with pytest.raises(InputError, match="expected a list of one or more numbers from 0 to 10"):
         sample_sharpness(risk_of("linear"), torch.tensor(points, dtype=torch.long))
-
-
-def test_random_layers_are_refused():
-    model = nn.Sequential(network("linear"), nn.Dropout(0.5))
-    risk = EmpiricalRisk(model, CROSS_ENTROPY, torch.randn(4, 2, 4, 4), torch.zeros(4, dtype=torch.long), chunk=4)
-    with pytest.raises(InputError, match="layer '1' is Dropout"):
-        sample_sharpness(risk, torch.tensor([0]))

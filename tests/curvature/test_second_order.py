@@ -271,7 +271,7 @@ RANDOM = (
 )
 
 
-@pytest.mark.parametrize("measure", ["hessian_products", "curvature_split", "sample_curvature"])
+@pytest.mark.parametrize("measure", ["hessian_products", "curvature_split", "sample_curvature", "sample_sharpness"])
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -301,6 +301,7 @@ def test_what_has_no_right_second_derivative_is_refused(model, message, measure)
         "hessian_products": lambda: risk.hessian_products(vector[None]),
         "curvature_split": lambda: curvature_split(risk, vector),
         "sample_curvature": lambda: sample_curvature(risk, vector),
+        "sample_sharpness": lambda: sample_sharpness(risk, torch.tensor([0])),
     }
     if measure == "sample_curvature" and "once_differentiable" in message:  # it differentiates the values themselves
         doubling = nn.Sequential(network("linear"), ByFunction(lambda values: 2 * values))
@@ -320,6 +321,32 @@ def test_products_through_spectral_norm_that_stands_still():
     dense = plain_hessian(plain_losses(risk).mean(), risk)
     vectors = torch.randn(1, len(dense), dtype=torch.float64)
     torch.testing.assert_close(risk.hessian_products(vectors).products, vectors @ dense, rtol=1e-9, atol=1e-11)
+
+
+class ByComplexParts(nn.Module):
+    """Complex weights as a real parameter; the number of all is odd, and so is the place of every second vector."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.Parameter(torch.randn(17, 3, 2))
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        spectrum = torch.fft.rfft(images.flatten(1)) * self.scale
+        return (spectrum @ torch.view_as_complex(self.parts)).abs()
+
+
+def test_products_through_complex_numbers_in_a_real_parameter():
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(7, 2, 4, 4), torch.randint(3, (7,))
+    risk = EmpiricalRisk(ByComplexParts(), CROSS_ENTROPY, inputs, targets, chunk=7, precision="float64")
+    dense = plain_hessian(plain_losses(risk).mean(), risk)
+    vectors = torch.randn(3, len(dense), dtype=torch.float64)
+    seen = risk.backward_with_products(vectors[:2])
+    products = torch.cat([seen.products, seen.further(vectors[2:])])
+    torch.testing.assert_close(products, vectors @ dense, rtol=1e-9, atol=1e-11)
+    split = curvature_split(risk, vectors[1])
+    assert split.gauss_newton + split.functional == pytest.approx(float(vectors[1] @ dense @ vectors[1]), rel=1e-9)
 
 
 def test_a_vector_of_another_model_is_refused():

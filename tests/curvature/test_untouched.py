@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from layers import CROSS_ENTROPY, direction
 from torch import nn
 
 from opposing_signals.curvature import gradient_norms, sample_curvature, sample_sharpness
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
-
-CROSS_ENTROPY = nn.CrossEntropyLoss(reduction="none")
 
 
 class Busy(nn.Module):
@@ -140,10 +139,6 @@ def same(one, other) -> bool:
     return one == other
 
 
-def ones(risk: EmpiricalRisk) -> torch.Tensor:
-    return torch.ones_like(nn.utils.parameters_to_vector(risk.parameters)).detach()
-
-
 MODELS = {
     "busy": Busy,
     "embedding": embedded,
@@ -155,9 +150,9 @@ MODELS = {
 MEASURES = {
     "losses": lambda risk: risk.sample_losses(),
     "outputs": lambda risk: risk.outputs(risk.inputs[:3]),
-    "products": lambda risk: risk.hessian_products(ones(risk)[None]),
+    "products": lambda risk: risk.hessian_products(direction(risk)[None]),
     "norms": gradient_norms,
-    "curvature": lambda risk: sample_curvature(risk, ones(risk)),
+    "curvature": lambda risk: sample_curvature(risk, direction(risk)),
     "sharpness": lambda risk: sample_sharpness(risk, torch.tensor([1]), max_products=2),
 }
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from composing import composed
 from omegaconf import OmegaConf
-from recording import assert_same_weights, stopped, trained
+from recording import assert_same, assert_same_weights, stopped, trained
 
 from opposing_signals.choices import written
 from opposing_signals.errors import InputError
@@ -169,11 +169,46 @@ def test_instruments_that_do_not_fit_the_run_are_refused(instrument, settings, m
         trained(tmp_path, configured(instrument, **settings))
 
 
-def test_gauss_newton_needs_the_sharpness_in_front_of_it(tmp_path):
-    config = configured("gauss_newton")
-    del config.instruments["sharpness"]
-    with pytest.raises(InputError, match="no top eigenvector was measured at step 0"):
-        trained(tmp_path, config)
+def with_strides(**strides: tuple[int, int]):
+    config = configured(*strides, base=())
+    for name, (every, consecutive) in strides.items():
+        config.instruments[name].update(every=every, consecutive=consecutive)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("strides", "message"),
+    [
+        ({"gauss_newton": (2, 1)}, "gauss_newton has every=2, .*; there is none: step 0"),
+        ({"sharpness": (2, 1), "gauss_newton": (3, 1)}, "gauss_newton has .*; sharpness has every=2, .*: step 3 is"),
+        ({"sharpness": (2, 1), "sample_curvature": (2, 2)}, "sample_curvature has every=2, consecutive=2.*: step 1 is"),
+        ({"sharpness": (2, 1), "break_even": (4, 1)}, "break_even has every=4, .*; sharpness has every=2, .*: step 2"),
+        ({"break_even": (1, 1)}, "break_even has every=1, .*; there is none: step 0"),
+    ],
+)
+def test_what_others_must_measure_is_asked_for_before_training(strides, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        trained(tmp_path, with_strides(**strides))
+    assert not [*tmp_path.glob("*.npy"), *tmp_path.glob("*.ckpt")]
+
+
+@pytest.mark.parametrize(
+    ("strides", "steps"),
+    [
+        ({"sample_curvature": (4, 1), "gauss_newton": (2, 2), "sharpness": (2, 2)}, [0, 4]),
+        ({"sharpness": (2, 1), "break_even": (1, 1), "sample_curvature": (6, 1)}, [0]),
+    ],
+)
+def test_strides_that_fit_measure_at_their_own_steps_in_any_order(strides, steps, tmp_path):
+    record = trained(tmp_path / "one", with_strides(**strides))
+    assert record["sample_curvature"].steps.tolist() == steps
+    other = trained(tmp_path / "other", with_strides(**dict(reversed(strides.items()))))
+    assert_same(record, other)
+
+
+def test_only_plain_descent_has_a_break_even(tmp_path):
+    with pytest.raises(InputError, match="BreakEven: optimizer Adam: expected SGD without momentum"):
+        trained(tmp_path, configured("break_even", adam=True))
 
 
 @pytest.mark.parametrize("count", [0, 21])

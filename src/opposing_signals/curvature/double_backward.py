@@ -55,7 +55,7 @@ def curvature_pass(
     A parameter that L does not depend on has None, as after `backward`: an optimizer leaves it alone. A graph is kept
     where one process evaluates the whole batch as one chunk: it is in memory then in any case.
     """
-    directions = [risk.unflatten(v) for v in vectors]
+    directions = [direction_of(risk, v) for v in vectors]
     products = torch.zeros_like(vectors)
     pieces_of = [risk.unflatten(product) for product in products]  # views
     gradients: list[Tensor | None] = [None] * len(risk.parameters)
@@ -146,8 +146,13 @@ class ChunkPass:
         """``[k, P]`` of ``[k, P]``; the graph stays."""
         products = torch.zeros_like(vectors)
         for vector, product in zip(vectors, products, strict=True):
-            self.add_product(self._risk.unflatten(vector), self._risk.unflatten(product), keep_graph=True)
+            self.add_product(direction_of(self._risk, vector), self._risk.unflatten(product), keep_graph=True)
         return products
+
+
+def direction_of(risk: EmpiricalRisk, vector: Tensor) -> list[Tensor]:
+    """`EmpiricalRisk.unflatten`, to differentiate along: `torch.view_as_complex` takes nothing from an odd place on."""
+    return [piece.clone() if piece.storage_offset() % 2 else piece for piece in risk.unflatten(vector)]
 
 
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from opposing_signals.curvature.finite_differences import Claim, check
+from opposing_signals.curvature.finite_differences import Call, Claim, calls_of, check
 from opposing_signals.curvature.normalization import Statistics, captured, frozen
 from opposing_signals.curvature.refusals import naming_causes
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
-
-_Call = tuple[str, nn.Module, list[Tensor], Tensor]
-"""A module's name, itself, its inputs and its output."""
 
 
 @contextmanager
@@ -80,9 +76,9 @@ def _compare_alone(few: EmpiricalRisk, _: Tensor, hold_statistics: bool) -> Gene
         difference = torch.where(together.isfinite(), (alone - together).abs().nan_to_num(torch.inf), 0)
         if (difference > 4 * torch.finfo(together.dtype).eps ** 0.5 * together.abs().mean()).any():
             worst = int(difference.argmax())
-            in_chunk = _traffic(few.model, inputs)
+            in_chunk = calls_of(few.model, lambda: few.model(inputs))
             with held():
-                by_itself = _traffic(few.model, inputs[worst : worst + 1])
+                by_itself = calls_of(few.model, lambda: few.model(inputs[worst : worst + 1]))
             raise InputError(
                 f"{_coupling(in_chunk, by_itself, worst)} makes the loss of an example depend on the others of its "
                 f"chunk ({float(together[worst]):.4g} among {len(inputs)}, {float(alone[worst]):.4g} alone): put the "
@@ -91,35 +87,22 @@ def _compare_alone(few: EmpiricalRisk, _: Tensor, hold_statistics: bool) -> Gene
     yield from ()
 
 
-def _coupling(together: list[_Call], alone: list[_Call], example: int) -> str:
+def _coupling(together: list[Call], alone: list[Call], example: int) -> str:
     """The first layer whose output for an example depends on the others while its input does not."""
-    for (name, module, given, output), (*_, own, own_output) in zip(together, alone, strict=False):
-        if any(len(part) <= example for part in (output, *given)):  # not one row an example
-            continue
-        is_given_the_same = all(_agree(a[example], b[0]) for a, b in zip(given, own, strict=False))
-        if is_given_the_same and not _agree(output[example], own_output[0]):
-            return f"{f'layer {name!r}' if name else 'the model itself'}, {type(module).__name__},"
+    for among, own in zip(together, alone, strict=False):
+        parts = [*zip(among.given, own.given, strict=False), (among.output, own.output)]
+        rows = [pair for pair in parts if isinstance(pair[0], Tensor) and pair[0].ndim]
+        if not isinstance(among.output, Tensor) or any(len(part) <= example for part, _ in rows):
+            continue  # not one row an example
+        *are_given_the_same, is_the_same = (_agree(part[example], row[0]) for part, row in rows)
+        if all(are_given_the_same) and not is_the_same:
+            name = f"layer {among.name!r}" if among.name else "the model itself"
+            return f"{name}, {type(among.module).__name__},"
     return "the loss function, or what the model keeps from call to call,"
 
 
 def _agree(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.allclose(one, other, rtol=1e-6)
-
-
-def _traffic(model: nn.Module, inputs: Tensor) -> list[_Call]:
-    """Inputs and output of every call of a module that gives one tensor, in the order in which they end."""
-    seen: list[_Call] = []
-
-    def note(name: str, module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-        if isinstance(output, Tensor):
-            tensors = [part.detach().clone() for part in given if isinstance(part, Tensor) and part.ndim]
-            seen.append((name, module, tensors, output.detach().clone()))
-
-    with ExitStack() as hooks:
-        for name, module in model.named_modules():
-            hooks.callback(module.register_forward_hook(partial(note, name)).remove)
-        model(inputs)
-    return seen
 
 
 def by_chunk(risk: EmpiricalRisk, indices: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:

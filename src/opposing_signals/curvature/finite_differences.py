@@ -137,6 +137,11 @@ def _few_examples(risk: EmpiricalRisk, seed: int, in_float64: bool) -> Iterator[
             elif risk.is_halved:
                 few.precision = "float32"
             direction = []
+            padding = {
+                id(module.weight): module.padding_idx
+                for module in risk.model.modules()
+                if isinstance(module, nn.Embedding) and module.padding_idx is not None
+            }
             for parameter in few.parameters:
                 parameter.grad = None
                 size = parameter.data.square().mean().sqrt()
@@ -146,6 +151,8 @@ def _few_examples(risk: EmpiricalRisk, seed: int, in_float64: bool) -> Iterator[
                     for _ in range(2)
                 )
                 parameter.data = parameter.data + 0.01 * away
+                if id(parameter) in padding:  # a row that training never moves
+                    along[padding[id(parameter)]] = 0
                 direction.append(along.reshape(-1))
             if risk.state.moves:  # the weights of the loss are those that its forward pass leaves
                 with few.without_graph():
@@ -206,7 +213,8 @@ def _difference(few: EmpiricalRisk, v: Tensor, claim: Claim, step: float) -> tup
         for shift in (step, -step):
             for parameter, data, piece in zip(few.parameters, theta, few.unflatten(v), strict=True):
                 parameter.data = data + shift * piece
-            ends.append(claim.truth(False))
+            with few.probe():  # so that what a model keeps from call to call is the same at both ends
+                ends.append(claim.truth(False))
     finally:
         for parameter, data in zip(few.parameters, theta, strict=True):
             parameter.data = data
@@ -216,7 +224,9 @@ def _difference(few: EmpiricalRisk, v: Tensor, claim: Claim, step: float) -> tup
 def _compare_in_own_precision(few: EmpiricalRisk, v: Tensor, claim: Claim) -> None:
     """By PyTorch's derivatives, without this library's; rounding may be large."""
     truth = claim.truth(claim.is_derivative)
-    if claim.is_derivative:
+    if claim.is_derivative and not truth.requires_grad:  # it is constant
+        truth = torch.zeros_like(truth)
+    elif claim.is_derivative:
         weights = torch.zeros_like(truth, requires_grad=True)
         pulled = torch.autograd.grad(truth, few.parameters, weights, create_graph=True, materialize_grads=True)
         along = sum((row * piece).sum() for row, piece in zip(pulled, few.unflatten(v), strict=True))
@@ -243,21 +253,40 @@ def _refuse(few: EmpiricalRisk, claim: Claim, truth: Tensor) -> bool:
 
 def _culprit(few: EmpiricalRisk) -> str:
     """The first layer whose own second derivatives disagree with differences of its first; children come first."""
-    calls: list[tuple[str, nn.Module, list[Any], dict[str, Any]]] = []
-
-    def note(name: str, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], _: Any) -> None:
-        copies = [part.detach().clone() if isinstance(part, Tensor) else part for part in given]
-        calls.append((name, module, copies, named))
-
-    with few.probe(), few.without_graph(), ExitStack() as hooks:
-        for name, module in few.model.named_modules():
-            hook = module.register_forward_hook(partial(note, name), with_kwargs=True)
-            hooks.callback(hook.remove)
-        few.evaluate(few.inputs[: few.chunk], few.targets[: few.chunk], autocast=False)
-    for name, module, given, named in calls:
-        if name and not _agrees_with_itself(few, module, given, named):
-            return f"layer {name!r}, {type(module).__name__},"
+    with few.probe(), few.without_graph():
+        chunk = few.inputs[: few.chunk], few.targets[: few.chunk]
+        calls = calls_of(few.model, lambda: few.evaluate(*chunk, autocast=False))
+    for call in calls:
+        if call.name and not _agrees_with_itself(few, call.module, call.given, call.named):
+            return f"layer {call.name!r}, {type(call.module).__name__},"
     return "a function in it"
+
+
+class Call(NamedTuple):
+    """Of a module: its name, itself, copies of what it was given, and of its output."""
+
+    name: str
+    module: nn.Module
+    given: list[Any]
+    named: dict[str, Any]
+    output: Any
+
+
+def calls_of(model: nn.Module, run: Callable[[], Any]) -> list[Call]:
+    """Every call of a module in ``run``, in the order in which they end: children come first."""
+    calls: list[Call] = []
+
+    def copied(part: Any) -> Any:
+        return part.detach().clone() if isinstance(part, Tensor) else part
+
+    def note(name: str, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        calls.append(Call(name, module, [copied(part) for part in given], named, copied(output)))
+
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            hooks.callback(module.register_forward_hook(partial(note, name), with_kwargs=True).remove)
+        run()
+    return calls
 
 
 def _agrees_with_itself(few: EmpiricalRisk, module: nn.Module, given: list[Any], named: dict[str, Any]) -> bool:
@@ -328,9 +357,17 @@ def flat_gradient(value: Tensor, few: EmpiricalRisk, graph: bool) -> Tensor:
     return torch.cat([piece.reshape(-1) for piece in pieces])
 
 
+def of_loss(few: EmpiricalRisk, v: Tensor) -> Claim:
+    """That training's own gradient is the loss's, without which there is no Hessian: hooks and layers may change it."""
+    along = (gradient(few, False) @ v)[None]
+    against = "differences of its loss"
+    return Claim("gradient", along, lambda graph: (losses(few, graph) @ all_shares(few))[None], against=against)
+
+
 def of_products(few: EmpiricalRisk, v: Tensor) -> Generator[Claim]:
     """What `EmpiricalRisk.hessian_products` claims."""
     measured = few.hessian_products(v[None])
     yield Claim("gradient", measured.gradient, lambda graph: gradient(few, graph), is_derivative=False)
     yield Claim("Hessian-vector product", measured.products[0], lambda graph: gradient(few, graph))
     yield Claim("slope of each loss", measured.slopes[0], lambda graph: losses(few, graph))
+    yield of_loss(few, v)

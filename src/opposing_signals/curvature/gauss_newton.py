@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from opposing_signals.curvature.chunks import WHOLE, Batch
+from opposing_signals.curvature.double_backward import direction_of
 from opposing_signals.curvature.finite_differences import Claim, all_shares, check, flat_gradient, gradient
 from opposing_signals.curvature.refusals import check_graph, check_losses
 from opposing_signals.curvature.risk import EmpiricalRisk
@@ -72,7 +73,7 @@ def _claims(few: EmpiricalRisk, v: Tensor) -> Generator[Claim]:
 
 
 def _curvature_split(risk: EmpiricalRisk, vector: Tensor, batch: Batch) -> CurvatureSplit:
-    parameters, direction = risk.parameters, risk.unflatten(vector)
+    parameters, direction = risk.parameters, direction_of(risk, vector)
     gauss_newton = functional = 0.0
     with risk.probe(), risk.deterministic():
         for (inputs, targets), shares in zip(risk.chunks(batch), risk.shares(batch), strict=True):

@@ -17,6 +17,8 @@ from torch.utils.checkpoint import CheckpointError
 
 from opposing_signals.errors import InputError
 
+_COMPILED = "a compiled model has no second derivatives: pass the model itself, and compile training only"
+
 
 def check_data(inputs: Any, targets: Any) -> None:
     """Refuse data that are no tensors.
@@ -89,9 +91,7 @@ def check_layers(model: nn.Module) -> None:
             )
         # By torch.compile, whose class lives in a slow import, or in place.
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None):
-            raise InputError(
-                "a compiled model has no second derivatives: pass the model itself, and compile training only"
-            )
+            raise InputError(_COMPILED)
 
 
 def check_graph(gradient: Sequence[Tensor | None], model: nn.Module) -> None:
@@ -130,8 +130,8 @@ def naming_causes() -> Iterator[None]:
     """Say in one line what stands behind an error of PyTorch's.
 
     Raises:
-        InputError: PyTorch differentiates a function only once; or the model uses `torch.utils.checkpoint`, and what
-            that computes the second time is not what is measured.
+        InputError: PyTorch differentiates a function only once; a part of the model is compiled; or it uses
+            `torch.utils.checkpoint`, and what that computes the second time is not what is measured.
     """
     try:
         yield
@@ -142,6 +142,8 @@ def naming_causes() -> Iterator[None]:
                 f"the model or its loss has no second derivative, of which PyTorch lacks that of {name[1]}: replace "
                 "the function, or leave out the instruments that measure curvature"
             ) from error
+        if "not currently support double backward" in str(error):
+            raise InputError(_COMPILED) from error
         if is_of_checkpoints(error):
             raise InputError(
                 "the model computes activations twice (torch.utils.checkpoint), and the second time outside of what "

@@ -356,7 +356,7 @@ class EmpiricalRisk(Chunks):
             )
 
     def unflatten(self, vector: Tensor) -> list[Tensor]:
-        """A ``[P]`` vector as one tensor a parameter, in the parameters' shapes."""
+        """A ``[P]`` vector as one tensor a parameter, in the parameters' shapes and the vector's memory."""
         pieces = vector.split([p.numel() for p in self.parameters])
         return [piece.view_as(p) for piece, p in zip(pieces, self.parameters, strict=True)]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from opposing_signals.curvature.double_backward import ChunkPass
 from opposing_signals.curvature.eigen import Products
 from opposing_signals.curvature.examples import by_chunk, check_independence, independent_examples
-from opposing_signals.curvature.finite_differences import Claim, check, flat_gradient
+from opposing_signals.curvature.finite_differences import Claim, check, flat_gradient, of_loss
 from opposing_signals.curvature.lanczos import lanczos, tridiagonal
 from opposing_signals.curvature.refusals import check_graph
 from opposing_signals.curvature.risk import EmpiricalRisk
@@ -72,6 +72,7 @@ def _claims(few: EmpiricalRisk, v: Tensor) -> Generator[Claim]:
     with independent_examples(few, slice(0, few.chunk)):
         product = _own_products(few, 0)(v[None])[0]
         yield Claim("Hessian-vector product of a single example", product, own_gradient)
+    yield of_loss(few, v)
 
 
 def _own_products(risk: EmpiricalRisk, index: int) -> Products:

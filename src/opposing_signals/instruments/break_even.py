@@ -14,14 +14,17 @@ from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.instruments.sharpness import Sharpness, top_eigenvector
 from opposing_signals.record import Record
 from opposing_signals.record.quantities import BREAK_EVEN_EIGENVECTOR, SHARPNESS
-from opposing_signals.signals.edge import edge_of_rule, reaches
+from opposing_signals.signals.edge import reaches
 from opposing_signals.training.module import TrainingModule
 
 
 class BreakEven(Instrument):
     """Writes ``break_even_eigenvector`` ``[P]`` once, at the first measured step with λ >= 2/η, and ends the run there.
 
-    It reads what `Sharpness` measured in the same step, and stands behind it in the configuration.
+    It reads every λ that `Sharpness` measures.
+
+    Raises:
+        InputError: The optimizer is not plain gradient descent, which alone has the edge 2/η.
     """
 
     takes_from = (Sharpness,)
@@ -34,12 +37,14 @@ class BreakEven(Instrument):
         if self._found:
             pl_module.finish()
 
+    def misses(self, step: int, is_measured: bool) -> bool:
+        """It waits for the first λ at the edge, and must see each."""
+        return is_measured and not self.is_due(step)
+
     def after_step(self, module: TrainingModule, step: int) -> None:
         """Compare λ(θ_t) with the optimizer's step size."""
-        optimizer: Any = module.optimizers()
-        rule = type(getattr(optimizer, "optimizer", optimizer)).__name__  # Lightning wraps it in a class of its own
-        edge = edge_of_rule(rule, optimizer.param_groups[0])
-        if edge is not None and reaches(module.scalars.get(SHARPNESS, 0.0), edge):
+        edge = 2 / self.plain_step_size(module, "leave break_even out of instruments")
+        if reaches(module.scalars.get(SHARPNESS, 0.0), edge):
             self.write(module, step, BREAK_EVEN_EIGENVECTOR, top_eigenvector(module).vector.float().cpu().numpy())
             self._found = True
             module.finish()

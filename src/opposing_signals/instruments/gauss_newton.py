@@ -16,7 +16,7 @@ class GaussNewton(Instrument):
     network's own in the weights (see `opposing_signals.curvature.CurvatureSplit`). They sum to the Rayleigh
     quotient, ``sharpness_quotient``.
 
-    It takes v from `Sharpness`, and stands behind it in the configuration.
+    It takes v from `Sharpness`, which must measure in the same steps.
     """
 
     takes_from = (Sharpness,)

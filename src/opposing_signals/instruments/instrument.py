@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -13,6 +13,7 @@ from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.data import Dataset
 from opposing_signals.errors import InputError
 from opposing_signals.record import Record
+from opposing_signals.signals.edge import edge_of_rule
 from opposing_signals.training.module import TrainingModule
 from opposing_signals.values import Count
 
@@ -50,12 +51,43 @@ class Instrument(Callback):
     ends_run: ClassVar[bool] = False
 
     def __init__(self, risk: EmpiricalRisk, record: Record, every: Count = 1, consecutive: Count = 1) -> None:
-        if consecutive > every:
-            raise InputError(f"{type(self).__name__}: consecutive={consecutive}: expected 1 to every={every}")
         self.risk = risk
         self.record = record
         self.every = every
         self.consecutive = consecutive
+        if not 1 <= consecutive <= every:
+            raise InputError(f"{type(self).__name__}: {self.stride}: expected 1 <= consecutive <= every")
+
+    def check_partners(self, name: str, instruments: Mapping[str, Instrument], steps: int) -> None:
+        """Refuse a run in which nothing measures what it takes from others, at the steps at which it takes it.
+
+        Args:
+            name: Of the instrument in the configuration.
+            instruments: All of the run, by name.
+            steps: Of the run.
+
+        Raises:
+            InputError: There is no such instrument, or it measures at other steps.
+        """
+        for kind in self.takes_from:
+            partners = {other: one for other, one in instruments.items() if isinstance(one, kind)}
+            there = "".join(f"; {other} has {one.stride}" for other, one in partners.items()) or "; there is none"
+            for step in range(steps):
+                if not partners or self.misses(step, any(one.is_due(step) for one in partners.values())):
+                    raise InputError(
+                        f"instruments.{name} has {self.stride}, and takes what {kind.__name__} measures in the same "
+                        f"step{there}: step {step} is due for one of them alone; expected every and consecutive that "
+                        f"fit (+instruments@instruments={kind.__name__.lower()} adds one)"
+                    )
+
+    @property
+    def stride(self) -> str:
+        """``every`` and ``consecutive``, as in a message."""
+        return f"every={self.every}, consecutive={self.consecutive}"
+
+    def misses(self, step: int, is_measured: bool) -> bool:
+        """Whether it cannot do at ``step`` what it is for, given whether what it takes is measured there."""
+        return self.is_due(step) and not is_measured
 
     def prepare(self, dataset: Dataset) -> None:
         """Take from the training data what the measurement needs, before the run begins."""
@@ -82,6 +114,24 @@ class Instrument(Callback):
             raise InputError(
                 f"{type(self).__name__}: risk.keep_outputs=false: expected true; leave {name} out of instruments"
             )
+
+    def plain_step_size(self, module: TrainingModule, hint: str) -> float:
+        """η of gradient descent without momentum and weight decay, for an instrument that makes sense for it alone.
+
+        Args:
+            module: Of the run.
+            hint: What to do about another rule.
+
+        Raises:
+            InputError: The run has another.
+        """
+        lightning_optimizer: Any = module.optimizers()
+        rule, group = type(lightning_optimizer.optimizer).__name__, lightning_optimizer.param_groups[0]
+        if edge_of_rule(rule, group) is None:
+            raise InputError(
+                f"{type(self).__name__}: optimizer {rule}: expected SGD without momentum and weight decay; {hint}"
+            )
+        return group["lr"]
 
     def required_optimizer(self, module: TrainingModule, kind: type[Rule], name: str) -> Rule:
         """The run's optimizer, for an instrument that makes sense with one kind only.

@@ -77,12 +77,7 @@ class EffectiveStepSize(_AlongBreakEven):
 
     def after_step(self, module: TrainingModule, step: int) -> None:
         """The optimizer's state is that of the step just taken."""
-        optimizer: Any = module.optimizers()
-        if not isinstance(optimizer.optimizer, torch.optim.Adam):
-            raise InputError(
-                f"EffectiveStepSize: the optimizer is {type(optimizer.optimizer).__name__}: expected torch.optim.Adam, "
-                "whose parameters have step sizes of their own; leave effective_step_size out of instruments"
-            )
+        optimizer = self.required_optimizer(module, torch.optim.Adam, "effective_step_size")
         group_of = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
         sizes = [_step_sizes(optimizer.state[parameter], group_of[parameter]) for parameter in self.risk.parameters]
         along = flatten(sizes) @ self.direction

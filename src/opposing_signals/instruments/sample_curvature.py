@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import torch
 
 from opposing_signals.curvature.risk import EmpiricalRisk, flatten
 from opposing_signals.curvature.sample_curvature import sample_curvature, step_expansion
@@ -36,7 +33,7 @@ class SampleCurvature(Instrument):
             full-batch gradient descent without momentum, whose step this is.
 
     Raises:
-        InputError: Sharpness was not measured in the same step; or an expansion is asked for under another rule.
+        InputError: An expansion is asked for under another rule.
     """
 
     takes_from = (Sharpness,)
@@ -56,20 +53,13 @@ class SampleCurvature(Instrument):
         self.write(module, step, SAMPLE_CURVATURE, along.curvatures.float().cpu().numpy())
         if self.expansion:
             gradient = flatten([p.grad for p in self.risk.parameters if p.grad is not None])
-            terms = step_expansion(self.risk, gradient, _step_size(module), along, v)
+            terms = step_expansion(self.risk, gradient, self._step_size(module), along, v)
             self.write(module, step, EXPANSION_FIRST, terms.first.float().cpu().numpy())
             self.write(module, step, EXPANSION_SECOND, terms.second.float().cpu().numpy())
             both = terms.along_first, terms.along_second
             self.write(module, step, EXPANSION_ALONG_V, np.stack([part.float().cpu().numpy() for part in both], 1))
 
-
-def _step_size(module: TrainingModule) -> float:
-    optimizer: Any = module.optimizers()
-    group = optimizer.param_groups[0]
-    plain = isinstance(optimizer.optimizer, torch.optim.SGD) and not group["momentum"] and not group["weight_decay"]
-    if not plain or not module.batches.is_full:
-        raise InputError(
-            "SampleCurvature: expansion=true expands the step of full-batch gradient descent, and this run takes "
-            f"another ({type(optimizer.optimizer).__name__}, full batch: {module.batches.is_full}): set it to false"
-        )
-    return group["lr"]
+    def _step_size(self, module: TrainingModule) -> float:
+        if not module.batches.is_full:
+            raise InputError("SampleCurvature: expansion=true: expected full-batch training (batch=null), or false")
+        return self.plain_step_size(module, "set expansion to false")

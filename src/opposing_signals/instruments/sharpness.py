@@ -57,17 +57,9 @@ class TopEigenvector:
 
 
 def top_eigenvector(module: TrainingModule) -> TopEigenvector:
-    """That of the step at hand; under full-batch training it is there from the step's gradient on.
-
-    Raises:
-        InputError: It was not measured in this step.
-    """
+    """That of the step at hand, from its gradient on, for instruments that take from `Sharpness`."""
     found = module.shared(TopEigenvector)
-    if found is None:
-        raise InputError(
-            f"no top eigenvector was measured at step {module.step}: expected the instrument sharpness in front of "
-            "those that need it, and at every step at which they measure (every, consecutive)"
-        )
+    assert found is not None  # see Instrument.check_partners
     return found
 
 

@@ -203,8 +203,8 @@ def _extension(config: DictConfig, source: Record, instruments: Mapping[str, Ste
         return None
     names = list(instruments)
     takes = {
-        name: [one for one in names[:place] if isinstance(instruments[one], instruments[name].takes_from)]
-        for place, name in enumerate(names)
+        name: [one for one in names if isinstance(instruments[one], instrument.takes_from)]
+        for name, instrument in instruments.items()
     }
     differs = {name for name in names if key(ours[name]) != key(theirs.get(name))}
     missing = {name for name in names if name in differs or differs & {*takes[name]}}

@@ -93,6 +93,8 @@ def _train(
         name: instantiate(instrument, risk=module.risk, record=record)
         for name, instrument in config.instruments.items()
     }
+    for name, instrument in instruments.items():
+        instrument.check_partners(name, instruments, config.steps)
     start, extension = agreed(lambda: begin(config, record, instruments, ways))
     extends = extension.provenance if extension else {}
     if extension is not None:

@@ -28,7 +28,8 @@ class StepHooks(Protocol):
     """What looks at a run's steps, and changes nothing that training sees.
 
     Attributes:
-        takes_from: Kinds of hooks whose findings of the same step it takes (`TrainingModule.shared`, or their scalars).
+        takes_from: Kinds of hooks whose findings of the same step it takes (`TrainingModule.shared`, or their scalars),
+            at its gradient or behind the step: so their order does not count.
         needs_training: Whether it reads more than θ_t, the data and the step's batch, such as the optimizer, running
             statistics or other steps: then it cannot be measured from snapshots of a run.
         ends_run: Whether it may end the run before its last step.

@@ -52,14 +52,18 @@ def _relu(input: Jet, inplace: bool = False) -> Jet:  # noqa: A002, ARG001
 def _embedding(
     input: Tensor,  # noqa: A002
     weight: Any,
-    padding_idx: int | None = None,  # noqa: ARG001  # as the next two, of the gradient alone
+    padding_idx: int | None = None,
     max_norm: float | None = None,
     norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,  # noqa: ARG001
+    scale_grad_by_freq: bool = False,  # noqa: ARG001  # as the next, of the gradient alone
     sparse: bool = False,  # noqa: ARG001
 ) -> Jet:
     if max_norm is not None:  # the weights are renormalized, and a direction stays what it is
         torch.embedding_renorm_(constant(weight), input, max_norm, norm_type)
+    if padding_idx is not None and isinstance(weight, Jet):  # training never moves that row
+        first, *rest = weight.coefficients
+        row = torch.tensor([padding_idx % len(first)], device=first.device)
+        weight = Jet(first, *(None if part is None else part.index_fill(0, row, 0) for part in rest))
     return linear_map(lambda rows: F.embedding(input, rows), weight)
 
 
