@@ -55,8 +55,8 @@ class Instrument(Callback):
         self.record = record
         self.every = every
         self.consecutive = consecutive
-        if not 1 <= consecutive <= every:
-            raise InputError(f"{type(self).__name__}: {self.stride}: expected 1 <= consecutive <= every")
+        if consecutive > every:
+            raise InputError(f"{type(self).__name__}: consecutive={consecutive}: expected 1 to every={every}")
 
     def check_partners(self, name: str, instruments: Mapping[str, Instrument], steps: int) -> None:
         """Refuse a run in which nothing measures what it takes from others, at the steps at which it takes it.
