@@ -130,7 +130,7 @@ def test_a_job_whose_instrument_refuses_its_settings_says_so_in_one_line(tmp_pat
     tiny = ["scale=smoke", "logger=none", "threads=1", "steps=2", "instruments.sharpness.every=2", "conclude=false"]
     assert main(["fig3", *tiny, values, "-m", f"output_dir={tmp_path}"]) == 1
     shown = capfd.readouterr()
-    assert "failed: Sharpness: every=2, consecutive=5: expected 1 <= consecutive <= every" in shown.err
+    assert "failed: Sharpness: consecutive=5: expected 1 to every=2" in shown.err
     assert "Traceback" not in shown.out + shown.err
 
 

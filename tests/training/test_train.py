@@ -117,7 +117,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_record(tmp_path):
     [
         ("risk.chunk=25", "risk.chunk=25: expected 1 to 24"),
         ("batch=25", "batch=25: expected 1 to 24"),
-        ("instruments.sharpness.consecutive=5", "every=4, consecutive=5: expected 1 <= consecutive <= every"),
+        ("instruments.sharpness.consecutive=5", "Sharpness: consecutive=5: expected 1 to every=4"),
         ("trainer.devices=2", "trainer.devices=2: expected 1"),
     ],
 )
