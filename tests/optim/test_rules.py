@@ -151,6 +151,10 @@ LAYERS += ["attention", "multi_head_attention", "embedding"]
 @pytest.mark.parametrize("layer", LAYERS)
 def test_every_sample_has_its_own_ascent_step(layer, monkeypatch):
     risk = risk_of(layer)
+    if layer == "embedding":
+        with pytest.raises(InputError, match="1-SAM with an embedding's padding_idx: "):
+            ascended_gradient(risk, torch.arange(2), 0.3)
+        risk.model[0].padding_idx = None
     theta = vector(risk)
     monkeypatch.setattr("opposing_signals.optim.sam._WEIGHTS", {"cpu": 3 * len(theta)})  # three at once
     rows = torch.tensor([9, 2, 5, 7, 0])

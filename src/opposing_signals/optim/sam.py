@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.nn import Embedding
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import ParamsT
@@ -139,6 +140,11 @@ def ascended_gradient(risk: EmpiricalRisk, batch: Batch, rho: NotNegative) -> li
         raise InputError(
             "1-SAM with batch norm in training mode: the loss of one example then depends on its chunk; expected a "
             "model without it, as vgg11, vit or mlp"
+        )
+    if any(isinstance(module, Embedding) and module.padding_idx is not None for module in risk.model.modules()):
+        raise InputError(
+            "1-SAM with an embedding's padding_idx: torch.func.vmap gives that row a gradient; expected an embedding "
+            "without it"
         )
     check_independence(risk, hold_statistics=False)
     parameters = risk.parameters
