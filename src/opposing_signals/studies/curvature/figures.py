@@ -100,7 +100,8 @@ def _set_scale(axes: Axes) -> None:
     if len(sizes) == len(values) and (values > 0).all():
         axes.set_yscale("log")
     elif len(sizes):
-        axes.set_yscale("symlog", linthresh=float(np.quantile(sizes, 0.02)))
+        decade = np.ceil(np.log10(np.quantile(sizes, 0.02)))  # a tick inside the linear part would lie on that of 0
+        axes.set_yscale("symlog", linthresh=float(10**decade))
 
 
 # -- figures 32 to 35 -------------------------------------------------------------------------------------------------
