@@ -232,9 +232,10 @@ def test_an_experiment_that_cannot_work_leaves_the_others_of_the_command(command
     assert (tmp_path / "fig03_chebyshev" / "steps=3" / "claims.json").is_file()
 
 
-def test_the_first_line_says_what_is_done_and_nothing_else_is_said_in_a_fresh_home(command, tmp_path):
+def test_the_first_line_says_what_is_done_and_nothing_else_is_said_in_a_fresh_home(command, tmp_path, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     fig4 = ["fig4", "scale=smoke", *SHORT_VALLEY]
-    environment = {name: value for name, value in os.environ.items() if name not in ("MPLCONFIGDIR", "COLUMNS")}
+    environment = {name: value for name, value in os.environ.items() if name != "MPLCONFIGDIR"}
     first = subprocess.run(
         [sys.executable, "-m", "opposing_signals", *fig4, f"output_dir={tmp_path}"],
         capture_output=True, text=True, check=True, env={**environment, "HOME": str(tmp_path)},

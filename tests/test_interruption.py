@@ -17,12 +17,18 @@ from opposing_signals.record import Record
 
 COMMAND = ("experiment=fig03_chebyshev", "scale=smoke", "logger=none", "threads=1", "steps=8", "conclude=false")
 AT = 4
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 
 @pytest.fixture
 def told(monkeypatch):
-    """Let this process get a signal in the middle of step `AT`, so many times."""
+    """Let this process get a signal in the middle of step `AT`, so many times.
+
+    None of them is ignored, as some are where a shell or nohup has started the tests in the background.
+    """
     append = Record.append
+    began_with = {number: signal.signal(number, signal.SIG_DFL) for number in map(signal.Signals.__getitem__, SIGNALS)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def telling(number, times=1):
         def append_and_tell(record, quantity, step, value):
@@ -35,6 +41,8 @@ def told(monkeypatch):
 
     yield telling
     monkeypatch.undo()
+    for number, handler in began_with.items():
+        signal.signal(number, handler)
 
 
 def only_run(folder) -> Record:
@@ -49,7 +57,7 @@ def whole(tmp_path_factory) -> Record:
     return only_run(folder)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"])
+@pytest.mark.parametrize("name", SIGNALS)
 def test_a_training_ends_after_its_step_with_its_state_and_goes_on_to_the_same_bits(
     tmp_path, whole, told, monkeypatch, capfd, name
 ):
