@@ -103,3 +103,13 @@ def test_a_cache_that_cannot_be_written_is_told_in_a_line(tmp_path, monkeypatch,
     assert code == 2
     assert "XDG_CACHE_HOME" in error.splitlines()[-1]
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("given", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "ACTIVE"}])
+def test_threads_do_not_spin_for_long_unless_the_user_says_so(monkeypatch, capfd, given):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "environ", {**os.environ, **given})
+    assert main(["list", "fig3"]) == 0
+    expected = given.get("GOMP_SPINCOUNT", None if given else "1000")
+    assert os.environ.get("GOMP_SPINCOUNT") == expected

@@ -28,6 +28,10 @@ STOPPED = 1
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # A thread of torch's that waits for another one spins; where another process has the other one's core, a
+        # training takes fifty times as long. This is libgomp's own count for such a case; a free machine loses nothing.
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     with streams.usable():
         return _main(arguments)
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from opposing_signals.record import Record, Series
 from opposing_signals.signals import (
@@ -13,6 +14,7 @@ from opposing_signals.signals import (
     outliers_of,
     stability,
 )
+from opposing_signals.signals.search import Search
 from opposing_signals.signals.steps import one_step_changes
 
 POINTS, STEPS = 800, 160
@@ -360,3 +362,18 @@ def test_a_trajectory_shows_both_ways(tmp_path):
     assert match_pair(trajectory.all_pairs[0].groups, pairs[0]).f1 > 0.97
     assert agreement(trajectory.all_pairs[:1], trajectory.gradient_pairs)[0] > 0.97
     assert trajectory.gradient_pairs[0].amplitude > 0
+
+
+def test_pairs_are_looked_for_in_one_thread(monkeypatch):
+    threads = []
+
+    def listening(search):
+        threads.extend(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
+        return []
+
+    monkeypatch.setattr(Search, "pairs", listening)
+    changes = Series(np.arange(40), np.random.default_rng(0).normal(size=(40, 30)))
+    with threadpool_limits(2, user_api="blas"):
+        assert find_pairs(changes) == []
+    assert threads
+    assert set(threads) == {1}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from opposing_signals.record import Series
 from opposing_signals.signals.alignment import TINY, correlation, lengths_of, unit
@@ -78,7 +79,9 @@ def find_pairs(changes: Series, *, level: Fraction = 0.05, smallest_group: Count
     values = changes.values
     if len(values) < SHORTEST or values.shape[1] < 2 * smallest_group or not np.any(values):
         return []
-    found = Search(values, level, smallest_group).pairs()
+    # Small matrices: threads gain nothing, and wait for each other where another process has a core.
+    with threadpool_limits(1, user_api="blas"):
+        found = Search(values, level, smallest_group).pairs()
     steps = changes.steps
     pairs = []
     for pair in found:
