@@ -34,9 +34,9 @@ def descent_or_fault(config: DictConfig, record: Record, logger: Any) -> None:
 
 
 def train_until_the_launcher_is_told_to_end(config: DictConfig, record: Record, logger: Any) -> None:
-    """At step 3 of the first seed its launcher gets a signal. The step takes a while; the other seeds never train.
+    """At step 3 of the first seed its launcher gets a signal; the step takes a while. The second seed never trains.
 
-    The second would leave when it is told. The third would be killed, as a process that is still being started is.
+    It would leave when it is told, and joblib would then kill the first one.
     """
     from opposing_signals.training.job import train  # with Lightning, which the other jobs need not wait for
 
@@ -45,14 +45,12 @@ def train_until_the_launcher_is_told_to_end(config: DictConfig, record: Record, 
     def append_and_tell(quantity: str, step: int, value: Any) -> None:
         append(quantity, step, value)
         if (quantity, step) == ("train_loss", 3):
-            while len(list(record.folder.parent.glob("*/waits.txt"))) < 2:
+            while not list(record.folder.parent.glob("*/waits.txt")):
                 time.sleep(0.02)
             os.kill(os.getppid(), signal.SIGTERM)
             time.sleep(0.5)
 
-    if config.seed > 1:
-        if config.seed == 3:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if config.seed == 2:
         (record.folder / "waits.txt").touch()
         time.sleep(60)
     record.append = append_and_tell  # type: ignore[method-assign]

@@ -109,14 +109,26 @@ def test_a_job_in_another_process_writes_its_state_before_the_end_of_others_ends
         pytest.skip("hydra-joblib-launcher is not installed")
     parallel = [
         "hydra/launcher=joblib",
-        "hydra.launcher.n_jobs=3",
+        "hydra.launcher.n_jobs=2",
         "job=killing.train_until_the_launcher_is_told_to_end",
     ]
-    command = [*COMMAND[:-2], "steps=100000", "seed=1,2,3", *parallel, f"output_dir={tmp_path}"]
+    command = [*COMMAND[:-2], "steps=100000", "seed=1,2", *parallel, f"output_dir={tmp_path}"]
     assert main(["--multirun", *command]) == 143
     assert MESSAGE in capfd.readouterr().err
     first = next(run for run in (tmp_path / "runs").iterdir() if "seed1" in run.name)
     assert torch.load(first / "checkpoint.ckpt", weights_only=True)["global_step"] == AT
+
+
+def test_only_a_process_that_handles_the_signal_is_told():
+    waiting = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        assert not interruption._is_heeding(waiting.pid)  # the signal would kill it, and joblib then all others
+    finally:
+        waiting.kill()
+        waiting.wait()
+    assert not interruption._is_heeding(waiting.pid)
+    with interruption.ended_by_signals():
+        assert interruption._is_heeding(os.getpid())
 
 
 def test_a_launcher_that_submits_again_is_asked_after_the_state_is_written(tmp_path, told):
