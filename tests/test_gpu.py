@@ -15,6 +15,7 @@ from opposing_signals.curvature import (
     sample_curvature,
     sample_sharpness,
 )
+from opposing_signals.optim.quantile import magnitude_quantile
 from opposing_signals.training.job import set_gpu_arithmetic
 
 pytestmark = pytest.mark.gpu
@@ -95,3 +96,9 @@ def test_the_training_gradient_has_the_same_bits_with_and_without_products(layer
     assert torch.equal(seen.losses, expected.losses)
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(measured.parameters, plain.parameters, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(measured.model.buffers(), plain.model.buffers(), strict=True))
+
+
+@pytest.mark.parametrize("quantile", [0.0, 0.3, 0.9, 1.0])
+def test_a_quantile_of_magnitudes_is_that_of_the_cpu(quantile):
+    pieces = [torch.randn(shape, generator=torch.Generator().manual_seed(3)) for shape in ((7, 11), (1,), (301,))]
+    assert magnitude_quantile([piece.to(GPU) for piece in pieces], quantile) == magnitude_quantile(pieces, quantile)

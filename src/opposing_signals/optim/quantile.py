@@ -13,7 +13,8 @@ from torch import Tensor
 def magnitude_quantile(tensors: Sequence[Tensor], quantile: float) -> float:
     """The quantile of |x| over all entries x, interpolated linearly between order statistics as `torch.quantile` does.
 
-    `torch.quantile` takes at most 16 million entries. The magnitudes are copied to the CPU for it, in float32 or more.
+    `torch.quantile` takes at most 16 million entries. NumPy finds the order statistics on the CPU, in float32 or more;
+    on a GPU the magnitudes are sorted where they are, so that a step does not copy them all to the CPU.
 
     Args:
         tensors: Any shapes; at least one entry.
@@ -23,11 +24,17 @@ def magnitude_quantile(tensors: Sequence[Tensor], quantile: float) -> float:
         ``inf`` if the order statistic is not finite.
     """
     flat = [tensor.detach().abs().flatten() for tensor in tensors]
-    magnitudes = np.concatenate([(x if x.dtype == torch.float64 else x.float()).cpu().numpy() for x in flat])
-    position = quantile * (len(magnitudes) - 1)
-    rank = min(math.floor(position), len(magnitudes) - 1)
-    magnitudes.partition([rank, min(rank + 1, len(magnitudes) - 1)])
-    lower, upper = (float(value) for value in magnitudes[rank : rank + 2][[0, -1]])
+    flat = [x if x.dtype == torch.float64 else x.float() for x in flat]
+    entries = sum(x.numel() for x in flat)
+    position = quantile * (entries - 1)
+    rank = min(math.floor(position), entries - 1)
+    places = [rank, min(rank + 1, entries - 1)]
+    if flat[0].is_cpu:
+        magnitudes = np.concatenate([x.cpu().numpy() for x in flat])
+        magnitudes.partition(places)
+        lower, upper = magnitudes[places].tolist()
+    else:
+        lower, upper = torch.cat([x.to(flat[0].device) for x in flat]).sort().values[places].tolist()
     share = position - rank
     if not math.isfinite(lower):
         return math.inf
