@@ -42,3 +42,5 @@ def test_tensors_of_several_types_count_as_one():
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 def test_what_is_not_finite_shows(value):
     assert magnitude_quantile([torch.tensor([1.0, value, -value])], 0.9) == math.inf
+    assert magnitude_quantile([torch.tensor([1.0, value])], 0.9) == math.inf
+    assert magnitude_quantile([torch.tensor([1.0, value])], 0.0) == 1

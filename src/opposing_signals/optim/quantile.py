@@ -21,7 +21,7 @@ def magnitude_quantile(tensors: Sequence[Tensor], quantile: float) -> float:
         quantile: From 0 to 1.
 
     Returns:
-        ``inf`` if the order statistic is not finite.
+        ``inf`` if an order statistic that counts is not finite.
     """
     flat = [tensor.detach().abs().flatten() for tensor in tensors]
     flat = [x if x.dtype == torch.float64 else x.float() for x in flat]
@@ -36,6 +36,5 @@ def magnitude_quantile(tensors: Sequence[Tensor], quantile: float) -> float:
     else:
         lower, upper = torch.cat([x.to(flat[0].device) for x in flat]).sort().values[places].tolist()
     share = position - rank
-    if not math.isfinite(lower):
-        return math.inf
-    return lower + share * (upper - lower) if share else lower
+    found = lower + share * (upper - lower) if share else lower
+    return found if math.isfinite(found) else math.inf
