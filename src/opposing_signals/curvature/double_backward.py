@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from opposing_signals.curvature.chunks import Batch
 from opposing_signals.curvature.eigen import Products
+from opposing_signals.curvature.graphs import graph_nodes
 from opposing_signals.curvature.refusals import check_graph, check_losses
 from opposing_signals.processes import count, summed, summed_together
 
@@ -55,7 +57,7 @@ def curvature_pass(
     A parameter that L does not depend on has None, as after `backward`: an optimizer leaves it alone. A graph is kept
     where one process evaluates the whole batch as one chunk: it is in memory then in any case.
     """
-    directions = [direction_of(risk, v) for v in vectors]
+    directions = [risk.unflatten(v) for v in vectors]
     products = torch.zeros_like(vectors)
     pieces_of = [risk.unflatten(product) for product in products]  # views
     gradients: list[Tensor | None] = [None] * len(risk.parameters)
@@ -129,9 +131,12 @@ class ChunkPass:
             self._weights = weights.to(self.losses).detach().clone().requires_grad_()
             share = (self.losses * self._weights).sum()
         self.gradient = torch.autograd.grad(share, self._parameters, create_graph=is_twice, allow_unused=True)
+        self._takes_copies = is_twice and has_complex_views(self.gradient)
 
     def add_product(self, direction: list[Tensor], product: list[Tensor], keep_graph: bool) -> Tensor:
         """Add the Hessian's product with ``direction`` to ``product``; returns ``[n]`` ∇ℓ_i·v."""
+        if self._takes_copies:
+            direction = [part.clone() for part in direction]
         *rows, slope = torch.autograd.grad(
             [piece for piece in self.gradient if piece is not None],
             [*self._parameters, self._weights],
@@ -146,13 +151,13 @@ class ChunkPass:
         """``[k, P]`` of ``[k, P]``; the graph stays."""
         products = torch.zeros_like(vectors)
         for vector, product in zip(vectors, products, strict=True):
-            self.add_product(direction_of(self._risk, vector), self._risk.unflatten(product), keep_graph=True)
+            self.add_product(self._risk.unflatten(vector), self._risk.unflatten(product), keep_graph=True)
         return products
 
 
-def direction_of(risk: EmpiricalRisk, vector: Tensor) -> list[Tensor]:
-    """`EmpiricalRisk.unflatten`, to differentiate along: `torch.view_as_complex` takes nothing from an odd place on."""
-    return [piece.clone() if piece.storage_offset() % 2 else piece for piece in risk.unflatten(vector)]
+def has_complex_views(gradient: Sequence[Tensor | None]) -> bool:
+    """Whether its derivative along a direction views that by `torch.view_as_complex`, which takes no odd offsets."""
+    return any(node.name() == "ViewAsRealBackward0" for node in graph_nodes(gradient))
 
 
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from opposing_signals.curvature.chunks import WHOLE, Batch
-from opposing_signals.curvature.double_backward import direction_of
+from opposing_signals.curvature.double_backward import has_complex_views
 from opposing_signals.curvature.finite_differences import Claim, all_shares, check, flat_gradient, gradient
 from opposing_signals.curvature.refusals import check_graph, check_losses
 from opposing_signals.curvature.risk import EmpiricalRisk
@@ -73,7 +73,7 @@ def _claims(few: EmpiricalRisk, v: Tensor) -> Generator[Claim]:
 
 
 def _curvature_split(risk: EmpiricalRisk, vector: Tensor, batch: Batch) -> CurvatureSplit:
-    parameters, direction = risk.parameters, direction_of(risk, vector)
+    parameters, direction = risk.parameters, risk.unflatten(vector)
     gauss_newton = functional = 0.0
     with risk.probe(), risk.deterministic():
         for (inputs, targets), shares in zip(risk.chunks(batch), risk.shares(batch), strict=True):
@@ -87,6 +87,8 @@ def _curvature_split(risk: EmpiricalRisk, vector: Tensor, batch: Batch) -> Curva
             weights = slope.detach().requires_grad_()
             slopes = torch.autograd.grad(outputs, parameters, weights, create_graph=True, materialize_grads=True)
             check_graph(slopes, risk.model)
+            if has_complex_views(slopes):
+                direction = [part.clone() for part in direction]
             *rows, tangent = torch.autograd.grad(slopes, [*parameters, weights], direction, materialize_grads=True)
             functional += sum(_dot(row, piece) for row, piece in zip(rows, direction, strict=True))
             if slope.requires_grad:  # the loss is not linear in the outputs

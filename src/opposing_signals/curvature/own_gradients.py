@@ -20,6 +20,7 @@ from opposing_signals.curvature.any_order import DERIVATIVES
 from opposing_signals.curvature.examples import independent_examples
 from opposing_signals.curvature.finite_differences import FEWEST, flat_gradient
 from opposing_signals.curvature.ghost_norms import SquaredNorm
+from opposing_signals.curvature.graphs import graph_nodes
 from opposing_signals.curvature.layer_rules import (
     BLOCK,
     LINEAR,
@@ -259,13 +260,4 @@ class _Uses(TorchFunctionMode):
 def _is_in_graph(output: Tensor, parameters: list[nn.Parameter]) -> bool:
     """Whether the derivative of ``output`` would reach any of ``parameters``."""
     wanted = {id(parameter) for parameter in parameters}
-    waiting, seen = [output.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if id(getattr(node, "variable", None)) in wanted:
-            return True
-        waiting += [following for following, _ in node.next_functions]
-    return False
+    return any(id(getattr(node, "variable", None)) in wanted for node in graph_nodes([output]))

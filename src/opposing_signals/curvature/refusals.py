@@ -15,6 +15,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils.checkpoint import CheckpointError
 
+from opposing_signals.curvature.graphs import graph_nodes
 from opposing_signals.errors import InputError
 
 _COMPILED = "a compiled model has no second derivatives: pass the model itself, and compile training only"
@@ -111,18 +112,11 @@ def check_graph(gradient: Sequence[Tensor | None], model: nn.Module) -> None:
             raise InputError(
                 f"the gradient in {name!r} is sparse: expected a dense one; set sparse=False in its embedding"
             )
-    seen: set[Any] = set()
-    waiting = [piece.grad_fn for piece in gradient if piece is not None]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            waiting.extend(following for following, _ in node.next_functions)
-            if node.name() == "torch::autograd::Error":
-                raise InputError(
-                    "the model has a layer whose backward is marked once_differentiable, so its second derivatives "
-                    "are missing: replace the layer, or leave out the instruments that measure curvature"
-                )
+    if any(node.name() == "torch::autograd::Error" for node in graph_nodes(gradient)):
+        raise InputError(
+            "the model has a layer whose backward is marked once_differentiable, so its second derivatives are "
+            "missing: replace the layer, or leave out the instruments that measure curvature"
+        )
 
 
 @contextmanager
