@@ -7,6 +7,9 @@ follow the same weights. The cost is that of a run with λ over one without, in 
 each of them takes is measured in CPU time.
 
     python benchmarks/missed_eigenvalues.py [--data cifar10_5k.npz] [--steps 300] [--network dense mlp tanh resnet]
+
+With ``--rows FOLDER`` each run leaves an npz there with an array for each setting, whose columns are `COLUMNS`, so that
+another λ can be made of the same measurements.
 """
 
 from __future__ import annotations
@@ -37,6 +40,9 @@ RUNS = {
     "resnet": ((1, 0.1, 10), (0, 0.05, 5), (2, 0.05, 5), (0, 0.02, 40)),
 }
 """Seed, step size, and the step at which measurements begin."""
+COLUMNS = ("step", "truth", "value", "quotient", "residual", "bound", "first", "further")
+"""Of a measurement: λ by the reference and by the tracker, what belongs to the latter, and the products of the training
+pass and those behind it."""
 CHECKS = 6
 """Steps of each run at which the reference, if it is due, is held against a long Lanczos run."""
 
@@ -82,8 +88,8 @@ def problem(network: str, seed: int, data: Path) -> EmpiricalRisk:
 def shipped() -> list[tuple[int, int, float]]:
     """``every``, ``consecutive`` and tolerance of λ in all runs at scale=cpu."""
     found = set()
-    for name in choices("experiment"):
-        config = composed(f"experiment={name}", "scale=cpu")
+    for name in choices("run"):
+        config = composed("experiment=fig01_group_losses", f"run={name}", "scale=cpu")  # no run is composed alone
         for run in (config, config.get("reference")):
             fields = run and run.get("instruments", {}).get("sharpness")
             if fields:
@@ -96,22 +102,22 @@ class Lane:
     """A tracker with a setting, and what it has found and spent.
 
     Attributes:
-        rows: Of each measurement: step, λ, bound, products of the training pass, further products.
+        rows: Of each measurement, see `COLUMNS`.
     """
 
     every: int
     consecutive: int
     tracker: EigenTracker
-    rows: list[tuple[int, float, float, int, int]] = field(default_factory=list)
+    rows: list[tuple[float, ...]] = field(default_factory=list)
 
     def is_due(self, step: int) -> bool:
         return step % self.every < self.consecutive
 
-    def measure(self, products: Products, gradient: Tensor, theta: Tensor, step: int) -> None:
+    def measure(self, products: Products, gradient: Tensor, theta: Tensor, step: int, truth: float) -> None:
         directions = self.tracker.directions(theta)
         pairs = self.tracker.update(products(directions), products, gradient)
         spent = len(directions), pairs.products - len(directions)
-        self.rows.append((step, pairs.value, pairs.bound, *spent))
+        self.rows.append((step, truth, pairs.value, pairs.quotient, pairs.residual, pairs.bound, *spent))
 
 
 def follow(
@@ -120,11 +126,7 @@ def follow(
     """``[steps]`` λ (NaN where no tracker is due), the trackers, and how far long Lanczos runs are from λ at most."""
     reference = EigenTracker(3, tolerance=3e-3, max_products=100, cold_products=100, look=1)
     lanes = [
-        Lane(
-            every,
-            consecutive,
-            EigenTracker(tolerance=tolerance, look=calls_between_looks(every, consecutive)),
-        )
+        Lane(every, consecutive, EigenTracker(tolerance=tolerance, look=calls_between_looks(every, consecutive)))
         for every, consecutive, tolerance in settings
     ]
     truth, off = np.full(steps, np.nan), 0.0
@@ -139,7 +141,7 @@ def follow(
             truth[step] = dense(risk, theta) if is_dense else reference(products, theta).value
             for lane in lanes:
                 if lane.is_due(step):
-                    lane.measure(products, seen.gradient, theta, step)
+                    lane.measure(products, seen.gradient, theta, step, truth[step])
             if step % (steps // CHECKS) == 0:
                 value, _, _ = lanczos(lambda v: products(v[None])[0], torch.randn(len(theta)), 120)  # noqa: B023
                 off = max(off, abs(truth[step] / value - 1))
@@ -186,8 +188,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--every", type=int, default=1, help="leave out settings that measure more often")
     parser.add_argument("--runs", type=int, default=4, help="of each network, at most")
+    parser.add_argument("--tolerance", type=float, nargs="*", default=[], help="others of λ at every step")
+    parser.add_argument("--rows", type=Path, help="folder for the measurements themselves")
     arguments = parser.parse_args()
-    settings = [setting for setting in shipped() if arguments.every <= setting[0] < arguments.steps]
+    settings = shipped() + [(1, 1, tolerance) for tolerance in arguments.tolerance]
+    settings = sorted(setting for setting in settings if arguments.every <= setting[0] < arguments.steps)
     for network in arguments.network:
         cost = costs(problem(network, 0, arguments.data))
         print(f"\n{network}: in gradients", ", ".join(f"{name} {value:.2f}" for name, value in cost.items()))
@@ -195,6 +200,10 @@ def main() -> None:
             risk = problem(network, seed, arguments.data)
             truth, lanes, off = follow(risk, lr, begin, arguments.steps, settings, network == "dense")
             low, middle, high = np.nanpercentile(truth * lr / 2, [0, 50, 100])
+            if arguments.rows:
+                arguments.rows.mkdir(parents=True, exist_ok=True)
+                rows = {", ".join(map(str, setting)): lane.rows for setting, lane in zip(settings, lanes, strict=True)}
+                np.savez(arguments.rows / f"{network}_{seed}_{lr}.npz", **rows)
             print(f"\n{network}, seed {seed}, η = {lr}: λ is {low:.2f} to {high:.2f} times 2/η, median {middle:.2f}")
             print(f"the reference is at most {off:.0e} off long Lanczos runs")
             print(
@@ -202,8 +211,7 @@ def main() -> None:
                 "products   cost"
             )
             for setting, lane in zip(settings, lanes, strict=True):
-                step, value, bound, first, further = np.array(lane.rows[1:]).T  # without the cold start
-                exact = truth[step.astype(int)]
+                _, exact, value, _, _, bound, first, further = np.array(lane.rows[1:]).T  # without the cold start
                 error = np.abs(value / exact - 1)
                 beside = sum(cost[min(int(m), 4)] - 1 for m in first) + cost["further"] * further.sum()
                 print(

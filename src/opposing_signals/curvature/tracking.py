@@ -26,7 +26,8 @@ _SURPRISE, _PATIENCE = 0.3, 6  # a change of λ that calls for a look, and calls
 _NEARER = 1e-3  # what tells phases apart; a vector that is new to both, or the same in both, is followed from the last
 _COLD = 0.1  # tolerance of a cold start over that of a warm one
 _TINY = 1e-300
-_REST = 0.3  # Rayleigh quotient of a residual over q: the median along runs of an MLP and of a residual network
+_REST = 0.4  # what stands for the Rayleigh quotient of a residual, over q: see docs/curvature.md
+_MOST_REST = 0.8  # of q; nine in ten are smaller, and λ stays near q where other Ritz vectors are rough
 
 
 class EigenTracker:
@@ -51,9 +52,10 @@ class EigenTracker:
     A basis of 10 vectors (of 2^25 numbers, where those are more) goes on from the better half of its Ritz vectors: a
     thick restart (Wu and Simon 2000). Between calls there are two starts of 2k vectors in half of the precision.
 
-    λ is the Rayleigh quotient q and what it falls short by, ‖r‖²/(q − μ) to leading order, where r is the residual. μ,
-    the Rayleigh quotient of r, is taken for 0.3 q. Of the smallest eigenvalues, and of negative ones, a residual does
-    not tell this: there λ is q. The reasons and measurements are in docs/curvature.md.
+    λ is the Rayleigh quotient q and what it falls short by, ‖r‖²/(q − μ) to leading order, where r is the residual. μ is
+    0.4 q in place of the Rayleigh quotient of r, and what r shares with the residuals of the other Ritz vectors. Of the
+    smallest eigenvalues, and of negative ones, a residual does not tell this: there λ is q. The reasons and
+    measurements are in docs/curvature.md.
 
     Args:
         k: How many pairs; with ``above``, at most.
@@ -211,13 +213,13 @@ class EigenTracker:
                 break
         quotients, vectors, vector_images = space.ritz_pairs(2 * k, self.which)
         del self._subspace
-        residuals = residuals[:k]
+        residuals, residual_vectors = residuals[:k], residual_vectors[:k]
         if not torch.isfinite(quotients).all():  # nothing to lean on; the next call starts from what was good
             return Eigenpairs(quotients[:k], quotients[:k], vectors[:k], residuals, spent)
         signs = self._steady_signs(vectors)
         vectors, vector_images = signs * vectors, signs * vector_images
         self._remember(quotients, vectors, vector_images, min(len(vectors), first))
-        values = quotients[:k] + self._missing(quotients[:k], residuals)
+        values = quotients[:k] + self._missing(quotients[:k], residual_vectors, residuals, space)
         order = ranked(values, self.which)
         if self._above is not None:
             self.k = max(1, int((wanted(values, self.which) > self._above).sum()))
@@ -308,11 +310,22 @@ class EigenTracker:
             self._alternates = bool(share(start[0], before) > share(start[0], last) + _NEARER)
         self._starts = [halved(start), *self._starts][:2]
 
-    def _missing(self, quotients: Tensor, residuals: Tensor) -> Tensor:
-        """λ − q, λ the larger eigenvalue of the 2 x 2 matrix with q and 0.3 q on the diagonal and ‖r‖ beside it."""
-        half_gap = (1 - _REST) / 2 * quotients
-        missing = (half_gap.square() + residuals.square()).sqrt() - half_gap
-        return torch.where((quotients > 0) & (self.which != "smallest"), missing, 0)
+    def _missing(self, quotients: Tensor, residual_vectors: Tensor, residuals: Tensor, space: Subspace) -> Tensor:
+        """λ − q, λ the larger eigenvalue of the 2 x 2 matrix with q and μ on the diagonal and ‖r‖ beside it.
+
+        With b_j the inner product of r/‖r‖ and the residual of the Ritz vector with value θ_j < q, μ is 0.4 q and the
+        sum of b_j²/(q − θ_j): the elimination of these from Rayleigh-Ritz in the basis and r.
+        """
+        missing = torch.zeros_like(quotients)
+        for j, (quotient, residual) in enumerate(zip(quotients, residuals, strict=True)):
+            if quotient > 0 and residual > 0 and self.which != "smallest":
+                values, shared = space.residuals_along(residual_vectors[j])
+                is_less = values < quotient
+                added = (shared[is_less] / residual).square() / (quotient - values[is_less])
+                rest = min(_REST * quotient + added.sum(), _MOST_REST * quotient)
+                half_gap = (quotient - rest) / 2
+                missing[j] = torch.hypot(half_gap, residual) - half_gap
+        return missing
 
     def __call__(self, products: Products, like: Tensor) -> Eigenpairs:
         """Both halves at once. See `directions` for ``like``."""
