@@ -66,10 +66,9 @@ class Subspace:
         return values[chosen], coefficients[:, chosen].T
 
     def residuals_along(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """``[size]`` all Ritz values, and the inner products of their vectors' residuals with ``vector``."""
-        values, coefficients = torch.linalg.eigh(self._operator[: self.size, : self.size])
-        own, image = (_inner(rows[: self.size], vector[None])[:, 0].cpu() for rows in (self._vectors, self._images))
-        return values, coefficients.T @ image - values * (coefficients.T @ own)
+        """``[size]`` all Ritz values, and inner products of their residuals with a vector orthogonal to the basis."""
+        values, weights = self._eigh(self.size, "largest")
+        return values, weights @ (self._images[: self.size] @ vector).double().cpu()
 
     def restart(self, kept: int, which: Which, most: int = 0) -> None:
         """Keep the ``kept`` most wanted Ritz vectors, in the memory of the basis unless it is to hold ``most``."""
