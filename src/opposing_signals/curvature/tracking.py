@@ -52,10 +52,10 @@ class EigenTracker:
     A basis of 10 vectors (of 2^25 numbers, where those are more) goes on from the better half of its Ritz vectors: a
     thick restart (Wu and Simon 2000). Between calls there are two starts of 2k vectors in half of the precision.
 
-    λ is the Rayleigh quotient q and what it falls short by, ‖r‖²/(q − μ) to leading order, where r is the residual. μ is
-    0.4 q in place of the Rayleigh quotient of r, and what r shares with the residuals of the other Ritz vectors. Of the
-    smallest eigenvalues, and of negative ones, a residual does not tell this: there λ is q. The reasons and
-    measurements are in docs/curvature.md.
+    λ is the Rayleigh quotient q and what it falls short by, ‖r‖²/(q − μ) to leading order, where r is the residual. For
+    μ stand 0.4 q, in place of r's own Rayleigh quotient, and what r shares with the residuals of the other Ritz
+    vectors. Of the smallest eigenvalues, and of negative ones, a residual does not tell this: there λ is q. The reasons
+    and measurements are in docs/curvature.md.
 
     Args:
         k: How many pairs; with ``above``, at most.
@@ -313,8 +313,8 @@ class EigenTracker:
     def _missing(self, quotients: Tensor, residual_vectors: Tensor, residuals: Tensor, space: Subspace) -> Tensor:
         """λ − q, λ the larger eigenvalue of the 2 x 2 matrix with q and μ on the diagonal and ‖r‖ beside it.
 
-        With b_j the inner product of r/‖r‖ and the residual of the Ritz vector with value θ_j < q, μ is 0.4 q and the
-        sum of b_j²/(q − θ_j): the elimination of these from Rayleigh-Ritz in the basis and r.
+        With b_j the inner product of r/‖r‖ and the residual of the Ritz vector with value θ_j < q, μ is 0.4 q plus the
+        sum of b_j²/(q − θ_j): to leading order, Rayleigh-Ritz in the basis and r.
         """
         missing = torch.zeros_like(quotients)
         for j, (quotient, residual) in enumerate(zip(quotients, residuals, strict=True)):
