@@ -21,12 +21,7 @@ from opposing_signals.curvature.examples import independent_examples
 from opposing_signals.curvature.finite_differences import FEWEST, flat_gradient
 from opposing_signals.curvature.ghost_norms import SquaredNorm
 from opposing_signals.curvature.graphs import graph_nodes
-from opposing_signals.curvature.layer_rules import (
-    BLOCK,
-    LINEAR,
-    NoRuleError,
-    Reading,
-)
+from opposing_signals.curvature.layer_rules import BLOCK, LINEAR, NoRuleError, Reading
 from opposing_signals.curvature.normalization import BatchNorm, by_statistics, with_constant_statistics
 from opposing_signals.curvature.refusals import check_losses, naming_causes
 from opposing_signals.curvature.risk import EmpiricalRisk
@@ -71,17 +66,13 @@ def _shapes_behind_examples(risk: EmpiricalRisk) -> list[torch.Size]:
     for examples, uses in ((2, two), (3, three)):
         if uses.shapes != [torch.Size([examples, *shape]) for shape in shapes]:
             raise NoRuleError
-    if _is_in_graph(losses, risk.parameters):
+    variables = {id(getattr(node, "variable", None)) for node in graph_nodes([losses])}
+    if any(id(parameter) in variables for parameter in risk.parameters):
         raise NoRuleError
     return shapes
 
 
-def _summed_over_uses(
-    risk: EmpiricalRisk,
-    chunk: slice,
-    shapes: list[torch.Size],
-    reading: Reading,
-) -> Tensor:
+def _summed_over_uses(risk: EmpiricalRisk, chunk: slice, shapes: list[torch.Size], reading: Reading) -> Tensor:
     """What ``reading`` makes of each example's gradient, added up over the uses of parameters.
 
     Args:
@@ -255,9 +246,3 @@ class _Uses(TorchFunctionMode):
             raise NoRuleError
         with patch.object(F, "linear", linear):
             return F.multi_head_attention_forward(query, *args, **kwargs)
-
-
-def _is_in_graph(output: Tensor, parameters: list[nn.Parameter]) -> bool:
-    """Whether the derivative of ``output`` would reach any of ``parameters``."""
-    wanted = {id(parameter) for parameter in parameters}
-    return any(id(getattr(node, "variable", None)) in wanted for node in graph_nodes([output]))

@@ -10,6 +10,8 @@ from torch import Tensor
 from opposing_signals.curvature.eigen import Which, ranked
 
 _COLUMNS = 2**20  # entries of vectors that are worked on at once in float64
+_REST = 0.4  # what stands for the Rayleigh quotient of a residual, over q: see docs/curvature.md
+_MOST_REST = 0.8  # of q; nine in ten are smaller, and λ stays near q where other Ritz vectors are rough
 
 
 class Subspace:
@@ -65,10 +67,23 @@ class Subspace:
         chosen = ranked(values, which)[:k]
         return values[chosen], coefficients[:, chosen].T
 
-    def residuals_along(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """``[size]`` all Ritz values, and inner products of their residuals with a vector orthogonal to the basis."""
+    def missing(self, quotient: Tensor, residual: Tensor, vector: Tensor) -> Tensor:
+        """How far q falls short of what Rayleigh-Ritz finds in the basis and r, to leading order; see `EigenTracker`.
+
+        That is the larger eigenvalue of the 2 x 2 matrix with q and μ on the diagonal and ‖r‖ beside it, less q. μ is
+        0.4 q + Σ b_j²/(q − θ_j) with the Ritz values θ_j < q, and b_j the inner product of their residuals and r/‖r‖.
+
+        Args:
+            quotient: q > 0, one of the Ritz values.
+            residual: ‖r‖.
+            vector: ``[P]``, r.
+        """
         values, weights = self._eigh(self.size, "largest")
-        return values, weights @ (self._images[: self.size] @ vector).double().cpu()
+        is_less = values < quotient
+        shared = weights[is_less] @ (self._images[: self.size] @ vector).double().cpu() / residual.clamp(min=1e-300)
+        rest = _REST * quotient + (shared.square() / (quotient - values[is_less])).sum()
+        half_gap = (quotient - rest.clamp(max=_MOST_REST * quotient)) / 2
+        return torch.hypot(half_gap, residual) - half_gap
 
     def restart(self, kept: int, which: Which, most: int = 0) -> None:
         """Keep the ``kept`` most wanted Ritz vectors, in the memory of the basis unless it is to hold ``most``."""

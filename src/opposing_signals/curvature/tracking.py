@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from typing import Any
 
 import torch
@@ -26,8 +27,7 @@ _SURPRISE, _PATIENCE = 0.3, 6  # a change of λ that calls for a look, and calls
 _NEARER = 1e-3  # what tells phases apart; a vector that is new to both, or the same in both, is followed from the last
 _COLD = 0.1  # tolerance of a cold start over that of a warm one
 _TINY = 1e-300
-_REST = 0.4  # what stands for the Rayleigh quotient of a residual, over q: see docs/curvature.md
-_MOST_REST = 0.8  # of q; nine in ten are smaller, and λ stays near q where other Ritz vectors are rough
+_STATE = ("starts", "alternates", "calm", "calls", "looked", "rest", "peak", "last")
 
 
 class EigenTracker:
@@ -213,13 +213,16 @@ class EigenTracker:
                 break
         quotients, vectors, vector_images = space.ritz_pairs(2 * k, self.which)
         del self._subspace
-        residuals, residual_vectors = residuals[:k], residual_vectors[:k]
+        residuals = residuals[:k]
         if not torch.isfinite(quotients).all():  # nothing to lean on; the next call starts from what was good
             return Eigenpairs(quotients[:k], quotients[:k], vectors[:k], residuals, spent)
         signs = self._steady_signs(vectors)
         vectors, vector_images = signs * vectors, signs * vector_images
         self._remember(quotients, vectors, vector_images, min(len(vectors), first))
-        values = quotients[:k] + self._missing(quotients[:k], residual_vectors, residuals, space)
+        values = quotients[:k].clone()
+        for j in range(k):
+            if quotients[j] > 0 and self.which != "smallest":
+                values[j] += space.missing(quotients[j], residuals[j], residual_vectors[j])
         order = ranked(values, self.which)
         if self._above is not None:
             self.k = max(1, int((wanted(values, self.which) > self._above).sum()))
@@ -310,23 +313,6 @@ class EigenTracker:
             self._alternates = bool(share(start[0], before) > share(start[0], last) + _NEARER)
         self._starts = [halved(start), *self._starts][:2]
 
-    def _missing(self, quotients: Tensor, residual_vectors: Tensor, residuals: Tensor, space: Subspace) -> Tensor:
-        """λ − q, λ the larger eigenvalue of the 2 x 2 matrix with q and μ on the diagonal and ‖r‖ beside it.
-
-        With b_j the inner product of r/‖r‖ and the residual of the Ritz vector with value θ_j < q, μ is 0.4 q plus the
-        sum of b_j²/(q − θ_j): to leading order, Rayleigh-Ritz in the basis and r.
-        """
-        missing = torch.zeros_like(quotients)
-        for j, (quotient, residual) in enumerate(zip(quotients, residuals, strict=True)):
-            if quotient > 0 and residual > 0 and self.which != "smallest":
-                values, shared = space.residuals_along(residual_vectors[j])
-                is_less = values < quotient
-                added = (shared[is_less] / residual).square() / (quotient - values[is_less])
-                rest = min(_REST * quotient + added.sum(), _MOST_REST * quotient)
-                half_gap = (quotient - rest) / 2
-                missing[j] = torch.hypot(half_gap, residual) - half_gap
-        return missing
-
     def __call__(self, products: Products, like: Tensor) -> Eigenpairs:
         """Both halves at once. See `directions` for ``like``."""
         directions = self.directions(like)
@@ -342,17 +328,8 @@ class EigenTracker:
 
     def state_dict(self) -> dict[str, Any]:
         """The warm start, so that a resumed run measures what an uninterrupted one would."""
-        return {
-            "starts": list(self._starts),
-            "alternates": self._alternates,
-            "calm": self._calm,
-            "calls": self._calls,
-            "looked": self._looked,
-            "rest": self._rest,
-            "peak": self._peak,
-            "last": list(self._last),
-            **({} if self._above is None else {"k": self.k}),
-        }
+        state = {name: copy(getattr(self, f"_{name}")) for name in _STATE}
+        return state if self._above is None else state | {"k": self.k}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`.
@@ -365,10 +342,8 @@ class EigenTracker:
                 f"the sharpness tracker's state holds {', '.join(state)}: expected {', '.join(self.state_dict())}; "
                 "another version of opposing-signals began this run: delete its folder and train it again"
             )
-        self._starts, self._alternates = list(state["starts"]), state["alternates"]
-        self._calm, self._calls = state["calm"], state["calls"]
-        self._looked, self._rest, self._peak = state["looked"], state["rest"], state["peak"]
-        self._last = list(state["last"])
+        for name in _STATE:
+            setattr(self, f"_{name}", copy(state[name]))
         self.k = state.get("k", self.k)
 
 
