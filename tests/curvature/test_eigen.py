@@ -412,14 +412,18 @@ def test_a_bound_is_as_wide_as_the_residuals_between_two_looks():
     assert pair.bound >= float(torch.linalg.eigvalsh(matrix + drift)[-1])
 
 
-def test_between_two_looks_what_is_not_followed_may_grow_as_what_is_followed_does():
-    """λ doubles, and at the next call an eigenvector that no start knows has more than that, within its growth."""
+@pytest.mark.parametrize(("look", "factors", "size"), [(100, [1, 1, 1, 2], 24), (3, [1, 1, 1, 1, 0.75], 9.6)])
+def test_between_two_looks_what_is_not_followed_may_grow_as_what_is_followed_does(look, factors, size):
+    """λ doubles, and at the next call an eigenvector that no start knows has more than that, within its growth.
+
+    Or λ falls, and that one has 9% more than the last look found possible.
+    """
     matrix = matrix_with(SPECTRUM_OF_A_NETWORK)
     vectors = torch.linalg.eigh(matrix).eigenvectors
-    tracker = EigenTracker(look=100)
-    for factor in (1, 1, 1, 2):
+    tracker = EigenTracker(look=look)
+    for factor in factors:
         known = tracker(lambda v, f=factor: v @ (f * matrix), matrix[0])
-    hidden = 2 * matrix + 24 * torch.outer(vectors[:, 100], vectors[:, 100])
+    hidden = factor * matrix + size * torch.outer(vectors[:, 100], vectors[:, 100])
     pair = tracker(lambda v: v @ hidden, matrix[0])
     assert pair.value == pytest.approx(known.value, rel=1e-3)
     assert pair.bound > torch.linalg.eigvalsh(hidden)[-1] > 1.1 * pair.value

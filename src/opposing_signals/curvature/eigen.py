@@ -28,8 +28,8 @@ class Eigenpairs:
         products: Matrix-vector products spent.
         bound: What no eigenvalue exceeds (in absolute value; of the smallest: what none falls below), with a
             probability of 99% where this call has looked from a random vector. Where not, what is not followed is
-            supposed to be at most what it was of λ_1 then, times the largest λ_1 since and that one's last rise once
-            more. NaN before a look.
+            supposed to have grown since by a tenth, or as the largest λ_1 since with that one's last rise once more.
+            NaN before a look.
     """
 
     values: Tensor

@@ -21,6 +21,7 @@ _FLOATS_HELD = 2**25  # a smaller problem goes on without a restart as long as i
 _CALM = 0.4  # residual over tolerance below which half the directions are enough: the error grows as its square
 _REFRESHED = 3  # in calm, every so many calls have all directions, for what may overtake; odd, to see both phases
 LOOK_PRODUCTS = 8  # most products of a look: enough for a bound within some 10% of λ, see docs/curvature.md
+_GROWTH = 1.1  # what is not followed may grow by that between two looks whatever λ_1 does
 _FAR_BELOW = 0.9  # of λ_1: a look ends when what is not followed is bounded by that
 _BESIDE = 0.9  # of the wanted eigenvalue: the pair behind is made exact with it when it may be that large
 _SURPRISE, _PATIENCE = 0.3, 6  # a change of λ that calls for a look, and calls that must lie between two such looks
@@ -111,7 +112,7 @@ class EigenTracker:
         self._look = look
         self._looked = -look  # the call of the last look
         self._rest = math.nan  # bound of what is not followed, over λ_1, at that call
-        self._peak = 0.0  # the largest λ_1 since then, times what it had just risen by
+        self._peak = 0.0  # the largest λ_1 since then, times what it had just risen by; at least 1.1 x that of the look
         self._last: list[float] = []  # λ_1 of the last two calls
         self._subspace: Subspace
 
@@ -230,13 +231,15 @@ class EigenTracker:
         size, before = abs(float(values[order[0]])), max(map(abs, self._last), default=0.0)
         self._last = [float(values[order[0]]), *self._last][:2]
         if math.isfinite(rest):
-            self._looked, self._rest, self._peak = self._calls, rest / max(size, _TINY), size
-        elif before:  # what is not followed may still rise as λ_1 just has
-            self._peak = max(self._peak, size * max(1, size / before))
+            self._looked, self._rest, self._peak = self._calls, max(rest, 0) / max(size, _TINY), _GROWTH * size
+        else:
+            if before:  # what is not followed may still rise as λ_1 just has
+                self._peak = max(self._peak, size * max(1, size / before))
+            rest = self._rest * self._peak
         self._calm = self._calm + 1 if is_calm else 0
         self._calls += 1
         found = vectors[order.to(vectors.device)]
-        bound = bounds.of_operator(quotients[:k], residuals, self._rest * self._peak, self.which)
+        bound = bounds.of_operator(quotients[:k], residuals, rest, self.which)
         bound = -bound if self.which == "smallest" else bound
         return Eigenpairs(values[order], quotients[order], found, residuals[order], spent, bound)
 
