@@ -12,19 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from opposing_signals.networks import network_name
 from opposing_signals.report.sentences import Shown
 
 VERDICTS = ("PASS", "FAIL", "INCONCLUSIVE", "NOT RUN")
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"IEND\xaeB`\x82"
-NETWORKS = {
-    "cifar_resnet": "ResNet",
-    "gpt": "GPT",
-    "mlp": "MLP",
-    "resnet18": "ResNet-18",
-    "vgg11": "VGG-11",
-    "vit": "Vision Transformer",
-}
-"""A model's function ↦ its name in print; any other function stands for itself."""
 CLAIM_FIELDS = ("id", "statement", "source", "statistic", "threshold", "value", "interval", "verdict")
 
 
@@ -62,10 +54,8 @@ class Run:
     def network(self) -> str:
         """The network that is trained, by name; empty if there is none."""
         model = self.settings.get("model", "")
-        name = NETWORKS.get(model, "" if model == "null" else model)
-        if model == "cifar_resnet":
-            name += f"-{self.settings.get('model.depth')}"
-        return name + ("-BN" if name == "VGG-11" and self.settings.get("model.batch_norm") == "true" else "")
+        has_batch_norm = self.settings.get("model.batch_norm") == "true"
+        return "" if model == "null" else network_name(model, self.settings.get("model.depth"), has_batch_norm)
 
     @property
     def training_seconds(self) -> float | None:
