@@ -198,7 +198,8 @@ def _shown(result: Result, folder: Path) -> list[str]:
     cost = ""
     if result.training_seconds is not None:
         of = f"{len(result.runs)} runs, " if len(result.runs) > 1 else ""
-        cost = f"{of}{duration(result.training_seconds)} of training{_machines(result)} · "
+        work = "training" if result.networks else "computing"
+        cost = f"{of}{duration(result.training_seconds)} of {work}{_machines(result)} · "
     files = [f"[claims]({place}/claims.json)", f"[settings and origin]({place}/experiment.json)"]
     packs = [f"{place.rpartition('/')[0]}/{PACKS}/{PACKED.replace('*', run.folder)}" for run in result.runs]
     files += [f"[record]({pack})" for pack in dict.fromkeys(packs) if (folder / pack).is_file()]
