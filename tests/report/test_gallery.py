@@ -94,10 +94,10 @@ def test_verdicts_are_counted_by_what_was_run_and_those_on_a_single_value_apart(
     )
     assert rows[0] == ["", *columns]
     assert rows[2:] == [
-        ["Checks of the measurement", "0", "2", "0", "0", "0", "0"],
         ["Networks, scale cpu", "1", "1", "1", "1", "0", "1"],
         ["Networks, scale paper", "1", "0", "1", "0", "1", "1"],
         ["Theory and toy models", "0", "1", "0", "0", "0", "0"],
+        ["Checks of the measurement", "0", "2", "0", "0", "0", "0"],
     ]
     assert text.count(": −0.971, single value (claimed") == 2, "neither the check nor what is computed"
     assert "- **Every claim holds, in theory and toy models** (1): [fig04](#fig04)\n" in text

@@ -24,7 +24,7 @@ WIDTH = 720
 """Of a thumbnail in pixels, about that of a column of text; a tall picture is cut to its upper square."""
 SINGLE = "single value"
 """What is written beside a measured value without an interval."""
-THEORY = "Theory and toy models"
+THEORY, CHECKS = "Theory and toy models", "Checks of the measurement"
 OUTCOMES = {
     "all by intervals": "Every claim holds, with its whole interval",
     "all": "Every claim holds, one or more as a single value",
@@ -145,10 +145,11 @@ def _counts(results: list[Result]) -> list[str]:
         for claim in result.verdicts:
             verdict = claim["verdict"]
             how = f"{verdict}, {SINGLE if _is_single(claim) else 'interval'}"
-            row = "Checks of the measurement" if claim["source"] == CHECK else _kind(result)
+            row = CHECKS if claim["source"] == CHECK else _kind(result)
             counts.setdefault(row, Counter())[how if verdict in VERDICTS[:2] else verdict] += 1
     columns = [column for column in columns if any(row[column] for row in counts.values())]
-    rows = [[name, *(str(row[column]) for column in columns)] for name, row in sorted(counts.items())]
+    ordered = sorted(counts.items(), key=lambda item: (item[0] == CHECKS, item[0]))
+    rows = [[name, *(str(row[column]) for column in columns)] for name, row in ordered]
     return [f"| {' | '.join(row)} |" for row in (["", *columns], ["---", *["--:"] * len(columns)], *rows)]
 
 
