@@ -35,6 +35,7 @@ class Subspace:
 
     def extended(self, vectors: Iterable[Tensor], most: int) -> Tensor:
         """Add what ``vectors`` add to the basis, up to ``most`` vectors in all; returns the new ones."""
+        vectors = (vector.to(self._vectors) for vector in vectors)
         before, self.size = self.size, append(self._vectors, self.size, vectors, min(most, self.most))
         return self._vectors[before : self.size]
 
@@ -68,15 +69,11 @@ class Subspace:
         return values[chosen], coefficients[:, chosen].T
 
     def missing(self, quotient: Tensor, residual: Tensor, vector: Tensor) -> Tensor:
-        """How far q falls short of what Rayleigh-Ritz finds in the basis and r, to leading order; see `EigenTracker`.
+        """How far a Ritz value q > 0 is below what Rayleigh-Ritz finds in the basis and r, to leading order.
 
-        That is the larger eigenvalue of the 2 x 2 matrix with q and μ on the diagonal and ‖r‖ beside it, less q. μ is
-        0.4 q + Σ b_j²/(q − θ_j) with the Ritz values θ_j < q, and b_j the inner product of their residuals and r/‖r‖.
-
-        Args:
-            quotient: q > 0, one of the Ritz values.
-            residual: ‖r‖.
-            vector: ``[P]``, r.
+        r ``[P]`` is its residual ``vector``, of norm ``residual``. That is the larger eigenvalue, less q, of the 2 x 2
+        matrix with q and μ on the diagonal and ‖r‖ beside it. μ is 0.4 q + Σ b_j²/(q − θ_j), with the Ritz values
+        θ_j < q, and b_j the inner product of their residuals and r/‖r‖.
         """
         values, weights = self._eigh(self.size, "largest")
         is_less = values < quotient
@@ -103,11 +100,6 @@ class Subspace:
     def length(self) -> int:
         """P."""
         return self._vectors.shape[1]
-
-    @property
-    def like(self) -> Tensor:
-        """A tensor of its dtype and device."""
-        return self._vectors
 
     def tridiagonal(self, first: int) -> tuple[Tensor, Tensor]:
         """``[m]`` diagonal entries and those beside them, one more than there are, of Lanczos steps behind ``first``.

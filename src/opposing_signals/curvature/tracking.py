@@ -151,7 +151,7 @@ class EigenTracker:
             starts = [torch.randn(self.k, len(like), generator=generator, dtype=torch.float64)]
         held = max(_HELD, 4 * self._most, _FLOATS_HELD // len(like))
         self._subspace = Subspace(like, min(self._own_budget, held, len(like)))
-        return self._subspace.extended((vector for start in starts for vector in start.to(like)), self._width)
+        return self._subspace.extended((vector for start in starts for vector in start), self._width)
 
     @property
     def _width(self) -> int:
@@ -287,7 +287,7 @@ class EigenTracker:
         residuals = norms(images - quotients[:, None].to(images) * vectors).cpu()
         behind = slice(self.k, kept)
         generator = torch.Generator().manual_seed(self._seed + 1 + self._calls)
-        vector = torch.randn(space.length, generator=generator, dtype=torch.float64).to(space.like)
+        vector = torch.randn(space.length, generator=generator, dtype=torch.float64)
         rest = math.nan
         for _ in range(LOOK_PRODUCTS):
             added = space.extended([vector], space.size + 1)
