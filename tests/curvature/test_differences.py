@@ -141,7 +141,7 @@ def at_the_edge() -> EmpiricalRisk:
 
 @pytest.mark.parametrize(
     ("precision", "of_product", "of_quotient"),
-    [("float32", 4e-4, 1e-6), ("tf32", 0.1, 0.03), ("float16", 0.12, 0.03), ("bfloat16", 0.2, 0.03)],
+    [("float32", 4e-4, 5e-5), ("tf32", 0.1, 0.03), ("float16", 0.12, 0.03), ("bfloat16", 0.2, 0.03)],
 )
 def test_errors_at_the_edge_in_the_precision_of_training(at_the_edge, precision, of_product, of_quotient):
     def in_precision(name):

@@ -86,10 +86,7 @@ PRECONDITIONED_SHARPNESS_RESIDUAL = Quantity(
 PRECONDITIONED_SHARPNESS_BOUND = Quantity(
     "preconditioned_sharpness_bound", "", "loss", "PreconditionedSharpness", "what no eigenvalue exceeds, with 99%"
 )
-PRECONDITIONED_SHARPNESS_ERROR = Quantity(
-    "sharpness_error", "", "loss", "Sharpness", "products=differences: how far the last product has moved q"
-)
-SHARPNESS_PRODUCTS = Quantity(
+PRECONDITIONED_SHARPNESS_PRODUCTS = Quantity(
     "preconditioned_sharpness_products", "", "1", "PreconditionedSharpness", "Hessian-vector products spent"
 )
 BATCH_SHARPNESS = Quantity("batch_sharpness", "", "loss", "BatchSharpness", "mean of gᵀHg/‖g‖² over random batches")
