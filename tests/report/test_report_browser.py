@@ -108,7 +108,7 @@ SHOWN = (
         ("word", "5", ["fig05_sky 1"]),
         ("word", "GRASS", ["fig15_grass 2"]),
         ("verdicts", "FAIL", ["fig15_grass 1", "theory 1"]),
-        ("networks", "Vision Transformer", ["fig15_grass 1"]),
+        ("networks", "ViT", ["fig15_grass 1"]),
         ("scale", "paper", ["fig15_grass 1"]),
         ("word", "nothing has this", []),
     ],

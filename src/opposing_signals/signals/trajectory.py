@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from opposing_signals.configuration import without_root
 from opposing_signals.data import Dataset, recorded
 from opposing_signals.errors import DamagedError, InputError
+from opposing_signals.networks import network_name
 from opposing_signals.record import Record, Series
 from opposing_signals.record.quantities import GRADIENT_SKETCH, SAMPLE_LOSS, SHARPNESS
 from opposing_signals.signals.alignment import ALIKE
@@ -24,12 +25,6 @@ from opposing_signals.signals.tokens import TokenTrack
 
 DOMINANT = 4
 """Pairs of a run that figures draw and claims check: those of largest amplitude."""
-
-
-NETWORKS = {
-    "resnet18": "ResNet-18", "cifar_resnet": "ResNet", "vgg11": "VGG-11", "vit": "ViT", "mlp": "MLP", "gpt": "GPT",
-}  # fmt: skip
-"""Names of the functions that build them ↦ names of networks."""
 
 
 class Trajectory:
@@ -204,10 +199,10 @@ class Trajectory:
 
     @property
     def network(self) -> str:
-        """Name of the network, for instance "ResNet-18" or "VGG-11 with batch norm"; of the run, if it has no model."""
+        """Name of the network, for instance "ResNet-18" or "VGG-11-BN"; of the run, if it has no model."""
         model = self.configuration.get("model", {})
         built = str(model.get("_target_", self.configuration["run"]["name"])).rpartition(".")[2]
-        return NETWORKS.get(built, built) + (" with batch norm" if built == "vgg11" and model.get("batch_norm") else "")
+        return network_name(built, model.get("depth"), bool(model.get("batch_norm")))
 
 
 class Runs(dict[str, Trajectory]):
