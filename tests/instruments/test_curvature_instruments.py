@@ -5,13 +5,16 @@ import itertools
 import numpy as np
 import pytest
 from composing import composed
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from recording import assert_same, assert_same_weights, stopped, trained
 
 from opposing_signals.choices import written
 from opposing_signals.errors import InputError
+from opposing_signals.instruments.sharpness import Sharpness
 from opposing_signals.record import Record
 from opposing_signals.training.batches import Batches
+from opposing_signals.training.job import training_module
 
 CURVE = ("fig03_chebyshev", "steps=5", "threads=1", "risk.chunk=8")  # an MLP on 20 points
 IMAGES = (
@@ -244,13 +247,24 @@ def test_by_differences_the_last_product_is_exact(of_differences, tmp_path):
     assert "sharpness_error" not in exact
 
 
-@pytest.mark.parametrize("run", [CURVE, IMAGES], ids=["curve", "images"])
-def test_training_is_bit_identical_with_and_without_differences(run, tmp_path, caplog):
-    """Of ReLUs they are far off, which is told once."""
-    watched = trained(tmp_path / "watched", by_differences("sample_curvature", "gauss_newton", run=run))
-    assert_same_weights(watched, trained(tmp_path / "alone", configured(run=run, base=())))
+def test_training_is_bit_identical_with_and_without_differences(tmp_path, caplog):
+    watched = trained(tmp_path / "watched", by_differences("sample_curvature", "gauss_newton"))
+    assert_same_weights(watched, trained(tmp_path / "alone", configured(base=())))
     assert watched["sharpness"].steps.tolist() == list(range(len(watched["train_loss"])))
-    assert sum("the loss is not smooth" in line.getMessage() for line in caplog.records) == (run is IMAGES)
+    assert not caplog.records
+
+
+def test_of_relus_they_are_refused_at_the_start_and_told_of_once_later(tmp_path, caplog, monkeypatch):
+    with pytest.raises(InputError, match=r"of λ off at step 0: the loss is not smooth, .*products=exact$"):
+        trained(tmp_path / "begun", by_differences(run=IMAGES))
+    config = by_differences(run=IMAGES)
+    module = training_module(config, instantiate(config.data))
+    monkeypatch.setattr(module, "request_gradient", lambda then: then(None))
+    with Record.writing(tmp_path / "later", {}) as record:
+        instrument = Sharpness(module.risk, record, products="differences")
+        for step in (1, 2):
+            instrument.before_step(module, step)
+    assert sum("the loss is not smooth" in line.getMessage() for line in caplog.records) == 1
 
 
 @pytest.mark.parametrize("step", [1, 3])

@@ -38,8 +38,8 @@ log = getLogger(__name__)
 ProductsBy = Literal["exact", "differences"]
 
 _STEPS_BETWEEN_LOOKS = 24
-_TOLERATED = 0.1
-"""Error of differences over q beyond which one line says so."""
+_TOLERATED = 0.5
+"""Error of differences over q, beyond which they are of no use."""
 
 
 def calls_between_looks(every: int, consecutive: int) -> int:
@@ -89,8 +89,8 @@ class Sharpness(Instrument):
     With ``products="differences"`` v is sought by differences of the training pass's gradient, one gradient each
     (`GradientDifferences`), and the last product, of v itself, is exact: quotient and residual are what they are of
     exact products. Where there is no exact one, it is a difference from both sides, and one line says why.
-    ``sharpness_error`` is how far that last product has moved q; it is a part of the bound. The loss has to be smooth:
-    under ReLUs v is another vector's, and an error above a tenth of q is told once.
+    ``sharpness_error`` is how far that last product has moved q; it is a part of the bound. The loss has to be smooth,
+    without ReLUs: where differences are off by half of q, a run does not begin, and later one line says so.
 
     Args:
         tolerance: See `EigenTracker`, also for ``k`` and ``which``.
@@ -100,7 +100,8 @@ class Sharpness(Instrument):
         products: Whether all of them are exact, by double backward.
 
     Raises:
-        InputError: There are fewer examples than that, or ``products`` is neither.
+        InputError: There are fewer examples than that, or ``products`` is neither; at step 0, differences are of no
+            use.
     """
 
     def __init__(
@@ -156,15 +157,23 @@ class Sharpness(Instrument):
         directions = self.tracker.directions(differences.theta)
         finish = partial(self._finish, differences)
         pairs = self.tracker.update(announced(directions), announced, differences.gradient, finish)
+        self._check_smooth(pairs, step)
         self._write(module, step, pairs)
         self.write(module, step, SHARPNESS_ERROR, pairs.error)
-        if pairs.error > _TOLERATED * abs(pairs.quotient) and not self._has_warned:
-            self._has_warned = True
-            log.warning(
-                "step %s: λ by differences of gradients is off by %.0f%%: the loss is not smooth, as with ReLUs or "
-                "max-pooling, or its gradient is too rough; expected products=exact",
-                *(step, 100 * pairs.error / abs(pairs.quotient)),
-            )
+
+    def _check_smooth(self, pairs: Eigenpairs, step: int) -> None:
+        """Refuse a run that begins with differences of no use; where they come to be of none, say so once."""
+        if not pairs.error > _TOLERATED * abs(pairs.quotient) or self._has_warned:
+            return
+        off = pairs.error / abs(pairs.quotient)
+        said = (
+            f"differences of gradients are {off:.0%} of λ off at step {step}: the loss is not smooth, as with ReLUs, or its "
+            "gradient is too rough: expected instruments.sharpness.products=exact"
+        )
+        if step == 0:
+            raise InputError(said)
+        self._has_warned = True
+        log.warning(said)
 
     def _finish(self, differences: GradientDifferences, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Exact products; at the first measurement it is seen whether there are any."""
