@@ -167,8 +167,8 @@ class Sharpness(Instrument):
             return
         off = pairs.error / abs(pairs.quotient)
         said = (
-            f"differences of gradients are {off:.0%} of λ off at step {step}: the loss is not smooth, as with ReLUs, or "
-            "its gradient is too rough: expected instruments.sharpness.products=exact"
+            f"differences of gradients are {off:.0%} of λ off at step {step}: the loss is not smooth, as with ReLUs, "
+            "or its gradient is too rough: expected instruments.sharpness.products=exact"
         )
         if step == 0:
             raise InputError(said)
