@@ -101,7 +101,7 @@ def _broken(line: str, letters: int) -> str:
 
     "x = 1" stays in one of them, and what stands in parentheses does.
     """
-    whole = re.sub(r" = |\([^()]*\)", lambda part: part[0].replace(" ", "\u00a0"), line)  # no place to break
+    whole = re.sub(r" = | ?\([^()]*\)", lambda part: part[0].replace(" ", "\u00a0"), line)  # no place to break
     parts = narrower = _wrapped(whole, letters)
     width = min(letters, max(map(len, parts), default=0))
     while len(narrower) == len(parts) > 1 and max(map(len, narrower)) <= width:
