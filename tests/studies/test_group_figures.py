@@ -27,7 +27,11 @@ def run(tmp_path):
         if opposed:
             losses[::2, :10] += 1
             losses[1::2, 10:20] += 1
-        return {"made_up": made(tmp_path / str(opposed), configuration, sample_loss=losses, sharpness=10.0 + np.arange(STEPS))}
+        return {
+            "made_up": made(
+                tmp_path / str(opposed), configuration, sample_loss=losses, sharpness=10.0 + np.arange(STEPS)
+            )
+        }
 
     return make
 

@@ -17,6 +17,7 @@ DATA = {"_target_": "opposing_signals.data.planted", "images": EXAMPLES}
 DRAWN = {"data": {"name": "drawn", "examples": EXAMPLES}}
 SPLIT = {"_target_": "opposing_signals.optim.SplitSGD", "momentum": 0.9}
 SGD = {"_target_": "torch.optim.SGD", "momentum": 0.9, "dampening": 0.0}
+MODEL = {"_target_": "opposing_signals.models.cifar_resnet", "depth": 8, "width": 4}
 ADAM = {"_target_": "torch.optim.Adam"}
 
 
@@ -34,7 +35,7 @@ def runs(tmp_path):
             signed = {"signed_share": np.full(last, 0.1 * (1 + number))} if "SplitSGD" in optimizer["_target_"] else {}
             made[f"job{number}"] = recording.made(
                 tmp_path / f"job{number}",
-                {"optimizer": optimizer, "batch": 20, "model": {"depth": 8, "width": 4}, "data": DATA},
+                {"run": {"name": "job"}, "optimizer": optimizer, "batch": 20, "model": MODEL, "data": DATA},
                 DRAWN,
                 state="stopped: the training loss is nan" if number == stopped else "complete",
                 train_loss=losses,

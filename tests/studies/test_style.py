@@ -3,13 +3,43 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
+from recording import made
 
 from opposing_signals.studies import style
 from opposing_signals.studies.claim import Verdict
 
 
+RUN = {"run": {"name": "mine"}}
+RESNET, VGG = ({"_target_": f"opposing_signals.models.{name}"} for name in ("resnet18", "vgg11"))
+
+
 def title(width, text):
     return style.figure(width, 3, text).get_suptitle()
+
+
+@pytest.mark.parametrize(
+    ("networks", "sizes", "expected"),
+    [
+        ([RESNET | {"width": 16}], [0.1], "ResNet-18 (width 16 of 64), drawn, η = 0.1"),
+        ([RESNET | {"width": 64}] * 3, [0.1, 0.2, 0.4], "ResNet-18, drawn, η = 0.1, 0.2 and 0.4"),
+        ([RESNET | {"width": 8}, VGG | {"width": 8}], [1, 1], "ResNet-18 and VGG-11 (width 8 of 64), drawn, η = 1"),
+    ],
+)
+def test_a_title_names_networks_with_their_widths_data_and_step_sizes(tmp_path, networks, sizes, expected):
+    runs = {
+        str(i): made(tmp_path / str(i), {**RUN, "model": model, "optimizer": {"lr": lr}}, {"data": {"name": "drawn"}})
+        for i, (model, lr) in enumerate(zip(networks, sizes, strict=True))
+    }
+    assert style.about("Losses", runs) == f"Losses: {expected}"
+
+
+def test_another_rule_than_gradient_descent_is_named_beside_its_step_size(tmp_path):
+    adam = {"_target_": "torch.optim.Adam", "lr": 0.001}
+    runs = {
+        str(i): made(tmp_path / str(i), {**RUN, "optimizer": optimizer}, {"data": {"name": "drawn"}})
+        for i, optimizer in enumerate([{"_target_": "torch.optim.SGD", "lr": 0.1}, adam])
+    }
+    assert style.about("Losses", runs).endswith("η = 0.1 and Adam η = 0.001")
 
 
 def test_the_look_ends_with_its_context():

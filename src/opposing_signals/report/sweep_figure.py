@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,12 +15,15 @@ from opposing_signals.record import Record, Series
 from opposing_signals.record.quantities import SAMPLE_LOSS, SHARPNESS, TRAIN_LOSS
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies import style
+from opposing_signals.studies.claim import Threshold
 
 if TYPE_CHECKING:
     from opposing_signals.report.sweep import Across
 
-CLAIM_HEIGHT = 0.55
+CLAIM_HEIGHT = 0.95
 """Inches of a claim's row."""
+SHADE = "#d5e8d8"
+"""Of what is claimed."""
 
 
 def seeds_over_each_other(title: str, records: Mapping[str, Record], claims: Sequence[Across]) -> Figure:
@@ -34,20 +37,21 @@ def seeds_over_each_other(title: str, records: Mapping[str, Record], claims: Seq
     runs = {job: Trajectory(record) for job, record in records.items()}
     colours = dict(zip({**runs, **{job: None for claim in claims for job in claim.values}}, cycle(style.RUNS)))
     curves = {name: found for name, found in _curves(runs) if found}
-    heights = [2.4] * len(curves) + [CLAIM_HEIGHT * len(claims) + 0.4]
-    figure = style.figure(9, 1 + sum(heights), title)
-    *above, below = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    heights = [2.4] * len(curves) + [CLAIM_HEIGHT] * len(claims)
+    figure = style.figure(10, 1 + sum(heights), title)
+    panels = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    above, below = panels[: len(curves)], panels[len(curves) :]
     for axes, (name, lines) in zip(above, curves.items(), strict=True):
         for job, line in lines.items():
             axes.plot(line.steps, line.values, color=colours[job], label=job)
-        axes.set_ylabel(name)
-        axes.set_xlabel("step")
+        axes.set(ylabel=name, xlabel="step")
     if SHARPNESS in curves:
         for edge in {run.edge for run in runs.values()}:
             style.mark_edge(above[-1], edge)
     if len(above):
         above[0].legend(ncols=4, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
-    _draw_claims(below, claims, colours)
+    for axes, claim in zip(below, claims, strict=True):
+        _draw_claim(axes, claim, colours)
     return figure
 
 
@@ -63,21 +67,24 @@ def _curves(runs: Mapping[str, Trajectory]) -> Iterator[tuple[str, dict[str, Ser
     yield SHARPNESS, {job: run.sharpness for job, run in runs.items() if SHARPNESS in run.record}
 
 
-def _draw_claims(axes: Axes, claims: Sequence[Across], colours: Mapping[str, str]) -> None:
-    """A row for each claim, scaled to its own values: a dot for each job, a bar at each end of what is claimed."""
-    for row, claim in enumerate(claims):
-        bounds = [float(number) for number in re.findall(r"[-+]?\d[\d.eE+-]*", claim.threshold)]
-        known = [value for value in claim.values.values() if value is not None and np.isfinite(value)]
-        low, high = min([*known, *bounds]), max([*known, *bounds])
-        width = (high - low) or 1.0
-        axes.plot([(bound - low) / width for bound in bounds], [row] * len(bounds), "|", color=style.INK, markersize=16)
-        for job, value in claim.values.items():
-            if value is not None and np.isfinite(value):
-                axes.plot((value - low) / width, row, "o", color=colours[job], alpha=0.8)
-        said = f"{claim.id}: {claim.passed} of {claim.jobs} pass, claimed {claim.threshold}"
-        mean = "" if claim.mean is None else f", mean {claim.mean:.3g}"
-        spread = "" if claim.deviation is None else f" ± {claim.deviation:.2g}"
-        axes.annotate(said + mean + spread, (0, row), (0, 9), textcoords="offset points", fontsize=8)
-    axes.set_xlim(-0.05, 1.05)
-    axes.set_ylim(len(claims) - 0.5, -0.8)
-    axes.set_axis_off()
+def _draw_claim(axes: Axes, claim: Across, colours: Mapping[str, str]) -> None:
+    """A dot for each job on the axis of the claim's values; what is claimed is shaded, its ends are lines."""
+    bounds = [float(number) for number in re.findall(r"[-+]?\d[\d.eE+-]*", claim.threshold)]
+    known = {job: value for job, value in claim.values.items() if value is not None and np.isfinite(value)}
+    low, high = min([*known.values(), *bounds]), max([*known.values(), *bounds])
+    room = 0.08 * ((high - low) or 1.0)
+    ends = [low - room, *sorted(bounds), high + room]
+    threshold = Threshold(claim.threshold)
+    for first, last in pairwise(ends):
+        if threshold.holds((first + last) / 2):
+            axes.axvspan(first, last, color=SHADE, linewidth=0, zorder=0)
+    for bound in bounds:
+        axes.axvline(bound, color=style.INK, linewidth=1.2)
+    for job, value in known.items():
+        axes.plot(value, 0, "o", color=colours[job], alpha=0.8)
+    said = f"{claim.passed} of {claim.jobs} pass; shaded: claimed, {claim.threshold}"
+    said += "" if claim.mean is None else f"; mean {claim.mean:.4g}"
+    said += "" if claim.deviation is None else f", standard deviation {claim.deviation:.2g}"
+    axes.set_title("\n".join([style.wrapped(claim.statement, 110), said]), fontsize=8)
+    axes.set(xlim=(ends[0], ends[-1]), ylim=(-1, 1), yticks=[])
+    axes.spines["left"].set_visible(False)

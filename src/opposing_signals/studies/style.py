@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
@@ -101,7 +102,7 @@ def _broken(line: str, letters: int) -> str:
 
     "x = 1" stays in one of them, and what stands in parentheses does.
     """
-    whole = re.sub(r" = | ?\([^()]*\)", lambda part: part[0].replace(" ", "\u00a0"), line)  # no place to break
+    whole = re.sub(r" = |\([^()]*\)", lambda part: part[0].replace(" ", "\u00a0"), line)  # no place to break
     parts = narrower = _wrapped(whole, letters)
     width = min(letters, max(map(len, parts), default=0))
     while len(narrower) == len(parts) > 1 and max(map(len, narrower)) <= width:
@@ -217,7 +218,9 @@ def legend_above(axes: Axes, columns: int = 1) -> None:
     if not rows:
         return
     axes.legend(ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, columnspacing=1.2)
-    axes.set_title(axes.get_title(loc="left"), pad=4 + 13.5 * rows)
+    title = axes.get_title(loc="left")
+    size = next(text.get_fontsize() for text in axes.findobj(Text) if text.get_text() == title)
+    axes.set_title(title, pad=4 + 13.5 * rows, fontsize=size)
 
 
 def legend_beside(figure: Figure, axes: Axes) -> None:
@@ -271,20 +274,25 @@ def looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def about(what: str, trajectories: Mapping[str, Trajectory]) -> str:
-    """A title that names what is drawn: "…: ResNet-18 and VGG-11, cifar10 (5,000 images), η = 0.1"."""
-
-    def each(values: Iterable[str]) -> str:
-        return " and ".join(dict.fromkeys(values))
-
+    """A title that names what is drawn: "…: ResNet-18 and VGG-11, cifar10 (5,000 images), η = 0.1 and 0.2"."""
     runs = trajectories.values()
-    parts = [each(run.network for run in runs), each(run.record.provenance["data"]["name"] for run in runs)]
-    return ", ".join([f"{what}: {parts[0]}", parts[1], each(map(_step_size, runs))])
+    sizes: dict[str, list[str]] = {}
+    for run in runs:
+        rule = str(run.configuration["optimizer"].get("_target_", "SGD")).rpartition(".")[2]
+        sizes.setdefault("η" if rule == "SGD" else f"{rule} η", []).append(f"{run.step_size:g}")
+    networks = _listed(run.network for run in runs)
+    data = _listed(run.record.provenance["data"]["name"] for run in runs)
+    return f"{what}: {networks}, {data}, {_listed(f'{rule} = {_listed(given)}' for rule, given in sizes.items())}"
 
 
-def _step_size(run: Trajectory) -> str:
-    """For instance "η = 0.1", or "Adam η = 0.001" where the rule is not that of (stochastic) gradient descent."""
-    rule = str(run.configuration["optimizer"].get("_target_", "SGD")).rpartition(".")[2]
-    return f"{'' if rule == 'SGD' else rule + ' '}η = {run.step_size:g}"
+def _listed(values: Iterable[str]) -> str:
+    """For instance "a, b and c", each once; what stands in parentheses behind all of them stands once at the end."""
+    once = list(dict.fromkeys(values))
+    heads, _, ends = zip(*(value.partition(" (") for value in once), strict=True)
+    if len(once) > 1 and ends[0] and len(set(ends)) == 1:
+        return f"{_listed(heads)} ({ends[0]}"
+    *first, last = once
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def ordered_looks(count: int) -> list[dict[str, Any]]:

@@ -24,9 +24,9 @@ LABELS: dict[str, str] = {
     TEST_ACCURACY: "test accuracy",
     SIGNED_SHARE: "share of signed steps",
 }
-PLAIN_BAND = (0.2, 0.3), "70-80% plain"
-"""Band of the share of signed steps, and its name (Appendix F.1)."""
-SIGNED_BAND = (0.1, 0.25), "10-25% signed"
+PLAIN_BAND = (0.2, 0.3)
+"""The paper's share of signed steps: 70% to 80% of the parameters take the plain step (Appendix F.1)."""
+SIGNED_BAND = (0.1, 0.25)
 """The same by §4.2."""
 TONES = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.88, 256)))
 """Without the tones that are too light for a line."""
@@ -134,8 +134,8 @@ def signed_shares(trajectories: Mapping[str, Trajectory]) -> Figure:
         chosen = under(runs, "SplitSGD", dampening)
         last = dampening == dampenings[-1]
         _draw_plain_step_sizes(figure if last else None, [axes], chosen, [SIGNED_SHARE])
-        axes.set(title=f"τ = {dampening:g}", xlabel="step", ylabel=LABELS[SIGNED_SHARE], ylim=(0, 1))
-        _band(axes, *SIGNED_BAND)
+        axes.set(xlabel="step", ylabel=LABELS[SIGNED_SHARE], ylim=(0, 1))
+        _band(axes, SIGNED_BAND, f"τ = {dampening:g}, ")
     return figure
 
 
@@ -176,10 +176,8 @@ def learning_rates_of_both(trajectories: Mapping[str, Trajectory]) -> Figure:
 
 def _panels(runs: Mapping[str, Trajectory], title: str, count: int) -> tuple[Figure, list[Axes]]:
     run = next(iter(runs.values()))
-    configuration, data = run.configuration, run.record.provenance["data"]["name"]
-    model = configuration["model"]
-    network = f"ResNet-{model['depth']} of width {model['width']}"
-    figure = style.figure(4.2 * count, 4, f"{title}\n{network}, {data}, batch {configuration['batch']}")
+    data, batch = run.record.provenance["data"]["name"], run.configuration["batch"]
+    figure = style.figure(4.2 * count, 4, f"{title}\n{run.network}, {data}, batch {batch}")
     return figure, list(np.atleast_1d(figure.subplots(1, count)))
 
 
@@ -221,24 +219,28 @@ def _draw_final(axes: Axes, runs: Mapping[str, Trajectory], names: Sequence[str]
         rates = [rule.lr for rule in chosen]
         axes.plot(rates, [final(run, quantity).mean() for run in chosen.values()], **look, label=name)
     axes.set(xscale="log", xlabel="learning rate", ylabel=f"final {LABELS[quantity]}", title="at the end")
+    rates = sorted({rule.lr for name in names for rule in under(runs, name)})
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes.set_xticks([], minor=True)
     style.legend_above(axes, 2)
 
 
 def _finish(panels: Sequence[Axes], runs: Mapping[str, Trajectory]) -> None:
-    """Labels; the loss is cut off a little above where the runs start."""
+    """Labels; the loss is cut off a little above where the runs start, and begins a little below their lowest."""
     for axes, quantity in zip(panels, LABELS, strict=False):
         axes.set(xlabel="step", ylabel=LABELS[quantity])
         if quantity == SIGNED_SHARE:
             axes.set_ylim(0, 1)
-            _band(axes, *PLAIN_BAND)
+            _band(axes, PLAIN_BAND)
     starts = [float(run.record[TRAIN_LOSS].values[0]) for run in runs.values()]
-    top = panels[0].get_ylim()[1]
-    panels[0].set_ylim(0, min([top, *(1.5 * start for start in starts if np.isfinite(start))]))
+    bottom, top = panels[0].get_ylim()
+    panels[0].set_ylim(max(0, bottom), min([top, *(1.5 * start for start in starts if np.isfinite(start))]))
 
 
-def _band(axes: Axes, interval: tuple[float, float], name: str) -> None:
+def _band(axes: Axes, interval: tuple[float, float], before: str = "") -> None:
+    """Where the paper has the share, told in the title, where no curve crosses it."""
     axes.axhspan(*interval, color=style.GREY, zorder=0)
-    axes.annotate(name, (0.01, np.mean(interval)), xycoords=("axes fraction", "data"), va="center", color=style.MUTED)
+    axes.set_title(f"{before}grey: the paper's {interval[0]:.0%} to {interval[1]:.0%}")
 
 
 def _same_limits(panels: Sequence[Axes]) -> None:
