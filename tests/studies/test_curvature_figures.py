@@ -85,7 +85,7 @@ def test_shares_are_drawn_for_the_tensors_that_matter(run):
     ]  # fmt: skip
     shares = trajectories["made_up"].record["eigenvector_share"].values
     np.testing.assert_array_equal(axes.images[0].get_array(), shares[:, [0, 1, 3, 4]].T)
-    assert "4 of 5 tensors" in figure.get_suptitle()
+    assert "4 of 5 tensors" in figure.get_suptitle().replace("\u00a0", " ")
 
 
 def test_a_tensor_is_shown_if_it_ever_holds_more_than_a_hundredth():

@@ -8,7 +8,6 @@ from recording import made
 from opposing_signals.studies import style
 from opposing_signals.studies.claim import Verdict
 
-
 RUN = {"run": {"name": "mine"}}
 RESNET, VGG = ({"_target_": f"opposing_signals.models.{name}"} for name in ("resnet18", "vgg11"))
 

@@ -126,7 +126,7 @@ def draw_sharpness(axes: Axes, trajectory: Trajectory, edge: float | None, **loo
     draw(axes, record[SHARPNESS], **{"color": INK, "label": "λ", **look})
     if SHARPNESS_BOUND in record:
         measured, bound = record[SHARPNESS], record[SHARPNESS_BOUND]
-        shade = {"color": MUTED, "alpha": 0.2, "linewidth": 0, "zorder": 0, "label": "upper bound of λ"}
+        shade: dict[str, Any] = {"color": MUTED, "alpha": 0.2, "linewidth": 0, "zorder": 0, "label": "upper bound of λ"}
         axes.fill_between(measured.steps, measured.values, bound.values, **shade)
     mark_edge(axes, edge)
     axes.set_ylim(0, None)

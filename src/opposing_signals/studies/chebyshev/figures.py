@@ -43,6 +43,7 @@ def chebyshev(trajectories: Mapping[str, Trajectory], zoom: int = 30) -> Figure:
     loss.set(ylabel="train loss", yscale="log", title="the whole run")
     style.draw_sharpness(sharpness, trajectory, trajectory.edge, linewidth=0.8)
     sharpness.set(xlabel=style.step_label(trajectory), ylabel="sharpness λ")
+    style.legend_above(sharpness, 2)
     for axes in (loss, sharpness):
         style.mark_break_even(axes, trajectory.break_even)
     for row, rank in enumerate(shown):

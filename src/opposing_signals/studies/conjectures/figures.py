@@ -75,7 +75,7 @@ def _job(name: str) -> str:
 
 
 def _draw_dominant_pair(axes: Axes, name: str, trajectory: Trajectory) -> None:
-    """The mean losses of the dominant pair's groups around its selecting step, and how often the gap between them turns.
+    """The mean losses of the dominant pair's groups around its selecting step, and how often their gap turns.
 
     Groups that drift apart correlate as strongly as groups that alternate: only the turns tell them from each other.
     """

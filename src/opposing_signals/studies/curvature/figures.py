@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -90,7 +91,7 @@ def _draw_metric(axes: Axes, trajectory: Trajectory, measured: Series) -> None:
             label=f"pair {number + 1}",
         )
     draw = np.random.default_rng(0).choice(values.shape[1], min(size, values.shape[1]), replace=False)
-    random = {"color": style.MUTED, "linewidth": 2.0, "alpha": 0.8, "label": "random points"}
+    random: dict[str, Any] = {"color": style.MUTED, "linewidth": 2.0, "alpha": 0.8, "label": "random points"}
     axes.plot(steps, np.median(values[:, draw], axis=1), **random)
 
 
@@ -125,7 +126,7 @@ def curvature_share(trajectories: Mapping[str, Trajectory], title: str) -> Figur
     names = trajectory.record.provenance["tensors"]
     shares = np.asarray(measured.values)
     shown = shown_tensors(names, shares)
-    head = style.about(f"{title}: {len(shown)} of {len(names)} tensors", trajectories)
+    head = style.about(f"{title} ({len(shown)} of {len(names)} tensors)", trajectories)
     figure = style.figure(11, 1.8 + 0.2 * len(shown), head)
     axes = figure.subplots()
     # Successive measured steps are columns of equal width, however far apart the steps are.
@@ -231,6 +232,7 @@ def mlp_phases(trajectories: Mapping[str, Trajectory], zoom: int = 40) -> Figure
         style.legend_above(groups, 4)
     style.draw_sharpness(sharpness, trajectory, trajectory.edge, linewidth=0.9)
     sharpness.set_title("sharpness λ")
+    style.legend_above(sharpness, 2)
     along = trajectory.record[PROJECTION]
     projection.plot(along.steps, np.abs(along.values), color=style.INK, linewidth=0.9)
     projection.set_title("size of the projection on v at break-even")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -40,7 +41,7 @@ def projection(
     first = break_even or 0
     shown = first - ZOOM // 4, first + 3 * ZOOM // 4
     looks = style.looks(trajectories)
-    overview = GridSpecFromSubplotSpec(1, len(trajectories), grid[0]).subplots(sharey=True, squeeze=False)[0]
+    overview: Any = GridSpecFromSubplotSpec(1, len(trajectories), grid[0]).subplots(sharey=True, squeeze=False)[0]
     zoomed = figure.add_subplot(grid[1])
     for axes, (name, trajectory) in zip(overview, trajectories.items(), strict=True):
         along = trajectory.record[PROJECTION]
@@ -54,7 +55,8 @@ def projection(
         style.mark_break_even(axes, break_even)
         axes.set_xlabel("step (dotted: break-even of descent)")
     if adaptive in trajectories:
-        sizes, steps, floor = GridSpecFromSubplotSpec(1, 3, grid[2]).subplots()
+        lowest: Any = GridSpecFromSubplotSpec(1, 3, grid[2]).subplots()
+        sizes, steps, floor = lowest
         colour = looks[adaptive]["color"]
         sizes.set_title("Adam's effective step size on v")
         _draw_against_distance(sizes, trajectories[adaptive], EFFECTIVE_STEP_SIZE, first, colour)

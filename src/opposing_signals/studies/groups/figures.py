@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import scipy
@@ -119,7 +120,7 @@ def draw_pair(axes: Axes, trajectory: Trajectory, pair: OpposingPair, number: in
     names = [f"{number + 1}{letter}" for letter in "ab"]
     style.draw_close(axes, steps, values, pair.groups, style.pair_looks(number), names)
     random = _random_points(trajectory, pair, number)
-    look = {"color": style.MUTED, "linewidth": 0.9, "label": f"{len(random)} random points"}
+    look: dict[str, Any] = {"color": style.MUTED, "linewidth": 0.9, "label": f"{len(random)} random points"}
     axes.plot(*style.broken(steps, values[:, random].mean(1)), **look)
     axes.plot(*style.broken(steps, values.mean(1)), color=style.INK, linewidth=1.8, label="all points")
 
@@ -142,9 +143,9 @@ def draw_members(
     if dataset.images is None:
         return
     sheets = GridSpecFromSubplotSpec(2, 1, place)
-    for sheet, group, colour, letter in zip(sheets, pair.groups, style.PAIRS[number % 4], "ab", strict=True):
+    for row, (group, colour, letter) in enumerate(zip(pair.groups, style.PAIRS[number % 4], "ab", strict=True)):
         name = f"{number + 1}{letter}, {len(group)} images" + (f" ({count} shown)" if count < len(group) else "")
-        draw_images(figure.add_subplot(sheet), dataset, group, colour, name, count)
+        draw_images(figure.add_subplot(sheets[row]), dataset, group, colour, name, count)
 
 
 def draw_images(

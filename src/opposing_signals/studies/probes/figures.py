@@ -63,7 +63,7 @@ def _class_looks(path: ProbePath, first: int, shown: int | None = None, leading:
 
     It leads that dominates before or after the ``shown`` step, or has the largest mean probability from ``first`` on.
     """
-    rows = [] if shown is None else np.searchsorted(path.steps, [shown, shown + 1])
+    rows = np.searchsorted(path.steps, [] if shown is None else [shown, shown + 1])
     by_mean = np.argsort(-path.probabilities[path.steps >= first].mean(0))
     leaders = list(dict.fromkeys([*path.logits[rows].argmax(1).tolist(), *by_mean.tolist()]))[:leading]
     looks = [dict(_REST) for _ in by_mean]
@@ -273,7 +273,7 @@ def _draw_decline(axes: Axes, trajectories: Mapping[str, Trajectory], probe: str
     present = [trajectories[name] for name in colours if name in trajectories]
     if len(present) == 2:
         axes.axvline(common_loss(*present), color=style.MUTED, linewidth=0.8, linestyle=":")
-    label = "lowest train loss so far" + (" (dotted: reached by both)" if len(present) == 2 else "")
+    label = "lowest train loss so far" + ("\n(dotted: reached by both)" if len(present) == 2 else "")
     axes.set(title="norm over its peak so far", xlabel=label, ylim=(0, 1.05), xscale="log")
     axes.xaxis.set_major_locator(LogLocator(numticks=20))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda loss, _: f"{loss:g}"))

@@ -206,8 +206,8 @@ def theorem_map(trajectories: Mapping[str, Trajectory]) -> Figure:
     )
     d1 = trajectory.configuration["theory"]["grid"]["d1"]
     figure = style.figure(12, 7.6, "Where theorems 3.1 and 3.2 hold, and where their proofs say so")
-    above, below = figure.add_gridspec(2, 1, height_ratios=[1, 0.04])
-    panels = GridSpecFromSubplotSpec(2, len(grid), above).subplots(sharex=True, sharey=True, squeeze=False)
+    rows = figure.add_gridspec(2, 1, height_ratios=[1, 0.04])
+    panels: Any = GridSpecFromSubplotSpec(2, len(grid), rows[0]).subplots(sharex=True, sharey=True, squeeze=False)
     for column in range(len(grid)):
         upper, lower = panels[:, column]
         alpha, k = grid["alpha"][column], grid["k"][column]
@@ -229,7 +229,7 @@ def theorem_map(trajectories: Mapping[str, Trajectory]) -> Figure:
         Line2D([], [], color=style.INK, linestyle="--", label="of 3.2"),
         Line2D([], [], color=style.INK, linestyle=":", label="α = 4‖β‖(1+k), measured"),
     ]
-    legend = figure.add_subplot(below)
+    legend = figure.add_subplot(rows[1])
     legend.axis("off")
     legend.legend(handles=[*regions, *lines], loc="center left", ncols=7, columnspacing=1.2)
     return figure
