@@ -20,7 +20,7 @@ from opposing_signals.studies.claim import Threshold
 if TYPE_CHECKING:
     from opposing_signals.report.sweep import Across
 
-CLAIM_HEIGHT = 0.95
+CLAIM_HEIGHT = 0.8
 """Inches of a claim's row."""
 SHADE = "#d5e8d8"
 """Of what is claimed."""

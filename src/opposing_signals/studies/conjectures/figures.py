@@ -159,7 +159,7 @@ def probes_by_rule(trajectories: Mapping[str, Trajectory]) -> Figure:
         norms, smoothed = relative_feature_norms(trajectory), relative_feature_norms(trajectory, SMOOTH)
         for axes, noisy, values in zip(panels, norms.values.T, smoothed.values.T, strict=False):
             axes.plot(norms.steps, noisy, color=looks[name]["color"], linewidth=0.5, alpha=0.3)
-            axes.plot(norms.steps, values, **looks[name], linewidth=1.2, label=name)
+            axes.plot(norms.steps, values, **looks[name], linewidth=1.2, label=_job(name))
             peak = int(np.argmax(values))
             axes.plot(norms.steps[peak], values[peak], "o", color=looks[name]["color"], markersize=5)
         loss, sharpness = panels[len(probes) : len(probes) + 2]
@@ -171,5 +171,5 @@ def probes_by_rule(trajectories: Mapping[str, Trajectory]) -> Figure:
         axes.set_visible(False)
     for axes in panels[-columns:]:
         axes.set_xlabel("step")
-    style.legend_beside(figure, panels[0])
+    style.legend_above(panels[0], 3)
     return figure

@@ -25,9 +25,9 @@ def share_increasing(trajectories: Mapping[str, Trajectory]) -> Figure:
         style.mark_break_even(axes, trajectory.break_even)
         late = shares if trajectory.break_even is None else trajectory.after_break_even(shares)
         over = "all steps" if late is shares else "the steps from break-even on"
-        median = f"median {np.median(late.values):.4g} over {over}" if len(late) else f"no value over {over}"
+        median = f"median {np.median(late.values):.4g}" if len(late) else "no value"
         axes.set(xlabel=style.step_label(trajectory), ylim=(0, 1))
-        axes.set_title(f"{name}: {median}", fontsize=9)
+        axes.set_title(f"{name}: {median}\nover {over}", fontsize=9)
     panels[0].set_ylabel("share of points with Δᵢ > 0 (grey: 0.4 to 0.6)")
     return figure
 
