@@ -70,12 +70,10 @@ def test_the_figure_has_each_jobs_curves_and_values(tmp_path) -> None:
         np.testing.assert_allclose(line.get_ydata(), record["sample_loss"].values.mean(1, dtype=np.float64))
     assert [line.get_label() for line in sharpness.lines][:2] == list(records)
     assert sharpness.lines[2].get_ydata()[0] == 2 / 0.05
-    assert [float(line.get_xdata()[0]) for line in claim.lines] == [
-        0.5,
-        1.5,
-        1.0,
-        2.0,
-    ]  # the threshold's ends, the jobs
+    bounds, values = [0.5, 1.5], [1.0, 2.0]
+    assert [float(line.get_xdata()[0]) for line in claim.lines] == bounds + values
     (shade,) = claim.patches
-    assert (shade.get_x(), shade.get_x() + shade.get_width()) == (0.5, 1.5)
-    assert "2 of 2 pass" in claim.get_title(loc="left") + claim.get_title()
+    assert [shade.get_x(), shade.get_x() + shade.get_width()] == bounds
+    statement, said = (claim.get_title(loc="left") + claim.get_title()).splitlines()
+    assert statement.startswith("What a states")
+    assert said == "a: 2 of 2 pass, claimed in [0.5, 1.5], mean 1.50, standard deviation 0.71"

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from opposing_signals.record import Record, Series
 from opposing_signals.record.quantities import SAMPLE_LOSS, SHARPNESS, TRAIN_LOSS
+from opposing_signals.report.page import spread, threshold
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies import style
 from opposing_signals.studies.claim import Threshold
@@ -52,6 +53,8 @@ def seeds_over_each_other(title: str, records: Mapping[str, Record], claims: Seq
         above[0].legend(ncols=4, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
     for axes, claim in zip(below, claims, strict=True):
         _draw_claim(axes, claim, colours)
+    said = "Shaded: claimed. A job passes where the whole interval of its value lies in it."
+    figure.supxlabel(said, x=0.01, ha="left", fontsize=8, color=style.MUTED)
     return figure
 
 
@@ -68,23 +71,23 @@ def _curves(runs: Mapping[str, Trajectory]) -> Iterator[tuple[str, dict[str, Ser
 
 
 def _draw_claim(axes: Axes, claim: Across, colours: Mapping[str, str]) -> None:
-    """A dot for each job on the axis of the claim's values; what is claimed is shaded, its ends are lines."""
+    """A dot for each job on an axis of the claim's values; what is claimed is shaded, its ends are lines."""
     bounds = [float(number) for number in re.findall(r"[-+]?\d[\d.eE+-]*", claim.threshold)]
     known = {job: value for job, value in claim.values.items() if value is not None and np.isfinite(value)}
     low, high = min([*known.values(), *bounds]), max([*known.values(), *bounds])
     room = 0.08 * ((high - low) or 1.0)
     ends = [low - room, *sorted(bounds), high + room]
-    threshold = Threshold(claim.threshold)
+    claimed = Threshold(claim.threshold)
     for first, last in pairwise(ends):
-        if threshold.holds((first + last) / 2):
+        if claimed.holds((first + last) / 2):
             axes.axvspan(first, last, color=SHADE, linewidth=0, zorder=0)
     for bound in bounds:
         axes.axvline(bound, color=style.INK, linewidth=1.2)
     for job, value in known.items():
         axes.plot(value, 0, "o", color=colours[job], alpha=0.8)
-    said = f"{claim.passed} of {claim.jobs} pass; shaded: claimed, {claim.threshold}"
-    said += "" if claim.mean is None else f"; mean {claim.mean:.4g}"
-    said += "" if claim.deviation is None else f", standard deviation {claim.deviation:.2g}"
+    said = f"{claim.id}: {claim.passed} of {claim.jobs} pass, claimed {threshold(claim.threshold)}"
+    if claim.mean is not None and claim.deviation is not None:
+        said += f", {spread(claim.mean, claim.deviation)}"
     axes.set_title("\n".join([style.wrapped(claim.statement, 110), said]), fontsize=8)
     axes.set(xlim=(ends[0], ends[-1]), ylim=(-1, 1), yticks=[])
     axes.spines["left"].set_visible(False)
