@@ -23,7 +23,6 @@ from opposing_signals.record.quantities import SHARPNESS, SHARPNESS_BOUND
 
 if TYPE_CHECKING:
     from opposing_signals.record import Series
-    from opposing_signals.signals import OpposingPair
     from opposing_signals.signals.trajectory import Trajectory
     from opposing_signals.studies.claim import Verdict
 
@@ -130,14 +129,6 @@ def draw_sharpness(axes: Axes, trajectory: Trajectory, edge: float | None, **loo
         axes.fill_between(measured.steps, measured.values, bound.values, **shade)
     mark_edge(axes, edge)
     axes.set_ylim(0, None)
-
-
-def draw_groups(axes: Axes, trajectory: Trajectory, pair: OpposingPair, number: int, prefix: str | None = "") -> None:
-    """The mean losses of a pair's groups while it is active, named "1a" and "1b" after ``prefix``; None: not named."""
-    for group, look, letter in zip(pair.groups, pair_looks(number), "ab", strict=True):
-        name = None if prefix is None else f"{prefix}{number + 1}{letter}"
-        loss = trajectory.group_loss(group, pair.window[0], pair.window[1] + 1)
-        draw(axes, loss, **look, linewidth=0.8, label=name)
 
 
 def draw_close(

@@ -17,6 +17,8 @@ from opposing_signals.studies import style
 from opposing_signals.studies.curvature.metrics import SizeAlongV, sizes_by_floor_distance
 
 ZOOM = 80
+WIDE = 10
+"""Ratio of the largest to the smallest size from which on their axis is logarithmic."""
 
 
 def projection(
@@ -71,7 +73,9 @@ def _draw_against_distance(
 ) -> None:
     distance, size = sizes_by_floor_distance(trajectory, quantity, first_step)
     axes.plot(distance, size, ".", color=colour, markersize=3)
-    axes.set(xlabel="distance to the valley's floor", yscale="log")
+    axes.set(xlabel="distance to the valley's floor")
+    if len(size) and size.max() > WIDE * size.min() > 0:
+        axes.set_yscale("log")
     if len(size) > 2:
         axes.axhline(float(np.median(size)), color=style.MUTED, linestyle="--", linewidth=0.9)
         correlation = np.corrcoef(distance, size)[0, 1]

@@ -79,7 +79,9 @@ def _draw_strip(axes: Axes, trajectory: Trajectory, pair: OpposingPair | None, n
     """The losses of a pair's groups where it is active, beside the train loss of the whole run."""
     style.draw(axes, trajectory.mean_loss, color=style.INK, linewidth=1.6, label="train loss")
     if pair is not None:
-        style.draw_groups(axes, trajectory, pair, number)
+        for group, look, letter in zip(pair.groups, style.pair_looks(number), "ab", strict=True):
+            loss = trajectory.group_loss(group, pair.window[0], pair.window[1] + 1)
+            style.draw(axes, loss, **look, linewidth=0.8, label=f"{number + 1}{letter}")
         random = _random_points(trajectory, pair, number)
         look = {"color": style.MUTED, "linewidth": 0.8, "label": f"{len(random)} random"}
         style.draw(axes, trajectory.group_loss(random), **look)
@@ -101,7 +103,7 @@ def _draw_sharpness(axes: Axes, trajectory: Trajectory) -> None:
             if bound.values[row] > top:
                 legend.texts[-1].set_text(f"upper bound of λ:\n{bound.values[row]:,.0f} at step {bound.steps[row]}")
     style.mark_break_even(axes, trajectory.break_even)
-    axes.set(xlabel=style.step_label(trajectory) + ("; grey: shown below" if trajectory.pairs else ""))
+    axes.set(xlabel=style.step_label(trajectory) + ("; grey in the losses: shown below" if trajectory.pairs else ""))
     axes.set_ylabel("sharpness λ")
 
 
