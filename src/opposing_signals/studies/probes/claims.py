@@ -1,8 +1,8 @@
 """Statistics of probes: how the feature of a pure signal grows, oscillates and declines (figures 5 and 10 to 31).
 
 The norm of a probe is that of its penultimate feature, see `opposing_signals.instruments.block_probe.BlockProbe`. It is
-averaged over two successive steps, because it oscillates with a period of two; its peak and its last value are medians of
-five such averages, because a loss spike makes it leap.
+averaged over two successive steps, because it oscillates with a period of two; its peak and its last value are medians
+of five such averages, because a loss spike makes it leap.
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ def decline_ratio(trajectories: Trajectories, probe: str, run: str, other: str) 
 def remaining_alternation(trajectories: Trajectories, probe: str, run: str, other: str) -> Estimate:
     """Largest alternating change of the class probabilities in the last quarter of the steps, over that of the run.
 
-    A network that has fitted its data does not alternate under any rule. So the largest change from the step on at which
-    the train loss is first as low as the other run's stands beside it.
+    A network that has fitted its data does not alternate under any rule. So the largest change from the step on at
+    which the train loss is first as low as the other run's stands beside it.
     """
     both = named_runs(trajectories, run, other)
     alternation = probe_path(both[0], probe).alternation
