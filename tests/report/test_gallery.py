@@ -14,6 +14,7 @@ from opposing_signals.errors import DamagedError, InputError
 from opposing_signals.experiments import experiments
 from opposing_signals.report import check_gallery, write_gallery
 from opposing_signals.report.gallery import WIDTH
+from opposing_signals.report.result import CHECK
 from opposing_signals.report.sentences import paper
 from opposing_signals.report.sweep import across
 
@@ -41,8 +42,9 @@ def test_every_result_has_its_picture_claims_and_cost(results) -> None:
     assert paper()["fig01_group_losses"] in text
     for place in ("cpu/fig01_group_losses", "paper/fig01_group_losses"):
         assert f"](thumbnails/{place.replace('/', '-')}.webp)]({place}/figure.png)" in text
-    assert "- ✓ PASS. What a states" in text
-    assert "- ✗ FAIL. a\\_b \\< \\*c\\*: −0.9713 (claimed: ≥ −0.8)" in text
+    assert "- ✓ PASS a: What a states" in text
+    assert "- ✗ FAIL b: a\\_b \\< \\*c\\*: −0.971, 95% interval −0.983 to −0.951 (claimed: ≥ −0.8)\n" in text
+    assert "**Here** (scale cpu, seed 1; ResNet-18 of width 16, 2,500 images):" in text
     assert "10 min 42 s of training on x86_64, 2 threads" in text
     links = (f"[fig01\\_group\\_losses ({scale})](#fig01_group_losses)" for scale in ("paper", "cpu"))
     assert f"- **Some claims hold** (2): {' · '.join(links)}\n" in text
@@ -60,11 +62,57 @@ def test_a_sweep_over_seeds_stands_below_the_claims(results) -> None:
         shutil.rmtree(folder / f"seed={seed}")
     (folder / "sweep.json").write_text(json.dumps([asdict(claim) for claim in claims]))
     page, _ = write_gallery(results)
-    said = "Over seed=1, seed=2: a\\_b passes in 1 of 2 (−0.7 ± 0.2828) · [picture](cpu/fig01_group_losses/sweep.png)"
-    assert page.read_text(encoding="utf-8").count(said) == 1
+    text = page.read_text(encoding="utf-8")
+    assert "over seed=1, seed=2 it passes" not in text, "no such claim stands in claims.json"
+    (folder / "claims.json").write_text(json.dumps([verdict("a_b", "PASS")]))
+    text = write_gallery(results)[0].read_text(encoding="utf-8")
+    said = "; over seed=1, seed=2 it passes in 1 of 2, mean −0.70, standard deviation 0.28\n"
+    assert text.count(said) == 1
+    assert text.count("[The claims over seed=1, seed=2](cpu/fig01_group_losses/sweep.png)") == 1
     (folder / "sweep.json").write_text('[{"id": "a"}]')
     with pytest.raises(DamagedError, match="cannot be read"):
         write_gallery(results)
+
+
+def test_verdicts_are_counted_by_what_was_run_and_those_on_a_single_value_apart(results) -> None:
+    single = {"interval": None}
+    check = verdict("e", "PASS", source=CHECK, **single)
+    claims = [verdict("c", "PASS", **single), verdict("d", "FAIL", **single), verdict("n", "NOT RUN"), check]
+    toy = {"toy": {**run(), "configuration": {"model": None}}}
+    write_result(results / "cpu" / "fig02", claims, runs={"other": run(seed=2)})
+    write_result(results / "cpu" / "fig33", [check], runs={"third": run(seed=3)})
+    write_result(results / "paper" / "fig04", [verdict("c", "PASS", **single)], scale="paper", runs=toy)
+    text = write_gallery(results)[0].read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    columns = (
+        "PASS, interval",
+        "PASS, single value",
+        "FAIL, interval",
+        "FAIL, single value",
+        "INCONCLUSIVE",
+        "NOT RUN",
+    )
+    assert rows[0] == ["", *columns]
+    assert rows[2:] == [
+        ["Networks, scale cpu", "1", "1", "1", "1", "0", "1"],
+        ["Networks, scale paper", "1", "0", "1", "0", "1", "1"],
+        ["Theory and toy models", "0", "1", "0", "0", "0", "0"],
+        ["Checks of the measurement", "0", "2", "0", "0", "0", "0"],
+    ]
+    assert text.count(": −0.971, single value (claimed") == 2, "neither the check nor what is computed"
+    assert "- **Every claim holds, in theory and toy models** (1): [fig04](#fig04)\n" in text
+    assert "- **Nothing but the measurement is claimed** (1): [fig33](#fig33)\n" in text
+
+
+def test_an_earlier_verdict_that_its_interval_does_not_decide_is_judged_again(results) -> None:
+    claims = [verdict(verdict_, verdict_, interval=[-0.98, -0.7]) for verdict_ in ("PASS", "FAIL")]
+    write_result(results / "cpu" / "fig02", [*claims, verdict("INCONCLUSIVE", "INCONCLUSIVE")], runs={"b": run(seed=2)})
+    text = write_gallery(results)[0].read_text(encoding="utf-8")
+    assert text.count("? INCONCLUSIVE PASS: ") == text.count("? INCONCLUSIVE FAIL: ") == 1
+    assert (
+        text.count("−0.97, 95% interval −0.98 to −0.70 (claimed: ≥ −0.8); judged again: FAIL by an earlier rule") == 1
+    )
+    assert "- **No claim holds, none fails** (1): [fig02](#fig02)\n" in text
 
 
 def test_thumbnails_are_small_and_of_the_upper_part(results) -> None:
@@ -77,7 +125,7 @@ def test_a_sentence_stands_for_the_picture_it_was_written_for(results) -> None:
     place = "cpu/fig01_group_losses"
     (results / "sentences.yaml").write_text(json.dumps({place: {"drawn": DRAWN, "shows": "Groups alternate."}}))
     page, undescribed = write_gallery(results)
-    assert "**Here** (scale cpu, seed 1): Groups alternate." in page.read_text()
+    assert "2,500 images): Groups alternate." in page.read_text()
     assert undescribed == []
     described = results / place / "experiment.json"
     described.write_text(described.read_text().replace(DRAWN, "2026-01-05T04:00:00+00:00"))

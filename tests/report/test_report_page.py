@@ -11,7 +11,16 @@ from PIL import Image
 
 from opposing_signals.errors import InputError
 from opposing_signals.report import build
-from opposing_signals.report.page import duration, find_records, find_results, interval, number, threshold
+from opposing_signals.report.page import (
+    duration,
+    find_records,
+    find_results,
+    interval,
+    measured,
+    number,
+    spread,
+    threshold,
+)
 from opposing_signals.report.result import VERDICTS
 from opposing_signals.report.sentences import paper
 from opposing_signals.studies import claim
@@ -338,6 +347,30 @@ def test_numbers_in_print() -> None:
     assert [threshold(x) for x in (">= -0.8", "in [0.8, 2.0]")] == ["≥ −0.8", "in [0.8, 2.0]"]
     seconds = {0.71: "0.71 s", 402: "6 min 42 s", 3599.9: "1 h 0 min", 14_000: "3 h 53 min", 2e5: "2 d 8 h"}
     assert [duration(x) for x in seconds] == list(seconds.values())
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "threshold", "text"),
+    [
+        (-0.7576, [-0.9835, -0.55], "< -0.8", "−0.76, 95% interval −0.98 to −0.55"),
+        (6.611, [4.992, 8.992], "> 5", "6.61, 95% interval 4.99 to 8.99"),
+        (26.26, [18.89, 34.04], "> 3", "26, 95% interval 19 to 34"),
+        (0.5, [0.5, 0.5], ">= 0.5", "0.5, 95% interval 0.5 to 0.5"),
+        (1.0977, None, "> 1.1", "1.098"),
+        (8632.0, None, "> 1", "8630"),
+        (1.29049e-07, None, "< 1e-4", "1.29e−07"),
+        (1.0, None, "in [0.99, 1.01]", "1"),
+        (None, None, "> 1", ""),
+    ],
+)
+def test_a_measured_value_has_the_digits_that_tell_something(value, interval, threshold, text) -> None:
+    assert measured({"value": value, "interval": interval, "threshold": threshold}) == text
+
+
+def test_a_spread_has_two_digits() -> None:
+    assert spread(14.5425, 3.94801) == "mean 14.5, standard deviation 3.9"
+    assert spread(-0.7, 0.28284) == "mean −0.70, standard deviation 0.28"
+    assert spread(2.0, 0.0) == "mean 2.0, standard deviation 0.0"
 
 
 def luminance(colour: str) -> float:

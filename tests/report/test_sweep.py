@@ -73,4 +73,11 @@ def test_the_figure_has_each_jobs_curves_and_values(tmp_path) -> None:
     ticks, *values = claims.lines
     assert [float(line.get_xdata()[0]) for line in values] == pytest.approx([1 / 3, 1.0])
     assert list(ticks.get_xdata()) == pytest.approx([0, 2 / 3])
-    assert claims.texts[0].get_text().startswith("a: 2 of 2 pass")
+    statement, said = claims.texts[0].get_text().splitlines()
+    assert statement.startswith("What a states")
+    assert said == "a: 2 of 2 pass, claimed in [0.5, 1.5], mean 1.50, standard deviation 0.71"
+    assert [text.get_text() for text in claims.texts[1:]] == ["0.5", "1.5", "1", "2"]
+    (band,) = claims.collections
+    assert [band.get_paths()[0].vertices[:, 0].min(), band.get_paths()[0].vertices[:, 0].max()] == pytest.approx(
+        [0, 2 / 3]
+    )

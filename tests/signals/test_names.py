@@ -20,7 +20,8 @@ def dataset():
     """200 pictures of five classes in turn on grey; of each class the first eight stand on white."""
     images = np.full((200, 32, 32, 3), PICTURES[""], np.uint8)
     images[:40] = PICTURES["white"]
-    images[:, 8:24, 8:24] = PICTURES["red"]  # what stands in the middle is no background
+    images[:40, 8:24, 8:24] = PICTURES["red"]  # what stands in the middle is no background
+    images[40:80, 8:24, 8:16] = PICTURES["red"]  # half of the middle
     targets = torch.arange(200) % 5
     return dataclasses.replace(planted(200), images=images, targets=targets, class_names=NAMES)
 
@@ -31,15 +32,16 @@ def of(dataset, name, count, start=0):
 
 def test_a_group_is_named_by_its_classes_and_its_background(dataset):
     assert name_group(dataset, of(dataset, "airplane", 8)) == "airplanes on white"
-    assert name_group(dataset, of(dataset, "airplane", 8, 10)) == "airplanes"
-    both = np.concatenate([of(dataset, "frog", 10, 10), of(dataset, "deer", 10, 10)])
+    assert name_group(dataset, of(dataset, "airplane", 8, 8)) == "airplanes in red"
+    assert name_group(dataset, of(dataset, "airplane", 8, 16)) == "airplanes"
+    both = np.concatenate([of(dataset, "frog", 10, 16), of(dataset, "deer", 10, 16)])
     assert name_group(dataset, both) == "frogs and deer"
-    three = np.concatenate([of(dataset, name, 20, 10) for name in ("frog", "deer", "pony")])
+    three = np.concatenate([of(dataset, name, 20, 16) for name in ("frog", "deer", "pony")])
     assert name_group(dataset, three) == "frogs, deer and ponies"
 
 
 def test_classes_that_are_few_beside_the_rest_name_nothing(dataset):
-    everything = np.arange(60, 160)
+    everything = np.arange(80, 180)
     assert name_group(dataset, everything) == "mixed images"
     assert name_group(dataset, np.arange(30)) == "mixed images on white"
     one_of_each = np.arange(100, 105)

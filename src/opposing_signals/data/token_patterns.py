@@ -1,4 +1,4 @@
-"""The paper's opposing tokens, found by their text: quotation marks around a period, and what follows a colon."""
+"""Opposing tokens found by their text: quotation marks around a period, what follows a colon, curly marks."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ from opposing_signals.data.dataset import Dataset
 from opposing_signals.errors import InputError
 
 PATTERNS = {
-    "quote_after_period": rb'\.(?P<target>"|\xe2\x80\x9d)',
-    "quote_before_period": rb'(?P<target>"|\xe2\x80\x9d)\.',
-    "newline_after_colon": rb":(?P<target>\n)",
-    "the_after_colon": rb":(?P<target> )the\b",
+    "quote_after_period": rb'(?P<beside>\.)(?P<target>"|\xe2\x80\x9d)',
+    "quote_before_period": rb'(?P<target>"|\xe2\x80\x9d)(?P<beside>\.)',
+    "newline_after_colon": rb"(?P<beside>:)(?P<target>\n)",
+    "the_after_colon": rb"(?P<beside>:)(?P<target> )the\b",
+    "closing_quote": rb"(?P<beside>\xe2\x80)(?P<target>\x9d)",
+    "apostrophe": rb"(?P<beside>\xe2\x80)(?P<target>\x99)",
 }
 """By name, a regular expression of UTF-8 text; the token that holds its target's last byte is the one to predict.
 
-GPT-2 writes a curly quotation mark as two tokens, and the paper follows the second."""
+GPT-2 writes a curly quotation mark as two tokens, [447, 251], and the paper follows the second. A token that holds what
+stands beside the target too, such as `".` as one token of GPT-2, is no match: whether it is predicted says nothing of
+the order of the two."""
 
 PAIRS = {
     "quotes": ("quote_after_period", "quote_before_period"),
     "colon": ("newline_after_colon", "the_after_colon"),
+    "marks": ("closing_quote", "apostrophe"),
 }
-"""The paper's pairs (figures 7 and 8) by name, each of two patterns."""
+"""Pairs by name, each of two patterns: the paper's (figures 7 and 8), and the curly marks that begin with the same
+token of GPT-2, 447, which a network that knows only the token before cannot tell apart."""
 
 LEAST_CONTEXT = 8
 """A token with a shorter context than this in its sequence is no match: the model does not see the pattern."""
@@ -77,5 +83,11 @@ def _matches(dataset: Dataset, tokens: np.ndarray, pattern: str) -> np.ndarray:
     encoded = [name.encode("utf-8", "surrogateescape") for name in dataset.class_names]
     ends = np.cumsum(np.array([len(text) for text in encoded])[tokens])
     text = b"".join([encoded[token] for token in tokens.tolist()])
-    last = np.array([match.end("target") - 1 for match in re.finditer(PATTERNS[pattern], text)], dtype=np.int64)
-    return np.unique(np.searchsorted(ends, last, side="right"))
+    found = [(match.end("target"), *match.span("beside")) for match in re.finditer(PATTERNS[pattern], text)]
+    behind = np.array(found, dtype=np.int64).reshape(-1, 3) - [
+        1,
+        0,
+        1,
+    ]  # last byte of the target, both of what is beside
+    target, first, last = np.searchsorted(ends, behind, side="right").T
+    return np.unique(target[(target != first) & (target != last)])

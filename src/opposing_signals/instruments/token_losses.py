@@ -52,8 +52,8 @@ class TokenLosses(Instrument):
     Args:
         consecutive: With ``keep`` null a change takes two successive steps.
         sequences: Sequences in the tracking set, evenly spaced in the data; None for all.
-        with_pattern: Sequences beside them for each of the paper's token patterns (`data.token_patterns`) that hold
-            it, evenly spaced among those; 0 for none. Without them, rare tokens have few points.
+        with_pattern: Sequences that hold each of the token patterns of `data.token_patterns`: those that are missing
+            are added, evenly spaced among those that hold it; 0 for none. Without them, rare tokens have few points.
         keep: k; None keeps all.
         sample: Points of the sample that is followed with ``keep`` k.
 
@@ -94,7 +94,9 @@ class TokenLosses(Instrument):
         named = {pattern: pattern_points(dataset, pattern) for pattern in PATTERNS}
         rows = {*_evenly(np.arange(len(dataset)), self.sequences)}
         for points in named.values():
-            rows |= {*_evenly(np.unique(points // width), self.with_pattern)}
+            holding = {*np.unique(points // width)}
+            others = np.array(sorted(holding - rows), dtype=np.int64)
+            rows |= {*_evenly(others, max(0, self.with_pattern - len(holding & rows)))}
         chosen = np.array(sorted(rows))
         self._points = (chosen[:, None] * width + np.arange(width)).ravel()
         self._named = np.flatnonzero(np.isin(self._points, np.concatenate(list(named.values()))))

@@ -12,8 +12,8 @@ from PIL import Image
 
 from opposing_signals.errors import DamagedError, InputError, first_line
 from opposing_signals.files import replacing, write_text
-from opposing_signals.report.page import PACKED, PACKS, SYMBOLS, duration, find_results, number, threshold
-from opposing_signals.report.result import VERDICTS, Picture, Result
+from opposing_signals.report.page import PACKED, PACKS, SYMBOLS, duration, find_results, measured, spread, threshold
+from opposing_signals.report.result import CHECK, VERDICTS, Picture, Result
 from opposing_signals.report.sentences import paper, shown
 from opposing_signals.report.sweep import PICTURE as SWEEP_PICTURE
 from opposing_signals.report.sweep import Across, read_sweep
@@ -22,7 +22,35 @@ PAGE = "README.md"
 THUMBNAILS = "thumbnails"
 WIDTH = 720
 """Of a thumbnail in pixels, about that of a column of text; a tall picture is cut to its upper square."""
-OUTCOMES = {"all": "Every claim holds", "some": "Some claims hold", "none": "No claim holds", "": "Nothing is claimed"}
+SINGLE = "single value"
+"""What is written beside a measured value without an interval."""
+THEORY, CHECKS = "Theory and toy models", "Checks of the measurement"
+OUTCOMES = {
+    "all by intervals": "Every claim holds, with its whole interval",
+    "all": "Every claim holds, one or more as a single value",
+    "all of theory": "Every claim holds, in theory and toy models",
+    "some": "Some claims hold",
+    "undecided": "No claim holds, none fails",
+    "none": "No claim holds, one or more fail",
+    "": "Nothing but the measurement is claimed",
+}
+INTRODUCTION = """\
+What the paper shows and what real runs of this package show, with the verdict on every claim. A claim is fixed \
+before the run: a statement, a statistic and a threshold (`docs/claims.md`). It is PASS where the \
+whole 95% interval of the measured value meets the threshold, FAIL where none of it does, else INCONCLUSIVE. An \
+interval is over the steps or the spikes of one seed, not over seeds. Many statistics have none: their *single value* \
+decides, and where it is near the threshold another seed, or another number of threads, may decide otherwise.
+
+- **Scale paper** has the paper's settings. **Scale cpu** is what a laptop trains: narrow networks (ResNet-18 and \
+VGG-11 have width 64 in the paper), some thousand of the 50,000 images, some hundred steps.
+- **λ**, the sharpness: the largest eigenvalue of the Hessian of the train loss. Gradient descent of step size η \
+cannot settle where λ is above **2/η**.
+- **Break-even**: the first measured step with λ ≥ 2/η.
+- **Opposing pair**: two groups of training examples; when the loss of one rises, that of the other falls. The \
+**dominant pairs** are the four of largest amplitude that a search finds (`docs/discovery.md`).
+- **Feature norm**: the norm of the last layer's input, for one image; that of the data is its mean over the training \
+images (`docs/probes.md`).
+- **Loss spike**: one of the steps in which the train loss rises most."""
 QUALITY = 70
 DESCRIPTION = 0x010E
 """The Exif field that holds the SHA-256 of the picture that a thumbnail was made of."""
@@ -76,23 +104,27 @@ def check_gallery(folder: Path) -> None:
 def render(results: list[Result], folder: Path) -> str:
     """The page in Markdown; addresses are relative to ``folder``, in which the results lie."""
     experiments = [(name, list(group)) for name, group in groupby(results, key=lambda result: result.name)]
-    counts = Counter(verdict["verdict"] for result in results for verdict in result.verdicts)
-    counted = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
     runs = {run.folder: run.training_seconds or 0 for result in results for run in result.runs}
     lines = [
         "# The paper, figure by figure",
         "",
         "<!-- Written by `opposing-signals gallery`: change the results or the sentences, not this page. -->",
         "",
-        "What the paper shows and what real runs of this package show, with the verdict on every claim. A claim is "
-        "fixed before the run, and its measured value alone decides; one that does not hold is reported as FAIL.",
+        INTRODUCTION,
         "",
-        f"{len(results)} results of {len(experiments)} experiments, with {counted}, from {len(runs)} runs, "
-        f"{duration(sum(runs.values()))} of training in all. A click on a picture opens it in full size. By figure:",
+        f"{len(results)} results of {len(experiments)} experiments, from {len(runs)} runs, "
+        f"{duration(sum(runs.values()))} of training in all. Their verdicts:",
+        "",
+        *_counts(results),
+        "",
+        "In theory and toy models a value is computed, not estimated. A check of the measurement, such as shares that "
+        "sum to 1, is no claim of the paper. By figure (a click on a picture opens it in full size):",
         "",
     ]
     for outcome, meaning in OUTCOMES.items():
-        found = [(result, len(group) > 1) for _, group in experiments for result in group if result.outcome == outcome]
+        found = [
+            (result, len(group) > 1) for _, group in experiments for result in group if _outcome(result) == outcome
+        ]
         if found:
             lines.append(f"- **{meaning}** ({len(found)}): {' · '.join(_link(*each) for each in found)}")
     for name, group in experiments:
@@ -103,6 +135,42 @@ def render(results: list[Result], folder: Path) -> str:
             lines += [*_shown(result, folder), ""]
         lines.pop()
     return "\n".join(lines) + "\n"
+
+
+def _counts(results: list[Result]) -> list[str]:
+    """A table of the verdicts by what was run, those on a single value apart."""
+    columns = [f"{verdict}, {how}" for verdict in VERDICTS[:2] for how in ("interval", SINGLE)] + [*VERDICTS[2:]]
+    counts: dict[str, Counter[str]] = {}
+    for result in results:
+        for claim in result.verdicts:
+            verdict = claim["verdict"]
+            how = f"{verdict}, {SINGLE if _is_single(claim) else 'interval'}"
+            row = CHECKS if claim["source"] == CHECK else _kind(result)
+            counts.setdefault(row, Counter())[how if verdict in VERDICTS[:2] else verdict] += 1
+    columns = [column for column in columns if any(row[column] for row in counts.values())]
+    ordered = sorted(counts.items(), key=lambda item: (item[0] == CHECKS, item[0]))
+    rows = [[name, *(str(row[column]) for column in columns)] for name, row in ordered]
+    return [f"| {' | '.join(row)} |" for row in (["", *columns], ["---", *["--:"] * len(columns)], *rows)]
+
+
+def _kind(result: Result) -> str:
+    return f"Networks, scale {_text(result.scale)}" if result.networks else THEORY
+
+
+def _is_single(claim: dict[str, Any]) -> bool:
+    """Whether one value decides, without an interval or several seeds."""
+    return claim["interval"] is None and not claim.get("by_seed")
+
+
+def _outcome(result: Result) -> str:
+    """Which of `OUTCOMES` the result is listed under."""
+    if result.outcome != "all":
+        return result.outcome
+    if not result.networks:
+        return "all of theory"
+    return (
+        "all" if any(_is_single(claim) for claim in result.verdicts if claim["source"] != CHECK) else "all by intervals"
+    )
 
 
 def _link(result: Result, with_scale: bool) -> str:
@@ -117,29 +185,41 @@ def _shown(result: Result, folder: Path) -> list[str]:
     """One result: its sentence, picture, claims and origin."""
     place = result.place_in(folder)
     where = f"scale {result.scale}, seed {result.seed}"
+    trained = "; ".join(dict.fromkeys(run.trained for run in result.runs if run.trained))
     said = f" {_text(result.shown.sentence)}" if result.shown else ""
+    sweep = {claim.id: claim for claim in read_sweep(folder / place)}
     lines = [
-        f"**Here** ({where}):{said}",
+        f"**Here** ({where}{f'; {_text(trained)}' if trained else ''}):{said}",
         "",
         f"[![{_text(result.title)}, {where}]({THUMBNAILS}/{_flat(place)})]({place}/figure.png)",
         "",
-        *(f"- {_claim(claim)}" for claim in result.verdicts),
-        *_sweep(read_sweep(folder / place), place),
+        *(f"- {_claim(claim, result, sweep.get(claim['id']))}" for claim in result.verdicts),
+        *(["", f"[The claims over {_text(_jobs(sweep))}]({place}/{SWEEP_PICTURE})"] if sweep else []),
     ]
     cost = ""
     if result.training_seconds is not None:
         of = f"{len(result.runs)} runs, " if len(result.runs) > 1 else ""
-        cost = f"{of}{duration(result.training_seconds)} of training{_machines(result)} · "
+        work = "training" if result.networks else "computing"
+        cost = f"{of}{duration(result.training_seconds)} of {work}{_machines(result)} · "
     files = [f"[claims]({place}/claims.json)", f"[settings and origin]({place}/experiment.json)"]
     packs = [f"{place.rpartition('/')[0]}/{PACKS}/{PACKED.replace('*', run.folder)}" for run in result.runs]
     files += [f"[record]({pack})" for pack in dict.fromkeys(packs) if (folder / pack).is_file()]
     return [*lines, "", f"{cost}`{result.command}` · {' · '.join(files)}"]
 
 
-def _claim(claim: dict[str, Any]) -> str:
-    threshold_text = _text(threshold(claim["threshold"]))
-    measured = "" if claim["value"] is None else f": {number(claim['value'])} (claimed: {threshold_text})"
-    return f"{SYMBOLS[claim['verdict']]} {claim['verdict']}. {_text(claim['statement'])}{measured}"
+def _claim(claim: dict[str, Any], result: Result, sweep: Across | None) -> str:
+    """A claim in a line: its verdict, name and statement, what was measured, and how it fares over a sweep's jobs."""
+    said = f"{SYMBOLS[claim['verdict']]} {claim['verdict']} {_text(claim['id'])}: {_text(claim['statement'])}"
+    if value := measured(claim):
+        single = f", {SINGLE}" if _is_single(claim) and result.networks and claim["source"] != CHECK else ""
+        said += f": {value}{single} (claimed: {_text(threshold(claim['threshold']))})"
+    if claim["id"] in result.reasons:
+        said += f"; {_text(result.reasons[claim['id']])}"
+    if sweep:
+        said += f"; over {_text(_jobs({sweep.id: sweep}))} it passes in {sweep.passed} of {sweep.jobs}"
+        if sweep.mean is not None and sweep.deviation is not None:
+            said += f", {spread(sweep.mean, sweep.deviation)}"
+    return said
 
 
 def _machines(result: Result) -> str:
@@ -153,19 +233,8 @@ def _machines(result: Result) -> str:
     return f" on {device}" + (f", {threads} thread{'s' if threads > 1 else ''}" if isinstance(threads, int) else "")
 
 
-def _sweep(claims: list[Across], place: str) -> list[str]:
-    """How the claims fare over the jobs of a sweep, for instance over seeds, in one line."""
-    if not claims:
-        return []
-    jobs = ", ".join(dict.fromkeys(job for claim in claims for job in claim.values))
-    fared = (f"{_text(claim.id)} passes in {claim.passed} of {claim.jobs}{_spread(claim)}" for claim in claims)
-    return ["", f"Over {_text(jobs)}: {', '.join(fared)} · [picture]({place}/{SWEEP_PICTURE})"]
-
-
-def _spread(claim: Across) -> str:
-    if claim.mean is None or claim.deviation is None:
-        return ""
-    return f" ({number(claim.mean)} ± {number(claim.deviation)})"
+def _jobs(claims: dict[str, Across]) -> str:
+    return ", ".join(dict.fromkeys(job for claim in claims.values() for job in claim.values))
 
 
 def _text(text: Any) -> str:

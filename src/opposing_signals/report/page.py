@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from collections import Counter
@@ -182,7 +183,43 @@ def number(value: Any) -> str:
     """Four significant digits with a proper minus sign; an en dash for no number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return "–"
-    return f"{value:.4g}".replace("-", "−")
+    return _in_print(f"{value:.4g}")
+
+
+def measured(claim: dict[str, Any]) -> str:
+    """A claim's value with its interval, in the digits that tell something; empty for no value.
+
+    These are two of the interval's width, or three of a value without one, and more where fewer would round a number
+    onto the threshold.
+    """
+    value, bounds = claim["value"], claim["interval"]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return ""
+    limits = [float(limit) for limit in re.findall(r"-?\d+(?:\.\d*)?(?:e-?\d+)?", str(claim["threshold"]))]
+    if not isinstance(bounds, list):
+        return _in_print(f"{round(value, _places([value], abs(value), 3, limits)):.12g}")
+    places = _places([value, *bounds], bounds[1] - bounds[0], 2, limits)
+    texts = [_in_print(f"{round(x, places):.{max(places, 0)}f}") for x in (value, *bounds)]
+    return f"{texts[0]}, 95% interval {texts[1]} to {texts[2]}"
+
+
+def spread(mean: float, deviation: float) -> str:
+    """A mean and its standard deviation, to two digits of the deviation."""
+    places = max(_places([], deviation, 2, []), 0)
+    return _in_print(f"mean {mean:.{places}f}, standard deviation {deviation:.{places}f}")
+
+
+def _places(numbers: list[float], size: float, digits: int, limits: list[float]) -> int:
+    """The decimal places that show ``digits`` digits of ``size`` and tell ``numbers`` from ``limits``."""
+    places = digits - 1 - (math.floor(math.log10(size)) if size > 0 else 0)
+    while places < 12 and any(round(x, places) in limits and x not in limits for x in numbers):
+        places += 1
+    return places
+
+
+def _in_print(text: str) -> str:
+    """``text`` with a proper minus sign."""
+    return text.replace("-", "−")
 
 
 def interval(bounds: Any) -> str:
@@ -192,7 +229,7 @@ def interval(bounds: Any) -> str:
 
 def threshold(text: Any) -> str:
     """A claim's threshold with the signs of print."""
-    return str(text).replace(">=", "≥").replace("<=", "≤").replace("-", "−")
+    return _in_print(str(text).replace(">=", "≥").replace("<=", "≤"))
 
 
 def duration(seconds: float) -> str:

@@ -12,12 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from opposing_signals.errors import InputError
 from opposing_signals.networks import network_name
 from opposing_signals.report.sentences import Shown
 
 VERDICTS = ("PASS", "FAIL", "INCONCLUSIVE", "NOT RUN")
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"IEND\xaeB`\x82"
 CLAIM_FIELDS = ("id", "statement", "source", "statistic", "threshold", "value", "interval", "verdict")
+CHECK = "a check of the measurement"
+"""The source of a claim that nobody makes: one that holds unless the code is wrong."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,13 @@ class Run:
         model = self.settings.get("model", "")
         has_batch_norm = self.settings.get("model.batch_norm") == "true"
         return "" if model == "null" else network_name(model, self.settings.get("model.depth"), has_batch_norm)
+
+    @property
+    def trained(self) -> str:
+        """The network with its width, and the number of training images, as far as they are set."""
+        width, images = self.settings.get("model.width", ""), self.settings.get("data.images", "")
+        parts = [self.network + (f" of width {width}" if width.isdecimal() else "")] if self.network else []
+        return ", ".join([*parts, *([f"{int(images):,} images"] if images.isdecimal() else [])])
 
     @property
     def training_seconds(self) -> float | None:
@@ -152,9 +162,14 @@ class Result:
 
     @property
     def outcome(self) -> str:
-        """How much of what was claimed holds: ``all``, ``some`` or ``none`` of the claims; empty without claims."""
-        passed = sum(claim["verdict"] == VERDICTS[0] for claim in self.verdicts)
-        return ("all" if passed == len(self.verdicts) else "some" if passed else "none") if self.verdicts else ""
+        """How much of what was claimed holds: ``all``, ``some`` or ``none`` of the claims.
+
+        ``undecided`` where no claim holds and none fails; empty without claims but checks of the measurement.
+        """
+        verdicts = {claim["verdict"] for claim in self.verdicts if claim["source"] != CHECK}
+        if VERDICTS[0] in verdicts:
+            return "some" if len(verdicts) > 1 else "all"
+        return ("none" if VERDICTS[1] in verdicts else "undecided") if verdicts else ""
 
     def place_in(self, folder: Path) -> str:
         """Where the result lies in ``folder``, with slashes; it has a picture."""
@@ -241,7 +256,26 @@ def _sound(claims: list[Any], problems: list[str]) -> Iterator[dict[str, Any]]:
         elif claim["verdict"] not in VERDICTS:
             problems.append(f"claims.json: the verdict on {claim['id']} is none of {', '.join(VERDICTS)}.")
         else:
-            yield claim
+            yield _judged_again(claim)
+
+
+def _judged_again(claim: dict[str, Any]) -> dict[str, Any]:
+    """``claim``; an earlier PASS or FAIL that its interval does not decide is INCONCLUSIVE."""
+    value, interval = claim["value"], claim["interval"]
+    numbers = [value, *interval] if isinstance(interval, list) and len(interval) == 2 else []
+    decided = claim["verdict"] in VERDICTS[:2]
+    if not decided or not numbers or not all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers):
+        return claim
+    from opposing_signals.studies.claim import INCONCLUSIVE, Estimate, Threshold  # needs torch
+
+    try:
+        verdict = Threshold(str(claim["threshold"])).verdict(Estimate(value, (interval[0], interval[1])))
+    except InputError:
+        return claim
+    if verdict != INCONCLUSIVE:
+        return claim
+    reason = f"judged again: {claim['verdict']} by an earlier rule, but the threshold lies in the interval"
+    return {**claim, "verdict": verdict, "reason": reason}
 
 
 def _read_picture(path: Path, problems: list[str]) -> Picture | None:

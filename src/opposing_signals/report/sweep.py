@@ -62,7 +62,8 @@ def conclude_sweep(folder: Path, jobs: Mapping[str, str]) -> None:
     from opposing_signals.studies import style
 
     records = {job: Record(record) for job, record in jobs.items() if record and job in concluded}
-    title = f"{folder.name} over {len(jobs)} jobs"
+    described = Result.read(next(iter(concluded.values())), "").title
+    title = f"{described}, over {len(concluded)} jobs"
     with style.look(), replacing(folder / PICTURE) as unfinished:
         style.save(seeds_over_each_other(title, records, claims), unfinished)
     shown = console()

@@ -13,14 +13,17 @@ from matplotlib.figure import Figure
 
 from opposing_signals.record import Record, Series
 from opposing_signals.record.quantities import SAMPLE_LOSS, SHARPNESS, TRAIN_LOSS
+from opposing_signals.report.page import number, spread, threshold
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies import style
 
 if TYPE_CHECKING:
     from opposing_signals.report.sweep import Across
 
-CLAIM_HEIGHT = 0.55
+CLAIM_HEIGHT = 0.85
 """Inches of a claim's row."""
+LEFT, RIGHT = -0.05, 1.05
+"""Ends of a claim's row; its values and thresholds are between 0 and 1."""
 
 
 def seeds_over_each_other(title: str, records: Mapping[str, Record], claims: Sequence[Across]) -> Figure:
@@ -64,20 +67,33 @@ def _curves(runs: Mapping[str, Trajectory]) -> Iterator[tuple[str, dict[str, Ser
 
 
 def _draw_claims(axes: Axes, claims: Sequence[Across], colours: Mapping[str, str]) -> None:
-    """A row for each claim, scaled to its own values: a dot for each job, a bar at each end of what is claimed."""
+    """A row for each claim, scaled to its own values: a dot for each job, and what is claimed as a band."""
     for row, claim in enumerate(claims):
         bounds = [float(number) for number in re.findall(r"[-+]?\d[\d.eE+-]*", claim.threshold)]
         known = [value for value in claim.values.values() if value is not None and np.isfinite(value)]
         low, high = min([*known, *bounds]), max([*known, *bounds])
         width = (high - low) or 1.0
-        axes.plot([(bound - low) / width for bound in bounds], [row] * len(bounds), "|", color=style.INK, markersize=16)
+        ends = [(bound - low) / width for bound in bounds]
+        claimed = ends if len(ends) == 2 else [*ends, RIGHT if ">" in claim.threshold else LEFT]
+        axes.fill_betweenx(
+            [row - 0.18, row + 0.18], min(claimed), max(claimed), color=style.MUTED, alpha=0.2, linewidth=0
+        )
+        axes.plot(ends, [row] * len(ends), "|", color=style.INK, markersize=16)
         for job, value in claim.values.items():
             if value is not None and np.isfinite(value):
                 axes.plot((value - low) / width, row, "o", color=colours[job], alpha=0.8)
-        said = f"{claim.id}: {claim.passed} of {claim.jobs} pass, claimed {claim.threshold}"
-        mean = "" if claim.mean is None else f", mean {claim.mean:.3g}"
-        spread = "" if claim.deviation is None else f" ± {claim.deviation:.2g}"
-        axes.annotate(said + mean + spread, (0, row), (0, 9), textcoords="offset points", fontsize=8)
-    axes.set_xlim(-0.05, 1.05)
+        said = (
+            f"{claim.statement}\n{claim.id}: {claim.passed} of {claim.jobs} pass, claimed {threshold(claim.threshold)}"
+        )
+        if claim.mean is not None and claim.deviation is not None:
+            said += f", {spread(claim.mean, claim.deviation)}"
+        axes.annotate(said, (LEFT, row), (0, 13), textcoords="offset points", fontsize=8)
+        for value in dict.fromkeys((*bounds, *((min(known), max(known)) if known else ()))):
+            place = ((value - low) / width, row)
+            axes.annotate(
+                number(float(f"{value:.3g}")), place, (0, -17), textcoords="offset points", fontsize=7, ha="center"
+            )
+    axes.set_title("Grey: claimed. A job passes where the whole interval of its value lies in it.", fontsize=8)
+    axes.set_xlim(LEFT, RIGHT)
     axes.set_ylim(len(claims) - 0.5, -0.8)
     axes.set_axis_off()

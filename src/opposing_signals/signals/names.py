@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import scipy
 
@@ -14,6 +16,9 @@ CHANCE = 0.01
 EDGE = 4
 """Pixels at each side of a picture 32 pixels wide that are its background."""
 
+MIDDLE = 1 / 3
+"""Share of the middle of a picture, half as high and wide, beyond which a colour is that of what is shown."""
+
 UNCHANGED = {"deer", "sheep", "fish", "aircraft"}
 """Words that are their own plural."""
 
@@ -25,19 +30,23 @@ def name_pair(dataset: Dataset, pair: OpposingPair) -> str:
 
 
 def name_group(dataset: Dataset, group: np.ndarray) -> str:
-    """For instance "airplanes on white", "frogs and deer", "mixed images on blue" or "x in [−0.9, −0.7]".
+    """For instance "airplanes on white", "automobiles in red", "mixed images on blue" or "x in [−0.9, −0.7]".
 
     Named are the one to three classes that are commoner in the group than by chance and hold half of it or more, and
-    the colour of the background if most have it and more than by chance. A group without any of these is of "mixed
-    images".
+    the colour of the background, or else ("in") of the middle, if most have it and more than by chance. A group without
+    any of these is of "mixed images".
     """
     if dataset.inputs.shape[1:] == (1,) and dataset.inputs.is_floating_point() and not dataset.is_classification:
         x = dataset.inputs[group].ravel()
         return f"x in [{float(x.min()):.2g}, {float(x.max()):.2g}]".replace("-", "−")
     kind = "images" if dataset.images is not None else "examples"
     named = _classes(dataset, group) or f"mixed {kind}"
-    background = _background(dataset, group) if dataset.images is not None else ""
-    return f"{named} on {background}" if background else named
+    if dataset.images is None:
+        return named
+    for where, colours_of in (("on", backgrounds), ("in", middles)):
+        if colour := _shared(dataset.images, group, colours_of):
+            return f"{named} {where} {colour}"
+    return named
 
 
 def _classes(dataset: Dataset, group: np.ndarray) -> str:
@@ -73,18 +82,17 @@ def _plural(name: str) -> str:
     return name[:-1] + "ies" if name.endswith("y") and name[-2:-1] not in "aeiou" else name + "s"
 
 
-# -- backgrounds ------------------------------------------------------------------------------------------------------
+# -- colours ----------------------------------------------------------------------------------------------------------
 
 
-def _background(dataset: Dataset, group: np.ndarray) -> str:
-    """The colour that most pictures of the group have at their sides, and more of them than by chance; else empty."""
-    assert dataset.images is not None
-    ours = backgrounds(dataset.images[group])
+def _shared(images: np.ndarray, group: np.ndarray, colours_of: Callable[[np.ndarray], list[str]]) -> str:
+    """The colour that most pictures of the group have, and more of them than by chance; else empty."""
+    ours = colours_of(images[group])
     colour = max(set(ours), key=ours.count)
     if not colour or 2 * ours.count(colour) <= len(ours):
         return ""
-    sample = np.random.default_rng(0).choice(len(dataset), min(len(dataset), 1000), replace=False)
-    usual = backgrounds(dataset.images[sample]).count(colour) / len(sample)
+    sample = np.random.default_rng(0).choice(len(images), min(len(images), 1000), replace=False)
+    usual = colours_of(images[sample]).count(colour) / len(sample)
     chance = float(scipy.stats.binom.sf(ours.count(colour) - 1, len(ours), max(usual, 1 / len(sample))))
     return colour if chance < CHANCE else ""
 
@@ -95,13 +103,29 @@ def backgrounds(images: np.ndarray) -> list[str]:
     Args:
         images: ``[n, height, width, 3]`` or ``[n, height, width]``, uint8.
     """
+    tall, wide = (max(1, EDGE * size // 32) for size in images.shape[1:3])
+    return _commonest(images, ~_inside(images, tall, wide), 1 / 2)
+
+
+def middles(images: np.ndarray) -> list[str]:
+    """The colour in the middle of each picture, as `backgrounds`."""
+    return _commonest(images, _inside(images, *(size // 4 for size in images.shape[1:3])), MIDDLE)
+
+
+def _inside(images: np.ndarray, tall: int, wide: int) -> np.ndarray:
+    """``[height, width]`` bool: pixels at least so far from the sides."""
+    height, width = images.shape[1:3]
+    inside = np.zeros((height, width), bool)
+    inside[tall : height - tall, wide : width - wide] = True
+    return inside
+
+
+def _commonest(images: np.ndarray, where: np.ndarray, share: float) -> list[str]:
+    """The word for the commonest colour ``where``, of each picture; empty if no more than ``share`` of it has that."""
     pictures = images[..., None].repeat(3, axis=3) if images.ndim == 3 else images
-    inside = np.zeros(pictures.shape[1:3], bool)
-    tall, wide = (max(1, EDGE * size // 32) for size in pictures.shape[1:3])
-    inside[tall:-tall, wide:-wide] = True
-    words = _colours(pictures[:, ~inside].astype(float))
-    most = [(word, 2 * (words == word).sum(1) > words.shape[1]) for word in _WORDS]
-    return np.select([has for _, has in most], [word for word, _ in most], "").tolist()
+    words = _colours(pictures[:, where].astype(float))
+    shares = np.stack([(words == word).mean(1) for word in _WORDS])
+    return np.where(shares.max(0) > share, np.array(_WORDS)[shares.argmax(0)], "").tolist()
 
 
 _WORDS = ("white", "black", "blue", "green", "yellow", "red", "brown")
