@@ -2,8 +2,8 @@
 
 For each network at the width of ``scale=paper`` and each lever (fields of ``risk``): seconds for the gradient over
 50,000 images, alone and with two products; memory; and errors against float64, at initialization and after some steps
-of gradient descent: of the gradient, the losses, the product with the top eigenvector v, vᵀHv, and every image's own
-curvature along v. At last it prints
+of gradient descent: of the gradient, the losses, the product with the top eigenvector v, vᵀHv, every image's own
+curvature along v, and the product as a difference of two gradients, with its seconds. At last it prints
 for each network the fastest lever whose gradient errs at most 1.5 times as much as in TF32, the stride with which λ
 takes 15% of the training time, and the largest chunk that fits.
 
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from opposing_signals.curvature import EigenTracker, sample_curvature
+from opposing_signals.curvature.differences import GradientDifferences
 from opposing_signals.curvature.risk import EmpiricalRisk, flatten
 from opposing_signals.errors import InputError
 from opposing_signals.models import cifar_resnet, resnet18, vgg11, vit
@@ -55,6 +56,7 @@ LEVERS: dict[str, dict[str, Any]] = {
     "tf32 compiled products": {"precision": "tf32", COMPILED: True, PRODUCTS: True},
 }
 QUANTITIES = ("gradient", "losses", "Hv", "vᵀHv", "vᵀH_iv")
+DIFFERENCE = "Hv by differences"
 WHOLE = 50_000
 """Images of CIFAR-10."""
 SHARE = 0.15
@@ -113,10 +115,20 @@ class Subject:
         for when, model, (vector, truth) in zip(("first", "last"), self.models, self.truths, strict=True):
             risk = self.risk(copy.deepcopy(model), lever)
             found = measured(risk, vector)
-            row |= {f"{key}, {when}": float((found[key] - right).norm() / right.norm()) for key, right in truth.items()}
+            differences = GradientDifferences(risk)
+            found[DIFFERENCE] = differences(vector[None].to(differences.theta))[0].double()
+            rights = truth | {DIFFERENCE: truth["Hv"]}
+            row |= {
+                f"{key}, {when}": float((found[key] - right).norm() / right.norm()) for key, right in rights.items()
+            }
         row["compiling"] = time.perf_counter() - began
         vectors = torch.randn(2, sum(p.numel() for p in risk.parameters), device=self.device)
-        for what, run in (("gradient", risk.backward), ("both", lambda: risk.backward_with_products(vectors))):
+        passes: dict[str, Callable[[], Any]] = {
+            "gradient": risk.backward,
+            "both": lambda: risk.backward_with_products(vectors),
+            "differences": lambda: differences(vectors[:1]),
+        }
+        for what, run in passes.items():
             run()
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
@@ -188,9 +200,9 @@ def rows_to_come(options: argparse.Namespace, done: Sequence[dict[str, Any]], be
 def printed(row: dict[str, Any]) -> str:
     if "failed" in row:
         return f"{row['network']:9} {row['lever']:27} failed: {row['failed']}"
-    times = "  ".join(f"{what} {row[f'{what} s']:.2f} s" for what in ("gradient", "both"))
+    times = "  ".join(f"{what} {row[f'{what} s']:.2f} s" for what in ("gradient", "both", "differences"))
     memory = f"  {row['gradient GiB']:.1f} and {row['both GiB']:.1f} GiB" if "both GiB" in row else ""
-    errors = "  ".join(f"{key} {row[f'{key}, last']:.0e}" for key in QUANTITIES)
+    errors = "  ".join(f"{key} {row[f'{key}, last']:.0e}" for key in (*QUANTITIES, DIFFERENCE))
     return (
         f"{row['network']:9} {row['lever']:27} {times}{memory}  errors {errors}  compiled in {row['compiling']:.0f} s"
     )

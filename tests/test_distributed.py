@@ -9,6 +9,7 @@ from layers import risk_of
 from torch.multiprocessing.spawn import start_processes
 
 from opposing_signals.curvature import EigenTracker, curvature_split, gradient_norms, sample_curvature, sample_sharpness
+from opposing_signals.curvature.differences import GradientDifferences
 from opposing_signals.optim.sam import ascended_gradient
 
 pytestmark = pytest.mark.slow
@@ -56,6 +57,8 @@ def measured(layer: str) -> dict[str, torch.Tensor]:
         "norms_of_one": gradient_norms(one),
         "of_fewest": risk_of(layer, examples=11).backward(batch[:1] if layer == "linear" else batch).losses,
         "split_of_few": torch.tensor([split_of_few.gauss_newton, split_of_few.functional]),
+        "differences": 1e-5 * GradientDifferences(risk)(vectors),  # which have the rounding of gradients over h
+        "differences_of_few": 1e-5 * GradientDifferences(few, batch[:5])(vectors),
         "dropped": torch.cat(dropped),
         "random_state": torch.get_rng_state(),  # a checkpoint holds that of the first process
         "gradient_norms": gradient_norms(risk),

@@ -171,7 +171,9 @@ def _instruments() -> dict[str, dict[str, Any]]:
     """Name ↦ configuration of every class in `opposing_signals.instruments` that derives from `Instrument`.
 
     Their source is read, not imported: that would take torch. The name is the class's in lower case, its fields are the
-    constructor's arguments behind risk and record; each is ``settings.NAME.FIELD`` of the run, or the default.
+    constructor's arguments behind risk and record; each is ``settings.NAME.FIELD`` of the run, or the default. An
+    argument that is given by keyword alone is an option that a run may add (``+instruments.NAME.FIELD``): where it is
+    left out, it is no part of the configuration and the run's key.
     """
     classes: dict[str, tuple[ast.ClassDef, str]] = {}
     for path in sorted((Path(__file__).parent / "instruments").glob("*.py")):

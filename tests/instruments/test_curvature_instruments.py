@@ -5,13 +5,16 @@ import itertools
 import numpy as np
 import pytest
 from composing import composed
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from recording import assert_same, assert_same_weights, stopped, trained
 
 from opposing_signals.choices import written
 from opposing_signals.errors import InputError
+from opposing_signals.instruments.sharpness import Sharpness
 from opposing_signals.record import Record
 from opposing_signals.training.batches import Batches
+from opposing_signals.training.job import training_module
 
 CURVE = ("fig03_chebyshev", "steps=5", "threads=1", "risk.chunk=8")  # an MLP on 20 points
 IMAGES = (
@@ -216,4 +219,84 @@ def test_more_points_than_there_are_cannot_be_chosen(count, tmp_path):
     config = configured("sample_sharpness")
     config.instruments.sample_sharpness.count = count
     with pytest.raises(Exception, match=f"SampleSharpness: count={count}: expected 1 to 20"):
+        trained(tmp_path, config)
+
+
+# -- products by differences ------------------------------------------------------------------------------------------
+
+
+def by_differences(*instruments: str, **settings):
+    config = configured(*instruments, **settings)
+    config.instruments.sharpness.update(every=1, max_products=8, products="differences")
+    return config
+
+
+@pytest.fixture(scope="module")
+def of_differences(tmp_path_factory) -> Record:
+    return trained(tmp_path_factory.mktemp("differences"), by_differences())
+
+
+def test_by_differences_the_last_product_is_exact(of_differences, tmp_path):
+    config = configured()
+    config.instruments.sharpness.update(every=1, max_products=8)
+    exact = trained(tmp_path, config)
+    for quantity, tolerance in (("sharpness", 0.01), ("sharpness_quotient", 0.01), ("sharpness_bound", 0.05)):
+        np.testing.assert_allclose(of_differences[quantity].values, exact[quantity].values, rtol=tolerance)
+    error = of_differences["sharpness_error"].values / of_differences["sharpness_quotient"].values
+    assert ((error > 0) & (error < 0.01)).all()
+    assert "sharpness_error" not in exact
+
+
+def test_training_is_bit_identical_with_and_without_differences(tmp_path, caplog):
+    watched = trained(tmp_path / "watched", by_differences("sample_curvature", "gauss_newton"))
+    assert_same_weights(watched, trained(tmp_path / "alone", configured(base=())))
+    assert watched["sharpness"].steps.tolist() == list(range(len(watched["train_loss"])))
+    assert not caplog.records
+
+
+def test_of_relus_they_are_refused_at_the_start_and_told_of_once_later(tmp_path, caplog, monkeypatch):
+    with pytest.raises(InputError, match=r"of λ off at step 0: the loss is not smooth, .*products=exact$"):
+        trained(tmp_path / "begun", by_differences(run=IMAGES))
+    config = by_differences(run=IMAGES)
+    module = training_module(config, instantiate(config.data))
+    monkeypatch.setattr(module, "request_gradient", lambda then: then(None))
+    with Record.writing(tmp_path / "later", {}) as record:
+        instrument = Sharpness(module.risk, record, products="differences")
+        for step in (1, 2):
+            instrument.before_step(module, step)
+    assert sum("the loss is not smooth" in line.getMessage() for line in caplog.records) == 1
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_resumed_run_has_the_differences_of_an_uninterrupted_one(of_differences, step, tmp_path, monkeypatch):
+    stopped(tmp_path, by_differences(), step, monkeypatch)
+    assert_same(trained(tmp_path, by_differences()), of_differences)
+
+
+def test_differences_under_minibatch_training_and_of_a_part_of_the_examples(tmp_path):
+    for name, products in (("one", "differences"), ("other", "exact")):
+        config = configured(minibatch=True)
+        config.instruments.sharpness.update(every=1, max_products=8, examples=9, products=products)
+        trained(tmp_path / name, config)
+    one, other = (Record(tmp_path / name)["sharpness"].values for name in ("one", "other"))
+    np.testing.assert_allclose(one, other, rtol=0.01)
+
+
+def test_where_nothing_is_exact_one_line_says_so_and_the_error_covers(of_differences, tmp_path, monkeypatch, caplog):
+    def refused(*_):
+        raise InputError("no second derivative")
+
+    monkeypatch.setattr("opposing_signals.curvature.risk.EmpiricalRisk.hessian_products", refused)
+    record = trained(tmp_path, by_differences())
+    assert [line.getMessage() for line in caplog.records if "no exact product" in line.getMessage()] == [
+        "λ has no exact product, and its error is that of differences: no second derivative"
+    ]
+    off = abs(record["sharpness_quotient"].values - of_differences["sharpness_quotient"].values)
+    assert (off <= record["sharpness_error"].values + 1e-4 * record["sharpness_quotient"].values).all()
+
+
+def test_other_products_are_refused(tmp_path):
+    config = configured()
+    config.instruments.sharpness.products = "quick"
+    with pytest.raises(Exception, match="Sharpness: products=quick: expected exact or differences"):
         trained(tmp_path, config)

@@ -12,6 +12,9 @@ from torch import Tensor
 Products = Callable[[Tensor], Tensor]
 """``[k, P]`` vectors ↦ ``[k, P]`` products with a symmetric matrix."""
 
+Finish = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""``[k, P]`` unit vectors ↦ their products, and ``[k]`` float64 how far these may be off; see `EigenTracker.update`."""
+
 Which = Literal["largest", "smallest", "magnitude"]
 
 
@@ -38,6 +41,7 @@ class Eigenpairs:
     residuals: Tensor
     products: int
     bound: float = math.nan
+    error: float = 0.0
 
     @property
     def value(self) -> float:

@@ -364,6 +364,13 @@ def of_loss(few: EmpiricalRisk, v: Tensor) -> Claim:
     return Claim("gradient", along, lambda graph: (losses(few, graph) @ all_shares(few))[None], against=against)
 
 
+def of_gradient(few: EmpiricalRisk, v: Tensor) -> Generator[Claim]:
+    """What differences of gradients (`opposing_signals.curvature.differences`) take for granted."""
+    with few.deterministic():
+        claim = of_loss(few, v)
+    yield claim
+
+
 def of_products(few: EmpiricalRisk, v: Tensor) -> Generator[Claim]:
     """What `EmpiricalRisk.hessian_products` claims."""
     measured = few.hessian_products(v[None])

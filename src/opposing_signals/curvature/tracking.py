@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from opposing_signals.curvature import bounds
-from opposing_signals.curvature.eigen import Eigenpairs, Products, Which, ranked, wanted
+from opposing_signals.curvature.eigen import Eigenpairs, Finish, Products, Which, ranked, wanted
 from opposing_signals.curvature.subspace import Subspace, norms, share
 from opposing_signals.errors import InputError
 
@@ -166,7 +166,9 @@ class EigenTracker:
             return [start[: self.k] for start in self._starts] + [start[self.k :] for start in self._starts]
         return self._starts[::-1] if self._alternates else self._starts
 
-    def update(self, images: Tensor, products: Products, hint: Tensor | None = None) -> Eigenpairs:
+    def update(
+        self, images: Tensor, products: Products, hint: Tensor | None = None, finish: Finish | None = None
+    ) -> Eigenpairs:
         """Find the pairs of the operator as it is now.
 
         Args:
@@ -179,7 +181,7 @@ class EigenTracker:
         space.know(images)
         first = spent = len(images)
         is_wide = bool(self._starts) and not self._is_narrow
-        budget, rest, has_looked = self._own_budget, math.nan, False
+        budget, rest, has_looked, before = self._own_budget, math.nan, False, -math.inf
         while True:
             k = self.k
             quotients, vectors, vector_images = space.ritz_pairs(k + 1, self.which)
@@ -189,6 +191,9 @@ class EigenTracker:
                 self.k += 1
                 continue
             unsure = self._unsure(quotients, residuals)
+            size = float(wanted(quotients[:k], self.which).sum())
+            if finish is not None and size - before <= self.tolerance**2 * abs(size):
+                unsure[:] = False
             if spent == first:
                 is_calm = not (residuals[:k] > _CALM * self._allowed(quotients[:k])).any()
             # A basis as large as the space is exact; its residual is rounding and must not be widened by.
@@ -200,6 +205,7 @@ class EigenTracker:
                 if space.size == space.most:
                     space.restart(max(2 * k, space.most // 2), self.which)
                 widened = space.extended(residual_vectors[unsure.to(images.device)], space.size + room)
+                before = size
             if len(widened):
                 space.know(products(widened))
                 spent += len(widened)
@@ -216,6 +222,14 @@ class EigenTracker:
             return Eigenpairs(quotients[:k], quotients[:k], vectors[:k], residuals, spent)
         signs = self._steady_signs(vectors)
         vectors, vector_images = signs * vectors, signs * vector_images
+        error = 0.0
+        if finish is not None:
+            finer, errors = finish(vectors[:k])
+            by_finer = torch.linalg.vecdot(vectors[:k].double(), finer.double()).cpu()
+            error = float(torch.maximum((by_finer - quotients[:k]).abs(), errors.cpu()).max())
+            residuals = norms(finer - by_finer[:, None].to(finer) * vectors[:k]).cpu()
+            quotients, vector_images = torch.cat([by_finer, quotients[k:]]), torch.cat([finer, vector_images[k:]])
+            spent += k
         self._remember(quotients, vectors, vector_images, min(len(vectors), first))
         values = quotients[:k] + self._missing(quotients[:k], residuals)
         order = ranked(values, self.which)
@@ -232,8 +246,8 @@ class EigenTracker:
         self._calls += 1
         found = vectors[order.to(vectors.device)]
         bound = bounds.of_operator(quotients[:k], residuals, self._rest * self._peak, self.which)
-        bound = -bound if self.which == "smallest" else bound
-        return Eigenpairs(values[order], quotients[order], found, residuals[order], spent, bound)
+        bound = -(bound + error) if self.which == "smallest" else bound + error
+        return Eigenpairs(values[order], quotients[order], found, residuals[order], spent, bound, error)
 
     def _allowed(self, quotients: Tensor) -> Tensor:
         """Residuals that the pairs may have; a cold start could come to rest at another eigenvalue in passing."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from logging import getLogger
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from opposing_signals.curvature import Eigenpairs, EigenTracker
 from opposing_signals.curvature.chunks import WHOLE, Batch
+from opposing_signals.curvature.differences import GradientDifferences
 from opposing_signals.curvature.double_backward import CurvaturePass
 from opposing_signals.curvature.eigen import Which
 from opposing_signals.curvature.risk import EmpiricalRisk, flatten
@@ -23,6 +25,7 @@ from opposing_signals.record.quantities import (
     EIGENVECTOR_SHARE,
     SHARPNESS,
     SHARPNESS_BOUND,
+    SHARPNESS_ERROR,
     SHARPNESS_PRODUCTS,
     SHARPNESS_QUOTIENT,
     SHARPNESS_RESIDUAL,
@@ -30,7 +33,13 @@ from opposing_signals.record.quantities import (
 from opposing_signals.training.module import TrainingModule
 from opposing_signals.values import Count, NotNegative
 
+log = getLogger(__name__)
+
+ProductsBy = Literal["exact", "differences"]
+
 _STEPS_BETWEEN_LOOKS = 24
+_TOLERATED = 0.5
+"""Error of differences over q, beyond which they are of no use."""
 
 
 def calls_between_looks(every: int, consecutive: int) -> int:
@@ -77,14 +86,22 @@ class Sharpness(Instrument):
     training each measurement is a pass of its own over the whole training set. A later instrument of the same step
     finds v by `top_eigenvector`.
 
+    With ``products="differences"`` v is sought by differences of the training pass's gradient, one gradient each
+    (`GradientDifferences`), and the last product, of v itself, is exact: quotient and residual are what they are of
+    exact products. Where there is no exact one, it is a difference from both sides, and one line says why.
+    ``sharpness_error`` is how far that last product has moved q; it is a part of the bound. The loss has to be smooth,
+    without ReLUs: where differences are off by half of q, a run does not begin, and later one line says so.
+
     Args:
         tolerance: See `EigenTracker`, also for ``k`` and ``which``.
         max_products: See there; 2 means one pass a step.
         examples: L is the mean over so many training examples, evenly spaced, for data over which a pass takes too
             long; None for all. A measurement is then always a pass of its own.
+        products: Whether all of them are exact, by double backward.
 
     Raises:
-        InputError: There are fewer examples than that.
+        InputError: There are fewer examples than that, or ``products`` is neither; at step 0, differences are of no
+            use.
     """
 
     def __init__(
@@ -98,17 +115,30 @@ class Sharpness(Instrument):
         k: Count = 1,
         which: Which = "largest",
         examples: Count | None = None,
+        *,
+        products: ProductsBy = "exact",
     ) -> None:
         super().__init__(risk, record, every, consecutive)
+        if products not in get_args(ProductsBy):
+            raise InputError(f"Sharpness: products={products}: expected {' or '.join(get_args(ProductsBy))}")
         if examples is not None and not 1 <= examples <= len(risk):
             raise InputError(f"Sharpness: examples={examples}: expected 1 to {len(risk)}, or null for all")
         self._batch: Batch = WHOLE
         if examples is not None:
             self._batch = torch.linspace(0, len(risk) - 1, examples, dtype=torch.float64).round().long()
         self.tracker = EigenTracker(k, which, tolerance, max_products, look=calls_between_looks(every, consecutive))
+        self._by_differences = products == "differences"
+        self._has_exact: bool | None = None
+        self._has_warned = False
 
     def before_step(self, module: TrainingModule, step: int) -> None:
-        """Ask for the first products; under minibatch training make them."""
+        """Ask for the first products, or for the gradient; under minibatch training make them."""
+        if self._by_differences:
+            if module.batches.is_full and self._batch is WHOLE:
+                module.request_gradient(partial(self._measure_by_differences, module, step))
+            else:
+                self._measure_by_differences(module, step)
+            return
         directions = self.tracker.directions(flatten([parameter.detach() for parameter in self.risk.parameters]))
         module.announce(f"curvature, product {len(directions)} of {self.tracker.budget}")
         if module.batches.is_full and self._batch is WHOLE:
@@ -119,11 +149,51 @@ class Sharpness(Instrument):
     def _measure(self, module: TrainingModule, step: int, seen: CurvaturePass) -> None:
         further = seen.further or (lambda vectors: self.risk.hessian_products(vectors, self._batch).products)
         announced = announcing(further, module, self.tracker.budget, len(seen.products))
-        pairs = self.tracker.update(seen.products, announced, seen.gradient)
-        module.share(TopEigenvector(pairs.vector, self._batch))
+        self._write(module, step, self.tracker.update(seen.products, announced, seen.gradient))
+
+    def _measure_by_differences(self, module: TrainingModule, step: int, gradient: Tensor | None = None) -> None:
+        differences = GradientDifferences(self.risk, self._batch, gradient)
+        announced = announcing(differences, module, self.tracker.budget + self.tracker.k)
+        directions = self.tracker.directions(differences.theta)
+        finish = partial(self._finish, differences)
+        pairs = self.tracker.update(announced(directions), announced, differences.gradient, finish)
+        self._check_smooth(pairs, step)
         self._write(module, step, pairs)
+        self.write(module, step, SHARPNESS_ERROR, pairs.error)
+
+    def _check_smooth(self, pairs: Eigenpairs, step: int) -> None:
+        """Refuse a run that begins with differences of no use; where they come to be of none, say so once."""
+        if not pairs.error > _TOLERATED * abs(pairs.quotient) or self._has_warned:
+            return
+        off = pairs.error / abs(pairs.quotient)
+        said = (
+            f"differences of gradients are {off:.0%} of λ off at step {step}: the loss is not smooth, as with ReLUs, "
+            "or its gradient is too rough: expected instruments.sharpness.products=exact"
+        )
+        if step == 0:
+            raise InputError(said)
+        self._has_warned = True
+        log.warning(said)
+
+    def _finish(self, differences: GradientDifferences, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Exact products; at the first measurement it is seen whether there are any."""
+        if self._has_exact is not False:
+            try:
+                products = self.risk.hessian_products(vectors, self._batch).products
+            except (InputError, RuntimeError) as error:
+                if self._has_exact:
+                    raise
+                self._has_exact = False
+                log.warning(
+                    "λ has no exact product, and its error is that of differences: %s", str(error).splitlines()[0]
+                )
+            else:
+                self._has_exact = True
+                return products, torch.zeros(len(vectors), dtype=torch.float64)
+        return differences.both_sides(vectors)
 
     def _write(self, module: TrainingModule, step: int, pairs: Eigenpairs) -> None:
+        module.share(TopEigenvector(pairs.vector, self._batch))
         self.write(module, step, SHARPNESS, pairs.value)
         self.write(module, step, SHARPNESS_QUOTIENT, pairs.quotient)
         self.write(module, step, SHARPNESS_RESIDUAL, pairs.residual)

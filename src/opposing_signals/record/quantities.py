@@ -60,6 +60,9 @@ SHARPNESS = Quantity("sharpness", "", "loss", "Sharpness", "λ, the largest eige
 SHARPNESS_QUOTIENT = Quantity("sharpness_quotient", "", "loss", "Sharpness", "q = vᵀ∇²L v")
 SHARPNESS_RESIDUAL = Quantity("sharpness_residual", "", "loss", "Sharpness", "‖∇²L v − q v‖")
 SHARPNESS_BOUND = Quantity("sharpness_bound", "", "loss", "Sharpness", "what no eigenvalue exceeds, with 99%")
+SHARPNESS_ERROR = Quantity(
+    "sharpness_error", "", "loss", "Sharpness", "products=differences: how far the last product has moved q"
+)
 SHARPNESS_PRODUCTS = Quantity("sharpness_products", "", "1", "Sharpness", "Hessian-vector products spent")
 EIGENVECTOR_SHARE = Quantity(
     "eigenvector_share", "[tensors]", "1", "Sharpness", "fraction of ‖v‖² in each parameter tensor"

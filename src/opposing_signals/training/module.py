@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule
 
 from opposing_signals.curvature.chunks import Batch
 from opposing_signals.curvature.double_backward import CurvaturePass, ForwardPass
-from opposing_signals.curvature.risk import EmpiricalRisk
+from opposing_signals.curvature.risk import EmpiricalRisk, flatten
 from opposing_signals.optim import OneSAM
 from opposing_signals.training.batches import Batches
 
@@ -105,6 +105,7 @@ class TrainingModule(LightningModule):
         self.stop_reason = ""
         self.is_finished = False
         self._requests: list[Request] = []
+        self._gradient_requests: list[Callable[[torch.Tensor], None]] = []
         self._observers: list[AbstractContextManager[Any]] = []
         self._shared: list[Any] = []
         self._random_state: dict[str, torch.Tensor] = {}
@@ -138,6 +139,7 @@ class TrainingModule(LightningModule):
         optimizer: Any = self.optimizers()
         optimizer.zero_grad(set_to_none=True)
         requests, self._requests = self._requests, []
+        of_gradient, self._gradient_requests = self._gradient_requests, []
         observers, self._observers = self._observers, []
         with ExitStack() as observed:
             for observer in observers:
@@ -146,6 +148,8 @@ class TrainingModule(LightningModule):
         self.loss = self.forward_pass.losses.double().mean().item()
         if math.isfinite(self.loss):
             self._answer(requests)
+            for then in of_gradient:
+                then(self._gradient())
             for instrument in self._due():
                 instrument.at_gradient(self, self.step)
             for adjust in self.before_update:
@@ -195,6 +199,13 @@ class TrainingModule(LightningModule):
         """
         self.risk.check_products()  # here, because the step's own pass is observed
         self._requests.append((vectors, then))
+
+    def request_gradient(self, then: Callable[[torch.Tensor], None]) -> None:
+        """Let ``then`` have the coming step's own ``[P]`` ∇L of its batch, in front of all `StepHooks.at_gradient`."""
+        self._gradient_requests.append(then)
+
+    def _gradient(self) -> torch.Tensor:
+        return flatten([torch.zeros_like(p) if p.grad is None else p.grad for p in self.risk.parameters])
 
     def share(self, finding: Any) -> None:
         """Let the instruments that come later in this step take ``finding``; see `shared`."""
