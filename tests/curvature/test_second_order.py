@@ -92,6 +92,17 @@ def test_a_pass_over_one_chunk_gives_further_products_by_its_graph(layer):
     assert risk_of(layer).backward_with_products(vectors[:1]).further is None  # three graphs are three times as large
 
 
+def test_further_products_are_refused_once_the_weights_have_had_another_dtype():
+    """As a check in float64 leaves them: autograd then finds zeros in the graph."""
+    risk = risk_of("linear", chunk=11, precision="float32")
+    vectors = torch.randn(2, sum(p.numel() for p in risk.parameters))
+    seen = risk.backward_with_products(vectors)
+    risk.checked = set()
+    risk.check_products()
+    with pytest.raises(InputError, match="the weights have had another dtype since"):
+        seen.further(vectors)
+
+
 @pytest.mark.parametrize("factory", [resnet18, vgg11])
 def test_whole_networks_keep_their_bits_and_agree_with_plain_double_backward(factory):
     generator = torch.Generator().manual_seed(1)

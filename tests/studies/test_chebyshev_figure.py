@@ -36,7 +36,7 @@ def trajectory(tmp_path):
 def test_the_pair_nearest_to_an_interval_stands_above_the_largest(trajectory, first):
     run = trajectory(opposed=True, first=first)
     figure = chebyshev({"curve": run}, zoom=10)
-    assert figure.get_suptitle() == "curve: MLP, a curve, η\u00a0=\u00a00.5"
+    assert figure.get_suptitle() == "Opposing groups in a regression in one variable: MLP, a curve, η\u00a0=\u00a00.5"
     _, _, fit, losses, largest, _ = figure.axes
     assert "pair 2" in fit.get_title(loc="left")
     assert "coverage 1.00" in fit.get_title(loc="left")

@@ -5,7 +5,7 @@ from recording import why
 
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies.conjectures import claims as conjectures
-from opposing_signals.studies.conjectures.figures import group_variance
+from opposing_signals.studies.conjectures.figures import _job, descents, group_variance
 
 STEPS, EXAMPLES = 60, 200
 
@@ -16,7 +16,8 @@ def made(tmp_path):
 
     def make(name: str, losses: np.ndarray | None = None, lr: float = 0.1, **quantities: np.ndarray) -> Trajectory:
         losses = np.ones((STEPS, EXAMPLES)) if losses is None else losses
-        configuration = {"run": {"name": name}, "optimizer": {"lr": lr}}
+        data = {"_target_": "opposing_signals.data.planted", "images": EXAMPLES}
+        configuration = {"run": {"name": name}, "optimizer": {"lr": lr}, "data": data}
         return recording.made(tmp_path / name, configuration, sample_loss=losses, **quantities)
 
     return make
@@ -73,7 +74,37 @@ def test_amplitude_and_variance_of_the_dominant_groups(made):
     assert conjectures.group_amplitude_ratio(runs, "wide").value > 5
     still = {"wide": runs["wide"], "still": made("still")}
     assert "no opposing pair" in why(conjectures.group_variance_ratio, still, "wide", "still")
-    assert len(group_variance(runs).axes) == 2
+
+
+def test_the_figure_draws_the_variances_that_are_claimed(made):
+    runs = {"wide": made("wide", opposed(1.0)), "narrow": made("narrow", opposed(0.5)), "still": made("still")}
+    variances, *panels = group_variance(runs).axes
+    assert [len(axes.lines) for axes in panels] == [4, 4, 0]  # two groups, random points and all
+    ours, wide_random, narrow, narrow_random = (line.get_ydata() for line in variances.lines)
+    expected = conjectures.group_variance_ratio(runs, "wide", "narrow").value
+    assert np.median(ours) / np.median(narrow) == pytest.approx(expected)
+    relative = conjectures.group_variance_ratio(runs, "wide", "narrow", relative=True).value
+    found = np.median(np.divide(ours, wide_random)) / np.median(np.divide(narrow, narrow_random))
+    assert found == pytest.approx(relative, rel=0.01)  # other random groups
+
+
+def test_jobs_side_by_side_are_named_in_words_and_say_how_often_a_pair_turns(made):
+    drifting = 3 + np.outer(np.linspace(0, 1, STEPS) ** 2, np.repeat([1.0, -1.0, 0.0], [10, 10, EXAMPLES - 20]))
+    steps = np.arange(STEPS)
+    more = {"sharpness": 1.0 + steps, "jacobian_norm": 1.0 + steps}
+    runs = {
+        "optimizer.lr=0.2": made("fast", opposed(1.0), lr=0.2, **more),
+        "optimizer.lr=0.025": made("slow", drifting, lr=0.025, **more),
+    }
+    figure = descents(runs, "Step sizes")
+    assert "η\u00a0=\u00a00.2 and 0.025" in figure.get_suptitle()
+    *_, fast, slow = figure.axes
+    assert fast.get_title(loc="left").startswith("η = 0.2: dominant pair")
+    assert fast.get_title(loc="left").endswith("turns at 100% of the steps")
+    assert "no pair" in slow.get_title(loc="left") or slow.get_title(loc="left").endswith("turns at 0% of the steps")
+    assert _job("loss=label_smoothing") == "label smoothing"
+    assert _job("loss.label_smoothing=0.4") == "label smoothing = 0.4"
+    assert _job("run=a,seed=1") == "run=a,seed=1"
 
 
 def test_peak_and_decline_of_feature_norms(made):

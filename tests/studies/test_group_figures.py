@@ -1,11 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from recording import made
 
 from opposing_signals.data import planted
+from opposing_signals.record import Series
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies.groups.changes import change_distribution, share_increasing
-from opposing_signals.studies.groups.figures import group_losses
+from opposing_signals.studies.groups.figures import group_losses, spike_of
 
 EXAMPLES, STEPS = 120, 40
 
@@ -24,7 +27,11 @@ def run(tmp_path):
         if opposed:
             losses[::2, :10] += 1
             losses[1::2, 10:20] += 1
-        return {"made_up": made(tmp_path, configuration, sample_loss=losses, sharpness=10.0 + np.arange(STEPS))}
+        return {
+            "made_up": made(
+                tmp_path / str(opposed), configuration, sample_loss=losses, sharpness=10.0 + np.arange(STEPS)
+            )
+        }
 
     return make
 
@@ -42,6 +49,24 @@ def test_a_pair_is_drawn_with_its_losses_and_images(run):
     sheet = sheets[0].images[0].get_array()
     np.testing.assert_array_equal(sheet[:32, :32], planted(EXAMPLES).images[pair.rising[0]])
     assert len(sheets) == 2
+
+
+def test_pairs_are_shown_around_the_spike_of_the_train_loss_while_they_are_active(run):
+    trajectory = run(opposed=True)["made_up"]
+    (pair,) = trajectory.pairs
+    losses = np.array(trajectory.losses.values)
+    losses[[5, 20, 33]] += [[0.5], [1.0], [2.0]]
+    for step, active in ((33, pair.window), (20, (0, 25)), (5, (0, 10))):
+        assert spike_of(with_losses(trajectory, losses), [replace(pair, window=active)]) == step
+    trajectory = run(opposed=False)["made_up"]
+    assert spike_of(trajectory, []) == STEPS // 2
+    assert spike_of(trajectory, [pair]) == pair.step
+
+
+def with_losses(trajectory, losses):
+    changed = Trajectory(trajectory.record)
+    changed.losses = Series(trajectory.losses.steps, losses)
+    return changed
 
 
 def test_a_run_without_pairs_is_drawn_too(run):

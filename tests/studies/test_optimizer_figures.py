@@ -17,6 +17,7 @@ DATA = {"_target_": "opposing_signals.data.planted", "images": EXAMPLES}
 DRAWN = {"data": {"name": "drawn", "examples": EXAMPLES}}
 SPLIT = {"_target_": "opposing_signals.optim.SplitSGD", "momentum": 0.9}
 SGD = {"_target_": "torch.optim.SGD", "momentum": 0.9, "dampening": 0.0}
+MODEL = {"_target_": "opposing_signals.models.cifar_resnet", "depth": 8, "width": 4}
 ADAM = {"_target_": "torch.optim.Adam"}
 
 
@@ -34,7 +35,7 @@ def runs(tmp_path):
             signed = {"signed_share": np.full(last, 0.1 * (1 + number))} if "SplitSGD" in optimizer["_target_"] else {}
             made[f"job{number}"] = recording.made(
                 tmp_path / f"job{number}",
-                {"optimizer": optimizer, "batch": 20, "model": {"depth": 8, "width": 4}, "data": DATA},
+                {"run": {"name": "job"}, "optimizer": optimizer, "batch": 20, "model": MODEL, "data": DATA},
                 DRAWN,
                 state="stopped: the training loss is nan" if number == stopped else "complete",
                 train_loss=losses,
@@ -112,10 +113,14 @@ def test_groups_under_sgd_beside_random_points_and_all(tmp_path, opposed):
         losses[1::2, 10:20] += 1
     configuration = {"run": {"name": "made_up"}, "optimizer": {"lr": 0.1}, "batch": 20, "data": DATA}
     trajectory = recording.made(tmp_path, configuration, DRAWN, sample_loss=losses)
-    overview, *pairs = sgd_groups({"made_up": trajectory}, zoom=20).axes
-    assert len(pairs) == len(trajectory.pairs) == opposed
-    np.testing.assert_allclose(overview.lines[-1].get_ydata(), losses.mean(1))
+    overview, *shown = sgd_groups({"made_up": trajectory}, zoom=20).axes
+    assert len(shown) == 3 * len(trajectory.pairs) == 3 * opposed
+    np.testing.assert_allclose(overview.lines[0].get_ydata(), losses.mean(1))
     if opposed:
-        group, _, random, mean = pairs[0].lines
+        losses_of_pair, *sheets = shown
+        group, _, random, mean = losses_of_pair.lines
         assert len(group.get_ydata()) == len(mean.get_ydata()) == 21
         assert np.ptp(group.get_ydata()) > 3 * np.ptp(random.get_ydata())
+        for sheet, members in zip(sheets, trajectory.pairs[0].groups, strict=True):
+            first = trajectory.dataset.images[members[0]]
+            np.testing.assert_array_equal(sheet.images[0].get_array()[:32, :32], first)

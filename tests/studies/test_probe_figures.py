@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from probing import ADAM, probed
 
@@ -79,6 +80,24 @@ def _is_bold(axes, title: str) -> bool:
     return text.get_fontweight() == "bold"
 
 
+def test_the_classes_that_lead_have_a_colour_each_and_the_others_are_grey(run):
+    trajectories = run()
+    path = probe_path(trajectories["run"], "red")
+    figure = block_probe(trajectories, "red")
+    panels = titled(figure)
+    colours = [line.get_color() for line in panels["class logits"].lines[:CLASSES]]
+    step = path.shown_step(BREAK_EVEN)
+    leading = {label for label in range(CLASSES) if colours.count(colours[label]) == 1}
+    assert len(leading) == 3
+    assert set(path.logits[[step, step + 1]].argmax(1).tolist()) <= leading
+    assert len({colours[label] for label in set(range(CLASSES)) - leading}) == 1
+    for bar, colour in zip(panels[f"step {step}"].patches, colours, strict=True):
+        assert to_hex(bar.get_facecolor()) == to_hex(colour)
+    (legend,) = (axes.get_legend() for axes in figure.axes if axes.get_legend() and not axes.axison)
+    names = [trajectories["run"].dataset.class_names[label] for label in sorted(leading)]
+    assert [text.get_text() for text in legend.texts] == [*names, "other classes"]
+
+
 def test_without_break_even_the_whole_run_is_looked_at(run):
     panels = titled(block_probe(run(sharpness=np.ones(STEPS)), "red"))
     assert {"step 2", "step 3"} < set(panels)
@@ -107,11 +126,15 @@ def test_adam_beside_descent(run):
     trajectories = run("adam", optimizer=ADAM) | run("descent", train_loss=np.geomspace(2, 0.4, STEPS))
     panels = titled(probe_under_adam(trajectories, "sky", adam="adam", descent="descent"))
     path = probe_path(trajectories["adam"], "sky")
-    np.testing.assert_array_equal(drawn(panels["feature norm"])["input"], path.norm)
+    np.testing.assert_array_equal(drawn(panels["feature norm under Adam"])["input"], path.norm)
+    both = [line.get_ydata() for line in panels["feature norm of the input"].lines]
+    np.testing.assert_array_equal(both, [probe_path(trajectories[name], "sky").norm for name in ("adam", "descent")])
+    probabilities = [line.get_ydata() for line in panels["class probabilities"].lines]
+    np.testing.assert_array_equal(probabilities, path.probabilities.T)
     alternation = panels["alternating change of probabilities"].lines[0]
     np.testing.assert_array_equal(alternation.get_ydata(), path.alternation.values)
     decline = panels["norm over its peak so far"]
-    np.testing.assert_allclose(drawn(decline)["adam"], path.level / np.maximum.accumulate(path.level))
+    np.testing.assert_allclose(drawn(decline)["Adam"], path.level / np.maximum.accumulate(path.level))
     assert decline.lines[-1].get_xdata()[0] == pytest.approx(0.4)
     alone = {"descent": trajectories["descent"]}
     assert "norm over its peak so far" not in titled(probe_under_adam(alone, "sky", adam="adam", descent="descent"))
@@ -122,9 +145,9 @@ def test_a_row_a_network_and_a_column_a_block(run):
     figure = probe_family(trajectories, PROBES)
     panels = [axes for axes in figure.axes if axes.lines]
     assert len(panels) == 4
-    assert panels[0].get_title(loc="left").startswith("sky\nover mean ")
-    assert "lag-1 -0." in panels[1].get_title(loc="left")
-    assert "lag-1 -\n" in panels[3].get_title(loc="left")
+    assert panels[0].get_title(loc="left").startswith("sky\nrises 1.")
+    assert "lag-1 correlation -0." in panels[1].get_title(loc="left")
+    assert panels[3].get_title(loc="left").endswith("lag-1 correlation -")
     np.testing.assert_array_equal(panels[2].lines[0].get_ydata(), probe_path(trajectories["other"], "sky").norm)
 
 

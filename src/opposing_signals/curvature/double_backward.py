@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node, get_gradient_edge
 
 from opposing_signals.curvature.chunks import Batch
 from opposing_signals.curvature.eigen import Products
 from opposing_signals.curvature.refusals import check_graph, check_losses
+from opposing_signals.errors import InputError
 from opposing_signals.processes import count, summed, summed_together
 
 if TYPE_CHECKING:
@@ -129,6 +131,11 @@ class ChunkPass:
             self._weights = weights.to(self.losses).detach().clone().requires_grad_()
             share = (self.losses * self._weights).sum()
         self.gradient = torch.autograd.grad(share, self._parameters, create_graph=is_twice, allow_unused=True)
+        self._ends = self._ends_now() if is_twice else []
+
+    def _ends_now(self) -> list[Node]:
+        """Where graphs of the weights end: other nodes once their dtype has been changed, even if it is back again."""
+        return [get_gradient_edge(parameter).node for parameter in self._parameters]
 
     def add_product(self, direction: list[Tensor], product: list[Tensor], keep_graph: bool) -> Tensor:
         """Add the Hessian's product with ``direction`` to ``product``; returns ``[n]`` ∇ℓ_i·v."""
@@ -143,7 +150,16 @@ class ChunkPass:
         return slope
 
     def products(self, vectors: Tensor) -> Tensor:
-        """``[k, P]`` of ``[k, P]``; the graph stays."""
+        """``[k, P]`` of ``[k, P]``; the graph stays.
+
+        Raises:
+            InputError: The weights have had another dtype since, and then autograd finds zeros in this graph.
+        """
+        if any(now is not then for now, then in zip(self._ends_now(), self._ends, strict=True)):
+            raise InputError(
+                "further products of a pass: the weights have had another dtype since, as while a measure is checked; "
+                "take them by hessian_products"
+            )
         products = torch.zeros_like(vectors)
         for vector, product in zip(vectors, products, strict=True):
             self.add_product(direction_of(self._risk, vector), self._risk.unflatten(product), keep_graph=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,17 +13,18 @@ from matplotlib.figure import Figure
 
 from opposing_signals.record import Record, Series
 from opposing_signals.record.quantities import SAMPLE_LOSS, SHARPNESS, TRAIN_LOSS
-from opposing_signals.report.page import number, spread, threshold
+from opposing_signals.report.page import spread, threshold
 from opposing_signals.signals import Trajectory
 from opposing_signals.studies import style
+from opposing_signals.studies.claim import Threshold
 
 if TYPE_CHECKING:
     from opposing_signals.report.sweep import Across
 
-CLAIM_HEIGHT = 0.85
+CLAIM_HEIGHT = 0.8
 """Inches of a claim's row."""
-LEFT, RIGHT = -0.05, 1.05
-"""Ends of a claim's row; its values and thresholds are between 0 and 1."""
+SHADE = "#d5e8d8"
+"""Of what is claimed."""
 
 
 def seeds_over_each_other(title: str, records: Mapping[str, Record], claims: Sequence[Across]) -> Figure:
@@ -37,20 +38,23 @@ def seeds_over_each_other(title: str, records: Mapping[str, Record], claims: Seq
     runs = {job: Trajectory(record) for job, record in records.items()}
     colours = dict(zip({**runs, **{job: None for claim in claims for job in claim.values}}, cycle(style.RUNS)))
     curves = {name: found for name, found in _curves(runs) if found}
-    heights = [2.4] * len(curves) + [CLAIM_HEIGHT * len(claims) + 0.4]
-    figure = style.figure(9, 1 + sum(heights), title)
-    *above, below = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    heights = [2.4] * len(curves) + [CLAIM_HEIGHT] * len(claims)
+    figure = style.figure(10, 1 + sum(heights), title)
+    panels = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    above, below = panels[: len(curves)], panels[len(curves) :]
     for axes, (name, lines) in zip(above, curves.items(), strict=True):
         for job, line in lines.items():
             axes.plot(line.steps, line.values, color=colours[job], label=job)
-        axes.set_ylabel(name)
-        axes.set_xlabel("step")
+        axes.set(ylabel=name, xlabel="step")
     if SHARPNESS in curves:
         for edge in {run.edge for run in runs.values()}:
             style.mark_edge(above[-1], edge)
     if len(above):
         above[0].legend(ncols=4, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
-    _draw_claims(below, claims, colours)
+    for axes, claim in zip(below, claims, strict=True):
+        _draw_claim(axes, claim, colours)
+    said = "Shaded: claimed. A job passes where the whole interval of its value lies in it."
+    figure.supxlabel(said, x=0.01, ha="left", fontsize=8, color=style.MUTED)
     return figure
 
 
@@ -66,34 +70,24 @@ def _curves(runs: Mapping[str, Trajectory]) -> Iterator[tuple[str, dict[str, Ser
     yield SHARPNESS, {job: run.sharpness for job, run in runs.items() if SHARPNESS in run.record}
 
 
-def _draw_claims(axes: Axes, claims: Sequence[Across], colours: Mapping[str, str]) -> None:
-    """A row for each claim, scaled to its own values: a dot for each job, and what is claimed as a band."""
-    for row, claim in enumerate(claims):
-        bounds = [float(number) for number in re.findall(r"[-+]?\d[\d.eE+-]*", claim.threshold)]
-        known = [value for value in claim.values.values() if value is not None and np.isfinite(value)]
-        low, high = min([*known, *bounds]), max([*known, *bounds])
-        width = (high - low) or 1.0
-        ends = [(bound - low) / width for bound in bounds]
-        claimed = ends if len(ends) == 2 else [*ends, RIGHT if ">" in claim.threshold else LEFT]
-        axes.fill_betweenx(
-            [row - 0.18, row + 0.18], min(claimed), max(claimed), color=style.MUTED, alpha=0.2, linewidth=0
-        )
-        axes.plot(ends, [row] * len(ends), "|", color=style.INK, markersize=16)
-        for job, value in claim.values.items():
-            if value is not None and np.isfinite(value):
-                axes.plot((value - low) / width, row, "o", color=colours[job], alpha=0.8)
-        said = (
-            f"{claim.statement}\n{claim.id}: {claim.passed} of {claim.jobs} pass, claimed {threshold(claim.threshold)}"
-        )
-        if claim.mean is not None and claim.deviation is not None:
-            said += f", {spread(claim.mean, claim.deviation)}"
-        axes.annotate(said, (LEFT, row), (0, 13), textcoords="offset points", fontsize=8)
-        for value in dict.fromkeys((*bounds, *((min(known), max(known)) if known else ()))):
-            place = ((value - low) / width, row)
-            axes.annotate(
-                number(float(f"{value:.3g}")), place, (0, -17), textcoords="offset points", fontsize=7, ha="center"
-            )
-    axes.set_title("Grey: claimed. A job passes where the whole interval of its value lies in it.", fontsize=8)
-    axes.set_xlim(LEFT, RIGHT)
-    axes.set_ylim(len(claims) - 0.5, -0.8)
-    axes.set_axis_off()
+def _draw_claim(axes: Axes, claim: Across, colours: Mapping[str, str]) -> None:
+    """A dot for each job on an axis of the claim's values; what is claimed is shaded, its ends are lines."""
+    bounds = [float(number) for number in re.findall(r"[-+]?\d[\d.eE+-]*", claim.threshold)]
+    known = {job: value for job, value in claim.values.items() if value is not None and np.isfinite(value)}
+    low, high = min([*known.values(), *bounds]), max([*known.values(), *bounds])
+    room = 0.08 * ((high - low) or 1.0)
+    ends = [low - room, *sorted(bounds), high + room]
+    claimed = Threshold(claim.threshold)
+    for first, last in pairwise(ends):
+        if claimed.holds((first + last) / 2):
+            axes.axvspan(first, last, color=SHADE, linewidth=0, zorder=0)
+    for bound in bounds:
+        axes.axvline(bound, color=style.INK, linewidth=1.2)
+    for job, value in known.items():
+        axes.plot(value, 0, "o", color=colours[job], alpha=0.8)
+    said = f"{claim.id}: {claim.passed} of {claim.jobs} pass, claimed {threshold(claim.threshold)}"
+    if claim.mean is not None and claim.deviation is not None:
+        said += f", {spread(claim.mean, claim.deviation)}"
+    axes.set_title("\n".join([style.wrapped(claim.statement, 110), said]), fontsize=8)
+    axes.set(xlim=(ends[0], ends[-1]), ylim=(-1, 1), yticks=[])
+    axes.spines["left"].set_visible(False)

@@ -199,10 +199,10 @@ class Trajectory:
 
     @property
     def network(self) -> str:
-        """Name of the network, for instance "ResNet-18" or "VGG-11-BN"; of the run, if it has no model."""
+        """The network, for instance "VGG-11-BN" or "ResNet-18 (width 16 of 64)"; the run's name, if it has no model."""
         model = self.configuration.get("model", {})
         built = str(model.get("_target_", self.configuration["run"]["name"])).rpartition(".")[2]
-        return network_name(built, model.get("depth"), bool(model.get("batch_norm")))
+        return network_name(built, model.get("depth"), bool(model.get("batch_norm")), model.get("width"))
 
 
 class Runs(dict[str, Trajectory]):

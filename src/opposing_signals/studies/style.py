@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import zip_longest
@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
@@ -22,7 +23,6 @@ from opposing_signals.record.quantities import SHARPNESS, SHARPNESS_BOUND
 
 if TYPE_CHECKING:
     from opposing_signals.record import Series
-    from opposing_signals.signals import OpposingPair
     from opposing_signals.signals.trajectory import Trajectory
     from opposing_signals.studies.claim import Verdict
 
@@ -45,7 +45,6 @@ DPI = 150
 """Pixels an inch."""
 LARGEST_PNG = 1_000_000
 """Bytes, above which a picture, which then is one of many photographs, gets a palette."""
-_CLASSES = ("#0072B2", "#D55E00", "#00674F", "#8E3B74", "#22252b")
 
 _LOOK: Any = {
     "axes.edgecolor": MUTED,
@@ -71,7 +70,8 @@ _LOOK: Any = {
     "ytick.labelcolor": INK,
     "ytick.labelsize": 8,
 }
-_INCHES_A_LETTER = 0.135  # of a title
+_INCHES_A_LETTER = 0.115  # of a title
+_INCHES_A_NOTE = 0.135  # of a line under the panels
 
 
 def look() -> AbstractContextManager[None]:
@@ -97,8 +97,11 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _broken(line: str, letters: int) -> str:
-    """As few lines of at most ``letters`` as there can be, of about the same length; "x = 1" stays in one of them."""
-    whole = line.replace(" = ", "\u00a0=\u00a0")  # no place to break
+    """As few lines of at most ``letters`` as there can be, of about the same length.
+
+    "x = 1" stays in one of them, and what stands in parentheses does.
+    """
+    whole = re.sub(r" = |\([^()]*\)", lambda part: part[0].replace(" ", "\u00a0"), line)  # no place to break
     parts = narrower = _wrapped(whole, letters)
     width = min(letters, max(map(len, parts), default=0))
     while len(narrower) == len(parts) > 1 and max(map(len, narrower)) <= width:
@@ -107,8 +110,8 @@ def _broken(line: str, letters: int) -> str:
     return "\n".join(parts)
 
 
-def _wrapped(line: str, letters: int) -> list[str]:
-    return textwrap.wrap(line, letters, break_long_words=False, break_on_hyphens=False)
+def _wrapped(line: str, letters: int, indent: str = "") -> list[str]:
+    return textwrap.wrap(line, letters, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def draw(axes: Axes, series: Series, **look: Any) -> None:
@@ -119,20 +122,13 @@ def draw(axes: Axes, series: Series, **look: Any) -> None:
 def draw_sharpness(axes: Axes, trajectory: Trajectory, edge: float | None, **look: Any) -> None:
     """λ, the shade between it and what no eigenvalue exceeds (see `curvature.Eigenpairs`), and 2/η if it is given."""
     record = trajectory.record
-    draw(axes, record[SHARPNESS], **{"color": INK, **look})
+    draw(axes, record[SHARPNESS], **{"color": INK, "label": "λ", **look})
     if SHARPNESS_BOUND in record:
         measured, bound = record[SHARPNESS], record[SHARPNESS_BOUND]
-        axes.fill_between(measured.steps, measured.values, bound.values, color=MUTED, alpha=0.2, linewidth=0, zorder=0)
+        shade: dict[str, Any] = {"color": MUTED, "alpha": 0.2, "linewidth": 0, "zorder": 0, "label": "upper bound of λ"}
+        axes.fill_between(measured.steps, measured.values, bound.values, **shade)
     mark_edge(axes, edge)
     axes.set_ylim(0, None)
-
-
-def draw_groups(axes: Axes, trajectory: Trajectory, pair: OpposingPair, number: int, prefix: str | None = "") -> None:
-    """The mean losses of a pair's groups while it is active, named "1a" and "1b" after ``prefix``; None: not named."""
-    for group, look, letter in zip(pair.groups, pair_looks(number), "ab", strict=True):
-        name = None if prefix is None else f"{prefix}{number + 1}{letter}"
-        loss = trajectory.group_loss(group, pair.window[0], pair.window[1] + 1)
-        draw(axes, loss, **look, linewidth=0.8, label=name)
 
 
 def draw_close(
@@ -213,7 +209,9 @@ def legend_above(axes: Axes, columns: int = 1) -> None:
     if not rows:
         return
     axes.legend(ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, columnspacing=1.2)
-    axes.set_title(axes.get_title(loc="left"), pad=4 + 13.5 * rows)
+    title = axes.get_title(loc="left")
+    size = next(text.get_fontsize() for text in axes.findobj(Text) if text.get_text() == title)
+    axes.set_title(title, pad=4 + 13.5 * rows, fontsize=size)
 
 
 def legend_beside(figure: Figure, axes: Axes) -> None:
@@ -224,22 +222,31 @@ def legend_beside(figure: Figure, axes: Axes) -> None:
 def name_verdicts(
     figure: Figure, verdicts: Sequence[Verdict], failures: Mapping[str, str] = MappingProxyType({})
 ) -> None:
-    """Say under the panels, in a line, what became of the figure's claims; below it which runs failed, and why."""
+    """Say under the panels what became of each of the figure's claims, and below them which runs failed, and why.
+
+    The figure grows by what is said, so that the panels keep their size.
+    """
     room = int(15 * figure.get_figwidth())
-    told = " · ".join(
-        f"{one.id} {one.verdict}" + ("" if one.value is None else f" ({one.value:.3g}, {one.threshold})")
-        for one in verdicts
-    )
-    if len(told) > room:  # the counts, and those that did not pass
-        counts = Counter(one.verdict for one in verdicts)
-        told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-        others = [f"{one.id} {one.verdict}" for one in verdicts if one.verdict != "PASS"]
-        told += ": " * bool(others) + ", ".join(others)
-    lines = [told, *(f"{name} failed: {why}" for name, why in failures.items())]
-    shown = [textwrap.shorten(line, room, placeholder=" …") for line in lines if line]
-    if shown:
+    lines = [line for one in verdicts for line in _wrapped(_told(one), room, indent="    ")]
+    lines += [textwrap.shorten(f"{name} failed: {why}", room, placeholder=" …") for name, why in failures.items()]
+    if lines:
+        figure.set_figheight(figure.get_figheight() + _INCHES_A_NOTE * len(lines))
         colour = ALARM if failures else MUTED
-        figure.supxlabel("\n".join(shown), x=0.01, ha="left", fontsize=8, color=colour)
+        figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color=colour)
+
+
+def _told(verdict: Verdict) -> str:
+    """For instance "PASS: −0.9123 (claimed < -0.8; 95% interval −0.95 to −0.87): the two groups ..."."""
+    if verdict.value is None:
+        measured = f"no value, claimed {verdict.threshold}"
+    else:
+        measured = f"{verdict.value:.4g}, claimed {verdict.threshold}"
+    if verdict.interval is not None:
+        measured += "; 95% interval {:.4g} to {:.4g}".format(*verdict.interval)
+    if verdict.by_seed:
+        passed = sum(one["verdict"] == "PASS" for one in verdict.by_seed)
+        measured += f"; passes in {passed} of {len(verdict.by_seed)} seeds"
+    return f"{verdict.verdict} ({measured}): {verdict.statement}"
 
 
 def pair_looks(number: int) -> list[dict[str, Any]]:
@@ -257,23 +264,26 @@ def looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-def class_looks(count: int) -> list[dict[str, Any]]:
-    """Colour and line of each class; as many as there are colours are solid, the next dashed, and so on."""
-    return [
-        {"color": _CLASSES[label % len(_CLASSES)], "linestyle": LINES[label // len(_CLASSES) % len(LINES)]}
-        for label in range(count)
-    ]
-
-
 def about(what: str, trajectories: Mapping[str, Trajectory]) -> str:
-    """A title that names what is drawn: "…: ResNet-18 and VGG-11, cifar10 (5,000 images), η = 0.1"."""
-
-    def each(values: Iterable[str]) -> str:
-        return " and ".join(dict.fromkeys(values))
-
+    """A title that names what is drawn: "…: ResNet-18 and VGG-11, cifar10 (5,000 images), η = 0.1 and 0.2"."""
     runs = trajectories.values()
-    parts = [each(run.network for run in runs), each(run.record.provenance["data"]["name"] for run in runs)]
-    return ", ".join([f"{what}: {parts[0]}", parts[1], f"η = {each(f'{run.step_size:g}' for run in runs)}"])
+    sizes: dict[str, list[str]] = {}
+    for run in runs:
+        rule = str(run.configuration["optimizer"].get("_target_", "SGD")).rpartition(".")[2]
+        sizes.setdefault("η" if rule == "SGD" else f"{rule} η", []).append(f"{run.step_size:g}")
+    networks = _listed(run.network for run in runs)
+    data = _listed(run.record.provenance["data"]["name"] for run in runs)
+    return f"{what}: {networks}, {data}, {_listed(f'{rule} = {_listed(given)}' for rule, given in sizes.items())}"
+
+
+def _listed(values: Iterable[str]) -> str:
+    """For instance "a, b and c", each once; what stands in parentheses behind all of them stands once at the end."""
+    once = list(dict.fromkeys(values))
+    heads, _, ends = zip(*(value.partition(" (") for value in once), strict=True)
+    if len(once) > 1 and ends[0] and len(set(ends)) == 1:
+        return f"{_listed(heads)} ({ends[0]}"
+    *first, last = once
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def ordered_looks(count: int) -> list[dict[str, Any]]:

@@ -32,7 +32,8 @@ def chebyshev(trajectories: Mapping[str, Trajectory], zoom: int = 30) -> Figure:
     trajectory.curve  # noqa: B018  refuses another kind of data set
     coverages = trajectory.interval_coverages
     shown = list(dict.fromkeys([int(np.argmax(coverages)), 0])) if coverages else []
-    figure = style.figure(13, 4.6 + 3.4 * (len(shown) > 1), trajectory.title)
+    title = style.about("Opposing groups in a regression in one variable", trajectories)
+    figure = style.figure(13, 4.6 + 3.4 * (len(shown) > 1), title)
     grid = figure.add_gridspec(2, 3, width_ratios=[1.25, 1.1, 1])
     loss, sharpness = figure.add_subplot(grid[0, 2]), figure.add_subplot(grid[1, 2])
     for row, rank in enumerate(shown):
@@ -42,6 +43,7 @@ def chebyshev(trajectories: Mapping[str, Trajectory], zoom: int = 30) -> Figure:
     loss.set(ylabel="train loss", yscale="log", title="the whole run")
     style.draw_sharpness(sharpness, trajectory, trajectory.edge, linewidth=0.8)
     sharpness.set(xlabel=style.step_label(trajectory), ylabel="sharpness λ")
+    style.legend_above(sharpness, 2)
     for axes in (loss, sharpness):
         style.mark_break_even(axes, trajectory.break_even)
     for row, rank in enumerate(shown):

@@ -11,9 +11,12 @@ from matplotlib.figure import Figure
 
 from opposing_signals.record import Series
 from opposing_signals.record.quantities import JACOBIAN_NORM
-from opposing_signals.signals import Trajectory
+from opposing_signals.signals import Trajectory, name_pair
+from opposing_signals.signals.steps import between, reversals
 from opposing_signals.studies import style
-from opposing_signals.studies.curvature.metrics import SMOOTH, relative_feature_norms
+from opposing_signals.studies.curvature.metrics import SMOOTH, gap_changes, relative_feature_norms
+from opposing_signals.studies.estimates import random_groups
+from opposing_signals.studies.groups.figures import draw_pair
 
 ZOOM = 40
 """Steps shown around a pair's selecting step."""
@@ -27,8 +30,8 @@ def descents(trajectories: Mapping[str, Trajectory], title: str, by_time: bool =
         title: Of the figure.
         by_time: The upper panels show time Σ η instead of steps, to compare step sizes.
     """
-    figure = style.figure(max(11, 2.9 * len(trajectories)), 6.6, title)
-    parts: Any = figure.subfigures(2, 1, height_ratios=[1.15, 1])
+    figure = style.figure(max(12, 3 * len(trajectories)), 7.4, style.about(title, trajectories))
+    parts: Any = figure.subfigures(2, 1, height_ratios=[1, 1.05])
     upper, lower = parts
     loss, sharpness, jacobian = upper.subplots(1, 3, sharex=True)
     looks = style.looks(trajectories)
@@ -41,7 +44,7 @@ def descents(trajectories: Mapping[str, Trajectory], title: str, by_time: bool =
             (jacobian, trajectory.record[JACOBIAN_NORM]),
         ):
             timed = Series(np.asarray(series.steps) * unit, series.values)
-            style.draw(axes, timed, **looks[name], linewidth=0.9, label=name)
+            style.draw(axes, timed, **looks[name], linewidth=0.9, label=_job(name))
         if len(edges) > 1 and trajectory.edge is not None:
             sharpness.axhline(trajectory.edge, color=looks[name]["color"], linewidth=0.6, alpha=0.6)
     if len(edges) == 1:
@@ -54,47 +57,88 @@ def descents(trajectories: Mapping[str, Trajectory], title: str, by_time: bool =
         axes.set_xlabel("time Σ η" if by_time else "step")
     panels = lower.subplots(1, len(trajectories), squeeze=False)[0]
     for axes, (name, trajectory) in zip(panels, trajectories.items(), strict=True):
-        _draw_dominant_pair(axes, name, trajectory)
+        _draw_dominant_pair(axes, _job(name), trajectory)
+    panels[0].set_ylabel("loss")
+    style.legend_above(panels[0], 2)
     return figure
 
 
+def _job(name: str) -> str:
+    """A job of a sweep over one field in words: "η = 0.1" for "optimizer.lr=0.1", "square" for "loss=square"."""
+    field, _, value = name.partition("=")
+    if not value or "," in name:
+        return name
+    if "." not in field:
+        return value.replace("_", " ")
+    field = field.rpartition(".")[2].replace("_", " ")
+    return f"{'η' if field == 'lr' else field} = {value}"
+
+
 def _draw_dominant_pair(axes: Axes, name: str, trajectory: Trajectory) -> None:
-    """The mean losses of the dominant pair's groups around its selecting step."""
+    """The mean losses of the dominant pair's groups around its selecting step, and how often their gap turns.
+
+    Groups that drift apart correlate as strongly as groups that alternate: only the turns tell them from each other.
+    """
     axes.set_xlabel("step")
     if not trajectory.pairs:
         axes.set_title(f"{name}: no pair")
         return
     pair = trajectory.pairs[0]
-    steps, values = trajectory.losses_between(
-        max(pair.window[0], pair.step - ZOOM // 2), min(pair.window[1], pair.step + ZOOM // 2) + 1
-    )
-    style.draw_close(axes, steps, values, pair.groups, style.pair_looks(0))
-    axes.plot(*style.broken(steps, values.mean(1)), color=style.INK, linewidth=1.5)
-    axes.set_title(f"{name}\ndominant pair: correlation {pair.correlation:.2f}", fontsize=9)
+    first, last = max(pair.window[0], pair.step - ZOOM // 2), min(pair.window[1], pair.step + ZOOM // 2) + 1
+    draw_pair(axes, trajectory, pair, 0, first, last)
+    turns = reversals(gap_changes(trajectory, pair)).values
+    turned = f", turns at {np.mean(turns):.0%} of the steps" if len(turns) else ""
+    members = style.wrapped(name_pair(trajectory.dataset, pair), 38)
+    correlation = f"correlation {pair.correlation:.2f}".replace("-", "\u2212")
+    axes.set_title(f"{name}: dominant pair\n{members}\n{correlation}{turned}", fontsize=8)
 
 
 # -- batch norm -------------------------------------------------------------------------------------------------------
 
 
 def group_variance(trajectories: Mapping[str, Trajectory]) -> Figure:
-    """One panel per job: losses of the dominant pairs' groups, of a random subset of equal size, and of all points."""
-    columns = 2
-    rows = -(-len(trajectories) // columns)
-    figure = style.figure(12, 0.8 + 3 * rows, style.about("Losses of opposing groups", trajectories))
-    panels = figure.subplots(rows, columns, squeeze=False, sharex="row").ravel()
-    for axes, (name, trajectory) in zip(panels, trajectories.items(), strict=False):
-        losses = trajectory.losses
-        values = np.asarray(losses.values)
-        for number, pair in enumerate(trajectory.pairs_in_time):
-            style.draw_groups(axes, trajectory, pair, number, None)
-        draw = np.random.default_rng(0).choice(values.shape[1], min(20, values.shape[1]), replace=False)
-        axes.plot(losses.steps, values[:, draw].mean(1), color=style.MUTED, linewidth=0.8, label="20 random points")
-        axes.plot(losses.steps, values.mean(1), color=style.INK, linewidth=1.6, label="train loss")
-        axes.set(title=name, xlabel="step", ylim=(0, None))
-        style.legend_above(axes, 2)
-    for axes in panels[len(trajectories) :]:
-        axes.set_visible(False)
+    """The dominant pair of each job, and the variance of one-step changes of all pairs' groups and of random groups."""
+    rows = -(-len(trajectories) // 2)
+    title = style.about("Losses of opposing groups with and without batch norm", trajectories)
+    figure = style.figure(14, 1 + 3.2 * rows, title)
+    grid = figure.add_gridspec(rows, 3, width_ratios=[1, 1, 0.95])
+    variances = figure.add_subplot(grid[:, 2])
+    for number, trajectory in enumerate(trajectories.values()):
+        axes = figure.add_subplot(grid[number // 2, number % 2])
+        _draw_dominant_pair(axes, _described(trajectory), trajectory)
+        axes.set_ylabel("loss")
+        style.legend_above(axes, 4)
+        _draw_variances(variances, number, trajectory)
+    names = [_described(run).replace(", ", "\n").replace("gradient descent", "GD") for run in trajectories.values()]
+    variances.set_xticks(range(len(names)), names, fontsize=8)
+    variances.set(yscale="log", title="variance of a group's one-step loss change", xlim=(-0.5, len(names) - 0.5))
+    style.legend_above(variances)
     return figure
+
+
+def _described(trajectory: Trajectory) -> str:
+    """For instance "VGG-11-BN, SGD"."""
+    rule = "gradient descent" if trajectory.configuration.get("batch") is None else "SGD"
+    return f"{trajectory.network.partition(' (')[0]}, {rule}"
+
+
+def _draw_variances(axes: Axes, place: int, trajectory: Trajectory) -> None:
+    """A dot for each group of each dominant pair, one for as many random points, and a bar at the median of each."""
+    groups, random = [], []
+    for pair in trajectory.pairs:
+        changes = np.asarray(between(trajectory.changes, *pair.window).values, np.float64)
+        for group in pair.groups:
+            groups.append(changes[:, group].mean(1).var())
+            draws = random_groups(changes.shape[1], len(group))
+            random.append(np.mean([changes[:, draw].mean(1).var() for draw in draws]))
+    for values, colour, marker, name, shift in (
+        (groups, style.RUNS[0], "o", "groups of the dominant pairs (bar: median)", -0.15),
+        (random, style.MUTED, "^", "random groups of equal size", 0.15),
+    ):
+        if values:
+            label = "" if name in axes.get_legend_handles_labels()[1] else name
+            axes.plot([place + shift] * len(values), values, marker, color=colour, markersize=5, alpha=0.6, label=label)
+            axes.hlines(np.median(values), place + shift - 0.13, place + shift + 0.13, color=colour, linewidth=2.5)
 
 
 # -- SAM and 1-SAM ----------------------------------------------------------------------------------------------------
@@ -115,7 +159,7 @@ def probes_by_rule(trajectories: Mapping[str, Trajectory]) -> Figure:
         norms, smoothed = relative_feature_norms(trajectory), relative_feature_norms(trajectory, SMOOTH)
         for axes, noisy, values in zip(panels, norms.values.T, smoothed.values.T, strict=False):
             axes.plot(norms.steps, noisy, color=looks[name]["color"], linewidth=0.5, alpha=0.3)
-            axes.plot(norms.steps, values, **looks[name], linewidth=1.2, label=name)
+            axes.plot(norms.steps, values, **looks[name], linewidth=1.2, label=_job(name))
             peak = int(np.argmax(values))
             axes.plot(norms.steps[peak], values[peak], "o", color=looks[name]["color"], markersize=5)
         loss, sharpness = panels[len(probes) : len(probes) + 2]
@@ -127,5 +171,5 @@ def probes_by_rule(trajectories: Mapping[str, Trajectory]) -> Figure:
         axes.set_visible(False)
     for axes in panels[-columns:]:
         axes.set_xlabel("step")
-    style.legend_beside(figure, panels[0])
+    style.legend_above(panels[0], 3)
     return figure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,10 +23,11 @@ from opposing_signals.record.quantities import (
     SAMPLE_CURVATURE,
     SAMPLE_SHARPNESS,
 )
-from opposing_signals.signals import Trajectory
+from opposing_signals.signals import Trajectory, name_pair
 from opposing_signals.signals.steps import between
 from opposing_signals.studies import style
 from opposing_signals.studies.curvature.metrics import Metric, metric_of_points
+from opposing_signals.studies.groups.figures import draw_pair
 
 METRICS: tuple[tuple[Metric, str], ...] = (
     ("loss_change", "abs one-step change of the loss"),
@@ -50,7 +52,7 @@ def outlier_metrics(trajectories: Mapping[str, Trajectory]) -> Figure:
     change, gradient, curvature, own = figure.subplots(2, 2, sharex=True).ravel()
     for axes, (metric, title) in zip((change, gradient, curvature), METRICS, strict=True):
         _draw_metric(axes, trajectory, metric_of_points(trajectory, metric))
-        axes.set_title(title)
+        axes.set_title(title + _set_scale(axes))
     measured = trajectory.record[SAMPLE_SHARPNESS]
     values = np.asarray(measured.values)
     count = values.shape[1] // 3
@@ -60,9 +62,8 @@ def outlier_metrics(trajectories: Mapping[str, Trajectory]) -> Figure:
         (slice(2 * count, None), {"color": style.MUTED, "marker": "^"}, "random points"),
     ):
         own.plot(measured.steps, np.median(values[:, columns], axis=1), **look, markersize=2.5, label=label)
-    own.set_title("top eigenvalue of the point's own Hessian")
+    own.set_title("top eigenvalue of the point's own Hessian" + _set_scale(own))
     for axes in (change, gradient, curvature, own):
-        _set_scale(axes)
         style.mark_break_even(axes, trajectory.break_even)
     for axes in (curvature, own):
         axes.set_xlabel("step (dotted: break-even)")
@@ -90,11 +91,12 @@ def _draw_metric(axes: Axes, trajectory: Trajectory, measured: Series) -> None:
             label=f"pair {number + 1}",
         )
     draw = np.random.default_rng(0).choice(values.shape[1], min(size, values.shape[1]), replace=False)
-    axes.plot(steps, np.median(values[:, draw], axis=1), color=style.MUTED, linewidth=0.9, label="random points")
+    random: dict[str, Any] = {"color": style.MUTED, "linewidth": 2.0, "alpha": 0.8, "label": "random points"}
+    axes.plot(steps, np.median(values[:, draw], axis=1), **random)
 
 
-def _set_scale(axes: Axes) -> None:
-    """Logarithmic, around zero linear where a metric is zero or negative."""
+def _set_scale(axes: Axes) -> str:
+    """Logarithmic, around zero linear where a metric is zero or negative, which the returned words for a title say."""
     values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines])
     sizes = np.abs(values[values != 0])
     if len(sizes) == len(values) and (values > 0).all():
@@ -102,6 +104,8 @@ def _set_scale(axes: Axes) -> None:
     elif len(sizes):
         decade = np.ceil(np.log10(np.quantile(sizes, 0.02)))  # a tick inside the linear part would lie on that of 0
         axes.set_yscale("symlog", linthresh=float(10**decade))
+        return f"\n(axis linear between −{10**decade:g} and {10**decade:g}, logarithmic beyond)"
+    return ""
 
 
 # -- figures 32 to 35 -------------------------------------------------------------------------------------------------
@@ -122,7 +126,7 @@ def curvature_share(trajectories: Mapping[str, Trajectory], title: str) -> Figur
     names = trajectory.record.provenance["tensors"]
     shares = np.asarray(measured.values)
     shown = shown_tensors(names, shares)
-    head = style.about(f"{title}: {len(shown)} of {len(names)} tensors", trajectories)
+    head = style.about(f"{title} ({len(shown)} of {len(names)} tensors)", trajectories)
     figure = style.figure(11, 1.8 + 0.2 * len(shown), head)
     axes = figure.subplots()
     # Successive measured steps are columns of equal width, however far apart the steps are.
@@ -131,14 +135,17 @@ def curvature_share(trajectories: Mapping[str, Trajectory], title: str) -> Figur
     )
     readable = readable_tensors(names)
     axes.set_yticks(range(len(shown)), [readable[row] for row in shown], fontsize=7)
-    columns = np.unique(np.linspace(0, len(shares) - 1, min(12, len(shares))).round().astype(int))
+    columns = range(0, len(shares), -(-len(shares) // 20))
     axes.set_xticks(columns, [str(measured.steps[column]) for column in columns])
+    label = "measured steps side by side"
     if trajectory.break_even is not None:
         axes.axvline(
             float(np.searchsorted(measured.steps, trajectory.break_even)) - 0.5, color=style.INK, linestyle=":"
         )
-    axes.set_xlabel("step (measured steps side by side; dotted: break-even)")
-    figure.colorbar(image, ax=axes, label="share of v", pad=0.01, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
+        label += f"; dotted: break-even at {trajectory.break_even}"
+    axes.set_xlabel(f"step ({label})")
+    ticks = [0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1]
+    figure.colorbar(image, ax=axes, label="share of v (colours by its square root)", pad=0.01, ticks=ticks)
     return figure
 
 
@@ -206,32 +213,35 @@ def _of_sequence(names: Sequence[str]) -> list[str]:
 # -- figure 38a -------------------------------------------------------------------------------------------------------
 
 
-def mlp_phases(trajectories: Mapping[str, Trajectory]) -> Figure:
-    """Train loss, losses of the dominant outlier groups, λ, and the size of the projection on v at break-even."""
+def mlp_phases(trajectories: Mapping[str, Trajectory], zoom: int = 40) -> Figure:
+    """Train loss, λ, and the size of the projection on v at break-even; the dominant pair's losses from close.
+
+    Args:
+        zoom: Steps shown of the pair, around its selecting step.
+    """
     (trajectory,) = trajectories.values()
-    figure = style.figure(11, 5.8, style.about("Losses, sharpness and projection over the steps", trajectories))
-    loss, groups, sharpness, projection = figure.subplots(2, 2, sharex=True).T.ravel()
+    figure = style.figure(12, 6.6, style.about("Losses, sharpness and projection over the steps", trajectories))
+    loss, groups, sharpness, projection = figure.subplots(2, 2).T.ravel()
     style.draw(loss, trajectory.mean_loss, color=style.INK)
     loss.set_title("train loss")
-    for number, pair in enumerate(trajectory.pairs_in_time[:2]):
-        for group, look, name in zip(pair.groups, style.pair_looks(number), "ab", strict=True):
-            mean = trajectory.group_loss(group)
-            style.draw(groups, mean, **look, linewidth=0.9, label=f"pair {number + 1}{name}")
-    groups.set_title("losses of the outlier groups")
+    groups.set(title="no opposing pair was found", xlabel="step")
     if trajectory.pairs:
+        pair = trajectory.pairs[0]
+        draw_pair(groups, trajectory, pair, 0, pair.step - zoom // 2, pair.step + zoom // 2)
+        groups.set_title(f"losses of the dominant pair around step {pair.step}: {name_pair(trajectory.dataset, pair)}")
         style.legend_above(groups, 4)
     style.draw_sharpness(sharpness, trajectory, trajectory.edge, linewidth=0.9)
     sharpness.set_title("sharpness λ")
+    style.legend_above(sharpness, 2)
     along = trajectory.record[PROJECTION]
     projection.plot(along.steps, np.abs(along.values), color=style.INK, linewidth=0.9)
     projection.set_title("size of the projection on v at break-even")
     before = between(trajectory.sharpness, 0, trajectory.break_even or 0)
     lowest = int(before.steps[np.argmin(before.values)])
-    for axes in (loss, groups, sharpness, projection):
+    for axes in (loss, sharpness, projection):
         if trajectory.break_even is not None:
             axes.axvspan(lowest, trajectory.break_even, color=style.GREY, zorder=0)
         style.mark_break_even(axes, trajectory.break_even)
-    for axes in (groups, projection):
         axes.set_xlabel("step (grey: λ grows; dotted: it reaches 2/η)")
     return figure
 

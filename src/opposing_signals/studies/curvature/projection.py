@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpecFromSubplotSpec
 
 from opposing_signals.record.quantities import EFFECTIVE_STEP_SIZE, FLOOR_DISTANCE, PROJECTION
 from opposing_signals.signals import Trajectory
+from opposing_signals.signals.steps import between
 from opposing_signals.studies import style
 from opposing_signals.studies.curvature.metrics import SizeAlongV, sizes_by_floor_distance
 
 ZOOM = 80
+WIDE = 10
+"""Ratio of the largest to the smallest size from which on their axis is logarithmic."""
 
 
 def projection(
@@ -33,22 +38,27 @@ def projection(
         8.4,
         style.about("Iterates projected on the top eigenvector of gradient descent at break-even", trajectories),
     )
-    grid = figure.add_gridspec(3, 3, height_ratios=[1.3, 1, 1])
+    grid = figure.add_gridspec(3, 1, height_ratios=[1, 1.2, 1])
     break_even = trajectories[descent].break_even if descent in trajectories else None
-    overview, zoomed = figure.add_subplot(grid[0, :]), figure.add_subplot(grid[1, :])
-    looks = style.looks(trajectories)
-    for name, trajectory in trajectories.items():
-        for axes in (overview, zoomed):
-            style.draw(axes, trajectory.record[PROJECTION], **looks[name], linewidth=0.9, label=name)
-    overview.set_title("projection on v (dotted: break-even of gradient descent)")
-    style.legend_above(overview, len(trajectories))
     first = break_even or 0
-    zoomed.set(title=f"the same, {ZOOM} steps around break-even", xlim=(first - ZOOM // 4, first + 3 * ZOOM // 4))
-    for axes in (overview, zoomed):
+    shown = first - ZOOM // 4, first + 3 * ZOOM // 4
+    looks = style.looks(trajectories)
+    overview: Any = GridSpecFromSubplotSpec(1, len(trajectories), grid[0]).subplots(sharey=True, squeeze=False)[0]
+    zoomed = figure.add_subplot(grid[1])
+    for axes, (name, trajectory) in zip(overview, trajectories.items(), strict=True):
+        along = trajectory.record[PROJECTION]
+        style.draw(axes, along, color=looks[name]["color"], linewidth=0.7)
+        axes.set_title(f"{name}: projection on v")
+        part = between(along, *shown)
+        style.draw(zoomed, part, **looks[name], marker="o", markersize=2, linewidth=0.9, label=name)
+    zoomed.set_title(f"all of them, {ZOOM} steps around break-even")
+    style.legend_above(zoomed, len(trajectories))
+    for axes in (*overview, zoomed):
         style.mark_break_even(axes, break_even)
-        axes.set_xlabel("step")
+        axes.set_xlabel("step (dotted: break-even of descent)")
     if adaptive in trajectories:
-        sizes, steps, floor = (figure.add_subplot(grid[2, column]) for column in range(3))
+        lowest: Any = GridSpecFromSubplotSpec(1, 3, grid[2]).subplots()
+        sizes, steps, floor = lowest
         colour = looks[adaptive]["color"]
         sizes.set_title("Adam's effective step size on v")
         _draw_against_distance(sizes, trajectories[adaptive], EFFECTIVE_STEP_SIZE, first, colour)
@@ -63,7 +73,9 @@ def _draw_against_distance(
 ) -> None:
     distance, size = sizes_by_floor_distance(trajectory, quantity, first_step)
     axes.plot(distance, size, ".", color=colour, markersize=3)
-    axes.set(xlabel="distance to the valley's floor", yscale="log")
+    axes.set(xlabel="distance to the valley's floor")
+    if len(size) and size.max() > WIDE * size.min() > 0:
+        axes.set_yscale("log")
     if len(size) > 2:
         axes.axhline(float(np.median(size)), color=style.MUTED, linestyle="--", linewidth=0.9)
         correlation = np.corrcoef(distance, size)[0, 1]

@@ -23,9 +23,12 @@ def share_increasing(trajectories: Mapping[str, Trajectory]) -> Figure:
         axes.axhspan(0.4, 0.6, color=style.GREY, zorder=0)
         axes.plot(shares.steps, shares.values, ".", color=colour, markersize=3)
         style.mark_break_even(axes, trajectory.break_even)
-        label = "step" if trajectory.break_even is None else "step (dotted: break-even)"
-        axes.set(title=f"{name}: median {np.median(shares.values):.2f}", xlabel=label, ylim=(0, 1))
-    panels[0].set_ylabel("share of points with Δᵢ > 0")
+        late = shares if trajectory.break_even is None else trajectory.after_break_even(shares)
+        over = "all steps" if late is shares else "the steps from break-even on"
+        median = f"median {np.median(late.values):.4g}" if len(late) else "no value"
+        axes.set(xlabel=style.step_label(trajectory), ylim=(0, 1))
+        axes.set_title(f"{name}: {median}\nover {over}", fontsize=9)
+    panels[0].set_ylabel("share of points with Δᵢ > 0 (grey: 0.4 to 0.6)")
     return figure
 
 

@@ -13,9 +13,10 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 
 from opposing_signals.record.quantities import SIGNED_SHARE, TEST_ACCURACY, TRAIN_LOSS
-from opposing_signals.signals import Runs, Trajectory, name_pair
+from opposing_signals.signals import OpposingPair, Runs, Trajectory, name_pair
 from opposing_signals.studies import style
 from opposing_signals.studies.curvature.metrics import moving_average
+from opposing_signals.studies.groups.figures import draw_members, draw_pair
 from opposing_signals.studies.optimizers.rules import Quantity, Rule, final, steps_of_epoch, under
 
 LABELS: dict[str, str] = {
@@ -23,9 +24,9 @@ LABELS: dict[str, str] = {
     TEST_ACCURACY: "test accuracy",
     SIGNED_SHARE: "share of signed steps",
 }
-PLAIN_BAND = (0.2, 0.3), "70-80% plain"
-"""Band of the share of signed steps, and its name (Appendix F.1)."""
-SIGNED_BAND = (0.1, 0.25), "10-25% signed"
+PLAIN_BAND = (0.2, 0.3)
+"""The paper's share of signed steps: 70% to 80% of the parameters take the plain step (Appendix F.1)."""
+SIGNED_BAND = (0.1, 0.25)
 """The same by §4.2."""
 TONES = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.88, 256)))
 """Without the tones that are too light for a line."""
@@ -33,45 +34,39 @@ TONES = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.88, 256)
 # -- figures 6a and 37 ------------------------------------------------------------------------------------------------
 
 
-def sgd_groups(trajectories: Mapping[str, Trajectory], zoom: int = 60) -> Figure:
-    """The losses of each dominant pair, of a random group of equal size and of all points, around the selecting step.
+def sgd_groups(trajectories: Mapping[str, Trajectory], zoom: int = 40) -> Figure:
+    """The train loss; of each dominant pair its losses around the selecting step, and its images.
 
     Args:
         zoom: Steps shown of each pair.
     """
     (trajectory,) = trajectories.values()
     pairs = trajectory.pairs_in_time
-    title = (
-        f"{style.about('Losses of opposing groups under SGD', trajectories)}, batch {trajectory.configuration['batch']}"
-    )
-    figure = style.figure(12, 8 if pairs else 4, title)
-    grid = figure.add_gridspec(1 + -(-len(pairs) // 2), 2)
+    title = style.about("Losses of opposing groups under SGD", trajectories)
+    figure = style.figure(13, 1.8 + 2.3 * len(pairs), f"{title}, batch {trajectory.configuration['batch']}")
+    grid = figure.add_gridspec(1 + len(pairs), 2, height_ratios=[0.5, *[1] * len(pairs)], width_ratios=[1.4, 1])
     overview = figure.add_subplot(grid[0, :])
+    style.draw(overview, trajectory.mean_loss, color=style.INK)
+    top = float(np.nanmax(trajectory.mean_loss.values))
+    overview.set(ylabel="train loss", xlabel="step (bars: shown below)", ylim=(0, top * (1.1 + 0.15 * len(pairs))))
     for number, pair in enumerate(pairs):
-        style.draw_groups(overview, trajectory, pair, number, "pair ")
-    style.draw(overview, trajectory.mean_loss, color=style.INK, linewidth=2, label="all points")
-    overview.set(ylabel="loss", xlabel="step")
-    style.legend_above(overview, 2 * len(pairs) + 1)
-    for number in range(len(pairs)):
-        axes = figure.add_subplot(grid[1 + number // 2, number % 2])
-        _draw_pair(axes, trajectory, number, zoom)
+        first, last = _shown(pair, zoom)
+        colour = style.PAIRS[number % 4][0]
+        overview.plot([first, last], [top * (1.1 + 0.15 * number)] * 2, color=colour, linewidth=3)
+        axes = figure.add_subplot(grid[1 + number, 0])
+        draw_pair(axes, trajectory, pair, number, first, last)
+        title = f"pair {number + 1}: {name_pair(trajectory.dataset, pair)}; correlation of changes"
+        axes.set_title(f"{title} {pair.correlation:.2f}".replace("-", "\u2212"), color=colour)
+        axes.set(xlabel="step", ylabel="loss")
+        style.legend_above(axes, 4)
+        draw_members(figure, grid[1 + number, 1], trajectory.dataset, pair, number, len(pair.rising))
     return figure
 
 
-def _draw_pair(axes: Axes, trajectory: Trajectory, number: int, zoom: int) -> None:
-    pair = trajectory.pairs_in_time[number]
+def _shown(pair: OpposingPair, zoom: int) -> tuple[int, int]:
+    """First and last of the steps shown of a pair: around its selecting step, while it is active."""
     first = int(np.clip(pair.step - zoom // 2, pair.window[0], max(pair.window[0], pair.window[1] - zoom)))
-    steps, values = trajectory.losses_between(first, min(first + zoom, pair.window[1] + 1))
-    random = np.random.default_rng(number).choice(values.shape[1], len(pair.rising), replace=False)
-    names = [f"{number + 1}{letter}" for letter in "ab"]
-    style.draw_close(axes, steps, values, pair.groups, style.pair_looks(number), names)
-    mean = style.broken(steps, values[:, random].mean(1))
-    axes.plot(*mean, color=style.MUTED, label=f"{len(random)} random points")
-    axes.plot(*style.broken(steps, values.mean(1)), color=style.INK, linewidth=1.8, label="all points")
-    title = style.wrapped(f"pair {number + 1}: {name_pair(trajectory.dataset, pair)}", 60)
-    axes.set_title(f"{title}\ncorrelation of changes {pair.correlation:.2f}", color=style.PAIRS[number % 4][0])
-    axes.set(xlabel="step", ylabel="loss")
-    style.legend_above(axes, 4)
+    return first, min(first + zoom, pair.window[1] + 1)
 
 
 # -- figures 39 to 44 -------------------------------------------------------------------------------------------------
@@ -139,8 +134,8 @@ def signed_shares(trajectories: Mapping[str, Trajectory]) -> Figure:
         chosen = under(runs, "SplitSGD", dampening)
         last = dampening == dampenings[-1]
         _draw_plain_step_sizes(figure if last else None, [axes], chosen, [SIGNED_SHARE])
-        axes.set(title=f"τ = {dampening:g}", xlabel="step", ylabel=LABELS[SIGNED_SHARE], ylim=(0, 1))
-        _band(axes, *SIGNED_BAND)
+        axes.set(xlabel="step", ylabel=LABELS[SIGNED_SHARE], ylim=(0, 1))
+        _band(axes, SIGNED_BAND, f"τ = {dampening:g}, ")
     return figure
 
 
@@ -181,10 +176,8 @@ def learning_rates_of_both(trajectories: Mapping[str, Trajectory]) -> Figure:
 
 def _panels(runs: Mapping[str, Trajectory], title: str, count: int) -> tuple[Figure, list[Axes]]:
     run = next(iter(runs.values()))
-    configuration, data = run.configuration, run.record.provenance["data"]["name"]
-    model = configuration["model"]
-    network = f"ResNet-{model['depth']} of width {model['width']}"
-    figure = style.figure(4.2 * count, 4, f"{title}\n{network}, {data}, batch {configuration['batch']}")
+    data, batch = run.record.provenance["data"]["name"], run.configuration["batch"]
+    figure = style.figure(4.2 * count, 4, f"{title}\n{run.network}, {data}, batch {batch}")
     return figure, list(np.atleast_1d(figure.subplots(1, count)))
 
 
@@ -226,24 +219,28 @@ def _draw_final(axes: Axes, runs: Mapping[str, Trajectory], names: Sequence[str]
         rates = [rule.lr for rule in chosen]
         axes.plot(rates, [final(run, quantity).mean() for run in chosen.values()], **look, label=name)
     axes.set(xscale="log", xlabel="learning rate", ylabel=f"final {LABELS[quantity]}", title="at the end")
+    rates = sorted({rule.lr for name in names for rule in under(runs, name)})
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes.set_xticks([], minor=True)
     style.legend_above(axes, 2)
 
 
 def _finish(panels: Sequence[Axes], runs: Mapping[str, Trajectory]) -> None:
-    """Labels; the loss is cut off a little above where the runs start."""
+    """Labels; the loss is cut off a little above where the runs start, and begins a little below their lowest."""
     for axes, quantity in zip(panels, LABELS, strict=False):
         axes.set(xlabel="step", ylabel=LABELS[quantity])
         if quantity == SIGNED_SHARE:
             axes.set_ylim(0, 1)
-            _band(axes, *PLAIN_BAND)
+            _band(axes, PLAIN_BAND)
     starts = [float(run.record[TRAIN_LOSS].values[0]) for run in runs.values()]
-    top = panels[0].get_ylim()[1]
-    panels[0].set_ylim(0, min([top, *(1.5 * start for start in starts if np.isfinite(start))]))
+    bottom, top = panels[0].get_ylim()
+    panels[0].set_ylim(max(0, bottom), min([top, *(1.5 * start for start in starts if np.isfinite(start))]))
 
 
-def _band(axes: Axes, interval: tuple[float, float], name: str) -> None:
+def _band(axes: Axes, interval: tuple[float, float], before: str = "") -> None:
+    """Where the paper has the share, told in the title, where no curve crosses it."""
     axes.axhspan(*interval, color=style.GREY, zorder=0)
-    axes.annotate(name, (0.01, np.mean(interval)), xycoords=("axes fraction", "data"), va="center", color=style.MUTED)
+    axes.set_title(f"{before}grey: the paper's {interval[0]:.0%} to {interval[1]:.0%}")
 
 
 def _same_limits(panels: Sequence[Axes]) -> None:

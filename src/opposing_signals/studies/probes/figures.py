@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec, GridSpecFromSubplotSpec, SubplotSpec
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from opposing_signals.record.quantities import NEIGHBOUR_DISTANCE, TRAIN_LOSS
 from opposing_signals.signals import Trajectory
@@ -23,6 +23,8 @@ from opposing_signals.studies.probes.paths import (
 )
 
 _INPUT, _OTHER, _MEAN = style.RUNS[0], style.RUNS[1], style.MUTED
+_REST: dict[str, Any] = {"color": "#c3c7cd", "linewidth": 0.6, "zorder": 1}
+"""Of the classes that do not lead."""
 
 
 # -- figures 5, 10, 11, 13 to 21 --------------------------------------------------------------------------------------
@@ -47,15 +49,40 @@ def block_probe(trajectories: Mapping[str, Trajectory], probe: str) -> Figure:
 
 def _draw_panels(figure: Figure, grid: GridSpec, trajectory: Trajectory, path: ProbePath) -> None:
     """Input, logits, probabilities and feature norm in the first four places."""
-    _draw_input(figure, grid[0], trajectory, path)
-    logits, norms = figure.add_subplot(grid[1]), figure.add_subplot(grid[3])
-    _draw_logits(logits, path.steps, path, "class logits")
-    _draw_probabilities(figure, grid[2], trajectory, path, trajectory.break_even or 0, logits)
-    _plot_norms(norms, path.steps, path)
-    norms.set(title="feature norm", ylim=(0, 1.05 * max(path.norm.max(), path.mean_norm.max())))
-    style.legend_above(norms, 2)
-    style.whole_steps(norms)
-    for axes in (logits, norms):
+    first = trajectory.break_even or 0
+    looks = _class_looks(path, first, path.shown_step(first))
+    _draw_input(figure, grid[0], trajectory, path, looks)
+    logits = figure.add_subplot(grid[1])
+    _draw_classes(logits, path.steps, path.logits, looks, "class logits")
+    _draw_probabilities(figure, grid[2], trajectory, path, path.shown_step(first), looks, logits)
+    _label_steps(trajectory, logits, _draw_norms(figure, grid[3], path))
+
+
+def _class_looks(path: ProbePath, first: int, shown: int | None = None, leading: int = 3) -> list[dict[str, Any]]:
+    """Look of each class: a colour for those that lead, grey for the others.
+
+    It leads that dominates before or after the ``shown`` step, or has the largest mean probability from ``first`` on.
+    """
+    rows = np.searchsorted(path.steps, [] if shown is None else [shown, shown + 1])
+    by_mean = np.argsort(-path.probabilities[path.steps >= first].mean(0))
+    leaders = list(dict.fromkeys([*path.logits[rows].argmax(1).tolist(), *by_mean.tolist()]))[:leading]
+    looks = [dict(_REST) for _ in by_mean]
+    for rank, label in enumerate(leaders):
+        looks[label] = {"color": style.RUNS[rank], "linewidth": 1.1, "zorder": 3 - 0.1 * rank}
+    return looks
+
+
+def _draw_norms(figure: Figure, place: SubplotSpec, path: ProbePath) -> Axes:
+    axes = figure.add_subplot(place)
+    _plot_norms(axes, path.steps, path)
+    axes.set(title="feature norm", ylim=(0, 1.05 * max(path.norm.max(), path.mean_norm.max())))
+    style.legend_above(axes, 2)
+    return axes
+
+
+def _label_steps(trajectory: Trajectory, *panels: Axes) -> None:
+    for axes in panels:
+        style.whole_steps(axes)
         axes.set_xlabel(style.step_label(trajectory))
         style.mark_break_even(axes, trajectory.break_even)
 
@@ -68,16 +95,20 @@ def _described(probe: str) -> str:
     return "An image of grass" if probe == "grass" else f"A block of {probe.replace('_', ' ')}"
 
 
-def _draw_input(figure: Figure, place: SubplotSpec, trajectory: Trajectory, path: ProbePath) -> None:
-    """The picture above the colours of the classes."""
-    inner = GridSpecFromSubplotSpec(2, 1, place, height_ratios=[1, 1.15])
+def _draw_input(
+    figure: Figure, place: SubplotSpec, trajectory: Trajectory, path: ProbePath, looks: Sequence[dict[str, Any]]
+) -> None:
+    """The picture above the colours of the classes that lead."""
+    inner = GridSpecFromSubplotSpec(2, 1, place, height_ratios=[1, 0.7])
     picture, legend = figure.add_subplot(inner[0]), figure.add_subplot(inner[1])
     _show(picture, path.picture, "input")
-    names = trajectory.dataset.class_names
     legend.axis("off")
-    for look, name in zip(style.class_looks(len(names)), names, strict=True):
-        legend.plot([], [], **look, linewidth=1.6, label=name)
-    legend.legend(loc="center", fontsize=7, labelspacing=0.25, handlelength=2.4)
+    for look, name in zip(looks, trajectory.dataset.class_names, strict=True):
+        if look["color"] != _REST["color"]:
+            legend.plot([], [], **look, label=name)
+    if any(look["color"] == _REST["color"] for look in looks):
+        legend.plot([], [], **_REST, label="other classes")
+    legend.legend(loc="upper center", handlelength=1.5)
 
 
 def _show(axes: Axes, picture: np.ndarray, title: str) -> None:
@@ -85,17 +116,25 @@ def _show(axes: Axes, picture: np.ndarray, title: str) -> None:
     axes.set_title(title, fontsize=9)
 
 
-def _draw_logits(axes: Axes, positions: np.ndarray, path: ProbePath, title: str) -> None:
-    for label, look in enumerate(style.class_looks(path.logits.shape[1])):
-        axes.plot(positions, path.logits[:, label], **look, linewidth=0.8)
+def _draw_classes(
+    axes: Axes, positions: np.ndarray, values: np.ndarray, looks: Sequence[dict[str, Any]], title: str
+) -> None:
+    """A line for each column of ``values`` ``[T, C]``."""
+    for column, look in zip(values.T, looks, strict=True):
+        axes.plot(positions, column, **look)
     axes.set_title(title)
 
 
 def _draw_probabilities(
-    figure: Figure, place: SubplotSpec, trajectory: Trajectory, path: ProbePath, first: int, logits: Axes
+    figure: Figure,
+    place: SubplotSpec,
+    trajectory: Trajectory,
+    path: ProbePath,
+    step: int | None,
+    looks: Sequence[dict[str, Any]],
+    logits: Axes,
 ) -> None:
     """At four successive steps, the middle two those of `ProbePath.shown_step`; marked in ``logits``."""
-    step = path.shown_step(first)
     if step is None:
         axes = figure.add_subplot(place)
         axes.axis("off")
@@ -104,16 +143,12 @@ def _draw_probabilities(
     logits.axvspan(step - 1, step + 2, color="#dcdfe4", zorder=0)
     inner = GridSpecFromSubplotSpec(2, 2, place)
     names = trajectory.dataset.class_names
-    looks = style.class_looks(path.logits.shape[1])
     row = int(np.searchsorted(path.steps, step))
     for number in range(4):
         axes = figure.add_subplot(inner[number])
         chosen = number in (1, 2)
-        bars = axes.bar(
-            np.arange(len(looks)), path.probabilities[row - 1 + number], color=[look["color"] for look in looks]
-        )
-        for bar, look in zip(bars, looks, strict=True):
-            bar.set_alpha(1 if look["linestyle"] == "-" else 0.55)  # as the lines of that colour: solid and dashed
+        heights = path.probabilities[row - 1 + number]
+        axes.bar(np.arange(len(looks)), heights, color=[look["color"] for look in looks])
         axes.set_title(f"step {step - 1 + number}", fontsize=8, fontweight="bold" if chosen else "normal")
         axes.set(ylim=(0, 1), yticks=[0, 0.5, 1])
         if number >= 2:
@@ -145,10 +180,11 @@ def probe_under_flow(trajectories: Mapping[str, Trajectory], probe: str, flow: s
     """
     shown = [name for name in (flow, descent) if name in trajectories]
     paths = {name: probe_path(trajectories[name], probe) for name in shown}
-    first = trajectories[shown[0]]
-    figure = style.figure(13, 4.1, _title(first, probe) + ", gradient flow and gradient descent")
+    last = trajectories[shown[-1]]
+    figure = style.figure(13, 4.1, _title(last, probe) + ", gradient flow and gradient descent")
     grid = figure.add_gridspec(1, 4, width_ratios=[0.62, 1.3, 1.3, 1.5])
-    _draw_input(figure, grid[0], first, paths[shown[0]])
+    looks = _class_looks(paths[shown[-1]], last.break_even or 0)
+    _draw_input(figure, grid[0], last, paths[shown[-1]], looks)
     norms = figure.add_subplot(grid[3])
     panels: list[Axes] = []
     for name, title, colour in ((flow, "gradient flow", _OTHER), (descent, "gradient descent", _INPUT)):
@@ -156,7 +192,7 @@ def probe_under_flow(trajectories: Mapping[str, Trajectory], probe: str, flow: s
             continue
         path, elapsed = paths[name], times(trajectories[name], paths[name].steps)
         axes = figure.add_subplot(grid[1 + len(panels)], sharey=panels[0] if panels else None)
-        _draw_logits(axes, elapsed, path, f"class logits, {title}")
+        _draw_classes(axes, elapsed, path.logits, looks, f"class logits, {title}")
         rule = title.rpartition(" ")[2]
         norms.plot(elapsed, path.norm, color=colour, label=f"input, {rule}")
         norms.plot(elapsed, path.mean_norm, color=colour, linewidth=0.9, linestyle="--", label=f"data, {rule}")
@@ -175,7 +211,9 @@ def probe_under_flow(trajectories: Mapping[str, Trajectory], probe: str, flow: s
 
 
 def probe_under_adam(trajectories: Mapping[str, Trajectory], probe: str, adam: str, descent: str) -> Figure:
-    """As `block_probe`, and the norm over its peak against the train loss, for Adam and gradient descent.
+    """The input, its logits, probabilities and norm under Adam, and what its norm leaves of its peak at equal loss.
+
+    Beside the norms stands that under gradient descent.
 
     Args:
         trajectories: The two runs; one that failed is left out.
@@ -187,44 +225,60 @@ def probe_under_adam(trajectories: Mapping[str, Trajectory], probe: str, adam: s
         return block_probe({descent: trajectories[descent]}, probe)
     trajectory = trajectories[adam]
     path = probe_path(trajectory, probe)
-    figure = style.figure(15, 4.2, _title(trajectory, probe))
-    grid = figure.add_gridspec(1, 5, width_ratios=[0.62, 1.5, 1.35, 1.2, 1.2])
-    _draw_panels(figure, grid, trajectory, path)
-    right = GridSpecFromSubplotSpec(2, 1, grid[4])
-    alternation, decline = figure.add_subplot(right[0]), figure.add_subplot(right[1])
+    figure = style.figure(16, 4.2, _title(trajectory, probe))
+    grid = figure.add_gridspec(1, 5, width_ratios=[0.62, 1.3, 1.3, 1.3, 1.3])
+    looks = _class_looks(path, 0)
+    _draw_input(figure, grid[0], trajectory, path, looks)
+    logits = figure.add_subplot(grid[1])
+    _draw_classes(logits, path.steps, path.logits, looks, "class logits")
+    middle, right = (GridSpecFromSubplotSpec(2, 1, grid[column]) for column in (2, 4))
+    probabilities, alternation, decline = (figure.add_subplot(place) for place in (middle[0], middle[1], right[1]))
+    _draw_classes(probabilities, path.steps, path.probabilities, looks, "class probabilities")
     style.draw(alternation, path.alternation, color=_INPUT, linewidth=0.8)
-    alternation.set(title="alternating change of probabilities", xlabel="step", ylim=(0, None))
-    _draw_decline(decline, trajectories, probe, {adam: _INPUT, descent: _OTHER})
+    alternation.set(title="alternating change of probabilities", ylim=(0, None))
+    norms = figure.add_subplot(grid[3])
+    _plot_norms(norms, path.steps, path)
+    norms.set(title="feature norm under Adam", ylim=(0, None))
+    compared = figure.add_subplot(right[0])
+    colours = {adam: _INPUT, descent: _OTHER}
+    for (name, colour), line, rule in zip(colours.items(), style.LINES, _RULES, strict=False):
+        if name in trajectories:
+            other = probe_path(trajectories[name], probe)
+            compared.plot(other.steps, other.norm, color=colour, linestyle=line, linewidth=0.9, label=rule)
+    compared.set(title="feature norm of the input", ylim=(0, None))
+    style.legend_above(norms, 1)
+    style.legend_above(compared, 2)
+    _label_steps(trajectory, logits, probabilities, alternation, norms, compared)
+    _draw_decline(decline, trajectories, probe, colours)
     return figure
+
+
+_RULES = ("Adam", "gradient descent")
 
 
 def _draw_decline(axes: Axes, trajectories: Mapping[str, Trajectory], probe: str, colours: Mapping[str, str]) -> None:
     """Norm over its peak so far against the smallest train loss so far; dotted the smallest that both runs reach."""
-    for (name, colour), line in zip(colours.items(), style.LINES, strict=False):
+    for (name, colour), line, rule in zip(colours.items(), style.LINES, _RULES, strict=False):
         if name not in trajectories:
             continue
         path, losses = probe_path(trajectories[name], probe), trajectories[name].record[TRAIN_LOSS]
         lowest = np.minimum.accumulate(losses.values)
         rows = np.isin(path.steps, losses.steps)
         rows[-1] = False  # the level is a mean over two steps
-        values = (path.level / np.maximum.accumulate(path.level))[rows[:-1]]
         axes.plot(
             lowest[np.isin(losses.steps, path.steps[rows])],
-            values,
-            color=colour,
-            linestyle=line,
-            linewidth=0.9,
-            label=name,
+            (path.level / np.maximum.accumulate(path.level))[rows[:-1]],
+            **{"color": colour, "linestyle": line, "linewidth": 0.9, "label": rule},
         )
     present = [trajectories[name] for name in colours if name in trajectories]
     if len(present) == 2:
         axes.axvline(common_loss(*present), color=style.MUTED, linewidth=0.8, linestyle=":")
-    axes.set(title="norm over its peak so far", xlabel="lowest train loss so far", ylim=(0, 1.05), xscale="log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=20))
+    label = "lowest train loss so far" + ("\n(dotted: reached by both)" if len(present) == 2 else "")
+    axes.set(title="norm over its peak so far", xlabel=label, ylim=(0, 1.05), xscale="log")
+    axes.xaxis.set_major_locator(LogLocator(numticks=20))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda loss, _: f"{loss:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.invert_xaxis()
-    style.legend_above(axes, 2)
 
 
 # -- the family -------------------------------------------------------------------------------------------------------
@@ -238,7 +292,7 @@ def probe_family(trajectories: Mapping[str, Trajectory], probes: Sequence[str]) 
         probes: A column a block.
     """
     title = style.about("Colour blocks: rise, oscillation and decline of the feature norm", trajectories)
-    figure = style.figure(2.7 * len(probes) + 2, 0.9 + 2.5 * len(trajectories), title)
+    figure = style.figure(3 * len(probes), 0.9 + 2.5 * len(trajectories), title)
     panels = figure.subplots(len(trajectories), len(probes), sharex="row", squeeze=False)
     for row, (name, trajectory) in zip(panels, trajectories.items(), strict=True):
         for axes, probe in zip(row, probes, strict=True):
@@ -254,7 +308,7 @@ def probe_family(trajectories: Mapping[str, Trajectory], probes: Sequence[str]) 
         axes.set_title(f"{probe.replace('_', ' ')}\n{axes.get_title(loc='left')}", fontsize=8)
     for axes in panels[-1]:
         axes.set_xlabel("step (dotted: break-even)")
-    style.legend_beside(figure, panels[0, 0])
+    panels[0, 0].legend(loc="upper left", fontsize=7, borderaxespad=0)  # above the curves, which end at two thirds
     return figure
 
 
@@ -263,8 +317,8 @@ def _pattern(path: ProbePath, break_even: int | None) -> str:
     if break_even is not None:
         oscillation = f"{lag_one_autocorrelation(path.successive_changes(break_even)):.2f}"
     return (
-        f"over mean {path.growth_over_mean:.2f}, lag-1 {oscillation}\n"
-        f"peak/start {path.rise:.2f}, end/peak {path.remainder:.2f}"
+        f"rises {path.rise:.2f}-fold ({path.growth_over_mean:.2f} times the data's rise)\n"
+        f"end/peak {path.remainder:.2f}, lag-1 correlation {oscillation}"
     )
 
 

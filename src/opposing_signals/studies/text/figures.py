@@ -36,15 +36,15 @@ def token_pair(trajectories: Mapping[str, Trajectory], pair: str, title: str, ro
     (trajectory,) = trajectories.values()
     track = trajectory.tokens
     found = track.named(pair)
-    data = trajectory.record.provenance["data"]["name"]
+    title = style.about(title, trajectories)
     if found is None:
-        figure = style.figure(11, 2, f"{title}: {data}")
+        figure = style.figure(11, 2, title)
         figure.subplots().set_axis_off()
         figure.text(0.01, 0.4, "The followed text lacks one of the two patterns, or too few steps were measured.")
         return figure
     sections = named_sections(track, found, rows)
     lines = [len(section.examples) + 1.2 for section in sections]
-    figure = style.figure(11, 3.2 + 0.21 * sum(lines), f"{title}: {data}")
+    figure = style.figure(11, 3.2 + 0.21 * sum(lines), title)
     losses, *tables = figure.subplots(3, 1, height_ratios=[11, *lines])
     step = found.pair.step
     _draw_losses(losses, track, found, (step - zoom // 2, step + zoom // 2), style.PAIRS[0])
@@ -100,8 +100,8 @@ def token_losses(trajectories: Mapping[str, Trajectory], pairs: Sequence[str], z
     (trajectory,) = trajectories.values()
     track = trajectory.tokens
     shown = [pair for name in pairs if (pair := track.named(name)) is not None] + track.pairs
-    data = trajectory.record.provenance["data"]["name"]
-    figure = style.figure(11, 0.8 + 2.1 * max(1, len(shown)), f"Losses of opposing tokens: {data}")
+    title = style.about("Losses of opposing tokens", trajectories)
+    figure = style.figure(11, 0.8 + 2.1 * max(1, len(shown)), title)
     panels = figure.subplots(max(1, len(shown)), 2, squeeze=False, width_ratios=[1.4, 1])
     for number, pair in enumerate(shown):
         whole, close = panels[number]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpecFromSubplotSpec
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
@@ -22,7 +24,7 @@ from opposing_signals.studies.theory.theorems import sufficient_conditions
 OTHER = style.PAIRS[1][0]
 LOOKS: tuple[dict[str, Any], ...] = tuple(
     {"color": colour, "linestyle": line}
-    for colour, line in zip(("#9ecae1", "#4292c6", "#2171b5", "#08306b"), style.LINES, strict=False)
+    for colour, line in zip(("#56a8dc", "#2f80bd", "#1b5793", "#0b2a55"), style.LINES, strict=False)
 )
 """One hue for an ordered parameter, light to dark, and a line for each value."""
 
@@ -191,6 +193,8 @@ def _draw_step_sizes(axes: Axes, trajectory: Trajectory) -> None:
 # -- map -------------------------------------------------------------------------------------------------------------
 
 MAP_COLOURS = ("#e8f1e9", "#f6d8a8", "#e39a8f", "#a5524a")
+PALE = ListedColormap(matplotlib.colormaps["Blues"](np.linspace(0, 0.6, 256)))
+"""Without the tones that are too dark for a line on them."""
 MAP_NAMES = ("both hold", "smallest λ too late", "λ(0) ≥ 3α", "neither holds")
 
 
@@ -202,14 +206,15 @@ def theorem_map(trajectories: Mapping[str, Trajectory]) -> Figure:
     )
     d1 = trajectory.configuration["theory"]["grid"]["d1"]
     figure = style.figure(12, 7.6, "Where theorems 3.1 and 3.2 hold, and where their proofs say so")
-    panels = figure.subplots(2, len(grid), sharex=True, sharey=True, squeeze=False)
+    rows = figure.add_gridspec(2, 1, height_ratios=[1, 0.04])
+    panels: Any = GridSpecFromSubplotSpec(2, len(grid), rows[0]).subplots(sharex=True, sharey=True, squeeze=False)
     for column in range(len(grid)):
         upper, lower = panels[:, column]
         alpha, k = grid["alpha"][column], grid["k"][column]
         state = 1 * ~holds["minimum_in_time"][column] + 2 * ~holds["initial_upper"][column]
         upper.pcolormesh(alpha, k, state, cmap=ListedColormap(MAP_COLOURS), vmin=-0.5, vmax=3.5, rasterized=True)
         constants = measured["outlier_decay"][column] / np.log(10)
-        levels = lower.pcolormesh(alpha, k, constants, cmap="Blues", vmin=0, vmax=20, rasterized=True)
+        levels = lower.pcolormesh(alpha, k, constants, cmap=PALE, vmin=0, vmax=20, rasterized=True)
         for axes in (upper, lower):
             _draw_conditions(axes, alpha, k, float(grid["beta_norm"][column].flat[0]), d1)
         lower.contour(alpha, k, constants, [1.0], colors=[OTHER], linewidths=1.2)
@@ -224,7 +229,9 @@ def theorem_map(trajectories: Mapping[str, Trajectory]) -> Figure:
         Line2D([], [], color=style.INK, linestyle="--", label="of 3.2"),
         Line2D([], [], color=style.INK, linestyle=":", label="α = 4‖β‖(1+k), measured"),
     ]
-    figure.legend(handles=[*regions, *lines], loc="outside lower left", ncols=7)
+    legend = figure.add_subplot(rows[1])
+    legend.axis("off")
+    legend.legend(handles=[*regions, *lines], loc="center left", ncols=7, columnspacing=1.2)
     return figure
 
 
