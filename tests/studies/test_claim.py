@@ -140,6 +140,23 @@ def test_seeds_are_counted(values, verdict, passed):
     assert json.loads(json.dumps(checked.as_json()))["by_seed"][0]["verdict"] == "PASS"
 
 
+def test_a_grid_over_seeds_has_its_runs_by_name_for_each_seed():
+    def value(runs):
+        """What the run a has."""
+        return Estimate(runs["a"].configuration["seed"] + len(runs))
+
+    runs = {f"run={name},seed={seed}": Recorded(seed) for name in "ab" for seed in (1, 2)}
+    checked = Claim("id", "statement", "source", value, "> 0").check(runs, "cpu", 1)
+    assert [one["value"] for one in checked.by_seed] == [3, 4]
+    steps = {f"optimizer.lr={lr},seed={seed}": Recorded(seed) for lr in (0.1, 0.2) for seed in (1, 2)}
+
+    def widest(runs):
+        """What the run with a step size of 0.2 has."""
+        return Estimate(runs["optimizer.lr=0.2"].configuration["seed"])
+
+    assert Claim("id", "statement", "source", widest, "> 0").check(steps, "cpu", 1).verdict == "PASS"
+
+
 def test_a_seed_whose_run_failed_is_counted():
     claim = claim_with(Estimate(2))
     complete = {f"seed={seed}": Recorded(seed) for seed in (1, 2)}

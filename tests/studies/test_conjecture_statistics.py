@@ -35,6 +35,12 @@ def test_sharpening_of_one_run_beside_another(made):
     ramp = np.linspace(1, 40, STEPS)  # reaches 2/η = 20 at step 29, at half the slope never
     runs = {"plain": made("plain", sharpness=ramp), "smoothed": made("smoothed", sharpness=ramp / 2)}
     assert conjectures.peak_sharpness_ratio(runs, "smoothed", "plain").value == pytest.approx(0.5)
+    assert not conjectures.peak_sharpness_ratio(runs, "smoothed", "plain").decides  # it still grows
+    hump = np.concatenate([np.linspace(1, 30, 30), np.full(30, 30.0)])
+    leaping = np.where(np.arange(STEPS) == 40, 900.0, hump)
+    flat = {"hump": made("hump", sharpness=hump / 2), "leaping": made("leaping", sharpness=leaping)}
+    peaks = conjectures.peak_sharpness_ratio(flat, "hump", "leaping")
+    assert (peaks.value, peaks.decides) == (pytest.approx(0.5), True)
     first = int(np.flatnonzero(ramp >= 20)[0])
     steep = {**runs, "smoothed": made("other", sharpness=ramp * 0.75)}
     later = int(np.flatnonzero(ramp * 0.75 >= 20)[0])
@@ -51,9 +57,10 @@ def test_a_quantity_is_compared_where_both_runs_first_have_the_same_loss(made):
         "fast": made("fast", fall, jacobian_norm=time),
         "slow": made("slow", 1 + fall / 2, jacobian_norm=time),  # ends at 1.5, where the fast one is half-way
     }
-    value = conjectures.ratio_at_equal_loss(runs, "jacobian_norm", "fast", "slow").value
+    found = conjectures.ratio_at_equal_loss(runs, "jacobian_norm", "fast", "slow")
     half_way = int(np.flatnonzero(fall[:, 0] <= 1.5)[0])
-    assert value == pytest.approx(half_way / (STEPS - 3))  # the median of the slow run's last five
+    assert found.value == pytest.approx(half_way / (STEPS - 3))  # the median of the slow run's last five
+    assert found.interval == pytest.approx(((half_way - 2) / (STEPS - 1), (half_way + 2) / (STEPS - 5)))
 
 
 def test_amplitude_and_variance_of_the_dominant_groups(made):

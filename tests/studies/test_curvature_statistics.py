@@ -163,6 +163,6 @@ def test_the_jacobian_grows_up_to_break_even(made):
     stable = {"run": made("stable", jacobian_norm=norms, sharpness=np.ones(STEPS))}
     assert "did not reach" in why(curvature.jacobian_growth, stable, "run")
     once = {"run": made("once", jacobian_norm=([0, 30], [1.0, 2.0]), sharpness=SHARPNESS)}
-    assert "1 of the 2 needed measurements of the norm up to break-even at step 20" in why(
+    assert "1 of the 3 needed measurements of the norm up to break-even at step 20" in why(
         curvature.jacobian_growth, once, "run"
     )

@@ -5,7 +5,7 @@ import pytest
 from recording import made
 
 from opposing_signals.data import planted
-from opposing_signals.studies.outliers.claims import coherent_groups, modal_prediction
+from opposing_signals.studies.outliers.claims import coherent_groups, modal_prediction, new_prediction
 from opposing_signals.studies.outliers.figures import outlier_grids
 from opposing_signals.studies.outliers.panels import outlier_panels, pair_panels
 
@@ -57,6 +57,20 @@ def test_share_of_panels_with_one_predicted_class(trajectory):
 
     assert share([0.25, 0.5]) == 1  # 18 of 24 are called 3
     assert share([0.25, 0.53]) == 0.5  # of the others at most 11 of 24 are called the same
+
+
+def test_a_prediction_that_is_not_new_is_told_from_one_that_is(trajectory):
+    """At step 10, 18 of the 24 risers change to one class; at step 21 six do."""
+
+    def new(moments):
+        return new_prediction({"made_up": trajectory}, moments=moments, modal_share=0.5).value
+
+    assert new([0.25]) == 1
+    assert new([0.25, 0.53]) == 0.5
+    after = trajectory.record["prediction"].at(11)
+    said = modal_prediction({"made_up": trajectory}, moments=[0.25], modal_share=0.5).reason
+    name = trajectory.dataset.class_names[3]
+    assert said == f"step 10: 18 of 24 called {name}, as are {np.mean(after == 3):.0%} of all, 18 newly"
 
 
 def test_share_of_groups_with_one_true_class(trajectory):

@@ -28,11 +28,21 @@ def test_a_path_is_the_probes_own_column(tmp_path):
 
 
 def test_rise_and_decline_average_over_both_phases(tmp_path):
-    norm, mean = np.array([1.0, 3.0, 5.0, 9.0, 3.0, 1.0]), np.array([1.0, 1.0, 1.5, 2.5, 9.0, 9.0])
-    path = probe_path(probed(tmp_path, {"sky": norm}, mean=mean), "sky")
-    assert path.level.tolist() == [2, 4, 7, 6, 2]
-    assert (path.peak, path.rise, path.remainder) == (2, 3.5, pytest.approx(2 / 7))
-    assert path.growth_over_mean == pytest.approx(3.5 / 2)
+    """Neither the oscillation nor a leap of one step, nor one at the end, moves a rise from 2 to 8 and a fall to 4."""
+    steady = np.concatenate([np.full(5, 2.0), np.linspace(2, 8, 20), np.full(10, 8.0), np.linspace(8, 4, 20)])
+    steady = np.concatenate([steady, np.full(6, 4.0)])
+    alternating = steady + np.where(np.arange(len(steady)) % 2, 0.5, -0.5)
+    alternating[[27, -1]] += 30, 3
+    mean = np.where(np.arange(len(steady)) < 20, 1.0, 1.5)
+    path = probe_path(probed(tmp_path, {"sky": alternating}, mean=mean), "sky")
+    np.testing.assert_allclose(path.level[5:24], (steady[6:25] + steady[5:24]) / 2)
+    assert (path.rise, path.remainder) == (pytest.approx(4), pytest.approx(0.5))
+    assert path.growth_over_mean == pytest.approx(4 / 1.5)
+
+
+def test_a_norm_that_only_falls_has_its_peak_at_the_start(tmp_path):
+    path = probe_path(probed(tmp_path, {"sky": np.linspace(8, 2, 30)}), "sky")
+    assert (path.peak, path.rise) == (0, 1)
 
 
 def test_an_alternating_change_counts_in_full_a_single_one_by_half_and_a_drift_not(tmp_path):

@@ -25,6 +25,8 @@ def test_spike_concentration_of_known_changes(trajectories):
     changes[20, :2] = 0.25
     estimate = statistics.spike_concentration(trajectories(changes), steps=1 / 40)
     assert estimate.value == pytest.approx(0.5)
+    assert not estimate.decides
+    assert estimate.reason.endswith("a verdict needs 8, so a run of 320 steps")
 
 
 def test_gaussian_changes_give_the_shares_of_a_gaussian(trajectories):

@@ -27,6 +27,7 @@ def test_three_phases_are_measured_in_their_windows(trajectories):
     assert theory.alternation(made).value == 1.0
     assert theory.oscillation_growth(made).value == pytest.approx(0.5 / 0.11)
     assert theory.phase_order(made).value == 2  # start 0, smallest 2, break-even 4, largest step at 7
+    assert theory.phase_order(made).reason == "λ is smallest at step 2, of 4 to break-even"
 
 
 def test_a_drift_is_no_alternation(trajectories):

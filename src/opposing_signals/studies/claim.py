@@ -209,13 +209,20 @@ class Claim:
 
 
 def _of_seed(runs: Runs, seed: int) -> Runs:
-    """The runs of one seed; a run that never began may belong to any seed."""
+    """The runs of one seed, by their names in a grid without seeds; a run that never began may belong to any seed."""
+    begun = {**runs, **runs.stopped}
+    others = {name for name, run in begun.items() if run.configuration.get("seed", seed) != seed}
     complete, stopped = (
-        {name: run for name, run in part.items() if run.configuration.get("seed", seed) == seed}
-        for part in (runs, runs.stopped)
+        {_without_seed(name): run for name, run in part.items() if name not in others} for part in (runs, runs.stopped)
     )
-    others = (runs.keys() | runs.stopped.keys()) - complete.keys() - stopped.keys()
-    return Runs(complete, stopped, {name: why for name, why in runs.failures.items() if name not in others})
+    failures = {_without_seed(name): why for name, why in runs.failures.items() if name not in others}
+    return Runs(complete, stopped, failures)
+
+
+def _without_seed(name: str) -> str:
+    """A job's name in a grid without seeds: "run=vgg11_sgd,seed=2" is there called "vgg11_sgd"."""
+    parts = [part for part in name.split(",") if not part.startswith("seed=")]
+    return parts[0].removeprefix("run=") if len(parts) == 1 else ",".join(parts) or name
 
 
 def over_seeds(verdicts: Sequence[Verdict]) -> Verdict:

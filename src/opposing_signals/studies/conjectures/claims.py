@@ -2,7 +2,7 @@
 
 Most are a single ratio or difference of two runs and have no interval: their uncertainty is that of other seeds, which
 resampling of steps cannot estimate (sweep over ``seed`` for that). Correlation and amplitude of one run's pairs are
-averages over steps and have an interval.
+averages over steps and have an interval; so have ratios at equal loss, whose measurements leap.
 
 A FAIL concerns these runs at their scale, not the conjecture in general:
 
@@ -24,6 +24,7 @@ from opposing_signals.signals import OpposingPair, Trajectory
 from opposing_signals.signals.steps import between
 from opposing_signals.studies.claim import CannotTellError, Estimate
 from opposing_signals.studies.curvature.metrics import SMOOTH, relative_feature_norms
+from opposing_signals.studies.estimates import median_over_steps
 from opposing_signals.studies.groups import claims as statistics
 from opposing_signals.studies.runs import Trajectories, break_even, dominant_pairs, named_runs, need
 
@@ -47,9 +48,28 @@ def group_amplitude_ratio(trajectories: Trajectories, run: str) -> Estimate:
 
 
 def peak_sharpness_ratio(trajectories: Trajectories, run: str, other: str) -> Estimate:
-    """Largest measured λ of one run over that of another."""
-    ours, theirs = (float(np.max(one.sharpness.values)) for one in named_runs(trajectories, run, other))
-    return Estimate(ours / theirs)
+    """Largest λ of one run over that of another, each a median of five successive measurements.
+
+    One leap does not decide it. Undecided if the first run's lies in the last tenth of its measurements: there λ may
+    still grow. The medians from break-even on stand beside the ratio.
+    """
+    courses, levels = [], []
+    for one in named_runs(trajectories, run, other):
+        values = np.asarray(one.sharpness.values, np.float64)
+        need(len(values), "measurements of λ", least=NEIGHBOURS)
+        courses.append(np.median(np.lib.stride_tricks.sliding_window_view(values, NEIGHBOURS), axis=1))
+        late = one.after_break_even(one.sharpness)
+        levels.append(_with_interval(median_over_steps(np.asarray(late.values))) if len(late) else "never reached")
+    ours, theirs = courses
+    is_late = bool(np.argmax(ours) >= 0.9 * len(ours))
+    reason = f"medians from break-even on: {run} {levels[0]}, {other} {levels[1]}"
+    if is_late:
+        reason = f"λ of {run} is largest at the end of the run, where it may still grow; {reason}"
+    return Estimate(float(ours.max() / theirs.max()), reason=reason, decides=not is_late)
+
+
+def _with_interval(estimate: Estimate) -> str:
+    return f"{estimate.value:.3g}" + (" ({:.3g} to {:.3g})".format(*estimate.interval) if estimate.interval else "")
 
 
 def break_even_delay(trajectories: Trajectories, run: str, other: str) -> Estimate:
@@ -74,18 +94,25 @@ def pair_amplitude_ratio(trajectories: Trajectories, run: str, other: str) -> Es
 
 
 def ratio_at_equal_loss(trajectories: Trajectories, quantity: str, run: str, other: str) -> Estimate:
-    """A quantity of one run over that of another, each where it first reaches the lowest train loss that both reach."""
+    """A quantity of one run over that of another, each where it first reaches the lowest train loss that both reach.
+
+    The interval is what the five measurements there allow: from the smallest of one over the largest of the other to
+    the reverse. So it excludes 1 only where all five of one run lie on one side of all five of the other, which for
+    independent measurements of equal runs happens in less than 1 case of 100.
+    """
     both = named_runs(trajectories, run, other)
     level = max(float(one.mean_loss.values.min()) for one in both)
     ours, theirs = (_at_loss(one, quantity, level) for one in both)
-    return Estimate(ours / theirs)
+    interval = float(ours.min() / theirs.max()), float(ours.max() / theirs.min())
+    return Estimate(float(np.median(ours) / np.median(theirs)), interval)
 
 
-def _at_loss(trajectory: Trajectory, quantity: str, level: float) -> float:
+def _at_loss(trajectory: Trajectory, quantity: str, level: float) -> np.ndarray:
+    """``[5]`` measurements nearest to the step at which the train loss is first at most ``level``."""
     loss, measured = trajectory.mean_loss, trajectory.record[quantity]
     step = int(loss.steps[np.flatnonzero(loss.values <= level)[0]])
     nearest = np.argsort(np.abs(np.asarray(measured.steps) - step), kind="stable")[:NEIGHBOURS]
-    return float(np.median(np.asarray(measured.values)[nearest]))
+    return np.asarray(measured.values, np.float64)[nearest]
 
 
 # -- batch norm -------------------------------------------------------------------------------------------------------

@@ -27,6 +27,9 @@ from opposing_signals.studies.runs import (
 FEWEST_STEPS_OF_A_PAIR = 3
 """A pair that is active in fewer measured steps than this after break-even does not count."""
 
+FEWEST_MEASUREMENTS = 3
+"""From fewer measurements than this nothing is said of a growth."""
+
 
 # -- figure 2 ---------------------------------------------------------------------------------------------------------
 
@@ -62,7 +65,8 @@ def _pair_ratios(trajectory: Trajectory, pair: OpposingPair, measured: Series) -
 def outlier_sharpness_ratio(trajectories: Trajectories) -> Estimate:
     """Median over the steps from break-even on of the ratio of medians of the points' own top eigenvalues.
 
-    Numerator: the risers and fallers of the last step. Denominator: random points.
+    Numerator: the points whose loss rose and fell most in the step before, whatever their pair. Denominator: random
+    points.
     """
     trajectory = only_run(trajectories)
     measured = from_break_even(trajectory, trajectory.record[SAMPLE_SHARPNESS])
@@ -191,9 +195,12 @@ def size_by_floor_distance(
 
 
 def jacobian_growth(trajectories: Trajectories, run: str) -> Estimate:
-    """Norm of the input-output Jacobian at the last measured step up to break-even, over that at the start."""
+    """Norm of the input-output Jacobian at the last measured step up to break-even, over that at the start.
+
+    Where break-even comes within the first few measurements there was no time to grow.
+    """
     (trajectory,) = named_runs(trajectories, run)
     last = break_even(trajectory)
     until = between(trajectory.record[JACOBIAN_NORM], 0, last).values
-    need(len(until), f"measurements of the norm up to break-even at step {last}", least=2)
+    need(len(until), f"measurements of the norm up to break-even at step {last}", least=FEWEST_MEASUREMENTS)
     return Estimate(float(until[-1] / until[0]))

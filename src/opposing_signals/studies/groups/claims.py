@@ -6,6 +6,8 @@ raises CannotTellError with the reason. Intervals over steps are those of `oppos
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import scipy
 
@@ -15,6 +17,7 @@ from opposing_signals.signals.coherence import class_variances
 from opposing_signals.signals.steps import between, rising_share
 from opposing_signals.studies.claim import CannotTellError, Estimate
 from opposing_signals.studies.estimates import (
+    FEWEST,
     SMALLEST,
     correlation_over_steps,
     mean_over_steps,
@@ -34,7 +37,11 @@ from opposing_signals.studies.runs import (
 
 
 def pair_correlation(trajectories: Trajectories) -> Estimate:
-    """Largest correlation, over the dominant pairs, of the two groups' one-step changes, selecting step left out."""
+    """Largest correlation, over the dominant pairs, of the two groups' one-step changes, selecting step left out.
+
+    Only pairs below −0.5 are called pairs at all (`Trajectory.pairs`), so the value is selected in part;
+    ``benchmarks/chance.py`` measures it on steps that did not choose the groups.
+    """
     trajectory = only_run(trajectories)
     weakest = max(dominant_pairs(trajectory), key=lambda pair: pair.correlation)
     return group_correlation(trajectory.changes, weakest)
@@ -101,7 +108,11 @@ def spike_concentration(trajectories: Trajectories, steps: float = 0.05, points:
     top = max(1, round(points * changes.shape[1]))
     positive = np.sort(np.maximum(changes[spikes], 0).astype(np.float64), axis=1)
     shares = positive[:, -top:].sum(1) / positive.sum(1)
-    return mean_over_steps(shares)
+    estimate = mean_over_steps(shares)
+    if not estimate.decides:
+        why = f"{steps:.0%} of the {len(rises)} steps: {estimate.reason}, so a run of {round(FEWEST / steps)} steps"
+        return replace(estimate, reason=why)
+    return estimate
 
 
 def sharpness_over_threshold(trajectories: Trajectories) -> Estimate:

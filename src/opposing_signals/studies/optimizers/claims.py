@@ -35,7 +35,8 @@ def group_variance_ratio(trajectories: Trajectories) -> Estimate:
     """Smallest ratio, over the dominant groups, of the variance of detrended loss to that of a random group's.
 
     Over the steps in which the pair is active, without the two losses between which it was selected; a random group
-    has as many points, and its variance is the mean over many draws.
+    has as many points, and its variance is the mean over many draws. The dominant groups were chosen for swinging, so
+    the ratio is above 1 by selection alone: ``benchmarks/chance.py`` measures it where nothing opposes.
     """
     trajectory = only_run(trajectories)
     groups = [(pair, group) for pair in dominant_pairs(trajectory) for group in pair.groups]
@@ -61,10 +62,11 @@ def _variance_ratio(trajectory: Trajectory, pair: OpposingPair, group: np.ndarra
 
 
 def sign_change_share(trajectories: Trajectories, middle: float = 0.55) -> Estimate:
-    """Share of the steps at which the gap between a pair's groups turns, in the pair farthest from the middle.
+    """Share of the steps at which a pair's gap turns (white noise: 0.67, a random walk: 0.5), farthest from the middle.
 
-    A gap turns where its one-step change has another sign than the one a step before; ``middle`` is that of the claimed
-    interval.
+    The gap between the groups turns where its one-step change has another sign than the one a step before; ``middle``
+    is that of the claimed interval, and the pair is the one farthest from it. Noise meets the claim, too: it only says
+    that the groups do not alternate at every step.
     """
     trajectory = only_run(trajectories)
     turns = [reversals(gap_changes(trajectory, pair)).values for pair in dominant_pairs(trajectory)]

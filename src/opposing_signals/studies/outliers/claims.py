@@ -13,12 +13,33 @@ from opposing_signals.studies.runs import Trajectories, only_run
 
 
 def modal_prediction(trajectories: Trajectories, moments: Sequence[float], modal_share: float) -> Estimate:
-    """Share of the panels in which one predicted class after the step holds modal_share of the 24 rising points."""
+    """Share of the panels in which one predicted class after the step holds modal_share of the 24 rising points.
+
+    An untrained network may predict one class for everything. So the reason says for each panel how many of all points
+    are called that class, how many of the 24 are called so newly, and whether the step precedes break-even.
+    """
     trajectory = only_run(trajectories)
-    shares = []
+    shares, said = [], []
     for panel in outlier_panels(trajectory, moments):
-        _, counts = np.unique(panel.after[panel.rising], return_counts=True)
-        shares.append(counts.max() / len(panel.rising))
+        counts = np.bincount(panel.after[panel.rising])
+        modal = int(counts.argmax())
+        shares.append(counts[modal] / len(panel.rising))
+        is_early = trajectory.break_even is not None and panel.step < trajectory.break_even
+        newly = np.count_nonzero((panel.after == modal)[panel.rising] & (panel.before != modal)[panel.rising])
+        said.append(
+            f"step {panel.step}{', before break-even' if is_early else ''}: {counts[modal]} of {len(panel.rising)} "
+            f"called {trajectory.dataset.class_names[modal]}, as are {np.mean(panel.after == modal):.0%} of all, "
+            f"{newly} newly"
+        )
+    return Estimate(float(np.mean(np.array(shares) >= modal_share)), reason="; ".join(said))
+
+
+def new_prediction(trajectories: Trajectories, moments: Sequence[float], modal_share: float) -> Estimate:
+    """Share of the panels in which the step changes the prediction for modal_share of the 24 risers to one class."""
+    shares = []
+    for panel in outlier_panels(only_run(trajectories), moments):
+        before, after = panel.before[panel.rising], panel.after[panel.rising]
+        shares.append(np.bincount(after[before != after], minlength=1).max() / len(panel.rising))
     return Estimate(float(np.mean(np.array(shares) >= modal_share)))
 
 

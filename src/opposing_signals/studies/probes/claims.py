@@ -1,7 +1,8 @@
 """Statistics of probes: how the feature of a pure signal grows, oscillates and declines (figures 5 and 10 to 31).
 
-The norm of a probe is that of its penultimate feature, see `opposing_signals.instruments.block_probe.BlockProbe`. Its
-first and last value and its peak are averages over two successive steps, because it oscillates with a period of two.
+The norm of a probe is that of its penultimate feature, see `opposing_signals.instruments.block_probe.BlockProbe`. It is
+averaged over two successive steps, because it oscillates with a period of two; its peak and its last value are medians
+of five such averages, because a loss spike makes it leap.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from opposing_signals.record import Series
-from opposing_signals.studies.claim import CannotTellError, Estimate, Threshold
+from opposing_signals.record.quantities import TRAIN_LOSS
+from opposing_signals.studies.claim import FAIL, PASS, CannotTellError, Estimate, Threshold
 from opposing_signals.studies.estimates import CORRELATION, over_steps
 from opposing_signals.studies.probes.paths import common_loss, lag_one_autocorrelation, norm_at_loss, probe_path, times
 from opposing_signals.studies.runs import Trajectories, break_even, named_runs, need, only_run
@@ -61,17 +63,21 @@ PATTERN: Mapping[str, Callable[[Trajectories, str], Estimate]] = {
 def pattern_share(trajectories: Trajectories, run: str, probes: Sequence[str], pattern: Mapping[str, str]) -> Estimate:
     """Share of the probes for which every statistic of the pattern meets its threshold.
 
-    ``pattern`` maps functions of this module to thresholds.
+    ``pattern`` maps functions of this module to thresholds. The interval counts a probe that is undecided, because a
+    threshold lies in the interval of its statistic, once as a failure and once as a success.
     """
     (trajectory,) = named_runs(trajectories, run)
-    holding = []
+    met, passed, failed = [], [], []
     for probe in probes:
         try:
-            values = {name: PATTERN[name]({run: trajectory}, probe).value for name in pattern}
+            found = [(Threshold(pattern[name]), PATTERN[name]({run: trajectory}, probe)) for name in pattern]
         except CannotTellError as error:
             raise CannotTellError(f"{probe}: {error}") from None
-        holding.append(all(Threshold(pattern[name]).holds(value) for name, value in values.items()))
-    return Estimate(float(np.mean(holding)))
+        verdicts = [threshold.verdict(estimate) for threshold, estimate in found]
+        met.append(all(threshold.holds(estimate.value) for threshold, estimate in found))
+        passed.append(all(verdict == PASS for verdict in verdicts))
+        failed.append(FAIL in verdicts)
+    return Estimate(float(np.mean(met)), (float(np.mean(passed)), 1 - float(np.mean(failed))))
 
 
 # -- gradient flow: figures 22 to 27 ----------------------------------------------------------------------------------
@@ -97,10 +103,14 @@ def flow_growth(trajectories: Trajectories, probe: str, flow: str, descent: str)
 
 
 def flow_end(trajectories: Trajectories, probe: str, flow: str, descent: str) -> Estimate:
-    """Norm under flow over that under descent, at the last time that both reach."""
+    """Norm under flow over that under descent, at the last time that both reach, as averages over a cycle of two steps.
+
+    They are steps of descent, which oscillates with a period of two.
+    """
     flowing, descending, _ = _beside_flow(trajectories, probe, flow, descent)
     last = min(flowing.steps[-1], descending.steps[-1])
-    ours, theirs = (np.interp(last, norm.steps, norm.values) for norm in (flowing, descending))
+    cycle = last - np.diff(descending.steps)[-1], last
+    ours, theirs = (np.interp(cycle, norm.steps, norm.values).mean() for norm in (flowing, descending))
     return Estimate(float(ours / theirs))
 
 
@@ -128,10 +138,21 @@ def decline_ratio(trajectories: Trajectories, probe: str, run: str, other: str) 
     return Estimate(ours / theirs)
 
 
-def remaining_alternation(trajectories: Trajectories, probe: str, run: str) -> Estimate:
-    """Largest alternating change of the class probabilities in the last quarter of the steps, over that of the run."""
-    (trajectory,) = named_runs(trajectories, run)
-    alternation = probe_path(trajectory, probe).alternation
+def remaining_alternation(trajectories: Trajectories, probe: str, run: str, other: str) -> Estimate:
+    """Largest alternating change of the class probabilities in the last quarter of the steps, over that of the run.
+
+    A network that has fitted its data does not alternate under any rule. So the largest change from the step on at
+    which the train loss is first as low as the other run's stands beside it.
+    """
+    both = named_runs(trajectories, run, other)
+    alternation = probe_path(both[0], probe).alternation
+    largest = alternation.values.max()
     late = alternation.values[alternation.steps >= alternation.steps[0] + 0.75 * np.ptp(alternation.steps)]
     need(len(late), "steps in the last quarter")
-    return Estimate(float(late.max() / alternation.values.max()))
+    losses, level = both[0].record[TRAIN_LOSS], common_loss(*both)
+    reached = losses.steps[np.argmax(np.asarray(losses.values) <= level)]
+    since = alternation.values[alternation.steps >= reached]
+    reason = f"at the end the train loss is {losses.values[-1]:.2g}"
+    if len(since):
+        reason += f"; from step {reached} on, where it is first {level:.2g} as in {other}, {since.max() / largest:.2g}"
+    return Estimate(float(late.max() / largest), reason=reason)

@@ -20,6 +20,9 @@ from opposing_signals.record.quantities import (
 )
 from opposing_signals.signals.trajectory import Trajectory
 
+MEDIAN = 5
+"""Values of which a norm's peak and end are the median."""
+
 
 @dataclass(frozen=True)
 class ProbePath:
@@ -52,25 +55,35 @@ class ProbePath:
         return _over_two(self.norm)
 
     @cached_property
+    def course(self) -> np.ndarray:
+        """``[T - 1]``: the running median of `level`, which neither a leap nor the last oscillation moves.
+
+        Of five values; at the start the first value itself, at the end the median of the last five.
+        """
+        course = scipy.ndimage.median_filter(self.level, MEDIAN, mode="nearest")
+        course[-(MEDIAN // 2) :] = np.median(self.level[-MEDIAN:])
+        return course
+
+    @cached_property
     def peak(self) -> int:
-        """The row of the highest `level`, the first of equals."""
-        return int(np.argmax(self.level))
+        """The row of the highest value of `course`, the first of equals."""
+        return int(np.argmax(self.course))
 
     @property
     def growth_over_mean(self) -> float:
-        """Growth of `level` from the start to its peak, over the growth of the data's mean norm meanwhile."""
+        """Growth of `course` from the start to its peak, over the growth of the data's mean norm meanwhile."""
         mean = _over_two(self.mean_norm)
         return self.rise * float(mean[0] / mean[self.peak])
 
     @property
     def rise(self) -> float:
-        """Peak of `level` over its first value."""
-        return float(self.level[self.peak] / self.level[0])
+        """Peak of `course` over its first value."""
+        return float(self.course[self.peak] / self.course[0])
 
     @property
     def remainder(self) -> float:
-        """Last value of `level` over its peak."""
-        return float(self.level[-1] / self.level[self.peak])
+        """Last value of `course` over its peak."""
+        return float(self.course[-1] / self.course[self.peak])
 
     @cached_property
     def alternation(self) -> Series:

@@ -6,6 +6,7 @@ The runs are those of `opposing_signals.studies.theory.jobs`, which says what th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -101,7 +102,8 @@ def largest_returning_step(trajectories: Trajectories) -> Estimate:
 
 def initial_decrease(trajectories: Trajectories) -> Estimate:
     """Smallest λ before break-even over λ at the start, largest over the runs."""
-    return _worst(trajectories, lambda t, b: float(t.sharpness.values[: b + 1].min() / t.sharpness.values[0]), max)
+    worst = _worst(trajectories, lambda t, b: float(t.sharpness.values[: b + 1].min() / t.sharpness.values[0]), max)
+    return replace(worst, reason="; ".join(map(_lasts, trajectories.values())))
 
 
 def growth_to_break_even(trajectories: Trajectories) -> Estimate:
@@ -117,7 +119,14 @@ def phase_order(trajectories: Trajectories) -> Estimate:
         largest = break_even + int(np.argmax(np.abs(oscillation(trajectory)[break_even:])))
         return float(np.diff([0, lowest, break_even, largest]).min())
 
-    return _worst(trajectories, fewest, min)
+    worst = _worst(trajectories, fewest, min)
+    return replace(worst, reason="; ".join(map(_lasts, trajectories.values())))
+
+
+def _lasts(trajectory: Trajectory) -> str:
+    """How long λ decreases, which may be a single step."""
+    lowest = int(np.argmin(trajectory.sharpness.values[: break_even(trajectory) + 1]))
+    return f"λ is smallest at step {lowest}, of {break_even(trajectory)} to break-even"
 
 
 def alternation(trajectories: Trajectories) -> Estimate:
