@@ -471,3 +471,20 @@ def test_all_eigenvalues_beyond_a_threshold_are_followed(which):
         counts.append(len(pairs.values))
     assert max(counts) == 6
     assert counts[-1] == 4
+
+
+def test_no_value_is_above_its_bound():
+    """Next to λ_1 = 1 the others are so small that a residual says less than is usual."""
+    generator = torch.Generator().manual_seed(3)
+    skew = torch.randn(60, 60, dtype=torch.float64, generator=generator)
+    turn = torch.linalg.matrix_exp(0.01 * (skew - skew.T))
+    matrix = torch.diag(torch.cat([torch.ones(1), torch.linspace(0, 0.01, 59)]).double())
+    tracker = EigenTracker(tolerance=0.1, look=1)
+    held = []
+    for _ in range(4):
+        matrix = turn @ matrix @ turn.T
+        directions = tracker.directions(matrix[0])
+        pair = tracker.update(directions @ matrix, lambda v, matrix=matrix: v @ matrix)
+        assert pair.value <= pair.bound
+        held.append(pair.value == pair.bound)
+    assert any(held)

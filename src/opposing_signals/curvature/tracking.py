@@ -256,6 +256,8 @@ class EigenTracker:
         found = vectors[order.to(vectors.device)]
         bound = bounds.of_operator(quotients[:k], residuals, rest, self.which)
         bound = -(bound + error) if self.which == "smallest" else bound + error
+        if self.which != "smallest" and math.isfinite(bound):  # where little is beside λ_1, 0.4 q is too much
+            values[order[0]] = min(float(values[order[0]]), bound)
         return Eigenpairs(values[order], quotients[order], found, residuals[order], spent, bound, error)
 
     def _allowed(self, quotients: Tensor) -> Tensor:
