@@ -128,6 +128,12 @@ def test_a_named_pair_that_moves_together_has_a_positive_correlation(track):
     assert track(opposed=False).named("quotes").pair.correlation > 0.99
 
 
+def test_sections_of_groups_that_move_together_say_so(track):
+    found = track(opposed=False)
+    one, other = (section.title for section in named_sections(found, found.named("quotes"), rows=4))
+    assert ("the loss rises" in one) == ("the loss rises" in other)
+
+
 def test_a_text_without_the_pattern_has_no_such_pair(data, track):
     found = track()
     found.points = found.points[: len(LINE) // 2]

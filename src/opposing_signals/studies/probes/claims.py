@@ -67,7 +67,7 @@ def pattern_share(trajectories: Trajectories, run: str, probes: Sequence[str], p
     threshold lies in the interval of its statistic, once as a failure and once as a success.
     """
     (trajectory,) = named_runs(trajectories, run)
-    met, passed, failed = [], [], []
+    met, passed, possible = [], [], []
     for probe in probes:
         try:
             found = [(Threshold(pattern[name]), PATTERN[name]({run: trajectory}, probe)) for name in pattern]
@@ -76,8 +76,8 @@ def pattern_share(trajectories: Trajectories, run: str, probes: Sequence[str], p
         verdicts = [threshold.verdict(estimate) for threshold, estimate in found]
         met.append(all(threshold.holds(estimate.value) for threshold, estimate in found))
         passed.append(all(verdict == PASS for verdict in verdicts))
-        failed.append(FAIL in verdicts)
-    return Estimate(float(np.mean(met)), (float(np.mean(passed)), 1 - float(np.mean(failed))))
+        possible.append(FAIL not in verdicts)
+    return Estimate(float(np.mean(met)), (float(np.mean(passed)), float(np.mean(possible))))
 
 
 # -- gradient flow: figures 22 to 27 ----------------------------------------------------------------------------------

@@ -48,8 +48,9 @@ def named_sections(track: TokenTrack, found: TokenPair, rows: int) -> list[Secti
     """Both groups of a pair at its selecting step, ``rows`` examples each."""
     step = found.pair.step
     sections = []
-    for name, columns, rises in zip(found.names, found.pair.groups, (True, False), strict=True):
+    for name, columns in zip(found.names, found.pair.groups, strict=True):
         changes = track.changes.at(step)[columns]
+        rises = changes.mean() > 0  # both may, if they do not oppose each other
         losses = track.at(step, columns[np.argsort(-changes if rises else changes, kind="stable")[:rows]])
         verb = "rises" if rises else "falls"
         title = f"{plain(name)}: the loss {verb} by {abs(changes.mean()):.2f} at step {step}, mean of {len(columns)}"
