@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from opposing_signals.files import write_text
+from opposing_signals.record import Series
 from opposing_signals.record.quantities import SIGNED_SHARE, TRAIN_LOSS
 from opposing_signals.signals import Trajectory
 from opposing_signals.signals.steps import between
@@ -152,15 +153,16 @@ def adam_and_splitsgd(
     window: int = 50,
     zoom: int = 100,
 ) -> Figure:
-    """Train loss of both, their last oscillations, and SplitSGD's share of signed steps.
+    """Train loss of both, their last oscillations in common, and SplitSGD's share of signed steps.
 
     Args:
         trajectories: One run per rule.
         adam: Name of the run under Adam.
         split: Name of the run under SplitSGD.
         window: Steps of the running mean that is taken from the losses.
-        zoom: Steps at the end whose oscillations are shown.
+        zoom: Steps at the end of the shorter run whose oscillations are shown.
     """
+    end = min((int(one.record[TRAIN_LOSS].steps[-1]) for one in trajectories.values()), default=0)
     figure = style.figure(12, 3.8, style.about("Train loss of Adam and SplitSGD", trajectories))
     loss, oscillation, share = figure.subplots(1, 3)
     for name, colour, label in ((adam, style.RUNS[0], "Adam"), (split, style.RUNS[1], "SplitSGD")):
@@ -169,11 +171,11 @@ def adam_and_splitsgd(
             continue
         measured = trajectories[name].record[TRAIN_LOSS]
         style.draw(loss, measured, color=colour, linewidth=0.7, label=label)
-        last = detrended(np.asarray(measured.values, dtype=np.float64), window)[-zoom:]
-        oscillation.plot(measured.steps[-zoom:], last, color=colour, linewidth=0.9, label=label)
+        rest = Series(measured.steps, detrended(np.asarray(measured.values, dtype=np.float64), window))
+        style.draw(oscillation, between(rest, end - zoom + 1, end), color=colour, linewidth=0.9, label=label)
     loss.set(title="train loss", xlabel="step")
     style.legend_above(loss, 2)
-    oscillation.set(title=f"the same without its running mean, last {zoom} steps", xlabel="step")
+    oscillation.set(title=f"the same without its running mean, last {zoom} steps of both", xlabel="step")
     if split in trajectories:
         style.draw(share, trajectories[split].record[SIGNED_SHARE], color=style.RUNS[1])
     share.set(title="share of parameters with a signed step", xlabel="step", ylim=(0, 1))
