@@ -94,8 +94,7 @@ def test_two_optimizers_are_drawn_and_a_missing_one_is_named(run):
     loss, oscillation, share = adam_and_splitsgd(runs).axes
     assert [len(axes.lines) for axes in (loss, oscillation, share)] == [2, 2, 1]
     np.testing.assert_array_equal(share.lines[0].get_ydata(), noise)
-    longer = run("gpt2_adam", train_loss=np.append(noise, noise)) | {"gpt2_splitsgd": runs["gpt2_splitsgd"]}
-    _, oscillation, _ = adam_and_splitsgd(longer).axes
+    _, oscillation, _ = adam_and_splitsgd(runs | run("longer", train_loss=np.append(noise, noise)), adam="longer").axes
     assert len({tuple(line.get_xdata()) for line in oscillation.lines}) == 1
     loss, *_ = adam_and_splitsgd({"gpt2_adam": runs["gpt2_adam"]}).axes
     assert "SplitSGD: no run" in [text.get_text() for text in loss.get_legend().get_texts()]
