@@ -22,7 +22,7 @@ from opposing_signals.experiments import experiments
 from opposing_signals.packing import unpack
 from opposing_signals.record import Record
 
-SEVERAL_SEEDS = ("discovery_planted",)
+SEVERAL_SEEDS = ("bn_variance", "discovery_planted")
 CLAIM_FIELDS = [
     "id", "statement", "source", "statistic", "threshold", "value", "interval", "verdict", "scale", "data", "seed",
     "reason", "by_seed",

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from opposing_signals.configuration import decisive
-from opposing_signals.data.token_patterns import PATTERNS, pattern_points
+from opposing_signals.data.token_patterns import PAIRS, PATTERNS, pattern_points
 from opposing_signals.errors import InputError, TrainingStoppedError
 from opposing_signals.instruments.token_losses import TokenLosses
 from opposing_signals.record import Record
@@ -57,7 +57,7 @@ def test_the_tracking_set_holds_the_papers_pairs(whole):
     points = whole["token_points"].values[0]
     assert len(np.unique(points)) == len(points)
     assert len(np.unique(points // 32)) * 32 == len(points)  # whole sequences of 32 tokens
-    for pattern in PATTERNS:
+    for pattern in (*PAIRS["quotes"], *PAIRS["colon"]):
         assert np.isin(pattern_points(dataset, pattern), points).sum() >= 3, pattern
 
 
