@@ -97,21 +97,32 @@ def _draw_dominant_pair(axes: Axes, name: str, trajectory: Trajectory) -> None:
 
 
 def group_variance(trajectories: Mapping[str, Trajectory]) -> Figure:
-    """The dominant pair of each job, and the variance of one-step changes of all pairs' groups and of random groups."""
-    rows = -(-len(trajectories) // 2)
+    """The variance of one-step changes of all dominant pairs' groups and of random groups, side by side over seeds.
+
+    Beside it stands the dominant pair of the first seed of each network and rule.
+    """
+    kinds: dict[str, list[Trajectory]] = {}
+    for trajectory in trajectories.values():
+        kinds.setdefault(_described(trajectory), []).append(trajectory)
+    rows = -(-len(kinds) // 2)
     title = style.about("Losses of opposing groups with and without batch norm", trajectories)
     figure = style.figure(14, 1 + 3.2 * rows, title)
     grid = figure.add_gridspec(rows, 3, width_ratios=[1, 1, 0.95])
     variances = figure.add_subplot(grid[:, 2])
-    for number, trajectory in enumerate(trajectories.values()):
+    for number, (kind, runs) in enumerate(kinds.items()):
         axes = figure.add_subplot(grid[number // 2, number % 2])
-        _draw_dominant_pair(axes, _described(trajectory), trajectory)
+        of_one = f", seed {runs[0].configuration['seed']}" if len(runs) > 1 else ""
+        _draw_dominant_pair(axes, kind + of_one, runs[0])
         axes.set_ylabel("loss")
         style.legend_above(axes, 4)
-        _draw_variances(variances, number, trajectory)
-    names = [_described(run).replace(", ", "\n").replace("gradient descent", "GD") for run in trajectories.values()]
+        room = 0.9 / len(runs)
+        for i, run in enumerate(runs):
+            _draw_variances(variances, number + (i + 0.5) * room - 0.45, room, run)
+    names = [kind.replace(", ", "\n").replace("gradient descent", "GD") for kind in kinds]
     variances.set_xticks(range(len(names)), names, fontsize=8)
-    variances.set(yscale="log", title="variance of a group's one-step loss change", xlim=(-0.5, len(names) - 0.5))
+    several = "\nseeds side by side" if len(trajectories) > len(kinds) else ""
+    variances.set(yscale="log", title=f"variance of a group's one-step loss change{several}")
+    variances.set_xlim(-0.5, len(names) - 0.5)
     style.legend_above(variances)
     return figure
 
@@ -122,7 +133,7 @@ def _described(trajectory: Trajectory) -> str:
     return f"{trajectory.network.partition(' (')[0]}, {rule}"
 
 
-def _draw_variances(axes: Axes, place: int, trajectory: Trajectory) -> None:
+def _draw_variances(axes: Axes, place: float, room: float, trajectory: Trajectory) -> None:
     """A dot for each group of each dominant pair, one for as many random points, and a bar at the median of each."""
     groups, random = [], []
     for pair in trajectory.pairs:
@@ -132,13 +143,14 @@ def _draw_variances(axes: Axes, place: int, trajectory: Trajectory) -> None:
             draws = random_groups(changes.shape[1], len(group))
             random.append(np.mean([changes[:, draw].mean(1).var() for draw in draws]))
     for values, colour, marker, name, shift in (
-        (groups, style.RUNS[0], "o", "groups of the dominant pairs (bar: median)", -0.15),
-        (random, style.MUTED, "^", "random groups of equal size", 0.15),
+        (groups, style.RUNS[0], "o", "groups of the dominant pairs (bar: median)", -room / 6),
+        (random, style.MUTED, "^", "random groups of equal size", room / 6),
     ):
         if values:
             label = "" if name in axes.get_legend_handles_labels()[1] else name
             axes.plot([place + shift] * len(values), values, marker, color=colour, markersize=5, alpha=0.6, label=label)
-            axes.hlines(np.median(values), place + shift - 0.13, place + shift + 0.13, color=colour, linewidth=2.5)
+            ends = place + shift - room / 7, place + shift + room / 7
+            axes.hlines(np.median(values), *ends, color=colour, linewidth=2.5)
 
 
 # -- SAM and 1-SAM ----------------------------------------------------------------------------------------------------
