@@ -58,6 +58,12 @@ class Browser:
         os.close(self._read)
 
     def send(self, method: str, **parameters: Any) -> Any:
+        answer = self._ask(method, **parameters)
+        assert "error" not in answer, f"{method}: {answer['error']}"
+        return answer["result"]
+
+    def _ask(self, method: str, **parameters: Any) -> Any:
+        """Chromium's answer, which may be an error."""
         self._count += 1
         message = {"id": self._count, "method": method, "params": parameters}
         if hasattr(self, "_session"):
@@ -66,9 +72,7 @@ class Browser:
         deadline = time.monotonic() + self._seconds
         while self._count not in self._answers:
             self._receive(deadline)
-        answer = self._answers.pop(self._count)
-        assert "error" not in answer, f"{method}: {answer['error']}"
-        return answer["result"]
+        return self._answers.pop(self._count)
 
     def _receive(self, deadline: float) -> None:
         ready, _, _ = select.select([self._read], [], [], max(0, deadline - time.monotonic()))
@@ -102,10 +106,13 @@ class Browser:
         return result["result"].get("value")
 
     def wait(self, condition: str) -> None:
-        """Until ``condition`` is true."""
+        """Until ``condition`` is true. A page that is just being left answers with an error."""
         deadline = time.monotonic() + self._seconds
-        while not self.evaluate(condition):
-            assert time.monotonic() < deadline, f"never true: {condition}; errors: {self.errors}"
+        while True:
+            answer = self._ask("Runtime.evaluate", expression=condition, returnByValue=True)
+            if "result" in answer and answer["result"]["result"].get("value"):
+                return
+            assert time.monotonic() < deadline, f"never true: {condition}: {answer}; errors: {self.errors}"
             time.sleep(0.02)
 
     def press(self, key: str) -> None:
