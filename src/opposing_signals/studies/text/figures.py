@@ -175,7 +175,7 @@ def adam_and_splitsgd(
         style.draw(oscillation, between(rest, end - zoom + 1, end), color=colour, linewidth=0.9, label=label)
     loss.set(title="train loss", xlabel="step")
     style.legend_above(loss, 2)
-    oscillation.set(title=f"the same without its running mean, last {zoom} steps of both", xlabel="step")
+    oscillation.set(title=f"without its running mean,\nlast {zoom} steps of both", xlabel="step")
     if split in trajectories:
         style.draw(share, trajectories[split].record[SIGNED_SHARE], color=style.RUNS[1])
     share.set(title="share of parameters with a signed step", xlabel="step", ylim=(0, 1))
