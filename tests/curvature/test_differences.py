@@ -6,10 +6,10 @@ import copy
 import pytest
 import torch
 from layers import CROSS_ENTROPY, ByFunction, direction, plain_hessian, plain_losses, risk_of
+from rounding import RoundedFactors
 from torch import nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from opposing_signals.curvature import EigenTracker, Hessian
 from opposing_signals.curvature.differences import GradientDifferences
@@ -107,19 +107,6 @@ def test_what_is_no_function_of_the_weights_is_refused_in_one_line(make, message
     with pytest.raises(InputError, match=message) as caught:
         GradientDifferences(risk)
     assert "\n" not in str(caught.value)
-
-
-class RoundedFactors(TorchDispatchMode):
-    """Rounds the factors of products to TF32's ten bits, as a GPU does."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        first = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}.get(function.overloadpacket.__name__, len(args))
-        return function(*args[:first], *map(self.rounded, args[first:]), **(kwargs or {}))
-
-    @staticmethod
-    def rounded(factor):
-        bits = factor.contiguous().view(torch.int32)
-        return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import recording
 import torch
 from composing import composed
 from hydra.utils import instantiate
+from rounding import RoundedFactors
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from opposing_signals.configuration import decisive
 from opposing_signals.data.token_patterns import PAIRS, PATTERNS, pattern_points
@@ -105,19 +105,6 @@ def test_a_diverging_run_ends_as_any_other_and_writes_finite_losses_alone(tmp_pa
     assert record.state.startswith("stopped: the training loss is")
     assert len(record["train_loss"]) > 1
     assert not [quantity for quantity in record if quantity.startswith("token_")]  # the first step leads to no loss
-
-
-class RoundedFactors(TorchDispatchMode):
-    """Rounds the factors of products to TF32's ten bits, as a GPU does."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        first = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}.get(function.overloadpacket.__name__, len(args))
-        return function(*args[:first], *map(self.rounded, args[first:]), **(kwargs or {}))
-
-    @staticmethod
-    def rounded(factor):
-        bits = factor.contiguous().view(torch.int32)
-        return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
 
 
 def test_beside_training_in_16_bits_losses_are_followed_with_rounded_factors(tmp_path):

@@ -98,8 +98,7 @@ class GradientDifferences:
                 for parameter in risk.parameters:
                     parameter.grad = None
                 risk.backward(self._batch)
-                pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in risk.parameters]
-                return flatten(pieces)
+                return stored_gradient(risk)
         finally:
             if shift is not None:
                 self._place(self.theta)
@@ -107,3 +106,8 @@ class GradientDifferences:
     def _place(self, theta: Tensor) -> None:
         for parameter, piece in zip(self._risk.parameters, self._risk.unflatten(theta), strict=True):
             parameter.data.copy_(piece)
+
+
+def stored_gradient(risk: EmpiricalRisk) -> Tensor:
+    """``[P]``: what a backward pass has left in the parameters; 0 where it has left nothing."""
+    return flatten([torch.zeros_like(p) if p.grad is None else p.grad for p in risk.parameters])

@@ -33,6 +33,7 @@ class Eigenpairs:
             probability of 99% where this call has looked from a random vector. Where not, what is not followed is
             supposed to have grown since by a tenth, or as the largest λ_1 since with that one's last rise once more.
             NaN before a look.
+        error: How far λ may be off beside that because products were no exact ones; a part of the bound.
     """
 
     values: Tensor

@@ -236,7 +236,7 @@ def name_verdicts(
 
 
 def _told(verdict: Verdict) -> str:
-    """For instance "PASS: −0.9123 (claimed < -0.8; 95% interval −0.95 to −0.87): the two groups ..."."""
+    """For instance "PASS (-0.9123, claimed < -0.8; 95% interval -0.95 to -0.87): The two groups ..."."""
     if verdict.value is None:
         measured = f"no value, claimed {verdict.threshold}"
     else:

@@ -12,8 +12,9 @@ import torch
 from lightning.pytorch import LightningModule
 
 from opposing_signals.curvature.chunks import Batch
+from opposing_signals.curvature.differences import stored_gradient
 from opposing_signals.curvature.double_backward import CurvaturePass, ForwardPass
-from opposing_signals.curvature.risk import EmpiricalRisk, flatten
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.optim import OneSAM
 from opposing_signals.training.batches import Batches
 
@@ -149,7 +150,7 @@ class TrainingModule(LightningModule):
         if math.isfinite(self.loss):
             self._answer(requests)
             for then in of_gradient:
-                then(self._gradient())
+                then(stored_gradient(self.risk))
             for instrument in self._due():
                 instrument.at_gradient(self, self.step)
             for adjust in self.before_update:
@@ -203,9 +204,6 @@ class TrainingModule(LightningModule):
     def request_gradient(self, then: Callable[[torch.Tensor], None]) -> None:
         """Let ``then`` have the coming step's own ``[P]`` ∇L of its batch, in front of all `StepHooks.at_gradient`."""
         self._gradient_requests.append(then)
-
-    def _gradient(self) -> torch.Tensor:
-        return flatten([torch.zeros_like(p) if p.grad is None else p.grad for p in self.risk.parameters])
 
     def share(self, finding: Any) -> None:
         """Let the instruments that come later in this step take ``finding``; see `shared`."""
