@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from opposing_signals.configuration import decisive
 from opposing_signals.data.token_patterns import PAIRS, PATTERNS, pattern_points
-from opposing_signals.errors import InputError, TrainingStoppedError
+from opposing_signals.errors import DamagedError, InputError, TrainingStoppedError
 from opposing_signals.instruments.token_losses import TokenLosses
 from opposing_signals.record import Record
 from opposing_signals.signals import fallers, risers
@@ -96,6 +96,16 @@ def test_a_run_killed_in_a_step_ends_with_the_same_bits(settings, whole, bounded
     last = "token_top_loss" if settings else "token_loss"
     recording.stopped(tmp_path, composed(*TEXT, *settings), 3, monkeypatch, last)
     recording.assert_same(trained(tmp_path, *settings), bounded if settings else whole)
+
+
+@pytest.mark.parametrize("settings", [(), BOUNDED], ids=["all", "bounded"])
+def test_a_run_does_not_go_on_with_other_tokens(settings, tmp_path, monkeypatch):
+    recording.stopped(tmp_path, composed(*TEXT, *settings), 3, monkeypatch)
+    monkeypatch.setattr(
+        "opposing_signals.instruments.token_losses.PATTERNS", {"newline_after_colon": PATTERNS["newline_after_colon"]}
+    )
+    with pytest.raises(DamagedError, match="another version of the program, which chose"):
+        trained(tmp_path, *settings)
 
 
 def test_a_diverging_run_ends_as_any_other_and_writes_finite_losses_alone(tmp_path):

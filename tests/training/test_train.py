@@ -15,7 +15,8 @@ from recording import assert_same, assert_same_weights, stopped
 
 from opposing_signals.choices import choices
 from opposing_signals.configuration import decisive
-from opposing_signals.errors import InputError, TrainingStoppedError
+from opposing_signals.data import planted
+from opposing_signals.errors import DamagedError, InputError, TrainingStoppedError
 from opposing_signals.record import Record
 from opposing_signals.training.job import train
 
@@ -100,6 +101,15 @@ def test_a_run_killed_between_two_checkpoints_cuts_its_record_back(tmp_path, who
     stopped(folder, composed("fig01_group_losses", *SMALL), stopped_at, monkeypatch)
     assert len(Record(folder)["sample_loss"]) == stopped_at + 1  # written in the step that was cut short
     assert_same(trained(folder), whole)
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
+    stopped(tmp_path, composed("fig01_group_losses", *SMALL), 4, monkeypatch)
+    kept = (tmp_path / "train_loss.npy").read_bytes()
+    monkeypatch.setattr("opposing_signals.data.planted", lambda **given: planted(**{**given, "seed": 7}))
+    with pytest.raises(DamagedError, match="was begun with other data than planted.* has now"):
+        trained(tmp_path)
+    assert (tmp_path / "train_loss.npy").read_bytes() == kept
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_record(tmp_path):

@@ -12,7 +12,7 @@ from torch import Tensor
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.data import Dataset
 from opposing_signals.data.token_patterns import PATTERNS, check_text, pattern_points
-from opposing_signals.errors import InputError
+from opposing_signals.errors import DamagedError, InputError
 from opposing_signals.instruments.instrument import Instrument
 from opposing_signals.losses import token_losses
 from opposing_signals.processes import gathered
@@ -167,9 +167,14 @@ class TokenLosses(Instrument):
             torch.backends.cuda.matmul.allow_tf32 = before
 
     def _write_points(self, module: TrainingModule, step: int, points: np.ndarray) -> None:
-        """Once: every measured step has the same."""
+        """Once: every measured step has the same, also after an interruption."""
         if TOKEN_POINTS not in self.record or not len(self.record[TOKEN_POINTS]):
             self.write(module, step, TOKEN_POINTS, points)
+        elif not np.array_equal(followed := self.record[TOKEN_POINTS].values[0], points):
+            raise DamagedError(
+                f"{self.record.folder} was begun by another version of the program, which chose {len(followed)} tokens "
+                f"to follow; now they are {len(points)} others"
+            )
 
 
 def _evenly(values: Sequence[int] | np.ndarray, count: int | None) -> list[int]:

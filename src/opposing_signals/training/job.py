@@ -132,8 +132,9 @@ def _train(
     elif needing := [field for field in ("autotune", "cuda_graphs") if config.risk.get(field)]:
         raise InputError(f"risk.{needing[0]}=true on {trainer.strategy.root_device.type}: expected a GPU, or false")
     module.batches.begin_at(lambda: trainer.global_step)
-    agreed(lambda: record.cut(start.steps, start.rows))
     earlier = _earlier(record) if start.steps else {}
+    _check_same_data(record, earlier, dataset)
+    agreed(lambda: record.cut(start.steps, start.rows))
     origin = {
         **environment(trainer.strategy.root_device),
         "data": {"name": dataset.name, "sha256": dataset.checksum, "examples": len(dataset)},
@@ -276,6 +277,17 @@ def _earlier(record: Record) -> dict[str, Any]:
     except (DamagedError, TypeError, ValueError) as error:
         log.warning("%s: the training time of earlier processes is lost; it is written anew", error)
         return {}
+
+
+def _check_same_data(record: Record, earlier: dict[str, Any], dataset: Dataset) -> None:
+    """Refuse to go on with other data than those that the run was begun with."""
+    noted = earlier.get("data")
+    begun_with = noted.get("sha256") if isinstance(noted, dict) else None
+    if begun_with not in (None, dataset.checksum):
+        raise DamagedError(
+            f"{record.folder} was begun with other data than {dataset.name} has now: their SHA-256 began with "
+            f"{str(begun_with)[:8]}, now with {dataset.checksum[:8]}"
+        )
 
 
 def quieten_lightning() -> None:
