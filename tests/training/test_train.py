@@ -107,7 +107,7 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
     stopped(tmp_path, composed("fig01_group_losses", *SMALL), 4, monkeypatch)
     kept = (tmp_path / "train_loss.npy").read_bytes()
     monkeypatch.setattr("opposing_signals.data.planted", lambda **given: planted(**{**given, "seed": 7}))
-    with pytest.raises(DamagedError, match="was begun with other data than planted.* has now"):
+    with pytest.raises(DamagedError, match=r"was begun with other data than planted.* has now"):
         trained(tmp_path)
     assert (tmp_path / "train_loss.npy").read_bytes() == kept
 
