@@ -88,7 +88,7 @@ def test_the_figure_draws_the_variances_that_are_claimed(made):
     assert found == pytest.approx(relative, rel=0.01)  # other random groups
 
 
-def test_jobs_side_by_side_are_named_in_words_and_say_how_often_a_pair_turns(made):
+def test_jobs_side_by_side_are_named_in_words_and_say_how_often_a_pair_turns(made, tmp_path):
     drifting = 3 + np.outer(np.linspace(0, 1, STEPS) ** 2, np.repeat([1.0, -1.0, 0.0], [10, 10, EXAMPLES - 20]))
     steps = np.arange(STEPS)
     more = {"sharpness": 1.0 + steps, "jacobian_norm": 1.0 + steps}
@@ -102,9 +102,11 @@ def test_jobs_side_by_side_are_named_in_words_and_say_how_often_a_pair_turns(mad
     assert fast.get_title(loc="left").startswith("η = 0.2: dominant pair")
     assert fast.get_title(loc="left").endswith("turns at 100% of the steps")
     assert "no pair" in slow.get_title(loc="left") or slow.get_title(loc="left").endswith("turns at 0% of the steps")
-    assert _job("loss=label_smoothing") == "label smoothing"
-    assert _job("loss.label_smoothing=0.4") == "label smoothing = 0.4"
-    assert _job("run=a,seed=1") == "run=a,seed=1"
+    run = recording.made(tmp_path / "one", {"optimizer": {"_target_": "opposing_signals.optim.OneSAM"}})
+    assert _job("loss=label_smoothing", run) == "label smoothing"
+    assert _job("loss.label_smoothing=0.4", run) == "label smoothing = 0.4"
+    assert _job("optimizer=one_sam", run) == "1-SAM"
+    assert _job("run=a,seed=1", run) == "run=a,seed=1"
 
 
 def test_peak_and_decline_of_feature_norms(made):

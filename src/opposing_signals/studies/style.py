@@ -269,11 +269,17 @@ def about(what: str, trajectories: Mapping[str, Trajectory]) -> str:
     runs = trajectories.values()
     sizes: dict[str, list[str]] = {}
     for run in runs:
-        rule = str(run.configuration["optimizer"].get("_target_", "SGD")).rpartition(".")[2]
+        rule = rule_name(run)
         sizes.setdefault("η" if rule == "SGD" else f"{rule} η", []).append(f"{run.step_size:g}")
     networks = _listed(run.network for run in runs)
     data = _listed(run.record.provenance["data"]["name"] for run in runs)
     return f"{what}: {networks}, {data}, {_listed(f'{rule} = {_listed(given)}' for rule, given in sizes.items())}"
+
+
+def rule_name(trajectory: Trajectory) -> str:
+    """The update rule as the literature writes it, for instance "1-SAM"."""
+    rule = str(trajectory.configuration["optimizer"].get("_target_", "SGD")).rpartition(".")[2]
+    return {"OneSAM": "1-SAM", "SignSGD": "sign SGD", "ClippedSGD": "clipped SGD"}.get(rule, rule)
 
 
 def _listed(values: Iterable[str]) -> str:

@@ -44,7 +44,7 @@ def descents(trajectories: Mapping[str, Trajectory], title: str, by_time: bool =
             (jacobian, trajectory.record[JACOBIAN_NORM]),
         ):
             timed = Series(np.asarray(series.steps) * unit, series.values)
-            style.draw(axes, timed, **looks[name], linewidth=0.9, label=_job(name))
+            style.draw(axes, timed, **looks[name], linewidth=0.9, label=_job(name, trajectory))
         if len(edges) > 1 and trajectory.edge is not None:
             sharpness.axhline(trajectory.edge, color=looks[name]["color"], linewidth=0.6, alpha=0.6)
     if len(edges) == 1:
@@ -57,17 +57,19 @@ def descents(trajectories: Mapping[str, Trajectory], title: str, by_time: bool =
         axes.set_xlabel("time Σ η" if by_time else "step")
     panels = lower.subplots(1, len(trajectories), squeeze=False)[0]
     for axes, (name, trajectory) in zip(panels, trajectories.items(), strict=True):
-        _draw_dominant_pair(axes, _job(name), trajectory)
+        _draw_dominant_pair(axes, _job(name, trajectory), trajectory)
     panels[0].set_ylabel("loss")
     style.legend_above(panels[0], 2)
     return figure
 
 
-def _job(name: str) -> str:
-    """A job of a sweep over one field in words: "η = 0.1" for "optimizer.lr=0.1", "square" for "loss=square"."""
+def _job(name: str, trajectory: Trajectory) -> str:
+    """A job of a sweep over one field in words: "η = 0.1" for "optimizer.lr=0.1", "1-SAM" for "optimizer=one_sam"."""
     field, _, value = name.partition("=")
     if not value or "," in name:
         return name
+    if field == "optimizer":
+        return style.rule_name(trajectory)
     if "." not in field:
         return value.replace("_", " ")
     field = field.rpartition(".")[2].replace("_", " ")
@@ -171,7 +173,7 @@ def probes_by_rule(trajectories: Mapping[str, Trajectory]) -> Figure:
         norms, smoothed = relative_feature_norms(trajectory), relative_feature_norms(trajectory, SMOOTH)
         for axes, noisy, values in zip(panels, norms.values.T, smoothed.values.T, strict=False):
             axes.plot(norms.steps, noisy, color=looks[name]["color"], linewidth=0.5, alpha=0.3)
-            axes.plot(norms.steps, values, **looks[name], linewidth=1.2, label=_job(name))
+            axes.plot(norms.steps, values, **looks[name], linewidth=1.2, label=_job(name, trajectory))
             peak = int(np.argmax(values))
             axes.plot(norms.steps[peak], values[peak], "o", color=looks[name]["color"], markersize=5)
         loss, sharpness = panels[len(probes) : len(probes) + 2]
