@@ -212,15 +212,24 @@ def _of_seed(runs: Runs, seed: int) -> Runs:
     """The runs of one seed, by their names in a grid without seeds; a run that never began may belong to any seed."""
     begun = {**runs, **runs.stopped}
     others = {name for name, run in begun.items() if run.configuration.get("seed", seed) != seed}
+    names = _names_without_seed({name: run for name, run in begun.items() if name not in others})
     complete, stopped = (
-        {_without_seed(name): run for name, run in part.items() if name not in others} for part in (runs, runs.stopped)
+        {names[name]: run for name, run in part.items() if name not in others} for part in (runs, runs.stopped)
     )
-    failures = {_without_seed(name): why for name, why in runs.failures.items() if name not in others}
+    failures = {names.get(name, without_seed(name)): why for name, why in runs.failures.items() if name not in others}
     return Runs(complete, stopped, failures)
 
 
-def _without_seed(name: str) -> str:
-    """A job's name in a grid without seeds: "run=vgg11_sgd,seed=2" is there called "vgg11_sgd"."""
+def _names_without_seed(begun: Mapping[str, Trajectory]) -> dict[str, str]:
+    """Each job's name in a grid without seeds: in one of runs alone that of its run, where no two jobs share it."""
+    names = {name: without_seed(name) for name in begun}
+    of_runs = {name: str(run.configuration.get("run", {}).get("name", "")) for name, run in begun.items()}
+    is_of_runs = not any("=" in name for name in names.values()) and all(of_runs.values())
+    return of_runs if is_of_runs and len({*of_runs.values()}) == len(of_runs) else names
+
+
+def without_seed(name: str) -> str:
+    """A job's name in a grid without seeds, for instance "vgg11_sgd" for "run=vgg11_sgd,seed=2"."""
     parts = [part for part in name.split(",") if not part.startswith("seed=")]
     return parts[0].removeprefix("run=") if len(parts) == 1 else ",".join(parts) or name
 
