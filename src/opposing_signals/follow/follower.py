@@ -67,7 +67,7 @@ class Follower:
         every: Measure the first ``consecutive`` of every ``every`` steps, as long as the budget allows.
         consecutive: How many successive steps to measure each time; None: 4, or ``every`` if that is less.
         budget: Largest fraction of the training time that measuring may take; None for no limit.
-        sharpness_every: Measure λ of the followed examples' mean loss in every so many-th window; None for never.
+        sharpness_every: Measure λ of the followed examples' mean loss once per this many windows; None for never.
         batch_size: Examples per forward pass of a measurement.
         collate: Examples ↦ batch; None takes that of the loader given to `batches`, or torch's own.
         show: Example ↦ picture ``[H, W]`` or ``[H, W, 3]`` uint8, or text, for figures and the report; None shows

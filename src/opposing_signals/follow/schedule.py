@@ -26,7 +26,7 @@ class Schedule:
     Args:
         every: A window begins every ``every`` steps, as long as the budget allows.
         consecutive: Steps in a window; None: 4, or ``every`` if that is less.
-        sharpness_every: λ is measured in every so many-th window; None for never.
+        sharpness_every: λ is measured once per this many windows; None for never.
         budget: Limits the time for measurements.
 
     Raises:

@@ -29,7 +29,7 @@ class Packed:
 
 
 def pack_results(folder: Path, records: Sequence[Path], limit: int, only: Collection[str] = ()) -> Packed:
-    """Pack the record of every run behind a result in ``folder``, beside the result.
+    """Pack the record of every run from which a result in ``folder`` is drawn, beside the result.
 
     A result in ``folder/cpu/fig01_group_losses`` has its runs' records in ``folder/cpu/runs``. A run is left as it is
     if its record is missing, or if another training of the same name is found in its place.

@@ -33,8 +33,8 @@ class Spike:
         change: Mean one-step change of the rising and of the falling group at this step.
         share: Σ Δ_i of the rising group over Σ Δ_i of all points that rise at this step.
         expected: Size of the rising group as a fraction of all points.
-        correlation: Of the two groups' mean one-step changes around the spike, without the spike; None if no pair
-            is active here, and then the groups are the selection of §2 at this step.
+        correlation: Correlation of the two groups' mean one-step changes around the spike, without the spike; None if
+            no pair is active here, and then the groups are the selection of §2 at this step.
     """
 
     step: int

@@ -106,7 +106,7 @@ def token_groups(points: Sequence[int] | np.ndarray, contexts: Contexts, smalles
 
     Args:
         points: Numbers of (context, next token) points.
-        contexts: Where they are looked up.
+        contexts: Contexts used to look them up.
         smallest: Minimum number of points in a group.
     """
     ends = {int(point): contexts.of(point, LONGEST_SUFFIX) for point in points}
@@ -139,7 +139,7 @@ def shared_endings(points: np.ndarray, contexts: Contexts, smallest: int = 5) ->
 
     Args:
         points: Numbers of (context, next token) points.
-        contexts: Where they are looked up.
+        contexts: Contexts used to look them up.
         smallest: Minimum number of points in a group.
     """
     shared: dict[tuple[int, tuple[int, ...]], list[int]] = {}
@@ -171,7 +171,7 @@ class TokenTrack:
     """Losses of the tokens that a run has followed, and the opposing pairs among them.
 
     Args:
-        record: Of a run with the instrument `TokenLosses`.
+        record: Record of a run with the instrument `TokenLosses`.
         dataset: The run's text.
 
     Attributes:

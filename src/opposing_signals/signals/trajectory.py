@@ -31,7 +31,7 @@ class Trajectory:
     """What a record holds and what follows from it, each computed once.
 
     Args:
-        record: Of the run.
+        record: The run's record.
         pairing: Keyword arguments of `find_pairs`.
         own_data: The field ``data`` of the configuration that the user's own command has composed; None for a record
             of unknown origin, whose data set is built as `opposing_signals.data.recorded` allows.
@@ -209,7 +209,7 @@ class Runs(dict[str, Trajectory]):
     """The complete runs of an experiment by name, and what became of the others.
 
     Args:
-        complete: By name.
+        complete: The complete runs by name.
         stopped: Runs whose loss is not finite, up to that step.
         failures: Name ↦ reason, for every run that was stopped or never began.
     """

@@ -37,7 +37,7 @@ def block_probe(trajectories: Mapping[str, Trajectory], probe: str) -> Figure:
     descent from the start): θ before and after that step in bold, and one more step on either side.
 
     Args:
-        probe: Which of the run's probes.
+        probe: Name of one of the run's probes.
     """
     (trajectory,) = trajectories.values()
     path = probe_path(trajectory, probe)
