@@ -44,7 +44,7 @@ def share_increasing(trajectories: Mapping[str, Trajectory]) -> Figure:
 
 
 def change_distribution(trajectories: Mapping[str, Trajectory], panels: int = 4) -> Figure:
-    """Histogram of the one-step changes Δ_i at several steps, beside a Gaussian of equal variance.
+    """Histogram of the one-step changes Δ_i at several steps, with a Gaussian of equal variance.
 
     Args:
         panels: Steps shown, evenly spaced from break-even (or from the start) to the end.
