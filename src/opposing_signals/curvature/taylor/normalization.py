@@ -55,7 +55,7 @@ def batch_norm(*args: Any, **named: Any) -> Jet:
     if call.training or call.running_mean is None or call.running_var is None:
         count = x0.numel() // x0.shape[1]
         axes = [axis for axis in range(x0.ndim) if axis != 1]
-        # Centred first: in float32 the mean of a product is no covariance where means are large.
+        # Centred first: in float32 the mean of a product loses the covariance where means are large.
         x0, x1 = (part - per_channel(part.mean(axes), part) for part in (x0, x1))
 
         def moments(values: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:
