@@ -115,7 +115,7 @@ class _Layout:
     read: Callable[[Path, Split], Iterator[Examples]]
 
     def is_in(self, folder: Path, images: int = _TRAIN_IMAGES) -> bool:
-        """Whether ``folder`` holds the files needed for ``images`` training images, if classes are about evenly mixed."""
+        """Whether ``folder`` has the files that ``images`` training images need, if the classes are evenly mixed."""
         unread = [f"data_batch_{number}" for number in range(1 + -(-images // _BATCH_IMAGES), 6)]
         return all((folder / file).is_file() for file in self.files if Path(file).stem not in unread)
 
@@ -232,7 +232,7 @@ def _read_official(folder: Path, split: Split) -> Iterator[Examples]:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles numpy arrays in built-in containers and nothing else: a matching md5 sum alone does not make a file safe."""
+    """Unpickles numpy arrays in built-in containers and nothing else: a correct md5 sum does not make a file safe."""
 
     # The function that rebuilds an array moved within numpy, so it is taken from how an array pickles itself.
     _reconstruct = np.empty(0).__reduce__()[0]

@@ -22,7 +22,7 @@ class GaussNewton(Instrument):
     takes_from = (Sharpness,)
 
     def at_gradient(self, module: TrainingModule, step: int) -> None:
-        """Only now, because v may come from the step's own pass."""
+        """Measured here because v may come from the step's own pass."""
         top = top_eigenvector(module)
         split = curvature_split(self.risk, top.vector, top.batch)
         self.write(module, step, SHARPNESS_GAUSS_NEWTON, split.gauss_newton)

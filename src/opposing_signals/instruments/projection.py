@@ -76,7 +76,7 @@ class EffectiveStepSize(_AlongBreakEven):
     needs_training = True
 
     def after_step(self, module: TrainingModule, step: int) -> None:
-        """Only now, when the optimizer's state is that of the step."""
+        """Measured here because the optimizer's state is that of the step just taken."""
         optimizer = self.required_optimizer(module, torch.optim.Adam, "effective_step_size")
         group_of = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
         sizes = [_step_sizes(optimizer.state[parameter], group_of[parameter]) for parameter in self.risk.parameters]

@@ -46,7 +46,7 @@ class SampleCurvature(Instrument):
         self.needs_training = expansion  # it takes the optimizer's step size
 
     def at_gradient(self, module: TrainingModule, step: int) -> None:
-        """Only now, because v may come from the step's own pass."""
+        """Measured here because v may come from the step's own pass."""
         v = top_eigenvector(module).vector
         along = sample_curvature(self.risk, v)
         self.write(module, step, SAMPLE_SLOPE, along.slopes.float().cpu().numpy())

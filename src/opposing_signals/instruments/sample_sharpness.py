@@ -67,7 +67,7 @@ class SampleSharpness(Instrument):
             )
 
     def at_gradient(self, module: TrainingModule, step: int) -> None:
-        """Only now, because ℓ(θ_t) comes from the step's own pass."""
+        """Measured here because ℓ(θ_t) comes from the step's own pass."""
         if self._losses is None:
             return
         changes = module.forward_pass.losses - self._losses.to(module.forward_pass.losses)

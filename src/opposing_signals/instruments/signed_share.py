@@ -18,6 +18,6 @@ class SignedShare(Instrument):
     needs_training = True
 
     def after_step(self, module: TrainingModule, step: int) -> None:
-        """Only now: it follows from the momenta after the step."""
+        """Measured here because it follows from the momenta after the step."""
         optimizer = self.required_optimizer(module, SplitSGD, "signed_share")
         self.write(module, step, SIGNED_SHARE, float(optimizer.signed_share))

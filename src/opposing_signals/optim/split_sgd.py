@@ -209,7 +209,7 @@ def _compiled() -> Callable[[Tensors, Tensors, Tensors, _Factors], None]:
 
 
 def _fused(parameters: Tensors, gradients: Tensors, momenta: Tensors, factors: _Factors) -> None:
-    """The rule as one kernel. Factors are passed as tensors: numbers change from step to step and would be compiled in."""
+    """The rule as one kernel. Factors are passed as tensors: numbers would be compiled in, but change each step."""
     as_tensor = torch.tensor(factors, dtype=parameters[0].dtype).to(parameters[0].device, non_blocking=True)
     # torch 2.13 loses what a compiled function writes into a CPU tensor without axes
     parameters, gradients, momenta = (

@@ -1,10 +1,10 @@
 """The record of a run: one folder with one array per quantity, appended step by step.
 
     <run>/
-      configuration.json    the part of the configuration that decides the numbers provenance.json       where the
-      numbers come from: versions, commit, machine, data set, wall time, other runs state.json            "complete", or
-      "stopped" with the reason, and the number of rows at that time sample_loss.npy       a structured array: field
-      `step` int64, field `value` of the quantity's dtype and shape,
+      configuration.json    the part of the configuration that decides the numbers
+      provenance.json       where the numbers come from: versions, commit, machine, data set, wall time, other runs
+      state.json            "complete", or "stopped" with the reason, and the number of rows at that time
+      sample_loss.npy       a structured array: field `step` int64, field `value` of the quantity's dtype and shape,
                             field `crc32` of the two
       sharpness.npy
       checkpoint.ckpt       the last resumable state of the training

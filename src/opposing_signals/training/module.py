@@ -185,8 +185,7 @@ class TrainingModule(LightningModule):
 
         return closure
 
-    # -- what instruments request from a step, and share with each other
-    # ------------------------------------------------------
+    # -- what instruments request from a step, and share with each other ------------------------------------------
 
     def observe(self, observer: AbstractContextManager[Any]) -> None:
         """Enter ``observer`` around the coming step's own pass, for what is visible only inside it."""
