@@ -48,7 +48,7 @@ MOVERS = 20
 BITS = 10
 """Bits of the mantissa kept for the other examples; float16 has as many."""
 
-_TABLE = 2**18  # most bytes of a quantity with several numbers per step
+_TABLE = 2**18  # bytes above which a quantity with several numbers per step is left out
 _TRIED = 8  # times the limit: largest size for which it is tried whether all examples fit
 _MEMBER = re.compile(r"(?:configuration|provenance|state)\.json|image\.webp|(?:step|value|example)/[a-z]\w{0,63}\.npy")
 _TRACKED = {"_target_": "opposing_signals.data.tracked"}
@@ -101,7 +101,7 @@ def pack(record: Record, path: Path, dataset: Dataset | None = None, limit: int 
             raise InputError(f"{record.folder}: {len(bare)} bytes when packed; expected at most {limit}")
         if dataset is not None and SAMPLE_LOSS in record:
             wanted, exact = _by_importance(record)
-            count = min(len(wanted), limit // len(record[SAMPLE_LOSS]))  # a byte a number, at the least
+            count = min(len(wanted), limit // len(record[SAMPLE_LOSS]))  # at least a byte per number
             content = _packed(record, wanted[:count], exact, dataset)
             while len(content) > limit:
                 count = min(count - 1, int(0.97 * count * (limit - len(bare)) / (len(content) - len(bare))))

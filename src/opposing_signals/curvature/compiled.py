@@ -54,7 +54,7 @@ def compiled(function: Callable[..., Result], field: str) -> Callable[..., Resul
 
 
 class CompiledProducts:
-    """Gradient, products and slopes of a chunk by one compiled graph; equal to `ChunkPass` to rounding.
+    """Gradient, products and slopes of a chunk by one compiled graph; equal to `ChunkPass` up to rounding.
 
     There is one graph for each number of vectors, chunk shape and mode of the model. Whatever else the forward pass
     depends on, besides parameters, buffers and inputs, must not change.

@@ -40,6 +40,7 @@ class CurvaturePass(ForwardPass):
 
     Attributes:
         gradient: ``[P]`` ∇L(θ_t), L the batch's mean loss, weighted where the risk has weights.
+        products: ``[k, P]`` ∇²L(θ_t) v_j.
         slopes: ``[k, n]`` ∇ℓ_i(θ_t)·v_j; their mean over i, weighted as L is, is ∇L·v_j.
         further: Other vectors ``[m, P]`` ↦ their products, from the graph of this pass, which it keeps in memory. Valid
             while the weights are θ_t. None if no graph was kept.

@@ -30,8 +30,8 @@ class Eigenpairs:
         residuals: ``[k]`` float64, ‖Hv_j − q_j v_j‖; some eigenvalue of H lies within it of q_j.
         products: Matrix-vector products spent.
         bound: Bound that no eigenvalue exceeds (in absolute value; for the smallest: falls below), with 99% probability
-            if this call has looked from a random vector. If not, eigenvalues that are not followed are assumed to have
-            grown by a tenth since the last look, or as λ_1 has plus its latest rise once more. NaN before a look.
+            if this call has looked from a random vector. If not, what is not followed is assumed to have grown since
+            the last look by a tenth, or like λ_1 with its latest rise once more, if that is more. NaN before a look.
         error: Further error of λ, from inexact products; included in the bound.
     """
 

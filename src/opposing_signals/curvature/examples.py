@@ -47,7 +47,7 @@ def _statistics(risk: EmpiricalRisk, chunk: slice) -> Statistics:
 
 
 def check_independence(risk: EmpiricalRisk, hold_statistics: bool = True) -> None:
-    """Refuse a model in which an example has another loss alone than in its chunk.
+    """Refuse a model in which an example has a different loss alone than in its chunk.
 
     Checked once, on a few examples.
 

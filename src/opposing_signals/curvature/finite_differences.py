@@ -47,7 +47,7 @@ class Claim(NamedTuple):
     Attributes:
         name: Of the quantity, for the error message.
         measured: Of any shape.
-        truth: Whether to keep a graph in θ ↦ what ``measured`` should equal, or be the derivative along v of.
+        truth: Whether to keep a graph in θ ↦ what ``measured`` should equal, or what it should be the derivative of.
         is_derivative: Whether it is the latter.
         against: Name of ``truth`` in the error message; empty takes the default of `_refuse`.
     """

@@ -104,7 +104,7 @@ def is_split() -> bool:
 
 @contextmanager
 def frozen(model: nn.Module, statistics: Statistics) -> Iterator[None]:
-    """Let ``model`` normalize by ``statistics``, as constants, wherever it would use the chunk at hand.
+    """Let ``model`` normalize by ``statistics``, as constants, wherever it would use those of its chunk.
 
     Inside, batch norm does not couple examples, and running statistics do not change.
 

@@ -22,7 +22,7 @@ class AlongLine:
     Attributes:
         losses: ``[N]`` ℓ_i(θ).
         slopes: ``[N]`` ∇ℓ_i·v; their mean, weighted where the risk has weights, is ∇L·v.
-        curvatures: ``[N]`` vᵀ∇²ℓ_i v; likewise, it is vᵀ∇²L v.
+        curvatures: ``[N]`` vᵀ∇²ℓ_i v; their mean, likewise weighted, is vᵀ∇²L v.
     """
 
     losses: Tensor

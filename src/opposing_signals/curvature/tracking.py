@@ -180,6 +180,7 @@ class EigenTracker:
             products: The operator, for all further products.
             hint: ``[P]``, a vector that may overlap with eigenvectors that the starts miss: the gradient of the loss
                 whose Hessian the operator is. It joins the basis first, unless the start is cold or narrow.
+            finish: Recomputes the products of the found vectors more exactly; see `Finish`.
         """
         space = self._subspace
         space.know(images)

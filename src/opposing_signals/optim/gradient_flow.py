@@ -40,8 +40,7 @@ _SHORTEST = 1e-6  # shortest substep, as a fraction of the interval
 
 
 class GradientFlow(torch.optim.Optimizer):
-    """Follows the flow for a time ``lr`` at each step: one recorded step of the run is the interval that one step of
-    gradient descent with η = ``lr`` covers.
+    """Follows the flow for a time ``lr`` at each step, the time of one step of gradient descent with η = ``lr``.
 
     A substep uses Heun's method if it is shorter than 2 over the Hessian's spectral radius, otherwise RKC2 (Sommeijer,
     Shampine and Verwer 1997, "RKC: an explicit solver for parabolic PDEs") with as many stages as that radius needs.

@@ -171,7 +171,7 @@ def _continued(config: DictConfig, record: Record) -> bool:
 
 
 def _complete(config: DictConfig, record: Record, alike: Callable[[Mapping[str, Any]], str]) -> Iterator[Record]:
-    """The complete records beside that of ``config``, of configurations that are ``alike``."""
+    """The complete records next to that of ``config`` whose configurations are ``alike``."""
     if config.run_dir is not None or record.folder != run_folder(config):
         return
     ours = alike(decisive(config))

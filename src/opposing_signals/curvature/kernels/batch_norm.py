@@ -30,7 +30,7 @@ from opposing_signals.processes import summed
 aten = torch.ops.aten
 
 _OVER_PROCESSES = -1
-"""Stands for the code below where PyTorch's own code names the kernel by a number."""
+"""Kernel number of the code below, in addition to PyTorch's own numbers."""
 
 
 class _BatchNorm(Function):

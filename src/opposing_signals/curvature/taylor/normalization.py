@@ -46,9 +46,7 @@ def _scaled_and_shifted(values: Jet, weight: Any, bias: Any, shape: list[int]) -
 
 
 def batch_norm(*args: Any, **named: Any) -> Jet:
-    """γ (x − mean) / √(var + eps) + β, all of them jets, in fewer passes than `_normalized` takes: per channel a few
-    reductions, then linear combinations of x's coefficients.
-    """
+    """γ (x − mean) / √(var + eps) + β of jets, by a few reductions per channel: fewer passes than `_normalized`."""
     call = BatchNorm(*args, **named)
     x0, x1, x2 = orders(call.input)
     one, zero = x0.new_ones(x0.shape[1]), x0.new_zeros(x0.shape[1])
