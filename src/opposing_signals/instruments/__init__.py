@@ -1,1 +1,1 @@
-"""Lightning callbacks, one per file, that measure θ_t before the step and write to the run's record."""
+"""Lightning callbacks that measure θ_t before the step and write to the run's record."""
