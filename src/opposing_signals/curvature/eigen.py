@@ -13,7 +13,7 @@ Products = Callable[[Tensor], Tensor]
 """``[k, P]`` vectors ↦ ``[k, P]`` products with a symmetric matrix."""
 
 Finish = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""``[k, P]`` unit vectors ↦ more exact products, and ``[k]`` float64 bounds on the errors of these."""
+"""``[k, P]`` unit vectors ↦ more exact products, and ``[k]`` float64 estimates of their errors."""
 
 Which = Literal["largest", "smallest", "magnitude"]
 
