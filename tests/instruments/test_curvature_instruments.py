@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from composing import composed
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -300,3 +301,32 @@ def test_other_products_are_refused(tmp_path):
     config.instruments.sharpness.products = "quick"
     with pytest.raises(Exception, match="Sharpness: products=quick: expected exact or differences"):
         trained(tmp_path, config)
+
+
+class WithUnusedLayer(torch.nn.Module):
+    """Has parameters that no loss depends on."""
+
+    def __init__(self, input_shape: tuple[int, ...], outputs: int) -> None:
+        super().__init__()
+        self.used = torch.nn.Sequential(
+            torch.nn.Linear(*input_shape, 16), torch.nn.Tanh(), torch.nn.Linear(16, outputs)
+        )
+        self.unused = torch.nn.Linear(2, 2)
+
+    def forward(self, values):
+        return self.used(values)
+
+
+@pytest.mark.parametrize("model", [None, "test_curvature_instruments.WithUnusedLayer"])
+def test_the_expansion_of_a_step_is_the_change_that_it_makes(model, tmp_path):
+    config = configured("sample_curvature")
+    config.instruments.sample_curvature.expansion = True
+    config.instruments.sharpness.every = config.instruments.sample_curvature.every = 1
+    config.optimizer.lr, config.risk.precision = 0.01, "float64"
+    if model is not None:
+        config.model = {"_target_": model}
+    record = trained(tmp_path, config)
+    changes = np.diff(record["sample_loss"].values, axis=0)
+    first, second = (record[f"expansion_{order}"].values[:-1] for order in ("first", "second"))
+    assert np.abs(changes - first - second).max() < 0.02 * np.abs(changes - first).max()
+    assert np.abs(changes - first).max() < 0.1 * np.abs(changes).max()

@@ -14,7 +14,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from opposing_signals.errors import InputError, one_line, printable
+from opposing_signals.errors import InputError, first_line, one_line, printable
 from opposing_signals.processes import is_first
 from opposing_signals.record.quantities import QUANTITIES, SAMPLE_LOSS, SHARPNESS
 
@@ -79,7 +79,7 @@ class Dashboard:
         try:
             logger = instantiate(given, _partial_=True)(name=self.name, **settings)
         except ModuleNotFoundError as error:
-            said = str(error).splitlines()[0]
+            said = first_line(error)
             raise InputError(f"logger={choice}: {said}; pip install {choice}, or choose logger=csv") from None
         except (InstantiationException, TypeError) as error:
             raise InputError(f"logger={choice}: {one_line(error)}; --cfg job prints its settings") from None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from opposing_signals.curvature.double_backward import ChunkPass
 from opposing_signals.curvature.refusals import check_losses
-from opposing_signals.errors import InputError
+from opposing_signals.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from opposing_signals.curvature.risk import EmpiricalRisk
@@ -170,7 +170,7 @@ def recorded(run: Callable[[], Result], device: torch.device) -> Callable[[], Re
             result = run()
     except RuntimeError as error:
         raise InputError(
-            f"risk.cuda_graphs=true: the training pass cannot be recorded ({str(error).splitlines()[0]}): expected one "
+            f"risk.cuda_graphs=true: the training pass cannot be recorded ({first_line(error)}): expected one "
             "that never waits for the GPU, or false"
         ) from error
 

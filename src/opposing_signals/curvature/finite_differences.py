@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from opposing_signals.curvature.refusals import check_layers, is_of_checkpoints, naming_causes
-from opposing_signals.errors import InputError
+from opposing_signals.errors import InputError, first_line
 from opposing_signals.processes import alone
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _hold(risk: EmpiricalRisk, measure: str, claims: Claims) -> None:
     except (RuntimeError, TypeError, ValueError) as error:
         if is_of_checkpoints(error):
             raise
-        log.warning("%s could not be checked: %s", measure, str(error).splitlines()[0])
+        log.warning("%s could not be checked: %s", measure, first_line(error))
 
 
 def _hold_in_float64(risk: EmpiricalRisk, claims: Claims, attempt: int, step: float) -> bool | None:

@@ -25,7 +25,7 @@ from opposing_signals.curvature.layer_rules import BLOCK, LINEAR, NoRuleError, R
 from opposing_signals.curvature.normalization import BatchNorm, by_statistics, with_constant_statistics
 from opposing_signals.curvature.refusals import check_losses, naming_causes
 from opposing_signals.curvature.risk import EmpiricalRisk
-from opposing_signals.errors import InputError
+from opposing_signals.errors import InputError, first_line
 
 
 def read_off(risk: EmpiricalRisk, reading: Reading) -> Tensor:
@@ -139,7 +139,7 @@ def _one_after_another(risk: EmpiricalRisk, inputs: Tensor, targets: Tensor) -> 
                 losses, _ = risk.evaluate(*example)
         except RuntimeError as error:
             raise InputError(
-                f"the model cannot be evaluated on a single example ({str(error).splitlines()[0]}): expected one that "
+                f"the model cannot be evaluated on a single example ({first_line(error)}): expected one that "
                 "takes inputs of any length; or leave out the instruments that look at single examples"
             ) from error
         check_losses(losses, example[0])

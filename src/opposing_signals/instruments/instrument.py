@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback
 
+from opposing_signals.curvature.eigen import Products
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.data import Dataset
 from opposing_signals.errors import InputError
@@ -17,7 +18,6 @@ from opposing_signals.signals.edge import edge_of_rule
 from opposing_signals.training.module import TrainingModule
 from opposing_signals.values import Count
 
-Products = Callable[[torch.Tensor], torch.Tensor]
 Rule = TypeVar("Rule", bound=torch.optim.Optimizer)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from opposing_signals.curvature.risk import EmpiricalRisk, flatten
+from opposing_signals.curvature.differences import stored_gradient
+from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.curvature.sample_curvature import sample_curvature, step_expansion
 from opposing_signals.errors import InputError
 from opposing_signals.instruments.instrument import Instrument
@@ -52,7 +53,7 @@ class SampleCurvature(Instrument):
         self.write(module, step, SAMPLE_SLOPE, along.slopes.float().cpu().numpy())
         self.write(module, step, SAMPLE_CURVATURE, along.curvatures.float().cpu().numpy())
         if self.expansion:
-            gradient = flatten([p.grad for p in self.risk.parameters if p.grad is not None])
+            gradient = stored_gradient(self.risk)
             terms = step_expansion(self.risk, gradient, self._step_size(module), along, v)
             self.write(module, step, EXPANSION_FIRST, terms.first.float().cpu().numpy())
             self.write(module, step, EXPANSION_SECOND, terms.second.float().cpu().numpy())

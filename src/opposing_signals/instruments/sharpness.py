@@ -17,7 +17,7 @@ from opposing_signals.curvature.differences import GradientDifferences
 from opposing_signals.curvature.double_backward import CurvaturePass
 from opposing_signals.curvature.eigen import Which
 from opposing_signals.curvature.risk import EmpiricalRisk, flatten
-from opposing_signals.errors import InputError
+from opposing_signals.errors import InputError, first_line
 from opposing_signals.instruments.instrument import Instrument, announcing
 from opposing_signals.record import Record
 from opposing_signals.record.quantities import (
@@ -183,9 +183,7 @@ class Sharpness(Instrument):
                 if self._has_exact:
                     raise
                 self._has_exact = False
-                log.warning(
-                    "λ has no exact product, and its error is that of differences: %s", str(error).splitlines()[0]
-                )
+                log.warning("λ has no exact product, and its error is that of differences: %s", first_line(error))
             else:
                 self._has_exact = True
                 return products, torch.zeros(len(vectors), dtype=torch.float64)

@@ -17,7 +17,7 @@ from torch.optim.optimizer import ParamsT
 from opposing_signals.curvature.chunks import Batch
 from opposing_signals.curvature.examples import check_independence
 from opposing_signals.curvature.risk import EmpiricalRisk
-from opposing_signals.errors import InputError
+from opposing_signals.errors import InputError, first_line
 from opposing_signals.optim.groups import DECAY, NOT_NEGATIVE, Rule, called, descend, with_gradient
 from opposing_signals.processes import summed_together
 from opposing_signals.values import Decay, NotNegative, Positive
@@ -182,7 +182,7 @@ def _losses(risk: EmpiricalRisk, offsets: list[Tensor], inputs: Tensor, targets:
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"the model cannot be evaluated with other weights for each example, as 1-SAM does "
-            f"({str(error).splitlines()[0]}): expected layers of torch.nn that draw no random numbers"
+            f"({first_line(error)}): expected layers of torch.nn that draw no random numbers"
         ) from error
     return risk.loss(outputs, targets)
 

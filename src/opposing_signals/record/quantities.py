@@ -125,7 +125,7 @@ LAYER_ALIGNMENT = Quantity(
 
 PARAMETERS = Quantity("parameters", "[P]", "1", "Snapshots", "θ_t")
 BREAK_EVEN_EIGENVECTOR = Quantity(
-    "break_even_eigenvector", "[P]", "1", "BreakEven", "unit eigenvector v at the first step with λ > 2/η"
+    "break_even_eigenvector", "[P]", "1", "BreakEven", "unit eigenvector v at the first step with λ ≥ 2/η"
 )
 PROJECTION = Quantity("projection", "", "1", "Projection", "θ_t·v along the reference's v")
 FLOOR_DISTANCE = Quantity("floor_distance", "", "1", "FloorDistance", "(∇L·v)/(vᵀ∇²L v)")

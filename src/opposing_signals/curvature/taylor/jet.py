@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from opposing_signals.curvature.any_order import DERIVATIVES
-from opposing_signals.errors import InputError
+from opposing_signals.errors import InputError, first_line
 
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {}
 """Functions ↦ their rules for jets; filled by `opposing_signals.curvature.taylor.rules`."""
@@ -196,7 +196,7 @@ def refusing_what_stops() -> Iterator[None]:
         if "TorchScript" in str(error):
             raise InputError(_OUT_OF_SIGHT) from error
         raise InputError(
-            f"the model stops at {type(error).__name__} ({str(error).splitlines()[0]}), {_CANNOT}: write it of "
+            f"the model stops at {type(error).__name__} ({first_line(error)}), {_CANNOT}: write it of "
             f"functions of torch.nn.functional, {_OR_LEAVE_OUT}"
         ) from error
 
