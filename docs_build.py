@@ -1,9 +1,9 @@
 """Generates the parts of the documentation's site that are not pages in ``docs/``; mkdocs calls ``on_...``.
 
-The overview is README.md; the experiments come from the configuration, the quantities from the package's list, the first
-look from a notebook, and the end of the benchmarks page from their docstrings. Links out of ``docs/`` become links into
-the repository if its address is known (``repo_url``), otherwise plain words. A link to a missing file is a warning,
-which fails the build.
+The overview is README.md; the experiments come from the configuration, the quantities from the package's list, the
+first look from a notebook, and the end of the benchmarks page from their docstrings. Links out of ``docs/`` become
+links into the repository if its address is known (``repo_url``), otherwise plain words. A link to a missing file is a
+warning, which fails the build.
 """
 
 from __future__ import annotations
