@@ -1,15 +1,15 @@
-"""What following a training costs in each framework: its own account, and the time with and without it.
+"""The cost of following a training in each framework: the reported overhead, and the time with and without it.
 
     python benchmarks/callback_overhead.py
     python benchmarks/callback_overhead.py --only steps
     python benchmarks/callback_overhead.py --only large --steps 4000 --rounds 1
 
-A perceptron on 5,000 drawn examples of 3,072 numbers in minibatches of 128, every default of the follower; for
-transformers a small GPT-2. The trainings with and without take turns, so that a machine that slows down slows both.
-Ratios are of the processor's time, which other work on the machine disturbs less; set OMP_NUM_THREADS=1 for it.
-``large`` is a plain loop on a data set of 1,000,000 examples, a small network and 20 ms of products of matrices a step;
-the peaks of memory are those of the process so far. ``steps`` takes a step that is only watched and a bare one in turn,
-with perceptrons of about 1, 5 and 20 ms a step on one core.
+A perceptron on 5,000 random examples of 3,072 numbers in minibatches of 128, with every default of the follower; for
+transformers a small GPT-2. Trainings with and without it alternate, so that a slow machine slows both. Ratios are of
+CPU time, which other processes disturb less; set OMP_NUM_THREADS=1. ``large`` is a plain loop on a data set of
+1,000,000 examples, with a small network and 20 ms of matrix products per step; its memory peaks are those of the
+process so far. ``steps`` alternates an observed step with a bare one, for perceptrons of about 1, 5 and 20 ms per step
+on one core.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def per_sample_loss(model: Any, batch: Any) -> torch.Tensor:
 
 
 class Perceptron(LightningModule):
-    """Two layers."""
+    """A two-layer perceptron."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ def in_a_plain_loop(
 
 
 def watching() -> None:
-    """What the record of each step costs: rows, indices, gradient norm, learning rate; nothing else is measured."""
+    """The cost of recording each step: rows, indices, gradient norm, learning rate, without any measurement."""
     for width, steps in ((16, 2000), (80, 1000), (400, 500)):
         x, y = torch.randn(5000, 3072), torch.randint(10, (5000,))
         models = [network(width) for _ in range(2)]
@@ -188,7 +188,7 @@ def in_transformers(_: Dataset, steps: int, folder: Path | None) -> Any:
 
 
 class Many(Dataset):
-    """1,000,000 examples, each made from its number when it is asked for."""
+    """1,000,000 examples, each made from its number on access."""
 
     def __init__(self) -> None:
         self.shared = torch.randn(3072)
@@ -230,7 +230,7 @@ def main() -> None:
 
 def compare(kind: str, data: Dataset, steps: int, rounds: int) -> None:
     try:
-        KINDS[kind](data, max(8, steps // 20), None)  # what the first training of a process does once
+        KINDS[kind](data, max(8, steps // 20), None)  # warm-up: one-time costs of a process
     except ImportError as error:
         print(f"{kind}: not measured: {error}")
         return

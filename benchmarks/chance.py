@@ -1,18 +1,18 @@
-"""The opposing pairs of a finished run against chance.
+"""The opposing pairs of a finished run, compared with chance.
 
 python benchmarks/chance.py RECORD --spike 53 59 [--shuffles 20]
 
 Four tables for the dominant pairs, the groups of figures 1 and 6a:
 
-1. The part of the train loss's rise from the first step of the spike to the last that their members carry.
-2. Correlation and amplitude on the steps that did not choose the groups: they are found in every other two steps, and
-   measured in the rest.
-3. What the same search finds where nothing opposes: every change has a random sign, or every point's changes are in an
-   order of their own. With the test (level 0.05), and what claims measure of the groups that the
+1. The fraction of the train loss's rise from the first to the last step of the spike that their members carry.
+2. Correlation and amplitude on held-out steps: the groups are found on alternating blocks of two steps, and measured on
+   the other steps.
+3. What the same search finds under the null hypothesis: every change has a random sign, or every point's changes are in
+   a random order of their own. With the test (level 0.05), and the statistics of the claims for the groups that the
    search finds without it (level 1).
 4. Images of the group's class that look like the group, images of its class that look least like it, and images of
-   other classes that look like it; none of them a member of the group. What is compared is the mean colour of a
-   picture's sides. Each kind has its correlation with the group and its amplitude.
+   other classes that look like it; none of them a member of the group. Images are compared by the mean colour of their
+   border. Each kind is given with its correlation with the group and its amplitude.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from opposing_signals.studies.optimizers.claims import group_variance_ratio
 from opposing_signals.studies.runs import Trajectories
 
 LEVEL = 0.05
-"""Of the test against chance, as in `find_pairs`."""
+"""Level of the test against chance, as in `find_pairs`."""
 
 ALIKE = 40
-"""Images of each kind in the fourth table."""
+"""Number of images of each kind in the fourth table."""
 
 STATISTICS: dict[str, Callable[[Trajectories], Estimate]] = {
     "correlation": pair_correlation,
@@ -99,7 +99,7 @@ def _interval(estimate: Estimate) -> str:
 
 
 def _amplitude(changes: np.ndarray, group: np.ndarray) -> float:
-    """Median abs change of a group's mean loss over that of random groups of equal size."""
+    """Median absolute change of a group's mean loss, over that of random groups of equal size."""
     draws = random_groups(changes.shape[1], len(group))
     random = np.mean([np.abs(changes[:, draw].mean(1)) for draw in draws], axis=0)
     return float(np.median(np.abs(changes[:, group].mean(1))) / np.median(random))
@@ -133,7 +133,7 @@ def _steps(changes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def _values(trajectories: list[Trajectory]) -> Iterator[str]:
-    """Each statistic's value, of several runs the median and the most extreme one."""
+    """The value of each statistic; for several runs, the median and the most extreme value."""
     for name, statistic in STATISTICS.items():
         values = []
         for one in trajectories:

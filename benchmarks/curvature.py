@@ -1,19 +1,19 @@
-"""What curvature costs and how exact it is, beside the tools that others use for it.
+"""Cost and accuracy of curvature measurements, compared with other tools.
 
-Everything that is compared runs in one process, in turn: same weights, chunks, images and dtype. Times are CPU time;
-on a shared machine they vary all the same, so look at the ratios. The other tools come with ``pip install
-'.[bench]'``; one that does not load is left out, with the reason.
+Everything that is compared runs in turn in one process, on the same weights, chunks, images and dtype. Times are CPU
+times; on a shared machine they still vary, so look at the ratios. The other tools come with ``pip install
+'.[bench]'``; one that does not load is left out, and the reason is given.
 
     python benchmarks/curvature.py [tracking product peers samples norms memory] [--model mlp resnet18]
 
-tracking  gradient descent at the edge of stability with λ at every step, over the same run without it
+tracking  gradient descent at the edge of stability with λ at every step, relative to the same run without λ
 product   one Hessian-vector product
 peers     seconds for one λ
 samples   vᵀH_iv of all points
 norms     gradient norms of all points
 memory    growth of the resident memory of a fresh process: its peak (VmHWM of Linux) during its first pass, with the
-          check against finite differences, and during two further ones, less what it held before them; allocations
-          above 64 KiB are mapped one by one, so that none hides in freed memory
+          check against finite differences, and during two further passes, less what it held before; allocations above
+          64 KiB are mapped one by one, so that none is hidden in freed memory
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def samples(case: Case, risk: EmpiricalRisk) -> None:
 
 
 def loop(risk: EmpiricalRisk, vector: Tensor, points: list[int]) -> None:
-    """vᵀH_iv point after point, batch norm by constant statistics: the cheapest loop there is."""
+    """vᵀH_iv point by point, with batch norm by constant statistics: the cheapest possible loop."""
     directions = risk.unflatten(vector)
     with captured(risk.model) as statistics, torch.no_grad():
         risk.model(risk.inputs[: risk.chunk])
@@ -144,7 +144,7 @@ def loop(risk: EmpiricalRisk, vector: Tensor, points: list[int]) -> None:
 
 
 def own_curvature(risk: EmpiricalRisk, vector: Tensor, point: int) -> float:
-    """vᵀH_iv of one point by double backward over its whole chunk, whose batch norm sees θ through all its points."""
+    """vᵀH_iv of one point by double backward over its whole chunk: batch norm depends on θ through all its points."""
     model, chunks = plain(risk, torch.contiguous_format)
     inputs, targets = chunks.pairs[point // risk.chunk]
     parameters = list(model.parameters())
@@ -165,7 +165,7 @@ def norms(case: Case, risk: EmpiricalRisk) -> None:
     evaluated.model = copy.deepcopy(risk.model).eval()
     judged = "ours"
     if any(isinstance(module, nn.BatchNorm2d) for module in risk.model.modules()):
-        judged = "ours, running statistics"  # others cannot do without
+        judged = "ours, running statistics"  # which other tools need
         candidates[judged] = lambda: curvature.gradient_norms(evaluated)
     candidates |= norms_by_others(case, evaluated)
     seconds = interleaved(candidates, case.repetitions)
@@ -173,7 +173,7 @@ def norms(case: Case, risk: EmpiricalRisk) -> None:
     exact |= {name: call() for name, call in norms_by_others(case, in_float64(case, evaluated)).items()}
     truth, base = exact["vmap(grad)"], seconds["one gradient (training pass)"]
     errors = {name: float(((norms - truth).abs() / truth).max()) for name, norms in exact.items()}
-    right = [name for name in exact if name != judged and errors[name] < 1e-6]  # opacus is wrong in channels_last
+    right = [name for name in exact if name != judged and errors[name] < 1e-6]  # opacus errs in channels_last
     best = min(right, key=lambda name: np.median(seconds[name]))
     rows = []
     for name, times in seconds.items():
@@ -190,7 +190,7 @@ def norms(case: Case, risk: EmpiricalRisk) -> None:
 
 
 def norms_by_others(case: Case, risk: EmpiricalRisk) -> dict[str, Callable[[], Tensor]]:
-    """In every layout."""
+    """Gradient norms by the other tools, in every layout."""
     return {
         name + suffix: build(
             risk.model,
@@ -239,7 +239,7 @@ PASSES: dict[str, Callable[[EmpiricalRisk], None]] = {
 
 
 RESET_PEAK = Path("/proc/self/clear_refs")
-"""A 5 written to it sets VmHWM to what the process holds now."""
+"""Writing a 5 to this file resets VmHWM to the current resident memory."""
 
 
 def memory(case: Case, checkpoint: Path) -> None:
@@ -262,9 +262,9 @@ def memory(case: Case, checkpoint: Path) -> None:
 
 
 def peak(name: str, case: Case, checkpoint: Path) -> tuple[float, float, float]:
-    """Resident megabytes of this process, and how many more at the peak of its first pass and of two further ones.
+    """Resident megabytes of this process, and the growth at the peak of its first pass and of two further ones.
 
-    A pass over a few examples comes before: what it imports is not the memory of a pass.
+    A pass over a few examples comes first, so that its imports do not count as memory of a pass.
     """
     risk = case.risk(checkpoint)
     PASSES[name](first(8, case, risk))

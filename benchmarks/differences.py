@@ -1,11 +1,11 @@
-"""How far products by differences of gradients are off, by the distance h, along the top eigenvector v.
+"""Errors of Hessian-vector products by differences of gradients, by the distance h, along the top eigenvector v.
 
 python benchmarks/differences.py vit_gd [--images 200] [--steps 30] [--width 32]
 python benchmarks/differences.py vgg11bn_gd --images 1600 --steps 60 --width 8
 
-A run of gradient descent is trained for so many steps in float32, and v and ∇²L v are found by exact products. There is
-a row for each h over ‖θ‖, with three numbers for each precision of the gradient: how far the product from one side and
-that from both sides are off, over λ, and how far vᵀHv from both sides is. TF32's rounding of factors is emulated.
+Gradient descent is run in float32 for the given number of steps, and v and ∇²L v are found by exact products. There is
+a row for each h over ‖θ‖, with three errors over λ for each precision of the gradient: of the one-sided product, of the
+two-sided product, and of vᵀHv by the two-sided product. TF32's rounding of factors is emulated.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PRECISIONS: dict[str, tuple[Precision, type[AbstractContextManager[object]]]] = 
 
 
 def trained(name: str, images: int, steps: int, width: int | None) -> tuple[EmpiricalRisk, float]:
-    """The risk where the run is after so many steps, and its step size."""
+    """The risk after this number of steps of the run, and its step size."""
     chosen = [f"settings.images={images}", "seed=1", *([] if width is None else [f"model.width={width}"])]
     config = composed(
         "experiment=fig01_group_losses", f"run={name}", "scale=cpu", f"risk.chunk={min(images, 400)}", *chosen
@@ -54,7 +54,7 @@ def trained(name: str, images: int, steps: int, width: int | None) -> tuple[Empi
 
 
 def errors(risk: EmpiricalRisk, vector: Tensor, exact: Tensor, distance: float) -> tuple[float, float, float]:
-    """Of the product from one side, of that from both, and of vᵀHv from both, over λ."""
+    """Errors over λ: of the one-sided product, of the two-sided one, and of vᵀHv by the two-sided one."""
     value = float(vector @ exact)
     differences = GradientDifferences(risk)
     differences._length = distance * float(differences.theta.norm())
@@ -64,7 +64,7 @@ def errors(risk: EmpiricalRisk, vector: Tensor, exact: Tensor, distance: float) 
 
 
 def rows(risk: EmpiricalRisk, vector: Tensor) -> Iterator[list[str]]:
-    """Of the table."""
+    """Rows of the table."""
     yield ["h / ‖θ‖", *(f"{name}: Hv one side, both, vᵀHv" for name in PRECISIONS)]
     exact = risk.hessian_products(vector[None]).products[0]
     for distance in DISTANCES:

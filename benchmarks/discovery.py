@@ -1,16 +1,16 @@
-"""Opposing pairs that are found in a record, against those that were planted; and what finding them costs.
+"""Opposing pairs found in a record, compared with those that were planted; and the cost of finding them.
 
 python benchmarks/discovery.py [--seeds 10 11 12] [--points 50000] [--steps 1000]
 
-Two generators of data with known members: drawn images (`data=planted`, one feature at a time, and all together) under
-a small MLP and under a ResNet-18 with batch norm, and points of §3.3's model under its two-layer linear network. All
-are trained by full-batch gradient descent, and only losses and gradient sketches are handed on. Baselines are told how
-many members there are: random points, and the points of largest loss, at whichever step serves them best. Which of
-these belong to which group is drawn at random.
+Two generators give data with known members: drawn images (`data=planted`, one feature at a time, and all together) for
+a small MLP and a ResNet-18 with batch norm, and points of §3.3's model for its two-layer linear network. All are
+trained by full-batch gradient descent, and the search sees only losses and gradient sketches. Baselines know the number
+of members: random points, and the points of largest loss at the step that suits them best. They are assigned to the
+two groups at random.
 
-A planted feature need not become an opposing signal: a network that makes nothing of it shows none. "contrast" says,
-by the truth, how far the weaker planted group stands out in the phase that shows the pair best; below 3 there is
-nothing to find, and the row does not count.
+A planted feature need not become an opposing signal: a network that does not use it shows none. "contrast" is computed
+from the true members: how far the weaker planted group stands out in the phase that shows the pair best. Below 3 there
+is nothing to find, and the row does not count.
 
 Targets: F1 of the dominant pair at least 0.8 and at least 0.3 above the better baseline, both in the mean over the
 rows that count; 50,000 points x 1,000 steps in under 60 s and 4 GB on two cores, with linear cost.
@@ -59,7 +59,7 @@ OUTSTANDING = 3.0
 
 @dataclass(frozen=True)
 class Run:
-    """A run and the pairs that were planted in its data."""
+    """A run and the pairs planted in its data."""
 
     name: str
     seed: int
@@ -75,12 +75,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Network:
-    """What the drawn images are shown to.
+    """A network that is trained on the drawn images.
 
     Attributes:
         build: Input shape and number of classes ↦ network.
-        lr: Step size η, which leads to the edge of stability.
-        steps: Until most images are fitted.
+        lr: Step size η, large enough to reach the edge of stability.
+        steps: Number of steps, enough to fit most images.
     """
 
     name: str
@@ -114,7 +114,7 @@ def image_run(features: dict[str, tuple[float, float]], seed: int, network: Netw
 
 
 def model_run(share: float, seed: int) -> Run:
-    """§3.3's model, with the step size of figure 38b: 1.2 times the largest that is stable in the end."""
+    """§3.3's model, with the step size of figure 38b: 1.2 times the largest that is stable at the end of the flow."""
     theory = TwoLayerModel(d1=30, d2=60, alpha=60.0, beta_norm=8.0, p=share, signal="ones")
     sample = sample_data(theory, 600, np.random.default_rng(seed))
     torch.manual_seed(seed)
@@ -144,7 +144,7 @@ def trained(name: str, seed: int, truth: list[Groups], risk: EmpiricalRisk, lr: 
 
 
 def true_contrast(changes: np.ndarray, truth: Groups, window: int = 10) -> float:
-    """The largest, over the windows in which the planted groups move against each other, of their contrast."""
+    """Largest contrast of the planted groups over the windows in which they move against each other."""
     best = 0.0
     for first in range(0, len(changes) - window + 1, window // 2):
         part = changes[first : first + window]
@@ -156,11 +156,11 @@ def true_contrast(changes: np.ndarray, truth: Groups, window: int = 10) -> float
 
 
 def baselines(run: Run, draws: int = 50) -> tuple[float, float]:
-    """Best F1, over the planted pairs, of as many random points and as many points of largest loss."""
+    """Best F1, over the planted pairs, of equally many random points and of equally many points of largest loss."""
     generator = np.random.default_rng(run.seed)
 
     def split(points: np.ndarray, truth: Groups) -> float:
-        """As many in each group as there are; mean over random divisions."""
+        """F1 of a random split into groups of the true sizes; mean over splits."""
         parts = [generator.permutation(points) for _ in range(draws)]
         return float(np.mean([match_pair((part[: len(truth[0])], part[len(truth[0]) :]), truth).f1 for part in parts]))
 
@@ -227,7 +227,7 @@ def accuracy(seeds: list[int]) -> None:
 
 
 def dominant(found: list[OpposingPair], truth: list[Groups]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Precision, recall and F1 of the first pair's members, and of its groups, by the planted pair most like it."""
+    """Precision, recall and F1 of the first pair's members, and of its groups, against the most similar pair."""
     if not found:
         return (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)
     best = max(truth, key=lambda pair: match_pair(found[0].groups, pair).f1)
@@ -255,7 +255,7 @@ def cost(points: int, steps: int) -> None:
 
 
 def write_record(folder: Path, points: int, steps: int) -> None:
-    """Four pairs, one after the other, in noise."""
+    """Write losses with four pairs, one after the other, in noise."""
     generator = np.random.default_rng(0)
     groups = generator.permutation(points)[: 8 * (points // 200)].reshape(8, -1)
     with Record.writing(folder, {}) as record:

@@ -2,8 +2,8 @@
 
 python benchmarks/explorer.py [--steps 1000] [--points 50000] [--keep FOLDER]
 
-The pictures are CIFAR-10's. The losses are noise and one pair, so that other points rise and fall at every step: no run
-shows as many different training examples. With --keep record and explorer stay in FOLDER.
+The pictures are CIFAR-10's. The losses are noise and one pair, so that other points rise and fall at every step: a real
+run shows fewer training examples. With --keep, record and explorer stay in FOLDER.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from opposing_signals.record import Record
 from opposing_signals.report.explorer import build_explorer
 
 TARGET = 60.0
-"""Seconds."""
+"""Target in seconds."""
 
 
 def write_record(folder: Path, steps: int, points: int) -> None:
-    """Falling losses with noise of heavy tails, and one pair that oscillates in 50 steps in the middle."""
+    """Falling losses with heavy-tailed noise, and one pair that oscillates for 50 steps in the middle."""
     generator = np.random.default_rng(0)
     configuration = {
         "run": {"name": "benchmark"},
@@ -50,7 +50,7 @@ def megabytes(paths: list[Path]) -> float:
 
 
 def peak() -> float:
-    """Megabytes of memory, with those parts of mapped files that are in it."""
+    """Peak resident memory in megabytes, including resident parts of mapped files."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 

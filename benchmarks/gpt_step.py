@@ -1,7 +1,7 @@
-"""What our step costs on a GPT: against a plain PyTorch loop with nanoGPT's shapes, optimizer, clipping and schedule.
+"""Cost of our step on a GPT, against a plain PyTorch loop with nanoGPT's shapes, optimizer, clipping and schedule.
 
-Both run in one process, step by step in turn: same weights to begin with, same batches of tokens, same chunks for
-gradient accumulation. Ours is the whole step as `opposing-signals` takes it: Lightning, the record on disk, the
+Both run in one process, alternating step by step, from the same weights, with the same batches of tokens and the same
+chunks for gradient accumulation. Ours is the whole step of `opposing-signals`: Lightning, the record on disk, the
 progress bar. Times vary on a shared machine, so look at the ratio.
 
     python benchmarks/gpt_step.py [--case cpu|character|gpt2] [--steps 30] [--compile]
@@ -38,7 +38,7 @@ LEARNING_RATE, BETAS, NORM = 6e-4, (0.9, 0.95), 1.0
 
 @dataclass(frozen=True)
 class Case:
-    """Shapes: vocabulary V, context T, sequences a step and a chunk, and the network's."""
+    """Shapes: vocabulary V, context T, sequences per step and per chunk, and the network's."""
 
     vocabulary: int
     block: int
@@ -58,7 +58,7 @@ CASES = {
 
 
 class PlainLoop(Instrument):
-    """In front of each of our steps, takes and times one of its own on a copy of the network."""
+    """Before each of our steps, takes and times a step of its own on a copy of the network."""
 
     def __init__(self, risk: EmpiricalRisk, record: Record, autocast: bool, compiled: bool) -> None:
         super().__init__(risk, record)
@@ -129,7 +129,7 @@ def measure(case: Case, steps: int, compiled: bool, folder: Path) -> PlainLoop:
     config = composed("experiment=fig35_curvature_share_gpt", "scale=cpu", "logger=none", *overrides)
     loop = {"_target_": "__main__.PlainLoop", "autocast": case.precision == "bfloat16", "compiled": compiled}
     config.instruments = {"plain": loop, "train_loss": config.instruments.train_loss}
-    config.checkpoint_seconds = 1e9  # no checkpoint while the clock runs
+    config.checkpoint_seconds = 1e9  # no checkpoint during timing
     with Record.writing(folder / "run", decisive(config)) as record:
         train(config, record, None)
     (plain,) = INSTANCES

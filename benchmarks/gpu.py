@@ -1,15 +1,15 @@
-"""What a training pass and Hessian-vector products cost on a GPU, and what each way to save does to the numbers.
+"""Cost of a training pass and of Hessian-vector products on a GPU, and the error of each way to make them cheaper.
 
 For each network at the width of ``scale=paper`` and each lever (fields of ``risk``): seconds for the gradient over
 50,000 images, alone and with two products; memory; and errors against float64, at initialization and after some steps
 of gradient descent: of the gradient, the losses, the product with the top eigenvector v, vᵀHv, every image's own
-curvature along v, and the product as a difference of two gradients, with its seconds. At last it prints
-for each network the fastest lever whose gradient errs at most 1.5 times as much as in TF32, the stride with which λ
-takes 15% of the training time, and the largest chunk that fits.
+curvature along v, and the product as a difference of two gradients, with its time. At the end it prints for each
+network the fastest lever whose gradient errs at most 1.5 times as much as in TF32, the stride with which λ takes 15% of
+the training time, and the largest chunk that fits.
 
     python benchmarks/gpu.py --data cifar10_5k.npz --seconds 480
 
-Rows are kept as they come (``--to``), and a command goes on behind the last: one that was cut off loses a row.
+Rows are saved as they come (``--to``), and a restarted command continues after the last one: an interruption loses one.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from opposing_signals.errors import InputError
 from opposing_signals.models import cifar_resnet, resnet18, vgg11, vit
 from opposing_signals.training.job import set_gpu_arithmetic
 
-NETWORKS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any], int]] = {  # with the images of a pass
+NETWORKS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any], int]] = {  # and the number of images per pass
     "vgg11bn": (vgg11, {"width": 64}, 1000),
     "resnet18": (resnet18, {"width": 64}, 1000),
     "vit": (vit, {"width": 192, "depth": 8, "heads": 3}, 1000),
     "resnet56": (cifar_resnet, {"depth": 56, "width": 16}, 128),
 }
-"""The last trains on small batches, where launching kernels takes longer than running them."""
+"""The last one trains on small batches, for which launching kernels takes longer than running them."""
 COMPILED, RECORDED, PRODUCTS = "compile_training", "cuda_graphs", "compile_products"
 LEVERS: dict[str, dict[str, Any]] = {
     "float32": {},
@@ -58,21 +58,21 @@ LEVERS: dict[str, dict[str, Any]] = {
 QUANTITIES = ("gradient", "losses", "Hv", "vᵀHv", "vᵀH_iv")
 DIFFERENCE = "Hv by differences"
 WHOLE = 50_000
-"""Images of CIFAR-10."""
+"""Number of images of CIFAR-10."""
 SHARE = 0.15
-"""Of the training time, for λ."""
+"""Fraction of the training time for λ."""
 TOLERATED = 1.5
-"""Error of a gradient over that in TF32."""
+"""Largest error of a gradient relative to its error in TF32."""
 LR = 0.02
 
 
 def wanted(network: str, lever: str) -> bool:
-    """Small batches have no λ at their steps, large ones nothing to gain from a recording."""
+    """Runs on small batches measure no λ at their steps, and large batches gain nothing from a recorded pass."""
     return PRODUCTS not in LEVERS[lever] if network == "resnet56" else RECORDED not in LEVERS[lever]
 
 
 class Subject:
-    """A network, before and after some steps, with what is true of it."""
+    """A network before and after some steps, with its reference values."""
 
     def __init__(self, name: str, options: argparse.Namespace) -> None:
         self.name, self.device = name, torch.device(options.device)
@@ -108,7 +108,7 @@ class Subject:
         return EmpiricalRisk(model, loss, *self.data, chunk=self.chunk, **fields).to(self.device)
 
     def row(self, lever: str, repetitions: int) -> dict[str, Any]:
-        """Time, memory and errors."""
+        """Time, memory and errors of one lever."""
         torch.compiler.reset()
         row: dict[str, Any] = {"network": self.name, "lever": lever, "images": self.chunk}
         began = time.perf_counter()
@@ -156,7 +156,7 @@ class Subject:
 
 
 def images_of(data: Path | None, count: int) -> tuple[Tensor, Tensor]:
-    """The first of the file's images, each channel with mean 0 and standard deviation 1; without a file random ones."""
+    """The first images of the file, each channel with mean 0 and standard deviation 1; random images without a file."""
     if data is None:
         generator = torch.Generator().manual_seed(0)
         return torch.randn(count, 3, 32, 32, generator=generator), torch.randint(10, (count,), generator=generator)
@@ -178,7 +178,7 @@ def measured(risk: EmpiricalRisk, vector: Tensor) -> dict[str, Tensor]:
 
 
 def rows_to_come(options: argparse.Namespace, done: Sequence[dict[str, Any]], began: float) -> Iterator[dict[str, Any]]:
-    """The rows that are missing, as long as the time suffices for one more like the longest."""
+    """The missing rows, as long as there is time for one more like the longest."""
     longest = 0.0
     seen = {(row["network"], row["lever"]) for row in done}
     for name in options.networks:
@@ -209,7 +209,7 @@ def printed(row: dict[str, Any]) -> str:
 
 
 def advice(network: str, rows: Sequence[dict[str, Any]], memory: float) -> str:
-    """What to set, from the rows so far; ``memory`` in GiB, 0 where it is not known."""
+    """Recommended settings from the rows so far; ``memory`` in GiB, 0 if unknown."""
     known = {row["lever"]: row for row in rows if row["network"] == network and "failed" not in row}
     if "tf32" not in known:
         return f"{network}: nothing to say without its row tf32"

@@ -1,7 +1,7 @@
-"""Gradient flow: what the stabilized integrator costs and errs, beside gradient descent with a small step.
+"""Gradient flow: cost and error of the stabilized integrator, compared with gradient descent with a small step.
 
 Both follow the flow θ' = −∇L(θ) in float64 over the same time, and are compared with a reference at the end of each
-interval. What counts is the number of gradients; nothing is timed. The paper takes steps of 0.0005 for the flow.
+interval. The cost is the number of gradients; nothing is timed. The paper takes steps of 0.0005 for the flow.
 
     python benchmarks/gradient_flow.py [linear mlp] [--time 12] [--interval 0.1]
 
@@ -9,7 +9,7 @@ linear  the two-layer linear model of §3.3 with α = 200, which is stiff; refer
 mlp     MLP 192-48-48-10 of ReLUs, cross-entropy, 500 CIFAR-10 images (drawn ones without the data set) averaged to 8x8;
         reference: the classical Runge-Kutta method with steps of 0.0005 as well
 
-error   largest distance from the reference over the intervals' ends, relative to the way gone until there
+error   largest distance from the reference over the intervals' ends, relative to the distance travelled until there
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SMALL_STEP = 0.0005
 TOLERANCES = (1e-2, 1e-3, 1e-4, 4e-5, 1e-5)
 
 Loss = Callable[[Tensor], float]
-"""Puts ∇L at ``[P]`` θ into θ.grad and returns L."""
+"""Writes ∇L at θ ``[P]`` into θ.grad and returns L."""
 
 
 class Counted:

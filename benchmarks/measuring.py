@@ -1,4 +1,4 @@
-"""What the curvature benchmarks share: the networks and their runs, clocks, and tables."""
+"""Shared by the curvature benchmarks: the networks and their runs, clocks, and tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from opposing_signals.errors import InputError
 from opposing_signals.training.job import training_module
 
 LAYOUTS = {"": torch.contiguous_format, ", channels_last": torch.channels_last}
-"""Memory layouts, by what a table adds to the name of a tool that gets it."""
+"""Suffix of a tool's name in a table ↦ memory layout."""
 
 
 @dataclass
@@ -31,12 +31,12 @@ class Case:
     """A network, its images, and the run of gradient descent on which it is measured.
 
     Attributes:
-        warm_up: Steps before anything is measured.
-        settle: Steps that are measured and not counted: trackers start cold.
+        warm_up: Steps before the first measurement.
+        settle: Steps that are measured but not counted, because trackers start cold.
         steps: Steps that count; they lead past break-even.
-        references: At how many of them λ is compared with a converged value.
-        values: At how many of them other tools compute λ.
-        repetitions: Of what is timed by itself.
+        references: Number of these at which λ is compared with a converged value.
+        values: Number of these at which other tools compute λ.
+        repetitions: Repetitions of what is timed by itself.
         bounds: Targets that differ between networks: cost of a run with λ at every step and with a stride of 5, time
             of a product over a gradient's, of others' products over ours, of all gradient norms over a gradient's.
     """
@@ -63,11 +63,11 @@ class Case:
         overrides += [f"model={self.model}", "experiment=fig01_group_losses", "scale=smoke", "logger=none"]
         config = composed(*overrides)
         config.model = {**config.model, **self.fields}
-        config.checkpoint_seconds = 1e9  # no checkpoint while the clock runs
+        config.checkpoint_seconds = 1e9  # no checkpoint during timing
         return config
 
     def risk(self, checkpoint: Path) -> EmpiricalRisk:
-        """What is trained, at the checkpoint's θ, in training mode."""
+        """The training risk at the checkpoint's θ, in training mode."""
         config = self.configuration(1)
         module = training_module(config, instantiate(config.data))
         module.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
@@ -76,11 +76,11 @@ class Case:
 
     @property
     def layouts(self) -> dict[str, torch.memory_format]:
-        """Those in which other tools are tried; the faster one counts."""
+        """The layouts in which other tools are tried; the faster one counts."""
         return LAYOUTS if self.channels_last else {"": torch.contiguous_format}
 
     def look_for_images(self) -> None:
-        """Fall back to planted images where CIFAR-10 cannot be had."""
+        """Fall back to planted images if CIFAR-10 is not available."""
         try:
             instantiate(self.configuration(1).data)
         except InstantiationException as error:
@@ -129,13 +129,13 @@ CASES = {
 
 
 def plain(risk: EmpiricalRisk, layout: torch.memory_format) -> tuple[nn.Module, peers.Chunks]:
-    """Model and chunks as other tools get them."""
+    """Model and chunks in the form for other tools."""
     inputs = risk.inputs.contiguous(memory_format=layout)
     return peers.without_statistics(risk.model, layout), peers.Chunks(inputs, risk.targets, risk.chunk)
 
 
 def products(case: Case, risk: EmpiricalRisk) -> dict[str, Callable[[Tensor], Tensor]]:
-    """v ↦ ∇²L v by ourselves first, then by others in every layout."""
+    """v ↦ ∇²L v by our code first, then by other tools in every layout."""
     found = {"ours: gradient and 1 product": lambda v: risk.hessian_products(v[None]).products[0]}
     for name, build in peers.PRODUCTS.items():
         found |= {name + suffix: build(*plain(risk, layout)) for suffix, layout in case.layouts.items()}
@@ -151,7 +151,7 @@ def fastest(tools: Mapping[str, Any], seconds: Mapping[str, np.ndarray]) -> dict
 
 
 def first(examples: int, case: Case, risk: EmpiricalRisk, precision: Precision = "float32") -> EmpiricalRisk:
-    """The first examples as one chunk, under a copy of the model."""
+    """The risk of the first examples as one chunk, with a copy of the model."""
     return EmpiricalRisk(
         copy.deepcopy(risk.model),
         risk.loss,
@@ -164,7 +164,7 @@ def first(examples: int, case: Case, risk: EmpiricalRisk, precision: Precision =
 
 
 def in_float64(case: Case, risk: EmpiricalRisk) -> EmpiricalRisk:
-    """The first chunk in float64, where errors are not those of rounding."""
+    """The first chunk in float64, where rounding errors do not matter."""
     return first(risk.chunk, case, risk, "float64")
 
 
@@ -172,7 +172,7 @@ def in_float64(case: Case, risk: EmpiricalRisk) -> EmpiricalRisk:
 
 
 def interleaved(candidates: Mapping[str, Callable[[], Any]], repetitions: int) -> dict[str, np.ndarray]:
-    """CPU seconds of each candidate, ``[repetitions]``, called in turn; a first round is not counted."""
+    """CPU seconds of each candidate, ``[repetitions]``, called in turn after one warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(repetitions + 1):
         for name, candidate in candidates.items():
@@ -186,7 +186,7 @@ def interleaved(candidates: Mapping[str, Callable[[], Any]], repetitions: int) -
 
 
 def milliseconds(seconds: float | np.ndarray) -> str:
-    """Of several, the median."""
+    """Milliseconds; the median of several times."""
     return f"{1e3 * np.median(seconds):.1f}"
 
 
@@ -202,7 +202,7 @@ def target(value: float, relation: str, bound: float, of: str = "") -> str:
 
 
 def table(title: str, head: tuple[str, ...], rows: list[dict[str, str]]) -> None:
-    """Rows by column; a column that a row lacks stays empty."""
+    """Print the rows by column; a column that a row lacks stays empty."""
     cells = [list(head), *([row.get(column, "") for column in head] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     print(f"\n{title}")

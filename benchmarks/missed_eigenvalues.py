@@ -1,18 +1,18 @@
 """How far λ falls short of the largest eigenvalue along gradient descent above the edge of stability, and its cost.
 
-Small networks, so that the truth can be had at every step. For `dense` it is the largest eigenvalue of the whole
-Hessian; for the others a block Lanczos method that starts from the last step's three largest eigenvectors and a random
-vector, itself held against long Lanczos runs from random vectors. Trackers with the settings of all runs at scale=cpu
-follow the same weights. The cost is that of a run with λ over one without, in gradients: products are counted, and what
-each of them takes is measured in CPU time.
+The networks are small, so that the largest eigenvalue can be computed at every step: for `dense` from the whole
+Hessian, for the others by a block Lanczos method that starts from the last step's three largest eigenvectors and a
+random vector, and is itself checked against long Lanczos runs from random vectors. Trackers with the settings of all
+runs at scale=cpu follow the same weights. The cost is that of a run with λ over one without, in gradients: products are
+counted, and the CPU time of each is measured.
 
     python benchmarks/missed_eigenvalues.py [--data cifar10_5k.npz] [--steps 300] [--network dense mlp tanh resnet]
 
-With ``--rows FOLDER`` each run leaves an npz there with an array for each setting, whose columns are `COLUMNS`, so that
-another λ can be made of the same measurements.
+With ``--rows FOLDER`` each run writes an npz there with an array for each setting, whose columns are `COLUMNS`, so that
+another λ can be computed from the same measurements.
 
-With ``--differences float32 bfloat16`` a second tracker with each setting has products by differences of gradients in
-that precision, and its last product exact; its cost counts a gradient a product and what an exact one takes.
+With ``--differences float32 bfloat16`` a second tracker with each setting takes products by differences of gradients in
+that precision, and an exact last product; its cost counts one gradient per product, plus the exact product.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ RUNS = {
     "vit": ((0, 0.1, 40), (1, 0.2, 20)),
     "resnet": ((1, 0.1, 10), (0, 0.05, 5), (2, 0.05, 5), (0, 0.02, 40)),
 }
-"""Seed, step size, and the step at which measurements begin."""
+"""Seed, step size, and the first step that is measured."""
 COLUMNS = ("step", "truth", "value", "quotient", "residual", "bound", "first", "further", "error")
-"""Of a measurement: λ by the reference and by the tracker, what belongs to the latter, the products of the training
-pass and those behind it, and the error of q by differences."""
+"""Of a measurement: λ by the reference; λ, Rayleigh quotient q, residual and bound by the tracker; the products in the
+training pass and after it; the error of q by differences."""
 CHECKS = 6
-"""Steps of each run at which the reference, if it is due, is held against a long Lanczos run."""
+"""Number of steps of each run at which the reference is checked against a long Lanczos run."""
 
 
 class Block(nn.Module):
@@ -108,11 +108,11 @@ def shipped() -> list[tuple[int, int, float]]:
 
 @dataclass
 class Lane:
-    """A tracker with a setting, and what it has found and spent.
+    """A tracker with its settings, results and costs.
 
     Attributes:
-        precision: Of the gradients whose differences are its products; empty: they are exact.
-        rows: Of each measurement, see `COLUMNS`.
+        precision: Precision of the gradients whose differences are its products; empty for exact products.
+        rows: One per measurement, see `COLUMNS`.
     """
 
     every: int
@@ -153,7 +153,7 @@ def follow(
     is_dense: bool,
     precisions: list[str],
 ) -> tuple[np.ndarray, list[Lane], float]:
-    """``[steps]`` λ (NaN where no tracker is due), the trackers, and how far long Lanczos runs are from λ at most."""
+    """``[steps]`` λ (NaN where no tracker is due), the trackers, and the largest deviation of long Lanczos runs."""
     reference = EigenTracker(3, tolerance=3e-3, max_products=100, cold_products=100, look=1)
     lanes = [
         Lane(
@@ -188,9 +188,9 @@ def follow(
 
 
 def in_precision(risk: EmpiricalRisk, precision: Any) -> EmpiricalRisk:
-    """The same weights, whose training pass runs in another precision."""
+    """The same weights, with a training pass in another precision."""
     other = EmpiricalRisk(risk.model, risk.loss, risk.inputs, risk.targets, chunk=risk.chunk, precision=precision)
-    other.checked = None  # a check would end the graph of the pass that all trackers share
+    other.checked = None  # a check would free the graph of the pass that all trackers share
     return other
 
 
@@ -206,7 +206,7 @@ def dense(risk: EmpiricalRisk, theta: Tensor) -> float:
 
 
 def costs(risk: EmpiricalRisk) -> dict[int | str, float]:
-    """CPU time over a gradient's of a training pass with so many products, and of a further one by its graph."""
+    """CPU time, in gradients, of a training pass with 0 to 4 products, of a product alone, and of one by its graph."""
     vectors = torch.randn(4, sum(parameter.numel() for parameter in risk.parameters))
     passes: dict[int | str, Callable[[], object]] = {0: risk.backward}
     passes |= {m: lambda m=m: risk.backward_with_products(vectors[:m]) for m in (1, 2, 3, 4)}

@@ -1,8 +1,8 @@
 """Step time of SplitSGD over that of `torch.optim.Adam(foreach=True)`, on the tensors of ResNet-56 and GPT-2 small.
 
-All step the same parameters by the same gradients, in turn, so that a machine that is busy now and then slows all
-alike; the ratio is taken round by round. Parameters and gradients, Adam's two moments, SplitSGD's one, and what Adam
-holds during a step make six copies of the parameters, 3 GB for GPT-2 small.
+All rules step the same parameters by the same gradients, in turn, so that a machine that is busy at times slows all of
+them alike; the ratio is taken per round. Parameters and gradients, Adam's two moments, SplitSGD's one, and what Adam
+allocates during a step make six copies of the parameters, 3 GB for GPT-2 small.
 
     python benchmarks/optimizers.py [--rounds 30] [--threads 2] [--device cuda] [--scale 1]
 """
@@ -44,7 +44,7 @@ def gpt2_small(scale: float) -> Shapes:
 
 
 def candidates(parameters: list[torch.nn.Parameter]) -> dict[str, Callable[[], object]]:
-    """A step of each rule. SplitSGD's paths share one momentum."""
+    """A step function for each rule. SplitSGD's paths share one momentum."""
     adam = torch.optim.Adam(parameters, lr=1e-6, foreach=True)
     split = SplitSGD(parameters, lr=1e-6, sgd_lr=1e-6, quantile=0.1)
 

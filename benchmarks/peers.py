@@ -1,7 +1,7 @@
 """Other tools that measure curvature or per-sample gradients, on the model, chunks and loss of `curvature.py`.
 
-Each runs as its documentation shows it. What a model needs in order to be taken by them is done to a copy, and their
-timings do not contain it.
+Each tool is used as its documentation shows. Changes that a tool requires are made to a copy of the model and are not
+timed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.func import functional_call, grad, vmap
 
 from opposing_signals._torchvision import make_importable
 
-warnings.filterwarnings("ignore", message=r"Using backward\(\) with create_graph")  # PyHessian's way
+warnings.filterwarnings("ignore", message=r"Using backward\(\) with create_graph")  # used by PyHessian
 warnings.filterwarnings("ignore", message="Full backward hook is firing")  # opacus on the first layer
 warnings.filterwarnings("ignore", message="Extension saving to")  # BackPACK on modules made of modules
 warnings.filterwarnings("ignore", message="There is a performance drop")  # curvlinops in channels_last
@@ -42,11 +42,11 @@ def _why_not(package: str) -> str:
 
 PACKAGES = ("curvlinops", "pyhessian", "hessian_eigenthings", "opacus", "backpack")
 MISSING = {package: reason for package in PACKAGES if (reason := _why_not(package))}
-"""Why each package that does not load does not."""
+"""Package ↦ why it does not load."""
 
 
 class Chunks:
-    """(inputs, targets) pairs that count how often somebody goes through all of them: once a product."""
+    """(inputs, targets) pairs that count how often they are iterated over: once per product."""
 
     def __init__(self, inputs: Tensor, targets: Tensor, chunk: int) -> None:
         self.pairs = list(zip(inputs.split(chunk), targets.split(chunk), strict=True))
@@ -73,7 +73,7 @@ def without_statistics(model: nn.Module, layout: torch.memory_format) -> nn.Modu
 
 
 def double_backward(model: nn.Module, chunks: Chunks) -> Callable[[Tensor], Tensor]:
-    """PyTorch's own: differentiate the gradient once more, chunk by chunk (Pearlmutter 1994)."""
+    """PyTorch's double backward: differentiate the gradient once more, chunk by chunk (Pearlmutter 1994)."""
     parameters = list(model.parameters())
 
     def product(vector: Tensor) -> Tensor:
@@ -112,10 +112,10 @@ def curvlinops_product(model: nn.Module, chunks: Chunks) -> Callable[[Tensor], T
 
 
 def edge_of_stability(model: nn.Module, chunks: Chunks) -> Callable[[], float]:
-    """What the code of Cohen et al. 2021 (github.com/locuslab/edge-of-stability) does, written anew.
+    """The method of the code of Cohen et al. 2021 (github.com/locuslab/edge-of-stability), written anew.
 
-    SciPy's eigsh with its defaults (cold start, machine precision) over double backward in float32; the operator is
-    made for each value, and SciPy spends a product on finding its type.
+    SciPy's eigsh with its defaults (cold start, machine precision) on double backward in float32; the operator is built
+    for each value, and SciPy spends one product to find its dtype.
     """
     size = sum(p.numel() for p in model.parameters())
     product = double_backward(model, chunks)
@@ -139,14 +139,14 @@ def pyhessian(model: nn.Module, chunks: Chunks) -> Callable[[], float]:
 
     was_training = model.training
     solver = hessian(model, nn.CrossEntropyLoss(), dataloader=chunks, cuda=False)
-    model.train(was_training)  # it puts the model into evaluation mode, where the loss is another one
+    model.train(was_training)  # PyHessian switches to evaluation mode, which changes the loss
     return lambda: solver.eigenvalues()[0][0]
 
 
 def hessian_eigenthings(model: nn.Module, chunks: Chunks) -> Callable[[], float]:
     """pytorch-hessian-eigenthings (Golmant et al. 2018): twenty Lanczos steps for ten eigenvalues.
 
-    It averages over chunks as if they were equal, so they should be.
+    It averages over chunks with equal weights, so they should have equal sizes.
     """
     from hessian_eigenthings import HessianOperator, lanczos, supervised_loss
 
@@ -158,7 +158,7 @@ def hessian_eigenthings(model: nn.Module, chunks: Chunks) -> Callable[[], float]
 
 
 class _Affine(nn.Module):
-    """Batch norm by constant statistics for opacus, which refuses `nn.BatchNorm2d` and any layer with buffers."""
+    """Batch norm with constant statistics for opacus, which refuses `nn.BatchNorm2d` and any layer with buffers."""
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class _Affine(nn.Module):
 
 
 def _without_writes(model: nn.Module, layout: torch.memory_format) -> nn.Module:
-    """A copy that overwrites no activation, which the hooks of opacus and BackPACK do not allow."""
+    """A copy without in-place activations, which the hooks of opacus and BackPACK do not allow."""
 
     def forward(block: nn.Module, values: Tensor) -> Tensor:
         out = block.bn2(block.conv2(block.relu(block.bn1(block.conv1(values)))))
@@ -251,7 +251,7 @@ def backpack_norms(model: nn.Module, chunks: Chunks, layout: torch.memory_format
 
 
 def _norms(gradients: Iterable[Tensor]) -> Tensor:
-    """Over one ``[n, ...]`` tensor a parameter."""
+    """Norms over all parameters, from one ``[n, ...]`` tensor per parameter."""
     return torch.stack([rows.flatten(1).square().sum(1) for rows in gradients]).sum(0).sqrt()
 
 
@@ -273,7 +273,7 @@ EIGENVALUES: dict[str, tuple[str, Callable]] = _loadable(
         "hessian-eigenthings": ("hessian_eigenthings", ("double backward", hessian_eigenthings)),
     }
 )
-"""With the product that each is made of."""
+"""Each with the product on which it is built."""
 NORMS: dict[str, Callable] = _loadable(
     {
         "vmap(grad)": ("torch", vmap_norms),

@@ -1,4 +1,4 @@
-"""Disk and memory that 1,000 steps of 50,000 per-sample losses take.
+"""Disk space and memory for 1,000 steps of 50,000 per-sample losses.
 
 python benchmarks/record_size.py [--steps 1000] [--points 50000]
 """

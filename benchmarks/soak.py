@@ -3,9 +3,9 @@
     python benchmarks/soak.py --rounds 200 --out results/trust     # make soak
 
 Each round draws one kind of trouble and its moment from a seeded generator. It holds if every process ends as it should
-(by its signal, with exit code 0, or with 2 and one line), without a traceback, and if the run that is started again has
-the bytes of the run that nothing happened to. Jobs are forked from one process that has imported everything, so that a
-round takes about a second.
+(by its signal, with exit code 0, or with 2 and one line), without a traceback, and if the restarted run is
+bit-identical to an undisturbed one. Jobs are forked from one process that has imported everything, so that a round
+takes about a second.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ EXIT_REFUSED = 2
 
 
 class NotHeldError(AssertionError):
-    """A round did not hold."""
+    """A check of a round failed."""
 
 
 def expect(held: bool, what: str) -> None:
@@ -54,9 +54,9 @@ class Job:
     """The command in a process of its own.
 
     Args:
-        arguments: Of ``opposing-signals``.
-        log: Where what it prints is kept.
-        file_limit: Bytes that a file may have; None for any number.
+        arguments: Arguments of ``opposing-signals``.
+        log: File for its output.
+        file_limit: Maximum size of a file in bytes; None for no limit.
     """
 
     def __init__(self, arguments: list[str], log: Path, file_limit: int | None = None) -> None:
@@ -71,9 +71,9 @@ class Job:
                 os.dup2(descriptor, 1)
                 os.dup2(descriptor, 2)
                 if file_limit is not None:
-                    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then writing fails as on a full disk does
+                    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then writing fails as on a full disk
                     resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-                os.chdir(log.parent)  # a report is written to where the command is given
+                os.chdir(log.parent)  # a report is written to the current folder
                 status = main(arguments)
             except SystemExit as ended:
                 status = int(ended.code or 0)
@@ -85,22 +85,22 @@ class Job:
                 os._exit(status)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it, if the job still runs."""
+        """Send the signal, if the job still runs."""
         os.kill(self.pid, number)
 
     def wait(self) -> int:
-        """The exit code; minus the signal's number if one ended it."""
+        """The exit code; minus the signal's number if a signal ended the job."""
         _, status = os.waitpid(self.pid, 0)
         return os.waitstatus_to_exitcode(status)
 
     @property
     def said(self) -> str:
-        """What it has printed."""
+        """Its output so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
 class Soak:
-    """The rounds, in ``folder``; ``draw`` decides what happens in them."""
+    """The rounds, in ``folder``; the generator ``draw`` decides what happens in them."""
 
     def __init__(self, folder: Path, draw: random.Random) -> None:
         self.folder, self.draw = folder, draw
@@ -111,14 +111,14 @@ class Soak:
         self.bytes = digest(run_of(self.reference))
 
     def job(self, place: Path, *more: str, log: str = "log", file_limit: int | None = None) -> Job:
-        """The run into ``place``."""
+        """Start the run in ``place``."""
         settings = ["scale=smoke", f"steps={STEPS}", "logger=none", "threads=1", "conclude=false"]
         command = ["experiment=fig03_chebyshev", *settings, "checkpoint_seconds=0.02", f"output_dir={place}", *more]
         place.mkdir(parents=True, exist_ok=True)
         return Job(command, place / log, file_limit)
 
     def ends_equal(self, place: Path, *more: str) -> None:
-        """Start the run again: it must end, with the bytes of the undisturbed one."""
+        """Start the run again: it must complete with the bytes of the undisturbed run."""
         job = self.job(place, *more, log="again")
         status = job.wait()
         expect(status == 0, f"started again, it ended with {status}: {job.said[-300:]}")
@@ -126,7 +126,7 @@ class Soak:
         expect(digest(run_of(place)) == self.bytes, "the bytes differ from the undisturbed run's")
 
     def moment(self) -> None:
-        """Wait for some part of a run."""
+        """Wait for a random part of a run."""
         time.sleep(self.draw.uniform(0, 1.1 * self.seconds))
 
     def killed(self, place: Path) -> bool:
@@ -175,7 +175,7 @@ class Soak:
         return EXIT_REFUSED in ended
 
     def read_while_written(self, place: Path) -> bool:
-        """What a reader sees at any time is the beginning of the run."""
+        """At any time a reader sees a prefix of the run."""
         whole = {quantity: np.asarray(Record(run_of(self.reference))[quantity].values) for quantity in ("train_loss",)}
         job, reads = self.job(place), 0
         while os.waitpid(job.pid, os.WNOHANG)[0] == 0:
@@ -193,7 +193,7 @@ class Soak:
         return reads > 0
 
     def damaged(self, place: Path) -> bool:
-        """A file of a finished run is cut, emptied, changed in a bit, replaced or deleted."""
+        """A file of a finished run is truncated, emptied, changed in one bit, replaced or deleted."""
         shutil.copytree(self.reference, place)
         victim = self.draw.choice(
             [path for path in sorted(run_of(place).iterdir()) if path.suffix in (".npy", ".json") and path.is_file()]
@@ -221,7 +221,7 @@ class Soak:
         return status == EXIT_REFUSED
 
     def hostile(self, place: Path) -> bool:
-        """A record that asks for code to be run is reported and explained: nothing is run or written elsewhere."""
+        """A record that asks to run code is reported and explained: no code runs, nothing is written elsewhere."""
         shutil.copytree(self.reference, place)
         folder, canary = run_of(place), place / "canary"
         configuration = json.loads((folder / "configuration.json").read_text())
@@ -257,7 +257,7 @@ class Soak:
 
 
 class _Touch:
-    """Unpickled, it writes a file."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -278,7 +278,7 @@ def is_in_the_middle(place: Path) -> bool:
 
 
 def digest(folder: Path) -> str:
-    """Of every recorded quantity."""
+    """Hash of every recorded quantity."""
     found = hashlib.sha256()
     for path in sorted(folder.glob("*.npy")):
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -298,7 +298,7 @@ KINDS = {
 
 
 def table(counts: dict[str, list[int]], command: str, seconds: float) -> str:
-    """Of the rounds, as Markdown."""
+    """Table of the rounds, as Markdown."""
     lines = ["| trouble | rounds | held | met the run at work |", "|---|---:|---:|---:|"]
     rows = {**counts, "all": [sum(column) for column in zip(*counts.values(), strict=True)]}
     lines += [f"| {kind} | {tried} | {held} | {met} |" for kind, (tried, held, met) in rows.items()]
@@ -318,7 +318,7 @@ def table(counts: dict[str, list[int]], command: str, seconds: float) -> str:
 
 
 def soak(rounds: int, minutes: float, seed: int, out: Path | None) -> int:
-    """Run as many ``rounds`` as begin within ``minutes``; the number of those that did not hold."""
+    """Run up to ``rounds`` rounds, starting none after ``minutes``; returns the number of those that did not hold."""
     draw, started = random.Random(seed), time.monotonic()
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,7 +1,7 @@
-"""What recording every per-sample loss costs: our full-batch step against a bare PyTorch loop that records nothing.
+"""Cost of recording every per-sample loss: our full-batch step against a bare PyTorch loop that records nothing.
 
-Both run in one process, step by step in turn: same weights to begin with, same chunks, layout and dtype. Ours is the
-whole step as `opposing-signals` takes it: Lightning, the record on disk, the progress bar. Times vary on a shared
+Both run in one process, alternating step by step, from the same weights, with the same chunks, layout and dtype. Ours
+is the whole step of `opposing-signals`: Lightning, the record on disk, the progress bar. Times vary on a shared
 machine, so look at the ratio.
 
     python benchmarks/step_overhead.py [--steps 30]
@@ -38,7 +38,7 @@ CASES = {
 
 
 class BareLoop(Instrument):
-    """In front of each of our steps, takes and times one of its own on a copy of the network."""
+    """Before each of our steps, takes and times a step of its own on a copy of the network."""
 
     def __init__(self, risk: EmpiricalRisk, record: Record, lr: float) -> None:
         super().__init__(risk, record)

@@ -2,7 +2,7 @@
 
 python benchmarks/streaming_topk.py [--millions 1000] [--chunk 262144] [--k 1000] [--sample 10000] [--threads 2]
 
-Targets: at least 5 million losses a second on two cores, and memory that does not grow with the stream.
+Targets: at least 5 million losses per second on two cores, and memory that does not grow with the stream.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="each tracks a part of the stream; then they are merged")
     arguments = parser.parse_args()
     chunks = max(1, round(arguments.millions * 1e6 / arguments.chunk / arguments.threads))
-    # A few chunks drawn beforehand, so that the clock does not time the drawing of random numbers.
+    # A few chunks drawn beforehand, so that drawing random numbers is not timed.
     generator = np.random.default_rng(0)
     before = generator.exponential(3, (4, arguments.chunk)).astype(np.float32)
     after = before + generator.standard_t(3, before.shape).astype(np.float32) / 10

@@ -1,11 +1,11 @@
-"""Named pairs of tokens along a finished run, and what the text says after the first half of a curly mark.
+"""Named pairs of tokens along a finished run, and how the text continues after the first half of a curly quote.
 
 python benchmarks/text_pairs.py RECORD [--edges 100 400 600 1000 1500 2000 2500 3000]
 
-1. For the steps between every two edges, the correlation of the one-step changes of each pair's two groups.
+1. For the steps between successive edges, the correlation of the one-step changes of each pair's two groups.
 2. The mean losses of the same groups over these steps.
-3. How often GPT-2's token 447, the first two bytes of every curly mark, is followed by the closing mark, and the loss
-   of that mark if the network knows so much and no more.
+3. How often GPT-2's token 447, the first two bytes of every curly quote, is followed by the closing one, and the loss
+   of that token if the network knows these frequencies and nothing else.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from opposing_signals.signals.tokens import TokenTrack
 PREFIX, CLOSING = b"\xe2\x80", b"\x9d"
 
 LEAST = 20
-"""Measured steps between two edges."""
+"""Minimum number of measured steps between two edges."""
 
 
 def correlations(track: TokenTrack, groups: dict[str, np.ndarray], edges: list[int]) -> Iterator[list[str]]:

@@ -1,8 +1,8 @@
-"""λ along a run of gradient descent at the edge of stability: what it adds to the run, how exact it is, and what other
-tools need for a value.
+"""λ along a run of gradient descent at the edge of stability: its cost for the run, its accuracy, and the cost of a
+value by other tools.
 
-Several runs of `opposing-signals`, Lightning, record and all, go on in turn, a block of steps each. They begin at one
-checkpoint, and θ_t has the same bits in all of them.
+Several complete runs of `opposing-signals`, including Lightning and the record, alternate in blocks of steps. They
+start from one checkpoint, and θ_t is bit-identical in all of them.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     ACCURATE: {"tolerance": 0.03},
     STRIDE: {"every": 5},
 }
-"""Of the instrument, beside its defaults."""
+"""Fields of the instrument that differ from its defaults."""
 
 TIMES_OURS = {"curvlinops + eigsh": 20, "edge-of-stability code": 20, "PyHessian": 5, "hessian-eigenthings": 5}
-"""How many times our time each tool should at least take for a value."""
+"""Minimum time of each tool for a value, over ours."""
 
 ERRORS = ("median error", "95%", "largest", "n")
 BOUNDS = ("bound over λ", "not covered")
-"""Of those values that err by more than `_FAR`, how many lie that far from a λ above their own bound."""
+"""The second: among values that err by more than `_FAR`, the number whose bound lies below the true λ."""
 _FAR = 0.05
 
 
@@ -54,7 +54,7 @@ _FAR = 0.05
 
 
 class Clock(Instrument):
-    """Notes the CPU time when each step of a block began, and when the last one ended."""
+    """Records the CPU time at which each step of a block began, and the last one ended."""
 
     ticks: ClassVar[list[float]] = []
 
@@ -66,16 +66,16 @@ class Clock(Instrument):
 
 
 class Reference(Instrument):
-    """The converged λ at chosen steps, and what other tools find at some of them.
+    """The converged λ at chosen steps, and the values of other tools at some of them.
 
     In float32 the Hessian of a ReLU network depends on the layout: a ReLU's input can round to the other side of 0. So
-    each tool is compared with vᵀHv, v the converged vector, in the layout that it gets.
+    each tool is compared with vᵀHv in the layout that it gets, where v is the converged vector.
 
     Args:
-        steps: At which λ is computed.
-        products: At most so many for one λ.
+        steps: Steps at which λ is computed.
+        products: Maximum number of products for one λ.
         others: Those of ``steps`` at which other tools compute it.
-        layouts: What each tool's product gets, see `fastest`.
+        layouts: Layout of each tool's product, see `fastest`.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Reference(Instrument):
                 self._ask(name, build, step)
 
     def _ask(self, name: str, build: Callable, step: int) -> None:
-        """Time another tool; building its operator does not count."""
+        """Time another tool, without the time to build its operator."""
         layout = LAYOUTS[self.layouts[peers.EIGENVALUES[name][0]]]
         model, chunks = plain(self.risk, layout)
         compute = build(model, chunks)
@@ -130,14 +130,14 @@ class Reference(Instrument):
 
 
 def quantity(name: str, what: str) -> str:
-    """A name for the record, of which it makes a file's."""
+    """A name for the record, which is also used as a file name."""
     return re.sub("[^a-z0-9]+", "_", f"{name} {what}".lower())
 
 
 def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, most: int) -> tuple[float, Tensor, float]:
     """Largest eigenpair by the Lanczos method with full reorthogonalization: value, vector, residual norm.
 
-    It ends at a residual of 1e-3 of the value, where the relative error is about 1e-6 over the relative gap, or after
+    It stops at a residual of 1e-3 of the value, where the relative error is about 1e-6 over the relative gap, or after
     ``most`` products.
     """
     basis = start.new_empty(most, len(start))
@@ -171,7 +171,7 @@ class Lane:
     blocks: list[np.ndarray] = field(default_factory=list)  # CPU seconds of each step
 
     def advance(self, case: Case, steps: int) -> None:
-        """Go on from the checkpoint to θ_steps."""
+        """Continue from the checkpoint to θ_steps."""
         config = case.configuration(steps)
         config.instruments = {
             "clock": {"_target_": "tracking.Clock"},
@@ -182,13 +182,13 @@ class Lane:
         with (
             Record.writing(self.folder, {}) as record,
             redirect_stderr(io.StringIO()),
-        ):  # no progress bar for each block
+        ):  # no progress bar per block
             train(config, record, None)
         self.blocks.append(np.diff(Clock.ticks))
 
     @property
     def counted(self) -> np.ndarray:
-        """``[blocks, steps]`` seconds, without the block that settles and without each block's first step."""
+        """``[blocks, steps]`` seconds, without the settling block and each block's first step."""
         return np.array([block[1:] for block in self.blocks[1:]])
 
     def __getitem__(self, name: str) -> dict[int, float]:
@@ -198,15 +198,15 @@ class Lane:
 
 
 def warmed_up(case: Case, folder: Path) -> Path:
-    """Train to where measurements begin; returns the checkpoint."""
+    """Train to the first measured step; returns the checkpoint."""
     Lane(folder / "warm_up", {}).advance(case, case.warm_up)
     return folder / "warm_up" / "checkpoint.ckpt"
 
 
 def run_in_turn(case: Case, lanes: dict[str, Lane], checkpoint: Path, block: int) -> None:
-    """From the checkpoint on; the steps that settle are the first block."""
+    """Run all lanes from the checkpoint, in turn; the settling steps are the first block."""
     for lane in lanes.values():
-        shutil.copytree(checkpoint.parent, lane.folder)  # the checkpoint counts the rows of the record beside it
+        shutil.copytree(checkpoint.parent, lane.folder)  # the checkpoint refers to the record beside it
     first = case.warm_up + case.settle
     for steps in range(first, first + case.steps + 1, block):
         for lane in lanes.values():
@@ -219,10 +219,10 @@ def run_in_turn(case: Case, lanes: dict[str, Lane], checkpoint: Path, block: int
 
 
 def tracking(case: Case, sections: set[str], folder: Path, checkpoint: Path, most: int, block: int) -> None:
-    """The sections ``tracking`` and ``peers``, which share their runs; ``most`` products for a reference."""
+    """The sections ``tracking`` and ``peers``, which share their runs; at most ``most`` products per reference."""
     case.steps -= case.steps % block
     first = case.warm_up + case.settle
-    # Steps with t mod 5 = 0 are those that a stride of 5 measures; as many others stand for the rest.
+    # A stride of 5 measures the steps with t mod 5 = 0; equally many other steps represent the rest.
     compared = thinned([t for t in range(first, first + case.steps) if t % 5 in (0, 2)], case.references)
     others = thinned(compared, case.values) if "peers" in sections else []
     settings = {OURS: SETTINGS[OURS]}
@@ -253,7 +253,7 @@ def tracking(case: Case, sections: set[str], folder: Path, checkpoint: Path, mos
 
 
 def layouts(case: Case, checkpoint: Path) -> dict[str, str]:
-    """For each tool's product, the layout in which it is faster here."""
+    """For each tool's product, the layout in which it is faster on this machine."""
     risk = case.risk(checkpoint)
     vector = torch.ones(sum(p.numel() for p in risk.parameters))
     seconds = interleaved({name: partial(call, vector) for name, call in products(case, risk).items()}, 1)
@@ -297,7 +297,7 @@ def print_tracking(case: Case, lanes: dict[str, Lane], truth: dict[int, float]) 
 
 
 def print_peers(lanes: dict[str, Lane], truth: dict[int, float], layouts: dict[str, str]) -> None:
-    """Time and error of one value; ours is what λ adds to a step."""
+    """Print time and error of one value; ours is what λ adds to a step."""
     lane = lanes["reference"]
     ours = (lanes[OURS].counted - lanes["no λ"].counted).mean()
     our_errors = relative_errors(lanes[OURS]["sharpness"], truth)
@@ -325,12 +325,12 @@ def print_peers(lanes: dict[str, Lane], truth: dict[int, float], layouts: dict[s
 
 
 def thinned(values: list[int], most: int) -> list[int]:
-    """At most ``most`` of them, evenly."""
+    """At most ``most`` of the values, evenly spaced."""
     return [values[i] for i in np.unique(np.linspace(0, len(values) - 1, most).astype(int))]
 
 
 def relative_errors(values: dict[int, float], truth: dict[int, float]) -> np.ndarray:
-    """At the steps that both have."""
+    """Relative errors at the steps in both."""
     return np.array([abs(values[t] - truth[t]) / abs(truth[t]) for t in truth if t in values])
 
 
@@ -339,7 +339,7 @@ def high(errors: np.ndarray) -> float:
 
 
 def of_errors(errors: np.ndarray) -> dict[str, str]:
-    """Cells of a table."""
+    """Table cells on errors."""
     if not len(errors):
         return {"n": "0"}
     cells = (f"{np.median(errors):.1e}", f"{high(errors):.1e}", f"{errors.max():.1e}", str(len(errors)))
@@ -347,7 +347,7 @@ def of_errors(errors: np.ndarray) -> dict[str, str]:
 
 
 def of_bounds(bounds: dict[int, float], values: dict[int, float], truth: dict[int, float]) -> dict[str, str]:
-    """Cells of a table."""
+    """Table cells on bounds."""
     shared = [t for t in truth if t in values and np.isfinite(bounds[t])]
     if not shared:
         return {}

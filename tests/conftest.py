@@ -14,11 +14,11 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hypothesis import settings
 
-import opposing_signals  # noqa: F401  # lets a test file alone import lightning beside a CPU build of torch
+import opposing_signals  # noqa: F401  # so that a test file run alone can import lightning with a CPU build of torch
 from opposing_signals.configuration import configuration_folder
 from opposing_signals.studies import style
 
-# The same examples in every run, so that what fails is what has changed.
+# The same examples in every run, so that a new failure is due to a change of the code.
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
@@ -27,17 +27,17 @@ multiprocessing.set_forkserver_preload(["opposing_signals.app.command", "opposin
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest, so that processes which share them end at about the same time."""
+    """Begin with the files that take longest, so that parallel workers finish at about the same time."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
-    # To look for cycles among the million objects of the libraries took a tenth of the time.
+    # Garbage collection among the million objects of the libraries took a tenth of the time.
     gc.freeze()
     gc.set_threshold(10_000, 10, 100)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_power_cut_is_waited_for() -> Iterator[None]:
-    """What is written stands in the page cache, where a process that is killed leaves it too."""
+    """Skip fsync: written data are in the page cache, which survives the kill of a process."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, "fsync", lambda _: None)
         yield
@@ -45,9 +45,9 @@ def _no_power_cut_is_waited_for() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_configurations_are_read_once() -> Iterator[None]:
-    """Hydra reads the files anew, and OmegaConf parses each reference, for every configuration that is composed.
+    """Hydra rereads the files, and OmegaConf reparses each reference, for every configuration that is composed.
 
-    That of each job of a sweep is composed twice.
+    Each job of a sweep composes its configuration twice.
     """
     read, compose, known = ConfigRepository.load_config, ConfigLoaderImpl.load_sweep_config, {}
 
@@ -81,7 +81,7 @@ def _pictures_have_few_pixels() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _handlers_of_one_test() -> Iterator[None]:
-    """Hydra's handlers write to the streams that pytest has captured for one test, and closes behind it."""
+    """Hydra's handlers write to the streams that pytest captures for one test and closes after it."""
     loggers = (logging.getLogger(), logging.getLogger("hydra"))
     before = [list(logger.handlers) for logger in loggers]
     yield
@@ -91,7 +91,7 @@ def _handlers_of_one_test() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder with the real data sets; tests that use it are skipped where there is none."""
+    """The folder with the real data sets; tests that use it are skipped if there is none."""
     folder = Path(os.environ.get("OPPOSING_SIGNALS_DATA") or Path(__file__).parents[2] / "shared" / "data").absolute()
     if not folder.is_dir():
         pytest.skip(f"needs the real data: there is no {folder}; set OPPOSING_SIGNALS_DATA to their folder")

@@ -1,4 +1,4 @@
-"""Losses of single examples by another way: batch norm written out, with statistics cut out of the graph."""
+"""Losses of single examples, computed independently: batch norm written out, with detached statistics."""
 
 import torch
 from layers import CROSS_ENTROPY, plain_losses
@@ -18,7 +18,7 @@ def _by_constants(module: _BatchNorm, values: Tensor) -> Tensor:
 
 
 def with_constant_statistics(risk: EmpiricalRisk) -> EmpiricalRisk:
-    """The same risk; its batch-norm layers in training mode take their chunk's statistics as constants from now on."""
+    """The same risk; its batch-norm layers in training mode now take their chunk's statistics as constants."""
     for module in risk.model.modules():
         if isinstance(module, _BatchNorm) and module.training:
             module.forward = _by_constants.__get__(module)
@@ -26,5 +26,5 @@ def with_constant_statistics(risk: EmpiricalRisk) -> EmpiricalRisk:
 
 
 def own_losses(risk: EmpiricalRisk, loss=CROSS_ENTROPY) -> Tensor:
-    """ℓ ``[N]``, each with a graph in which no other example stands."""
+    """ℓ ``[N]``, where the graph of each loss depends on no other example."""
     return plain_losses(with_constant_statistics(risk), loss)

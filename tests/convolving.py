@@ -1,7 +1,7 @@
 """Measure small convolutions in float32 and in float64, and print how far the two are apart.
 
-To be run as a process of its own: one that torch gets wrong may end it. Each line names what is measured before it is,
-and gives the relative errors behind it.
+Run it as a separate process: a convolution that torch gets wrong may crash it. Each line names what is measured before
+the measurement starts, and gives the relative errors after it.
 """
 
 import itertools
@@ -28,7 +28,7 @@ from opposing_signals.curvature.risk import EmpiricalRisk
 LAYOUTS = {
     "contiguous": {"channels_last": False},
     "channels_last": {"channels_last": True},
-    "inputs": {"channels_last": False, "precision": "unchanged"},  # those alone come in channels_last
+    "inputs": {"channels_last": False, "precision": "unchanged"},  # only inputs are in channels_last
 }
 EXAMPLES, SIZE = 20, 8
 Measure = Callable[["EmpiricalRisk"], list[Tensor]]
@@ -44,7 +44,7 @@ class Case(NamedTuple):
 
 
 class SideBySide(nn.Module):
-    """Convolutions of one input, which depends on a parameter and so has a gradient."""
+    """Convolutions of one input; the input depends on a parameter, so that it has a gradient."""
 
     def __init__(self, case: Case) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ def training(risk: EmpiricalRisk) -> list[Tensor]:
 
 
 def frozen(risk: EmpiricalRisk) -> list[Tensor]:
-    """Where a bias trains and its weight does not."""
+    """Gradients where biases train and weights do not."""
     for convolution in risk.model.convolutions:
         convolution.weight.requires_grad_(False)
     risk.backward()
@@ -94,7 +94,7 @@ def products(risk: EmpiricalRisk) -> list[Tensor]:
 
 
 def plain_products(risk: EmpiricalRisk) -> list[Tensor]:
-    """By torch's own double backward."""
+    """Products by torch's own double backward."""
     loss = risk.loss(risk.model(risk.inputs), risk.targets).mean()
     gradient = torch.autograd.grad(loss, risk.parameters, create_graph=True)
     slope = sum((g * v).sum() for g, v in zip(gradient, risk.unflatten(direction(risk)), strict=True))
@@ -102,7 +102,7 @@ def plain_products(risk: EmpiricalRisk) -> list[Tensor]:
 
 
 def mapped(risk: EmpiricalRisk) -> list[Tensor]:
-    """Gradients of single examples by `torch.func`."""
+    """Per-sample gradients by `torch.func`."""
 
     def loss(parameters: dict[str, Tensor], image: Tensor, target: Tensor) -> Tensor:
         return risk.loss(functional_call(risk.model, parameters, (image[None],)), target[None])[0]
@@ -123,7 +123,7 @@ def parts(risk: EmpiricalRisk) -> list[Tensor]:
 
 
 def jacobian(risk: EmpiricalRisk) -> list[Tensor]:
-    """Of sums of sixteen outputs: each takes a backward pass."""
+    """Jacobian of sums of sixteen outputs, since each takes a backward pass."""
 
     def summed(outputs: Tensor) -> Tensor:
         return outputs.unflatten(1, (-1, 16)).sum(2)
@@ -148,7 +148,7 @@ NARROW = {
 
 
 def cases() -> Iterator[tuple[Case, dict]]:
-    """Every small shape by training and products; by all measures those that torch gets wrong somewhere."""
+    """Every small shape by training and products; by all measures for the shapes that torch gets wrong somewhere."""
     for channels, layout, transposed in itertools.product(range(1, 17), ("contiguous", "channels_last"), (False, True)):
         if transposed and channels > 8:
             continue
@@ -161,7 +161,7 @@ def cases() -> Iterator[tuple[Case, dict]]:
 
 @cache
 def exact(case: Case, measure: Measure) -> list[Tensor]:
-    """In float64 and in one chunk."""
+    """The measure in float64 and in one chunk."""
     return measure(risk_of(case, precision="float64", chunk=EXAMPLES))
 
 

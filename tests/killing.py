@@ -1,4 +1,4 @@
-"""Jobs that fail: one dies with its process when the others have ended, as a job out of memory does; one raises."""
+"""Jobs that fail: one kills its process once the others have ended, as running out of memory does; one raises."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def descent_or_error(config: DictConfig, record: Record, logger: Any) -> None:
 
 
 def descent_or_fault(config: DictConfig, record: Record, logger: Any) -> None:
-    """Dies of a fault the first time."""
+    """Crashes the first time."""
     if not (record.folder / "died.txt").exists():
         os.kill(os.getpid(), signal.SIGSEGV)
     sampled_descent(config, record, logger)
@@ -36,9 +36,9 @@ def descent_or_fault(config: DictConfig, record: Record, logger: Any) -> None:
 def train_until_the_launcher_is_told_to_end(config: DictConfig, record: Record, logger: Any) -> None:
     """At step 3 of the first seed its launcher gets a signal; the step takes a while. The second seed never trains.
 
-    It would leave when it is told, and joblib would then kill the first one.
+    It would leave on the signal, and joblib would then kill the first one.
     """
-    from opposing_signals.training.job import train  # with Lightning, which the other jobs need not wait for
+    from opposing_signals.training.job import train  # imports Lightning, for which the other jobs need not wait
 
     append = record.append
 

@@ -25,7 +25,7 @@ class Attention(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """The same by `nn.MultiheadAttention`, which calls the fused function inside another."""
+    """The same by `nn.MultiheadAttention`, which calls the fused function internally."""
 
     def __init__(self, width: int, dropout: float = 0) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class ByFunction(nn.Module):
-    """A layer that is a function."""
+    """A function as a layer."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class PReLUByKeyword(nn.Module):
 
 
 class ReLUs(nn.Module):
-    """Each way of calling it."""
+    """Each way of calling ReLU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Ensemble(nn.Module):
 
 
 def without(parameter: str, module: nn.Module) -> nn.Module:
-    """One of its parameters does not train."""
+    """``module`` with one parameter frozen."""
     getattr(module, parameter).requires_grad_(False)
     return module
 
@@ -103,7 +103,7 @@ def head(width: int) -> list[nn.Module]:
 
 
 class Twice(nn.Module):
-    """One module under two names."""
+    """One module registered under two names."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class Twice(nn.Module):
 
 
 class OneByOne(nn.Module):
-    """Images without the axis of examples."""
+    """Processes images without a batch axis."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -170,14 +170,14 @@ NETWORKS = {
 
 
 IN_ONE_PASS = sorted(set(NETWORKS) - {"prelu", "shared_module", "one_by_one"})
-"""Those of whose parameters' gradients one backward pass shows each example's; the others are taken one by one."""
+"""Networks whose per-sample gradients take one backward pass; the others take one pass per example."""
 
 
 def network(layer: str) -> nn.Sequential:
-    """The same weights at every call."""
+    """The network, with the same weights at every call."""
     torch.manual_seed(0)
     model = nn.Sequential(*NETWORKS[layer]())
-    for parameter in model.parameters():  # normalizations begin at weight 1 and bias 0, where terms vanish
+    for parameter in model.parameters():  # normalizations start at weight 1 and bias 0, where terms vanish
         if parameter.ndim == 1:
             nn.init.normal_(parameter, 0.5, 0.5)
     return model
@@ -203,7 +203,7 @@ def risk_of(
 
 
 def matrix_with(eigenvalues, seed=0):
-    """Symmetric, with a random basis."""
+    """A symmetric matrix with a random basis."""
     generator = torch.Generator().manual_seed(seed)
     n = len(eigenvalues)
     basis, _ = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=generator))
@@ -211,13 +211,13 @@ def matrix_with(eigenvalues, seed=0):
 
 
 def direction(risk: EmpiricalRisk, *count: int) -> Tensor:
-    """``[*count, P]`` normal numbers, the same at every call and in every precision."""
+    """``[*count, P]`` normal random numbers, the same at every call and in every precision."""
     size, generator = sum(parameter.numel() for parameter in risk.parameters), torch.Generator().manual_seed(2)
     return torch.randn(*count, size, dtype=torch.float64, generator=generator).to(risk.parameters[0])
 
 
 def plain_losses(risk: EmpiricalRisk, loss=CROSS_ENTROPY) -> Tensor:
-    """ℓ ``[N]`` with a graph of PyTorch's own derivatives, chunk by chunk as the risk does."""
+    """ℓ ``[N]`` with a graph of PyTorch's own derivatives, chunk by chunk as in the risk."""
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         chunks = zip(risk.inputs.split(risk.chunk), risk.targets.split(risk.chunk), strict=True)
         losses = []
@@ -233,7 +233,7 @@ def plain_gradient(value: Tensor, risk: EmpiricalRisk) -> Tensor:
 
 
 def plain_hessian(value: Tensor, risk: EmpiricalRisk) -> Tensor:
-    """``[P, P]``, a row at a time."""
+    """``[P, P]``, one row at a time."""
     rows = []
     for entry in plain_gradient(value, risk):
         row = torch.autograd.grad(entry, risk.parameters, retain_graph=True, materialize_grads=True)

@@ -1,4 +1,4 @@
-"""Records of runs with probes, out of arrays."""
+"""Records of runs with probes, made from arrays."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def probed(
 ) -> Trajectory:
     """A run whose probes have the feature norms ``[T]`` and, with two classes, zero logits unless others are given.
 
-    ``quantities``: further ones, a row a step.
+    ``quantities``: further quantities, one row per step.
     """
     names, steps = list(norms), len(next(iter(norms.values())))
     logits = logits or {}

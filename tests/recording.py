@@ -1,4 +1,4 @@
-"""Train a composed configuration into a record, whole or killed on the way, and compare two records."""
+"""Train a composed configuration into a record, completely or until it is killed, and compare two records."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def trained(folder: Path, config, instruments: bool = True) -> Record:
 
 
 def stopped(folder: Path, config, step: int, monkeypatch, quantity: str = "train_loss") -> None:
-    """A run that ends without a word while it writes what it measured at ``step``."""
+    """A run that dies without a message while it writes what it measured at ``step``."""
 
     class KilledError(Exception):
         pass
@@ -42,7 +42,7 @@ def stopped(folder: Path, config, step: int, monkeypatch, quantity: str = "train
 
 
 def made(folder: Path, configuration=None, provenance=None, pairing=None, state="", **quantities) -> Trajectory:
-    """A run out of arrays by quantity: one row a step, or (steps, rows)."""
+    """A run made from arrays by quantity: one row per step, or (steps, rows)."""
     with Record.writing(folder, configuration or {}) as record:
         record.write_provenance(provenance or {"data": {"name": "made up"}})
         for quantity, rows in quantities.items():
@@ -54,7 +54,7 @@ def made(folder: Path, configuration=None, provenance=None, pairing=None, state=
 
 
 def why(statistic, *arguments, **keywords) -> str:
-    """The reason for which the runs cannot tell."""
+    """The reason why the runs cannot decide."""
     with pytest.raises(CannotTellError) as caught:
         statistic(*arguments, **keywords)
     return str(caught.value)
@@ -80,7 +80,7 @@ def assert_same(one: Record, other: Record) -> None:
 
 
 def opposing(folder: Path, steps: int = 30, points: int = 96, name: str = "planted", **described) -> Record:
-    """A complete record, of data of that name, of which two groups of five alternate against each other."""
+    """A complete record, with data of that name, in which two groups of five alternate against each other."""
     configuration = {
         "run": {"name": "mine"},
         "seed": 1,

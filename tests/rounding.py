@@ -1,11 +1,11 @@
-"""TF32 on a CPU."""
+"""TF32 emulated on a CPU."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class RoundedFactors(TorchDispatchMode):
-    """Rounds the factors of products to TF32's ten bits, as a GPU does."""
+    """Rounds the factors of products to TF32's ten mantissa bits, as a GPU does."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         first = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1}.get(function.overloadpacket.__name__, len(args))

@@ -1,4 +1,4 @@
-"""What cannot work is refused before anything is trained: one line with field, value and what is expected."""
+"""Invalid settings are refused before anything is trained: one line with field, value and what is expected."""
 
 import re
 from functools import cache
@@ -40,7 +40,7 @@ BASES = {
     "wandb": ["demo_planted", "logger=wandb"],
     "theorems": ["theorem31"],
 }
-"""Name ↦ experiment and choices."""
+"""Name ↦ experiment and overrides."""
 NOT_COUNTS = ("0", "-1", "1.5", "nan", "inf", "abc", '"3"', "true", "[1,2]", "1e30", "99999999999999999999")
 NOT_NUMBERS = ("abc", '"0.1"', "nan", "inf", "-inf", "true", "null", "[0.1]", "{a: 1}", "1e400")
 NOT_SWITCHES = ("maybe", "1", "0.5", "null", "[]", '"true"')
@@ -211,7 +211,7 @@ VALUES = {
     },
     "theorems": {"theory.grid.d1": ("nan", "inf"), "theory.paths.beta_norm": ("inf",), "steps": ("0",)},
 }
-"""Base ↦ field ↦ values that it cannot have; what begins with ``+`` is no field."""
+"""Base ↦ field ↦ invalid values; a key that begins with ``+`` is not a field."""
 ELSEWHERE = {
     "settings.sgd.lr=abc": "optimizer.lr=abc: ",
     "settings.mlp.hidden=[0]": r"model.hidden=\[0\]: ",
@@ -225,7 +225,7 @@ ELSEWHERE = {
     "seed=${nope}": "Interpolation key 'nope' not found",
     "seed=${oc.env:NOPE_NOT_SET}": ".Environment variable 'NOPE_NOT_SET' not found",
 }
-"""Override ↦ how the message begins, where it names another field than the one that was set."""
+"""Override ↦ beginning of the message, if it names another field than the one that was set."""
 COMMANDS = {
     "nope": "experiment 'nope': ",
     "experiment=nope": "experiment 'nope': ",
@@ -255,7 +255,7 @@ COMMANDS = {
     "fig3 --config-dir=nowhere": "--config-dir=.*nowhere: ",
     "scale=smoke": "no experiment given",
 }
-"""Command ↦ how it is refused."""
+"""Command ↦ message of its refusal."""
 OTHERS = {
     "list nothing_has_this_name": "list nothing_has_this_name: ",
     "list a b": "list: unrecognized arguments: b",
@@ -280,7 +280,7 @@ OTHERS = {
     "demo --fast": "demo: unrecognized arguments: --fast",
     "reprot": "reprot: unknown; did you mean report",
 }
-"""Other commands ↦ how they are refused."""
+"""Other commands ↦ message of their refusal."""
 
 
 @cache
@@ -290,7 +290,7 @@ def of_base(base: str) -> DictConfig:
 
 
 def set_in(base: str, text: str) -> DictConfig:
-    """The base's configuration with an override, read as the command line reads it."""
+    """The base's configuration with an override, parsed as by the command line."""
     config = of_base(base).copy()
     override = OverridesParser.create().parse_override(text)
     with open_dict(config):

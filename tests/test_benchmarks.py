@@ -1,4 +1,4 @@
-"""The benchmark that a GPU is lent for works at the first try: all but the card is tried here."""
+"""The benchmark for GPUs works at the first try: everything but the card itself is tested here."""
 
 import importlib.util
 import json
@@ -16,7 +16,7 @@ TINY = ("--device", "cpu", "--images", "8", "--width", "2", "--repetitions", "1"
 def test_rows_are_measured_kept_and_not_measured_again(tmp_path, capsys, monkeypatch):
     rows = tmp_path / "rows.jsonl"
     command = ["--networks", "vgg11bn", "--levers", "float32", "tf32", "bfloat16 compiled", "tf32 recorded"]
-    monkeypatch.setitem(gpu.LEVERS, "bfloat16 compiled", {"precision": "bfloat16"})  # no compiler's time
+    monkeypatch.setitem(gpu.LEVERS, "bfloat16 compiled", {"precision": "bfloat16"})  # without the time for the compiler
     gpu.main([*command, *TINY, "--to", str(rows)])
     found = {row["lever"]: row for row in map(json.loads, rows.read_text().splitlines())}
     assert found["float32"]["gradient, last"] < 1e-4 < found["bfloat16 compiled"]["gradient, last"]

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: exit codes, one clear line for bad input, every experiment by name."""
+"""The command line from a user's view: exit codes, one clear line for bad input, every experiment by name."""
 
 import copy
 import json
@@ -31,8 +31,8 @@ PROBES = "instruments.block_probe.probes=[{}]"
 RATES_56, RATES_110 = ("optimizer.lr=0.001,0.005",), ("optimizer.lr=0.0003,0.03",)
 DAMPENING = "run=resnet110_split_sgd,resnet110_split_sgd_undampened"
 SHORT_VALLEY = ("theory.settle=4", "theory.sharpen=2", "theory.stay=4")
-"""Of figure 4: each of its steps is a frame of an animation."""
-ENOUGH = {  # for every claim to be computed: a part of a grid, a short run
+"""For figure 4: each of its steps is a frame of an animation."""
+ENOUGH = {  # enough to compute every claim: a part of a grid, a short run
     "fig39_sgd_grid": ("run=resnet56_sgd,resnet56_split_sgd",),
     "fig40_plain_step_sizes": ("run=resnet56_split_sgd_eta1_0,resnet56_split_sgd,resnet56_adam",),
     "fig41_learning_rates_loss": RATES_56,
@@ -42,7 +42,7 @@ ENOUGH = {  # for every claim to be computed: a part of a grid, a short run
     "fig44a_dampened": (f"{DAMPENING},resnet110_adam",),
     "fig44b_signed_share": (DAMPENING,),
     "fig04_toy_valley": SHORT_VALLEY,
-    "fig22_flow_sky_block": ("steps=8",),  # each of them is many gradients
+    "fig22_flow_sky_block": ("steps=8",),  # each of them takes many gradients
     "intervention": (
         "intervention=control,remove_pair,downweight_pair,relabel_pair,remove_random_1,remove_random_2",
         "intervention.spike=1",
@@ -53,7 +53,7 @@ TINY = ("scale=smoke", "logger=none", "steps=3", "threads=1")
 
 @pytest.fixture
 def command(tmp_path, capfd):
-    """Run the command line in this process with its outputs in ``tmp_path``; exit code, stdout and stderr."""
+    """Run the command line in this process with outputs in ``tmp_path``; returns exit code, stdout and stderr."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
         code = main([*arguments, *([f"output_dir={tmp_path}"] if "scale=smoke" in arguments else [])])
@@ -76,12 +76,12 @@ def assert_refused(result: tuple[int, str, str], *parts: str) -> None:
 
 @pytest.fixture(scope="module")
 def shared_outputs(tmp_path_factory):
-    """Where experiments find the runs that earlier ones have trained."""
+    """Folder in which experiments find runs trained for earlier ones."""
     return tmp_path_factory.mktemp("outputs")
 
 
 def representatives() -> list[str]:
-    """One of the experiments that differ in nothing but their description and the input that they show."""
+    """One of each set of experiments that differ only in their description and the input shown."""
     different: dict[str, str] = {}
     for name in sorted(experiments()):
         described = copy.deepcopy(written("experiment", name))
@@ -122,7 +122,7 @@ def test_every_experiment_runs_at_smoke_scale(shared_outputs, capfd, experiment)
 
 @pytest.fixture
 def shown(monkeypatch, capfd):
-    """What the command prints for a screen of 80 columns."""
+    """The output of the command on a screen of 80 columns."""
 
     def run(*arguments: str, **environment: str) -> str:
         with monkeypatch.context() as patched:
@@ -228,7 +228,7 @@ def test_several_experiments_follow_each_other_and_each_has_its_own_verdicts(com
 
 def test_an_experiment_that_cannot_work_leaves_the_others_of_the_command(command, tmp_path):
     code, _, error = command("-m", "experiment=theorem_map,fig3", *TINY, f"output_dir={tmp_path}")
-    assert_refused((code, "", error), "Could not override 'steps'")  # a map of models is no training
+    assert_refused((code, "", error), "Could not override 'steps'")  # a map of models trains nothing
     assert (tmp_path / "fig03_chebyshev" / "steps=3" / "claims.json").is_file()
 
 
@@ -305,7 +305,7 @@ def test_a_complete_run_is_reused(command, tmp_path):
             ["fig3", *TINY, "run=planted_mlp"],
             ["run planted_mlp: planted", "[3, 32, 32]", "expected one number for each", "choose run=chebyshev_gd"],
         ),
-        # by a sweep, or behind the training
+        # by a sweep, or after the training
         (["fig41", *TINY, "optimizer.lr=range(1,1)"], ["grid", "is empty", "range(1,1)"]),
         (["fig41", *TINY, "optimizer.lr=choice()"], ["optimizer.lr=choice()", "empty"]),
         (["fig3", *TINY, "~instruments.sharpness"], ["no 'sharpness' (written by Sharpness)", "train_loss"]),
@@ -397,7 +397,7 @@ def test_a_sweep_of_which_every_job_fails_is_drawn_as_such(command, tmp_path):
 
 
 def dashboards(folder):
-    """What the offline runs of the dashboard hold, as text, in no order: random names tell those of a second."""
+    """Contents of the dashboard's offline runs, as text, unordered: names within one second are random."""
     contents = []
     for log in (folder / "wandb").glob("offline-run-*/*.wandb"):
         inspected = subprocess.run(
@@ -419,7 +419,7 @@ def test_a_sweep_has_a_dashboard_run_for_each_job_and_one_for_its_figure(command
 
 
 def test_one_dashboard_run_a_job_holds_scalars_figure_and_claims(command, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", "/proc")  # which cannot be written
+    monkeypatch.setenv("HOME", "/proc")  # not writable
     code, _, _ = command("experiment=fig03_chebyshev", "scale=smoke", "steps=12", "threads=1", "logger=wandb")
     assert code == 0
     (content,) = dashboards(tmp_path)

@@ -19,9 +19,9 @@ FITS = {
     "chebyshev": {("numbers", "square")},
     "text_demo": {("tokens", "sequence")},
 }
-"""Data that need no files ↦ what models take of them, and the losses that they fit."""
+"""Data sets without files ↦ input kind for models, and fitting losses."""
 TAKES = {"gpt": {"tokens"}, "mlp": {"images", "numbers"}}
-"""Model ↦ what it takes; all others take images."""
+"""Model ↦ input kinds; all other models take images."""
 OFFLINE = sorted(FITS)
 
 
@@ -30,7 +30,7 @@ RUNS = [
     for name in choices.choices("run")
     if any("/model" in choice for choice in choices.written("run", name).get("defaults", [])) and "eta1" not in name
 ]
-"""Those that train; of a grid over one number, the first."""
+"""The runs that train; for a grid over one number, the first."""
 
 
 @cache
@@ -44,7 +44,7 @@ def dataset(name: str) -> Dataset:
 
 
 def chosen(config: DictConfig, **groups: str) -> DictConfig:
-    """``config`` as it is composed with other choices."""
+    """``config`` composed with other choices."""
     config = OmegaConf.create({**config, **{group: choices.written(group, name) for group, name in groups.items()}})
     OmegaConf.resolve(config)
     return config
@@ -98,7 +98,7 @@ def test_what_is_of_ones_own_and_does_not_fit_is_refused(field, name, settings, 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_a_run_takes_other_choices(run):
-    """What it sets for its own stands under `settings`, and reaches no other, which would not know the fields."""
+    """Its settings for its own choices are under `settings`, and do not reach others, which lack these fields."""
     assert not {*choices.written("run", run)} & {"model", "data", "loss", "optimizer"}
     for data, model, loss in (("planted", "mlp", "cross_entropy"), ("text_demo", "gpt", "sequence")):
         config = chosen(of_run(run), data=data, model=model, loss=loss, optimizer="adam")

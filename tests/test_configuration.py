@@ -24,12 +24,12 @@ USED_BY = {
     for entry in written("experiment", experiment)["defaults"]
     for run in ([entry["override /run"]] if isinstance(entry, dict) and "override /run" in entry else [])
 }
-"""Run ↦ an experiment that has chosen it."""
+"""Run ↦ an experiment that uses it."""
 
 
 @cache
 def at_scale(scale: str, experiment: str, *overrides: str) -> DictConfig:
-    """Composed and resolved once, to be read alone."""
+    """Compose and resolve once; the result is read only."""
     config = composed(experiment, f"scale={scale}", *overrides)
     OmegaConf.resolve(config)
     return config
@@ -53,7 +53,7 @@ def test_every_experiment_composes_at_every_scale_and_fits_the_schema(experiment
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("run", choices("run"))
 def test_what_a_run_sets_for_its_choices_is_what_they_have(run, scale):
-    """Each setting is asked for, by the choice that it names; `settings.images` is for every data set of images."""
+    """Each setting must be requested by the choice that it names; `settings.images` is for every image data set."""
     chosen = (USED_BY[run],) if run in USED_BY else ("fig01_group_losses", f"run={run}")
     config = at_scale(scale, *chosen)
     check_settings(config.settings, [configuration_folder()])
@@ -76,7 +76,7 @@ def test_a_choice_asks_for_settings_of_its_own_name(group):
 
 
 def test_instruments_have_the_fields_of_their_constructors():
-    """Except those by keyword alone, which a run adds: without them its key is what it was."""
+    """Except keyword-only fields that a run adds: a run without them keeps its earlier key."""
     for name in choices("instruments"):
         ((key, described),) = written("instruments", name).items()
         accepted = inspect.signature(get_class(described.pop("_target_"))).parameters

@@ -24,7 +24,7 @@ with Record.writing(sys.argv[1], {"steps": 5}) as record:
 
 
 def written_again(folder, caplog) -> list[str]:
-    """What a process says that writes the run after another one."""
+    """Messages of a process that writes the run after another one."""
     caplog.clear()
     with caplog.at_level(logging.WARNING), Record.writing(folder, CONFIGURATION):
         pass

@@ -1,4 +1,4 @@
-"""A damaged file is told in one line that names it, or healed; what is damaged is never taken for a result."""
+"""A damaged file is repaired, or reported in one line that names it; it is never taken for a result."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ CONFIGURATION = {"steps": 9}
 
 
 def flip(path: Path, at: float = 0.6) -> None:
-    """One bit."""
+    """Flip one bit."""
     data = bytearray(path.read_bytes())
     data[int(len(data) * at)] ^= 0x10
     path.write_bytes(data)
@@ -201,7 +201,7 @@ def test_an_interrupted_run_is_refused_if_what_it_goes_on_from_is_damaged(
 ):
     code, error, run = again(interrupted, tmp_path / "a", name, kind, capfd)
     lines = [line for line in error.splitlines() if line.strip() and ": step " not in line]
-    if code == 0:  # what is damaged lies behind the checkpoint
+    if code == 0:  # the damage is after the checkpoint
         assert kind == "flipped"
     else:
         assert (code, len(lines)) == (2, 1), error

@@ -1,4 +1,4 @@
-"""The demo at a small scale: what it writes, what it says, and what a second call does."""
+"""The demo at a small scale: its files, its output, and the effect of a second call."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def ran(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def said(ran):
-    """What a first call prints."""
+    """Output of the first call."""
     with redirect_stdout(StringIO()) as out:
         assert demo(ran, **SMALL) == 0
     return out.getvalue()

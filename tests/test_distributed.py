@@ -1,4 +1,4 @@
-"""Two processes find what one finds."""
+"""Two processes give the results of one."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""What the documentation shows as code runs, and gives what it says: docstrings, pages, the notebook."""
+"""Code in the documentation runs and gives the results shown: docstrings, pages, the notebook."""
 
 import doctest
 import importlib

@@ -1,4 +1,4 @@
-"""Names of experiments, short and misspelt."""
+"""Short and misspelt names of experiments."""
 
 import re
 

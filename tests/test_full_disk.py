@@ -1,4 +1,4 @@
-"""A file that cannot be written leaves the earlier one whole, and is named."""
+"""If a file cannot be written, the earlier one stays intact, and the error names the file."""
 
 import errno
 import json
@@ -23,7 +23,7 @@ COMMAND = ("experiment=fig03_chebyshev", "scale=smoke", "logger=none", "threads=
 
 @contextmanager
 def room_for(size: int):
-    """No file can become larger than ``size`` bytes."""
+    """No file can grow beyond ``size`` bytes."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:

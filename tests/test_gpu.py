@@ -1,4 +1,4 @@
-"""What a GPU computes agrees with the CPU, layer by layer, and depends on no instrument."""
+"""Results on a GPU agree with the CPU, layer by layer, and do not depend on instruments."""
 
 import copy
 
@@ -29,7 +29,7 @@ def has_images(layer: str) -> bool:
 
 GPU = torch.device("cuda")
 LAID_OUT = [(layer, False) for layer in NETWORKS] + [(layer, True) for layer in NETWORKS if has_images(layer)]
-"""Each network, and in channels_last those whose kernels depend on it."""
+"""Each network, and also in channels_last if its kernels depend on the layout."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -73,10 +73,10 @@ MEASURES = {
 @pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize(("layer", "channels_last"), LAID_OUT)
 def test_measures_agree_with_the_cpu(layer, measure, channels_last):
-    """The check against finite differences runs on the GPU alone; the CPU has passed it elsewhere.
+    """The check against finite differences runs on the GPU alone; it has passed on the CPU elsewhere.
 
-    In float64 two devices differ by the order of their sums, 1e-12 or less of these small numbers, and by a last bit of
-    exp and erf. A term that one of them lacks changes them by 1e-4 and more.
+    In float64 two devices differ by the order of their sums, at most 1e-12 for these small numbers, and by a last bit
+    of exp and erf. A term missing on one of them changes the result by at least 1e-4.
     """
     if measure == "jacobian" and layer == "embedding":
         pytest.skip("tokens have no derivative")

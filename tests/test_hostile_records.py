@@ -1,4 +1,4 @@
-"""What comes from somebody else is read and never run: records, checkpoints, packed arrays, notes."""
+"""Files from others are read but never executed: records, checkpoints, packed arrays, notes."""
 
 import json
 import shutil
@@ -60,7 +60,7 @@ HOSTILE: dict[str, Any] = {
 
 
 class Code:
-    """Creates the file ``ran`` where it is unpickled."""
+    """Creates the file ``ran`` in the place where it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -71,7 +71,7 @@ class Code:
 
 @pytest.fixture
 def folder(tmp_path):
-    """Of a sound record, with files beside it that a hostile one can point to."""
+    """Folder of a sound record, with files beside it that a hostile record can point to."""
     run = opposing(tmp_path / "outputs" / "run", points=POINTS).folder
     torch.save(Code(tmp_path), tmp_path / "extra.bin")
     np.save(tmp_path / "extra.npy", np.array([Code(tmp_path)], dtype=object), allow_pickle=True)

@@ -1,4 +1,4 @@
-"""What is imported when: nothing heavy before it is used, and in any order."""
+"""What is imported when: nothing heavy before its first use, and in any order."""
 
 import argparse
 import subprocess
@@ -15,7 +15,7 @@ HEAVY = {"torch", "hydra", "matplotlib", "wandb", "lightning", "torchvision", "s
 
 
 def loaded(code: str) -> set[str]:
-    """Which of the heavy packages ``code`` loads in a fresh process."""
+    """The heavy packages that ``code`` loads in a fresh process."""
     report = "\nimport sys; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     ended = subprocess.run([sys.executable, "-c", code + report], capture_output=True, text=True, check=True)
     return HEAVY & set(ended.stdout.splitlines()[-1].split())
@@ -61,7 +61,7 @@ def test_lightning_and_torchvision_can_be_imported_behind_the_package(behind):
 
 @pytest.mark.slow
 def test_the_package_can_be_imported_behind_lightning_and_torchvision():
-    """Where torchvision does not fit to torch, its missing operators are declared by hand first, as others do too."""
+    """If torchvision does not match torch, its missing operators are declared first, as other libraries do."""
     declared = """
 import sys, torch
 try:
@@ -78,7 +78,7 @@ except RuntimeError:
 
 
 def test_hydras_parser_can_be_made_where_help_texts_are_checked_at_once(monkeypatch):
-    """As Python 3.14 does it; on earlier versions its check is put in."""
+    """Python 3.14 checks them; for earlier versions the check is added here."""
     if sys.version_info < (3, 14):
 
         def check_help(_, action):
@@ -92,7 +92,7 @@ def test_hydras_parser_can_be_made_where_help_texts_are_checked_at_once(monkeypa
 
         monkeypatch.setattr(argparse._ActionsContainer, "_check_help", check_help, raising=False)
         monkeypatch.setattr(argparse.ArgumentParser, "add_argument", add_argument)
-    with pytest.raises((TypeError, ValueError)):  # hydra-core 1.3.8; when this fails, `_Parser.add_argument` can go
+    with pytest.raises((TypeError, ValueError)):  # hydra-core 1.3.8; once this fails, delete `_Parser.add_argument`
         get_args_parser()
     options = hydra_parser().parse_args(["--multirun", "seed=1,2"])
     assert options.multirun

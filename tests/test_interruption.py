@@ -1,4 +1,4 @@
-"""A process that is told to end writes its state, says so in a line, and has the exit code of the signal."""
+"""A process that is told to end writes its state, reports it in one line, and has the signal's exit code."""
 
 import os
 import signal
@@ -22,9 +22,9 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 @pytest.fixture
 def told(monkeypatch):
-    """Let this process get a signal in the middle of step `AT`, so many times.
+    """Send this process a number of signals in the middle of step `AT`.
 
-    None of them is ignored, as some are where a shell or nohup has started the tests in the background.
+    Signals are not ignored here, as they can be if a shell or nohup started the tests in the background.
     """
     append = Record.append
     began_with = {number: signal.signal(number, signal.SIG_DFL) for number in map(signal.Signals.__getitem__, SIGNALS)}
@@ -153,7 +153,7 @@ def test_what_the_user_has_ignored_stays_ignored(tmp_path, told):
 
 
 def test_slurms_own_requeueing_leaves_no_second_checkpoint(tmp_path, told, monkeypatch):
-    """Lightning would go on from one of its own, which is not the one that the record was cut back to."""
+    """Lightning would resume from its own checkpoint, which is not the one that the record was cut back to."""
     for name, value in {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0",
                         "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "here"}.items():  # fmt: skip
         monkeypatch.setenv(name, value)

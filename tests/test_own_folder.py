@@ -1,4 +1,4 @@
-"""An experiment from a folder of one's own, with the package as it is: examples/own_experiment."""
+"""An experiment in a user's folder, with the unmodified package: examples/own_experiment."""
 
 import json
 import multiprocessing

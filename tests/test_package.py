@@ -1,4 +1,4 @@
-"""The package as it is shipped."""
+"""The package as shipped."""
 
 import re
 import runpy
@@ -95,7 +95,7 @@ def test_the_source_distribution_makes_the_same_wheel(wheel, tmp_path) -> None:
 
 
 def test_every_locked_file_is_of_the_pinned_version():
-    """A version stands in constraints.txt; the lock adds the hashes of its files. `make lock` writes it anew."""
+    """constraints.txt holds the versions; the lock adds the hashes of their files. `make lock` rewrites it."""
     pinned = re.findall(r"^([\w.-]+)==([^ ;\n]+)", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
     locked = re.findall(r"^([\w.-]+)==([^ ;\n]+)", (ROOT / "requirements.lock").read_text(), flags=re.MULTILINE)
     assert {_normal(name) for name, _ in locked} >= {"hydra-core", "lightning", "omegaconf", "wandb", "pytest", "ruff"}

@@ -1,4 +1,4 @@
-"""Packed records: what is kept is kept, the file has its limit, and a hostile one does nothing."""
+"""Packed records: selected data are kept, the file respects its limit, and a hostile file does nothing."""
 
 import io
 import json
@@ -65,7 +65,7 @@ def test_where_all_fits_all_is_kept(record, tmp_path):
 
 
 def test_a_limit_keeps_pairs_and_series_exactly(record, dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(packing, "_TABLE", 2**12)  # the losses that are kept are more than this, as in a long run
+    monkeypatch.setattr(packing, "_TABLE", 2**12)  # smaller than the kept losses, as in a long run
     limit = 40_000
     path, read = round_trip(record, tmp_path, dataset, limit)
     assert 0.8 * limit < path.stat().st_size <= limit
@@ -180,7 +180,7 @@ def test_a_cache_that_cannot_be_written_is_named(record, tmp_path, monkeypatch):
 
 
 def rewritten(path, change):
-    """The file with its members as ``change`` leaves them: a list of name and content."""
+    """The file with its members changed by ``change``: a list of name and content."""
     with zipfile.ZipFile(path) as archive:
         members = [[name, archive.read(name)] for name in archive.namelist()]
     members = change(members) or members

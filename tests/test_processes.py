@@ -1,6 +1,6 @@
 """The command line in two processes, as torchrun starts them: numbers, resuming, failures.
 
-torchrun's own launcher runs functions here instead of the module, in processes that need not import everything again.
+Instead of the module, torchrun's own launcher runs functions here, in processes that need not import everything again.
 """
 
 import multiprocessing
@@ -50,7 +50,7 @@ STREAM = (
 
 
 def command(folder: Path, arguments: tuple[str, ...], change: Callable[[], None] | None = None) -> None:
-    """The command line, with what it prints in ``folder/<rank>.out`` and ``.err``."""
+    """The command line, with its output in ``folder/<rank>.out`` and ``.err``."""
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / f"{os.environ['RANK']}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     if change is not None:
@@ -85,7 +85,7 @@ def let_the_second_fail_alone() -> None:
 
 
 def let_the_disk_of_the_second_be_read_only() -> None:
-    """It may not write in the folder of outputs."""
+    """Writing to the output folder fails."""
     if os.environ["RANK"] == "1":
 
         def guard(event, arguments):
@@ -102,7 +102,7 @@ def let_the_disk_of_the_second_be_read_only() -> None:
 
 
 def started(folder: Path, *arguments: str, change: Callable[[], None] | None = None) -> bool:
-    """Run the command in two processes; whether they have succeeded."""
+    """Run the command in two processes; returns whether they succeeded."""
     folder.mkdir(parents=True, exist_ok=True)
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=2, run_id="test", rdzv_backend="c10d", rdzv_endpoint="localhost:0",
@@ -125,7 +125,7 @@ def record_in(folder: Path, name: str = "") -> Record:
 
 
 def assert_near(one: Record, other: Record, tolerance: float) -> None:
-    """Equal to ``tolerance`` of the largest entry; weights as well, but not batch norm's running statistics."""
+    """Equal up to ``tolerance`` of the largest entry; including weights, but not batch norm's running statistics."""
     assert set(one) == set(other)
     for quantity in one:
         np.testing.assert_array_equal(one[quantity].steps, other[quantity].steps, quantity)
@@ -138,7 +138,7 @@ def assert_near(one: Record, other: Record, tolerance: float) -> None:
 
 
 def lines(folder: Path, rank: int) -> list[str]:
-    """What the process has said."""
+    """Lines that the process printed."""
     said = (folder / f"{rank}.err").read_text()
     assert "Traceback" not in said
     return [line for line in said.splitlines() if line.startswith("opposing-signals: ")]
@@ -279,7 +279,7 @@ def test_tasks_of_a_slurm_step_are_told_what_torchrun_tells():
 
 
 def task(number: int, arguments: tuple[str, ...]) -> None:
-    """One of two tasks of a job step on this machine."""
+    """One of two tasks of a Slurm job step on this machine."""
     os.environ |= {
         "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": str(os.getppid()), "SLURM_STEP_ID": "0", "SLURM_NODEID": "0",
         "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_PROCID": str(number),
@@ -289,7 +289,7 @@ def task(number: int, arguments: tuple[str, ...]) -> None:
 
 
 def test_two_tasks_of_a_slurm_step_train_one_run(tmp_path):
-    """They share the forkserver as parent, whose number stands for the job's."""
+    """They share the forkserver as parent, whose process id stands for the job's."""
     settings = ("steps=4", "risk.chunk=10", "conclude=false", f"output_dir={tmp_path}")
     context = multiprocessing.get_context("forkserver")
     tasks = [

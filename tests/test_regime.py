@@ -1,4 +1,4 @@
-"""The grid of benchmarks/regime: its points are runs of their own, and each network can be trained and measured."""
+"""The grid of benchmarks/regime: its points are distinct runs, and each network can be trained and measured."""
 
 import json
 import sys

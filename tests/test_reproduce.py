@@ -1,4 +1,4 @@
-"""The paper in what time there is: jobs in order, resumed, told to end, and counted."""
+"""Reproducing the paper within a time limit: jobs run in order, are resumed, interrupted and counted."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Which room of the package may know which: nothing flows backwards."""
+"""Which room of the package may import which: dependencies point one way."""
 
 import ast
 from pathlib import Path
@@ -15,7 +15,7 @@ ALLOWED = {
     "models": {"errors", "values"},
     "data": {"errors", "files", "values"},
 }
-"""All that these rooms import of the package."""
+"""All imports of these rooms within the package."""
 FORBIDDEN = {
     "training": {"instruments", "studies", "follow", "report", "app"},
     "instruments": {"studies", "follow", "report", "app"},
@@ -23,11 +23,11 @@ FORBIDDEN = {
     "studies": {"training", "instruments", "app"},
 }
 LEAVES = {"training.module"}
-"""Of training, what instruments may import."""
+"""The part of training that instruments may import."""
 
 
 def imported(room: str) -> set[str]:
-    """The modules of the package that a room's modules import, wherever in them, without the package's name."""
+    """The package's modules that a room's modules import, at any place, without the package's name."""
     found = set()
     for path in (PACKAGE / room).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -62,5 +62,5 @@ def test_instruments_know_of_training_only_what_calls_them():
 
 def test_a_module_of_curvature_is_of_a_size_to_read():
     sizes = {path.name: path.read_text(encoding="utf-8").count("\n") for path in (PACKAGE / "curvature").rglob("*.py")}
-    del sizes["eigen.py"]  # one solver with its basis and its bounds
+    del sizes["eigen.py"]  # a single solver with its basis and bounds
     assert max(sizes.values()) <= 400

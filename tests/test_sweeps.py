@@ -39,7 +39,7 @@ def records(folder: Path) -> dict[str, Record]:
 
 @pytest.fixture(scope="module")
 def one_by_one(tmp_path_factory) -> dict[str, Record]:
-    """The runs, trained in this process."""
+    """The runs, trained sequentially in this process."""
     folder = tmp_path_factory.mktemp("basic")
     assert main([*TWO, f"output_dir={folder}", "conclude=false"]) == 0
     return records(folder)
@@ -53,7 +53,7 @@ def test_jobs_on_a_launcher_give_the_numbers_of_jobs_in_this_process(
     needs(launcher)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    runs = RUNS[:1] if launcher == "submitit_local" else RUNS  # each is a process; as a queue it is tried below
+    runs = RUNS[:1] if launcher == "submitit_local" else RUNS  # one process each; its queue is tested below
     code = main(["-m", *DEPTHS, f"run={','.join(runs)}", f"output_dir={tmp_path}", f"hydra/launcher={launcher}"])
     if launcher == "ray":
         sys.modules["ray"].shutdown()
@@ -72,7 +72,7 @@ def test_jobs_on_a_launcher_give_the_numbers_of_jobs_in_this_process(
 
 @pytest.mark.slow
 def test_slurm_gets_a_job_array_whose_jobs_conclude_the_experiment(tmp_path, capfd, monkeypatch):
-    """On a cluster of four shell scripts: what is submitted runs at once on this machine."""
+    """A cluster emulated by four shell scripts: submitted jobs run at once on this machine."""
     needs("submitit_slurm")
     commands = {
         "sbatch": """

@@ -1,4 +1,4 @@
-"""What reaches a terminal is text; a command ends well without a terminal, an output, or a home folder."""
+"""Terminal output is plain text; a command ends well without a terminal, an output, or a home folder."""
 
 import json
 import os
@@ -20,7 +20,7 @@ ESCAPE = "\x1b]0;owned\x07\x1b[2J\r\x9b31m\u202e"
 
 
 def started(*arguments: str, shell: str = "", **environment: str | None) -> subprocess.CompletedProcess:
-    """The command line in a process of its own; ``shell`` stands behind it."""
+    """The command line in its own process; ``shell`` follows it on the shell's command line."""
     given = {**os.environ, **environment}
     given = {name: value for name, value in given.items() if value is not None}
     command = f'"$0" -m opposing_signals "$@" {shell}'

@@ -1,16 +1,16 @@
 """The regime, measured: what oscillates under gradient descent, by network, images, batch norm's chunk and step size.
 
-    python benchmarks/regime --list                             # the grid, and what each point is expected to cost
-    python benchmarks/regime --train                            # goes on where it stopped, the most telling first
+    python benchmarks/regime --list                             # the grid, and the expected cost of each point
+    python benchmarks/regime --train                            # resumes where it stopped, the most informative first
     python benchmarks/regime --measure --folder outputs/regime outputs
     python benchmarks/regime --eigenvectors
     python benchmarks/regime --draw
 
-A point of the grid is one run of `run=regime_gd`, made by the command line in a process of its own, on one core. A
-complete run is kept, a half-done one goes on from its checkpoint. ``--measure`` reads every run of full-batch gradient
-descent on CIFAR-10 in the folders, those of the figures too, and writes ``regime.json``, one row a run;
-``--eigenvectors`` adds what the Hessian's leading eigenvectors mean to classes, in ``eigenvectors.json``; ``--draw``
-needs ``regime.json`` alone. See docs/regime.md.
+A point of the grid is one run of `run=regime_gd`, started by the command line in a process of its own, on one core. A
+complete run is kept, an incomplete one resumes from its checkpoint. ``--measure`` reads every run of full-batch
+gradient descent on CIFAR-10 in the folders, including those of the figures, and writes ``regime.json``, one row per
+run; ``--eigenvectors`` adds how classes relate to the Hessian's leading eigenvectors, in ``eigenvectors.json``;
+``--draw`` needs ``regime.json`` alone. See docs/regime.md.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def measure(runs: Mapping[Point, Record], results: Path) -> list[dict[str, Any]]
 
 
 def note_eigenvectors(runs: Mapping[Point, Record], results: Path) -> list[dict[str, Any]]:
-    """`eigenvectors` of the first seed's runs of 1,000 images, where ``eigenvectors.json`` does not have them yet."""
+    """Add `eigenvectors` of the first seed's runs of 1,000 images to ``eigenvectors.json`` where they are missing."""
     path = results / "eigenvectors.json"
     rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     for point, record in runs.items():

@@ -22,7 +22,7 @@ from opposing_signals.record import Record
 WITH_BATCH_NORM = ("vgg11bn", "resnet18")
 
 SECONDS = {"mlp": 5e-5, "vgg11": 7e-4, "vgg11bn": 8e-4, "resnet18": 1.5e-3, "vit": 1e-3}
-"""CPU seconds of a gradient, for an image and a network of width 16 (ViT: 32), roughly; what the list is planned by."""
+"""Approximate CPU seconds of a gradient, per image at width 16 (ViT: 32), for planning."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Point:
         network: Name in ``conf/model``.
         width: Its first layer's channels, or the MLP's hidden units.
         images: N.
-        chunk: Images over which batch norm takes its statistics; of networks without it only the speed depends on it.
+        chunk: Images over which batch norm takes its statistics; without batch norm it affects only the speed.
         eta: Step size η.
-        steps: Of gradient descent.
-        seed: Of the initial weights.
+        steps: Steps of gradient descent.
+        seed: Seed of the initial weights.
     """
 
     network: str
@@ -49,7 +49,7 @@ class Point:
 
     @classmethod
     def of(cls, configuration: Mapping[str, Any]) -> Self | None:
-        """The point that a record's configuration describes; None if the run is no gradient descent on CIFAR-10."""
+        """The point that a record's configuration describes; None if the run is not gradient descent on CIFAR-10."""
         model, optimizer = configuration.get("model", {}), configuration.get("optimizer", {})
         instruments = configuration.get("instruments", {})
         if (
@@ -74,7 +74,7 @@ class Point:
 
     @property
     def has_batch_norm(self) -> bool:
-        """Whether the network has batch norm, behind which curvature is dear."""
+        """Whether the network has batch norm, with which curvature is expensive."""
         return self.network in WITH_BATCH_NORM
 
     @property
@@ -86,7 +86,7 @@ class Point:
         }
         tolerance, products = (0.1, 4) if self.has_batch_norm else (0.05, 6)
         return [
-            "experiment=fig01_group_losses",  # any experiment: nothing is concluded
+            "experiment=fig01_group_losses",  # any experiment: its claims are not checked
             "conclude=false",
             "run=regime_gd",
             f"model={self.network}",
@@ -109,12 +109,12 @@ class Point:
 
 
 def is_ghost(row: Mapping[str, Any]) -> bool:
-    """Whether batch norm takes its statistics over less than all images; ``row`` has the fields of a `Point`."""
+    """Whether batch norm takes its statistics over fewer than all images; ``row`` has the fields of a `Point`."""
     return row["network"] in WITH_BATCH_NORM and row["chunk"] < row["images"]
 
 
 def grid() -> list[Point]:
-    """All points, the most telling first; those behind are a night's work, and the last ones several."""
+    """All points, the most informative first; those at the end take a night, and the last ones several."""
     return [
         *(Point("mlp", 200, 1000, 1000, eta, 300) for eta in (0.1, 0.3)),
         Point("vgg11", 16, 1000, 250, 0.1, 240),
@@ -163,12 +163,12 @@ def grid() -> list[Point]:
 
 
 def configuration(point: Point, folder: Path) -> DictConfig:
-    """What the command line composes of ``point``."""
+    """The configuration that the command line composes for ``point``."""
     return composed(*point.overrides, "logger=none", f"output_dir={folder}")
 
 
 def train(points: list[Point], folder: Path) -> None:
-    """Train what is missing, each in its own process, whose CPU time is added to ``cpu_seconds.json`` of the run."""
+    """Train what is missing, each run in its own process; its CPU time is added to the run's ``cpu_seconds.json``."""
     for number, point in enumerate(points, 1):
         place = run_folder(configuration(point, folder))
         if _is_done(place):
@@ -193,7 +193,7 @@ def _is_done(place: Path) -> bool:
 
 
 def finished(folders: Iterable[Path]) -> dict[Point, Record]:
-    """The runs under ``folders`` that have ended and are points; of equal ones the first."""
+    """The runs under ``folders`` that have ended and are points; the first of equal ones."""
     found: dict[Point, Record] = {}
     for place in sorted(path.parent for folder in folders for path in folder.glob("runs/*/configuration.json")):
         if _is_done(place) and (point := Point.of((record := Record(place)).configuration)) is not None:

@@ -1,4 +1,4 @@
-"""What a run shows of the regime: one row of the table, and what the Hessian's eigenvectors mean to classes."""
+"""Measures of the regime: one row of the table per run, and how classes relate to the Hessian's eigenvectors."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ from opposing_signals.studies.groups.claims import group_amplitude_ratio, spike_
 from opposing_signals.training.job import training_module
 
 FEWEST_STEPS = 10
-"""A number over fewer steps than this is not given."""
+"""A number from fewer steps than this is not given."""
 
 PARTS = 4
-"""Parts of equal length into which the steps from break-even on are cut, to show how the numbers change."""
+"""Number of equal parts of the steps from break-even on, to show how the numbers change."""
 
 
 def measured(point: Point, record: Record) -> dict[str, Any]:
     """One row of the table. A number that the run cannot give is None.
 
-    "Late" are the steps from break-even on, where λ was first seen at 2/η or above; all numbers of changes and pairs
-    are of these steps. ``coherence`` is the share of the modal true class in the more uniform group of a pair, the
-    median over the pairs.
+    "Late" are the steps from break-even on, where λ was first measured at 2/η or above; all numbers on changes and
+    pairs are from these steps. ``coherence`` is the fraction of the modal true class in the more uniform group of a
+    pair, the median over the pairs.
     """
     trajectory = Trajectory(record)
     dataset = trajectory.dataset
@@ -62,7 +62,7 @@ def measured(point: Point, record: Record) -> dict[str, Any]:
     cost = record.folder / "cpu_seconds.json"
     begin = len(changes) - len(late)
     late_from = np.inf if trajectory.break_even is None else trajectory.break_even
-    trajectory.pairs = [pair for pair in trajectory.pairs if pair.step >= late_from]  # those of the late steps count
+    trajectory.pairs = [pair for pair in trajectory.pairs if pair.step >= late_from]  # only those of the late steps
     pairs = [_pair(trajectory, pair, chunks) for pair in trajectory.pairs]
     shares = [max(group["share"] for group in pair["groups"]) for pair in pairs]
     return {
@@ -100,7 +100,7 @@ def measured(point: Point, record: Record) -> dict[str, Any]:
 
 
 def rounded(value: float) -> float | None:
-    """Four significant digits, None for what is not finite."""
+    """Four significant digits; None for a non-finite value."""
     return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
@@ -117,7 +117,7 @@ def _over(statistic: Callable[..., float], changes: Series, *others: np.ndarray)
 
 
 def _part(trajectory: Trajectory, steps: np.ndarray, classes: np.ndarray) -> dict[str, Any]:
-    """Some of the late steps: what classes explain, and at which loss."""
+    """Part of the late steps: the variance explained by classes, and the loss."""
     changes, mean_loss = trajectory.changes, trajectory.mean_loss
     part = Series(steps, changes.values[np.isin(changes.steps, steps)])
     losses = mean_loss.values[np.isin(mean_loss.steps, steps)]
@@ -153,13 +153,13 @@ def _group(group: np.ndarray, dataset: Dataset, chunks: np.ndarray) -> dict[str,
 
 
 def _counts(dataset: Dataset, points: np.ndarray) -> dict[str, int]:
-    """Class name ↦ how many of the points have it, the most frequent first."""
+    """Class name ↦ number of points, the most frequent first."""
     names = [dataset.class_names[name] for name in dataset.targets[points].tolist()]
     return dict(Counter(names).most_common())
 
 
 def _widest(changes: Series, dataset: Dataset) -> dict[str, Any] | None:
-    """Classes of the 20 points that rise and the 20 that fall most, where the two are furthest apart."""
+    """Classes of the 20 points that rise and the 20 that fall most, at the step at which they are furthest apart."""
     if not len(changes):
         return None
     gaps = [row[risers(row)].mean() - row[fallers(row)].mean() for row in changes.values]
@@ -168,10 +168,9 @@ def _widest(changes: Series, dataset: Dataset) -> dict[str, Any] | None:
 
 
 def eigenvectors(point: Point, record: Record, count: int, max_products: int) -> dict[str, Any]:
-    """Leading eigenvectors v_k of the Hessian at a run's last θ, and what classes explain of the slopes ∇ℓ_i·v_k.
+    """Leading eigenvectors v_k of the Hessian at a run's last θ, and how much classes explain of the slopes ∇ℓ_i·v_k.
 
-    The points whose slopes along v_k have opposite signs are those that an oscillation along v_k sets against each
-    other.
+    An oscillation along v_k sets points whose slopes along v_k have opposite signs against each other.
     """
     dataset = Trajectory(record).dataset
     risk = training_module(OmegaConf.create(record.configuration), dataset).risk
@@ -202,7 +201,7 @@ def eigenvectors(point: Point, record: Record, count: int, max_products: int) ->
 
 
 def _value(statistic: Statistic, trajectory: Trajectory) -> float | None:
-    """None where the run cannot tell."""
+    """The statistic's value; None if the run cannot decide."""
     try:
         return rounded(statistic({"run": trajectory}).value)
     except CannotTellError:

@@ -19,11 +19,11 @@ LOOK: dict[str, dict[str, Any]] = {
     "mlp": {"color": style.RUNS[3], "marker": "^", "linestyle": ":"},
     "vit": {"color": style.RUNS[4], "marker": "v", "linestyle": (0, (5, 1))},
 }
-"""Colour, marker and line of a network; networks of width 8 have hollow markers, of width 32 a dark edge."""
+"""Colour, marker and line of a network; width 8 has hollow markers, width 32 a dark edge."""
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """What oscillates, against η, width, N and the stage of training, and λ against N and batch norm's chunk."""
+    """The oscillation against η, width, N and the stage of training, and λ against N and batch norm's chunk."""
     title = "Gradient descent on CIFAR-10: what oscillates, by step size, width, images and batch norm's chunk"
     figure = style.figure(15, 7.4, title)
     by_eta, coherence, many, by_width, by_images, by_loss, sharpness, by_chunk = figure.subplots(2, 4).ravel()
@@ -69,7 +69,7 @@ def _draw_lines(axes: Axes, rows: list[dict[str, Any]], by: str, quantity: str) 
 
 
 def _draw_widths(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    """Class R² against the width of a network, with batch norm over all images."""
+    """Class R² against the width of the networks, with batch norm over all images."""
     for network in sorted({row["network"] for row in rows if row["network"] in WITH_BATCH_NORM}):
         ours = [row for row in rows if row["network"] == network and row["class_r2"] is not None]
         for row in ours:
@@ -88,7 +88,7 @@ def _look(network: str, width: int) -> dict[str, Any]:
 
 
 def _draw_stages(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    """Class R² of each quarter of the late steps, against the loss of that quarter, a line for each η."""
+    """Class R² of each quarter of the late steps, against the loss of that quarter, a line per η."""
     for row in rows:
         points = [(part["loss"], part["class_r2"]) for part in row["parts"] if part["class_r2"] is not None]
         if points:

@@ -52,7 +52,7 @@ def _cell(value: float | None) -> str:
 
 
 def _in_one_chunk(row: Mapping[str, Any]) -> str:
-    """Largest share of a group's members that batch norm normalizes together, beside chance; medians over groups."""
+    """Largest fraction of a group's members in one batch-norm chunk, and the same by chance; medians over groups."""
     groups = [group for pair in row["pairs"] for group in pair["groups"]]
     if not groups:
         return ""

@@ -36,7 +36,7 @@ _ROOMS = {
     "find_pairs": "signals",
 }
 
-__all__ = [  # noqa: RUF022  # as _ROOMS
+__all__ = [  # noqa: RUF022  # in the order of _ROOMS
     "ClippedSGD",
     "EigenTracker",
     "EmpiricalRisk",
@@ -61,12 +61,12 @@ make_importable()
 
 
 def __getattr__(name: str) -> Any:
-    """What the package offers on first use: most of it imports torch, for which the help of the command cannot wait."""
+    """Import the package's names on first use: most need torch, whose import would delay the command's help."""
     if name in _ROOMS:
         return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    """With what comes on first use."""
+    """Includes the names imported on first use."""
     return [*globals(), *_ROOMS]

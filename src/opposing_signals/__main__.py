@@ -1,6 +1,6 @@
 """The command line: ``opposing-signals EXPERIMENT [scale=smoke|cpu|paper] [seed=N] [any.field=VALUE]``.
 
-What does not need torch is done before torch is imported, so that help, and what is wrong with a command, come at once.
+Work that does not need torch comes before its import, so that help and errors in a command appear at once.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ STOPPED = 1
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     if "OMP_WAIT_POLICY" not in os.environ:
-        # A thread of torch's that waits for another one spins; where another process has the other one's core, a
-        # training takes fifty times as long. This is libgomp's own count for such a case; a free machine loses nothing.
+        # A waiting thread of torch spins. If another process occupies the core of the thread that it waits for,
+        # training takes fifty times as long. This is libgomp's own spin count for such a case; an idle machine loses
+        # nothing.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     with streams.usable():
         return _main(arguments)
@@ -52,7 +53,7 @@ def _main(arguments: list[str] | None) -> int:
             with ended_by_signals():
                 return _exit_code(work)
         except Interrupted as told:
-            with suppress(OSError):  # a terminal that was closed
+            with suppress(OSError):  # the terminal may be closed
                 print(MESSAGE, file=sys.stderr)
             return told.code
     with joined():
@@ -60,7 +61,7 @@ def _main(arguments: list[str] | None) -> int:
 
 
 def _exit_code(work: Callable[[], int]) -> int:
-    """The exit code of ``work``, which may be refused or stopped: that is reported in one line."""
+    """The exit code of ``work``; a refusal or a stopped training is reported in one line."""
     try:
         return work()
     except InputError as error:
@@ -76,7 +77,7 @@ def _exit_code(work: Callable[[], int]) -> int:
 
 
 def _failed(message: str, code: int) -> int:
-    """Report a failure, unless the first of several processes reports the same."""
+    """Report a failure, unless the first of several processes reports it."""
     if is_one_of_several() and not is_first() and first_has_ended():
         return code
     print(f"opposing-signals: {printable(message)}", file=sys.stderr)
@@ -84,7 +85,7 @@ def _failed(message: str, code: int) -> int:
 
 
 def print_help() -> None:
-    """What can be done, on one screen."""
+    """Print all commands on one screen."""
     shown = console()
     shown.print(
         "Which training examples drive the optimization of a neural network.\n\n"
@@ -110,7 +111,7 @@ def print_help() -> None:
 
 
 def _run(arguments: list[str]) -> int:
-    """Run one experiment, or each of several; one that cannot work leaves the others."""
+    """Run one experiment, or each of several; if one fails, the others still run."""
     from opposing_signals.arguments import completed
 
     line = os.environ.get("COMP_LINE", "")
@@ -122,7 +123,7 @@ def _run(arguments: list[str]) -> int:
             return 0
         try:
             os.environ["COMP_LINE"] = for_hydra(line)
-        except InputError:  # said when the command is run
+        except InputError:  # reported when the command is run
             return 0
     try:
         commands = completed(arguments)

@@ -1,9 +1,9 @@
-"""torchvision beside a build of torch that it was not made for.
+"""Makes torchvision importable with a build of torch that it was not compiled for.
 
 torchvision's Linux wheel is built for CUDA. On a CPU build of torch its compiled operators do not load, and then
 ``import torchvision`` (and ``import lightning``, which reaches it through torchmetrics) fails with "operator
-torchvision::nms does not exist", because torchvision registers shape rules for two operators that nobody declared.
-Declaring their schemas first makes everything but those two detection operators work.
+torchvision::nms does not exist", because torchvision registers shape rules for two undeclared operators. Declaring
+their schemas first makes everything but those two detection operators work.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _SCHEMAS = {
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
 _declared: list[object] = []
-"""Libraries of schemas: one lasts as long as its object."""
+"""Libraries of schemas, kept because a schema lasts only as long as its library object."""
 
 
 class _TorchvisionFinder(MetaPathFinder):
-    """Finds torchvision where it is, and has the missing operators declared just before it is executed."""
+    """Finds torchvision as usual, and declares the missing operators just before it is executed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -44,7 +44,7 @@ class _TorchvisionFinder(MetaPathFinder):
 
 
 def make_importable() -> None:
-    """Make ``import torchvision`` work from here on, by whomever, without importing torch or torchvision now."""
+    """Make later imports of torchvision work, from any module, without importing torch or torchvision now."""
     sys.meta_path.insert(0, _TorchvisionFinder())
 
 

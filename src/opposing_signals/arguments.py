@@ -1,6 +1,6 @@
 """The arguments of an experiment, completed and checked before anything heavy is imported.
 
-Hydra refuses most of what is refused here too, in a page for each.
+Hydra refuses most of the same errors too, but with a page of output for each.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ LAUNCHERS = {
 }
 """Launcher ↦ the package that brings it; Hydra itself has ``basic``."""
 _MODES = ("run", "multirun", "cfg", "shell_completion", "info")
-"""Options of Hydra that say what is to be done."""
+"""Options of Hydra that select what to do."""
 
 
 _FEW = 12
-"""So many choices are all named beside those that look like the given one."""
+"""Up to this many choices, a message names all of them in addition to similar ones."""
 
 
 class _Parser(ArgumentParser):
@@ -45,7 +45,7 @@ class _Parser(ArgumentParser):
         raise InputError(f"{message}; expected options of --hydra-help, and fields without dashes, as in scale=smoke")
 
     def add_argument(self, *names: Any, **settings: Any) -> Action:
-        """Add the help text last: Python 3.14 checks it at once, and Hydra 1.3.8 has one that is no text yet."""
+        """Add the help text last: Python 3.14 checks it at once, and Hydra 1.3.8 has one that is not a string yet."""
         text = settings.pop("help", None)
         action = super().add_argument(*names, **settings)
         action.help = text
@@ -53,13 +53,13 @@ class _Parser(ArgumentParser):
 
 
 def hydra_parser() -> ArgumentParser:
-    """The parser of Hydra's options, on any version of Python; what it refuses is an `InputError`."""
+    """The parser of Hydra's options, on any version of Python; it refuses by an `InputError`."""
     with patch("hydra._internal.utils.argparse", SimpleNamespace(ArgumentParser=_Parser)):
         return get_args_parser()
 
 
 def parsed(arguments: list[str]) -> Namespace:
-    """``arguments`` by Hydra's options; fields may stand before, between and behind them.
+    """``arguments`` parsed by Hydra's options; fields may come before, between and after them.
 
     Raises:
         InputError: There is no such option, or two that exclude each other.
@@ -76,10 +76,10 @@ def parsed(arguments: list[str]) -> Namespace:
 
 
 def completed(arguments: list[str]) -> list[list[str]]:
-    """The checked arguments with the full name of the experiment; one list for each of several experiments.
+    """The checked arguments with the full name of the experiment; one list per experiment.
 
     Raises:
-        InputError: They cannot be understood, or name what is not there.
+        InputError: They cannot be parsed, or name something unknown.
     """
     options = parsed(arguments)
     if options.shell_completion:
@@ -115,7 +115,7 @@ def folders(options: Namespace) -> list[Path]:
     """Where configurations are looked for: the package's folder, then those of plugins and of the user, as Hydra does.
 
     Raises:
-        InputError: ``--config-dir`` or ``hydra.searchpath`` names what is no folder.
+        InputError: ``--config-dir`` or ``hydra.searchpath`` does not name a folder.
     """
     searched = create_config_search_path(str(configuration_folder()))
     if options.config_dir:
@@ -138,7 +138,7 @@ def folders(options: Namespace) -> list[Path]:
 
 
 def searched_folder(place: str) -> Path | None:
-    """The folder that an element of Hydra's search path means; None for what holds no experiments."""
+    """The folder of an element of Hydra's search path; None if it cannot hold experiments."""
     scheme, _, rest = place.rpartition("://")
     if scheme != "pkg":
         return Path(rest).absolute() if scheme in ("", "file") else None
@@ -160,7 +160,7 @@ def _override(text: str) -> Override:
 
 
 def _check(text: str, searched: list[Path]) -> None:
-    """Refuse what Hydra cannot read, and what is not there: Hydra says the same in a page."""
+    """Refuse what Hydra cannot parse, and unknown names: Hydra does so in a page."""
     override = _override(text)
     group = override.key_or_group
     if group == "hydra/launcher":
@@ -185,13 +185,13 @@ def _values(override: Override) -> list[str]:
 
 
 def instead_of(choice: str, known: list[str]) -> str:
-    """What a message proposes for a ``choice`` that is not among the ``known`` ones."""
+    """The proposal of a message for a ``choice`` that is not among the ``known`` ones."""
     near = did_you_mean(choice, known)
     return near.strip() if near and len(known) > _FEW else f"{near}there are {', '.join(known)}"
 
 
 def _check_added(text: str, field: str, searched: list[Path]) -> None:
-    """Refuse ``+name=value`` where nothing reads such a field: it would change a run's key, and nothing else."""
+    """Refuse ``+name=value`` where nothing reads such a field: it would only change a run's key."""
     name = re.split(r"[./@]", field)[0]
     if name == "hydra" or choices(name, searched):
         return
@@ -203,7 +203,7 @@ def _check_added(text: str, field: str, searched: list[Path]) -> None:
 
 
 def _check_launcher(launcher: str) -> None:
-    """Refuse a launcher that is not there, and say how to get it; or one that does not fit to several processes."""
+    """Refuse a launcher that is not installed, and say how to install it; or one that cannot run under torchrun."""
     known = sorted({"basic", *LAUNCHERS})
     if launcher not in known:
         raise InputError(f"hydra/launcher={launcher}: unknown; {instead_of(launcher, known)}")

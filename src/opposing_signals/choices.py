@@ -1,9 +1,9 @@
-"""What can be chosen in each group of the configuration.
+"""The choices in each group of the configuration.
 
-Most choices are YAML files in the folder of their group. Some are written more shortly: families, which differ in
-little, as rows of one table, and instruments as Python classes, whose signatures are their configuration. Hydra finds
-them all. The folders are the package's own and those that a user adds, by ``--config-dir``, ``hydra.searchpath`` or a
-SearchPathPlugin; `opposing_signals.arguments.folders` knows which.
+Most choices are YAML files in the folder of their group. Two kinds are written more concisely: families of similar
+choices as rows of one table, and instruments as Python classes, whose signatures are their configuration. Hydra finds
+them all. The folders are the package's own and those that a user adds by ``--config-dir``, ``hydra.searchpath`` or a
+SearchPathPlugin, as found by `opposing_signals.arguments.folders`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from opposing_signals.errors import InputError
 INSTRUMENTS = "instruments"
 TABLES = "tables"
 _registered: tuple[Path, ...] = ()
-"""The folders whose choices Hydra knows last."""
+"""The folders whose choices were last registered with Hydra."""
 
 
 def choices(group: str, folders: Sequence[Path] | None = None) -> list[str]:
-    """The names that can be chosen in ``group``; none if it is no group."""
+    """The names that can be chosen in ``group``; none if there is no such group."""
     found = set(derived(folders).get(group, {}))
     for folder in _searched(folders):
         found |= {path.stem for path in (folder / group).glob("*.yaml")}
@@ -37,7 +37,7 @@ def choices(group: str, folders: Sequence[Path] | None = None) -> list[str]:
 
 
 def written(group: str, name: str, folders: Sequence[Path] | None = None) -> dict[str, Any]:
-    """A choice as it is written, before anything is composed or resolved."""
+    """A choice as written, before anything is composed or resolved."""
     if name in (rows := derived(folders).get(group, {})):
         return deepcopy(rows[name])
     path = next(path for folder in _searched(folders) if (path := folder / group / f"{name}.yaml").is_file())
@@ -54,7 +54,7 @@ def derived(folders: Sequence[Path] | None = None) -> dict[str, dict[str, dict[s
 
 
 def register(folders: Sequence[Path] | None = None) -> None:
-    """Let Hydra find what has no file of its own; a process that composes again has told it already."""
+    """Let Hydra find the choices without a file of their own; done once per process for the same folders."""
     global _registered
     if _registered == (searched := tuple(_searched(folders))):
         return
@@ -70,14 +70,14 @@ def register(folders: Sequence[Path] | None = None) -> None:
 
 
 def _store_itself(_: Any) -> Any:
-    """Instead of a copy: Hydra makes one whenever it composes, of all that is in it, and changes none."""
+    """Replaces deep copies of the store: Hydra makes one for each composition and never changes it."""
     from hydra.core.config_store import ConfigStore
 
     return ConfigStore.instance()
 
 
 def composed(*overrides: str, with_hydra: bool = False) -> DictConfig:
-    """What the command line composes of ``overrides`` from the package's choices; ``with_hydra``, Hydra's field too."""
+    """The configuration that ``overrides`` give on the command line; ``with_hydra``: with Hydra's own field."""
     from hydra import compose, initialize_config_dir
 
     register()
@@ -86,14 +86,14 @@ def composed(*overrides: str, with_hydra: bool = False) -> DictConfig:
 
 
 def check_settings(settings: Mapping[str, Any], folders: Sequence[Path]) -> None:
-    """Refuse what a run sets for a choice if no choice asks for it.
+    """Refuse a run's settings that no choice reads.
 
     Args:
-        settings: The field of that name in a job's configuration.
-        folders: Where its choices are.
+        settings: The field ``settings`` of a job's configuration.
+        folders: Folders of its choices.
 
     Raises:
-        InputError: A field of ``settings`` is asked for by no choice.
+        InputError: No choice reads a field of ``settings``.
     """
     texts = [path.read_text("utf-8") for folder in folders for path in folder.rglob("*.yaml")]
     asked = {*re.findall(r"\$\{setting:([\w.]+)", f"{_instruments()} {texts}")}
@@ -131,8 +131,8 @@ def _rows(table: dict[str, Any], path: Path) -> dict[str, dict[str, Any]]:
     """The members of a family: its template, filled with the cells of each row.
 
     A table has the fields ``group``, ``template`` and ``rows``. In the template ``<name>`` is the name of the row,
-    ``<id>`` its first word, and any other ``<cell>`` its cell; one that is null drops the field that it would fill.
-    Rows stand in sections, whose field ``all`` has the cells that its rows share.
+    ``<id>`` its first word, and any other ``<cell>`` its cell of that name; a null cell drops the field that it would
+    fill. Rows are grouped in sections, whose field ``all`` has the cells that its rows share.
 
     Raises:
         InputError: The template asks for a cell that a row does not have.
@@ -170,10 +170,10 @@ def _filled(template: Any, cells: dict[str, Any], where: str) -> Any:
 def _instruments() -> dict[str, dict[str, Any]]:
     """Name ↦ configuration of every class in `opposing_signals.instruments` that derives from `Instrument`.
 
-    Their source is read, not imported: that would take torch. The name is the class's in lower case, its fields are the
-    constructor's arguments behind risk and record; each is ``settings.NAME.FIELD`` of the run, or the default. An
-    argument that is given by keyword alone is an option that a run may add (``+instruments.NAME.FIELD``): where it is
-    left out, it is no part of the configuration and the run's key.
+    Their source is parsed, not imported, because that would import torch. The name is the class's in snake case. Its
+    fields are the constructor's arguments after risk and record; each is ``settings.NAME.FIELD`` of the run, or the
+    default. A keyword-only argument is an option that a run may add (``+instruments.NAME.FIELD``); if left out, it is
+    not part of the configuration and of the run's key.
     """
     classes: dict[str, tuple[ast.ClassDef, str]] = {}
     for path in sorted((Path(__file__).parent / "instruments").glob("*.py")):
@@ -182,7 +182,7 @@ def _instruments() -> dict[str, dict[str, Any]]:
         classes |= {node.name: (node, module) for node in parsed.body if isinstance(node, ast.ClassDef)}
 
     def constructor(name: str) -> ast.arguments | None:
-        """That of the class or of the first of its bases that has one; None if it is no instrument."""
+        """The constructor of the class or of the first base that has one; None if it is not an instrument."""
         node, _ = classes[name]
         bases = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id in classes]
         own = [part.args for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"]

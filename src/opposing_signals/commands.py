@@ -1,4 +1,4 @@
-"""The commands beside running an experiment: their arguments, and what they call."""
+"""The commands other than running an experiment: their arguments, and what they call."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _report(arguments: list[str]) -> int:
 
 
 def _gallery(arguments: list[str]) -> int:
-    """Results to be read where they lie."""
+    """A page of results, in their folder."""
     parser = _Parser("gallery", "Write FOLDER/README.md: each result with its picture, verdicts and cost.")
     parser.add_argument(
         "folder", nargs="?", type=_folder, metavar="FOLDER", default=Path("results"), help="(%(default)s)"
@@ -101,7 +101,7 @@ def _gallery(arguments: list[str]) -> int:
 
 
 def _explain(arguments: list[str]) -> int:
-    """What a run's record says."""
+    """An explanation of a run's record."""
     parser = _Parser(
         "explain", "Say which examples oppose each other in a run, who carried its loss spikes, and where it diverged."
     )
@@ -153,7 +153,7 @@ def _demo(arguments: list[str]) -> int:
 
 
 def _reproduce(arguments: list[str]) -> int:
-    """The whole paper, or a part, in what time there is."""
+    """The whole paper, or a part, within a time budget."""
     parser = _Parser("reproduce", "Run the experiments that have no figure yet, those that the paper rests on first.")
     parser.add_argument("settings", nargs="*", metavar="FIELD=VALUE", help="set in each experiment; behind --")
     parser.add_argument("--scale", choices=("smoke", "cpu", "paper"), default="cpu", help="of all (%(default)s)")
@@ -177,7 +177,7 @@ def _reproduce(arguments: list[str]) -> int:
 
 
 def _pack(arguments: list[str]) -> int:
-    """Records of results, small enough to be committed beside them."""
+    """Records of results, small enough to be committed with them."""
     parser = _Parser("pack", "Pack the records behind the results in RESULTS, for the report to show their explorers.")
     parser.add_argument("results", type=_folder, metavar="RESULTS", help="folder of results, such as results")
     parser.add_argument("records", nargs="+", type=_folder, metavar="FOLDER", help="with records, whole or packed")
@@ -216,7 +216,7 @@ def _kilobytes(given: str) -> int:
 
 
 class _Parser(ArgumentParser):
-    """Of one of `COMMANDS`; what it refuses is one line."""
+    """The parser of one of `COMMANDS`; its errors are one line."""
 
     def __init__(self, command: str, description: str) -> None:
         super().__init__(f"opposing-signals {command}", description=description)
@@ -236,4 +236,4 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "reproduce": _reproduce,
     "pack": _pack,
 }
-"""The first word of a command ↦ what it does with the others; any other first word begins an experiment."""
+"""First word of a command ↦ function of the other words; any other first word names an experiment."""

@@ -34,24 +34,24 @@ UNDECISIVE = frozenset(
         "trainer",
     }
 )
-"""Top-level fields that leave a run's numbers as they are. Any other field counts, also one added later."""
+"""Top-level fields that do not affect a run's numbers. Any other field counts, also one added later."""
 SCALES = ("smoke", "cpu", "paper")
 MISSING = object()
 
 
 def configuration_folder() -> Path:
-    """The Hydra configuration."""
+    """The folder of the Hydra configuration."""
     return shipped_folder("conf")
 
 
 def shipped_folder(name: str) -> Path:
-    """A folder that comes with the package: in a wheel it is inside it, in a checkout it stands at the top."""
+    """A folder that comes with the package: inside it in a wheel, at the top of a checkout."""
     installed = Path(str(resources.files("opposing_signals"))) / name
     return installed if installed.is_dir() else Path(__file__).parents[2] / name
 
 
 def decisive(config: DictConfig) -> dict[str, Any]:
-    """The resolved part of ``config`` that decides a run's numbers. Where the data lie does not."""
+    """The resolved part of ``config`` that decides a run's numbers. The location of the data does not."""
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
     kept: dict[str, Any] = {str(name): value for name, value in resolved.items() if name not in UNDECISIVE}
@@ -61,7 +61,7 @@ def decisive(config: DictConfig) -> dict[str, Any]:
 
 
 def without_root(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What a record keeps of the field ``data``: not where on this machine the data lie."""
+    """The field ``data`` as a record keeps it: without the location of the data on this machine."""
     return {name: value for name, value in data.items() if name != "root"}
 
 
@@ -71,7 +71,7 @@ def run_key(config: DictConfig) -> str:
 
 
 def training_key(configuration: Mapping[str, Any]) -> str:
-    """The same for what trains: equal for runs that differ in name and instruments alone.
+    """The same for the training: equal for runs that differ only in name and instruments.
 
     Args:
         configuration: The decisive part, as a record holds it.
@@ -80,7 +80,7 @@ def training_key(configuration: Mapping[str, Any]) -> str:
 
 
 def key(value: Any) -> str:
-    """Eight hexadecimal digits of a value of JSON."""
+    """Eight hexadecimal digits of the hash of a JSON value."""
     canonical = json.dumps(_one_spelling(value), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
@@ -95,7 +95,7 @@ def _one_spelling(value: Any) -> Any:
 
 
 def reference_of(config: DictConfig) -> DictConfig:
-    """The configuration of a run's reference: the run's, with the fields of ``config.reference`` in their place."""
+    """The configuration of a run's reference: the run's own, with the fields of ``config.reference`` replaced."""
     fields = OmegaConf.to_container(config, resolve=True)
     assert isinstance(fields, dict)
     changes = fields.pop("reference")
@@ -116,7 +116,7 @@ def refuse_seed(config: DictConfig) -> None:
 
 
 def run_folder(config: DictConfig) -> Path:
-    """Where the run's record is kept.
+    """The folder of the run's record.
 
     Raises:
         InputError: A part of its name would lead elsewhere.
@@ -129,7 +129,7 @@ def run_folder(config: DictConfig) -> Path:
 
 
 def experiment_folder(config: DictConfig) -> Path:
-    """Where the experiment's figure and claims are written.
+    """The folder of the experiment's figure and claims.
 
     Raises:
         InputError: Its name would lead elsewhere.
@@ -141,7 +141,7 @@ def folder(given: Any, field: str) -> str:
     """``given``, the value of ``field``, as the path of a folder.
 
     Raises:
-        InputError: It is empty, so that a name behind it would lie at the root of the disk, or it cannot be a path.
+        InputError: It is empty, so that a name appended to it would be at the root of the disk, or it cannot be a path.
     """
     if isinstance(given, str | int) and str(given).strip() and str(given).isprintable():
         return str(given)
@@ -163,10 +163,10 @@ def folder_name(given: Any, field: str) -> str:
 
 
 def by_scale(*values: Any, _root_: DictConfig) -> Any:
-    """The value for the scale that was chosen: ``${by_scale:SMOKE, CPU, PAPER}``.
+    """The value for the chosen scale: ``${by_scale:SMOKE, CPU, PAPER}``.
 
     Raises:
-        InputError: The scale is none of `SCALES`, or there is not one value for each.
+        InputError: The scale is not one of `SCALES`, or there is not one value for each.
     """
     scale = _root_.scale if isinstance(_root_.scale, str) else _root_.scale.name  # a string in a defaults list
     written = f"${{by_scale:{', '.join(map(str, values))}}}"
@@ -179,7 +179,7 @@ def by_scale(*values: Any, _root_: DictConfig) -> Any:
 
 
 def setting(name: str, *defaults: Any, _root_: DictConfig) -> Any:
-    """What the run sets for a choice, ``settings.NAME``, or else the default: one, or one for each scale."""
+    """The run's value ``settings.NAME`` for a choice, or else the default: one, or one per scale."""
     chosen = OmegaConf.select(_root_, f"settings.{name}", default=MISSING)
     if chosen is not MISSING:
         return chosen
@@ -188,7 +188,7 @@ def setting(name: str, *defaults: Any, _root_: DictConfig) -> Any:
     return OmegaConf.create(defaults[0]) if isinstance(defaults[0], list | dict) else defaults[0]
 
 
-# conf/config.yaml puts Hydra's own files by the first two: it makes folders before a job can refuse its configuration
+# conf/config.yaml uses the first two for Hydra's own files: folders are made before a job can refuse its configuration
 OmegaConf.register_new_resolver("folder", folder, replace=True)
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 OmegaConf.register_new_resolver("by_scale", by_scale, replace=True)

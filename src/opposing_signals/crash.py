@@ -1,8 +1,8 @@
-"""How the process that wrote a run has died, told to the next one.
+"""Tells the next process how the one that wrote a run has died.
 
-A process that is killed, or ended by a fault in compiled code, says nothing. So while it writes a run it leaves a file
-there, into which Python's fault handler puts the signal and what was running. Whoever finds the file and no writer
-knows.
+A process that is killed, or crashes in compiled code, reports nothing. So while it writes a run it keeps a file there,
+to which Python's fault handler writes the signal and the traceback. If the file exists without a writer, the process
+died.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import IO
 RUNNING, DIED = "running.txt", "died.txt"
 
 _open: list[IO[str]] = []
-"""The files of the runs that this process writes; the fault handler has the last one."""
+"""The files of the runs that this process writes; the fault handler writes to the last one."""
 
 
 @contextmanager
 def watched(folder: Path) -> Iterator[None]:
-    """Inside, this process writes the run in ``folder``; an exception is an end like any other."""
+    """Inside, this process writes the run in ``folder``; an exception counts as a normal end."""
     path = (folder / RUNNING).absolute()
     was_enabled = faulthandler.is_enabled()
     with path.open("w", encoding="utf-8") as file:
@@ -49,13 +49,13 @@ def watched(folder: Path) -> Iterator[None]:
 
 @atexit.register
 def _end() -> None:
-    """An interpreter that comes to its end has not died, though it may have left a run open."""
+    """An interpreter that exits normally has not died, even if it left a run open."""
     for file in _open:
         Path(file.name).unlink(missing_ok=True)
 
 
 def death_in(folder: Path) -> str | None:
-    """How the last process that wrote the run in ``folder`` died, None if it did not; asked once, by the only writer.
+    """How the last process that wrote the run in ``folder`` died, None if it did not; to be called once, by its writer.
 
     What the process left stays there as ``died.txt``.
     """

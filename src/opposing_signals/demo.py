@@ -1,6 +1,6 @@
 """``opposing-signals demo [FOLDER]``: three pictures that show the finding, in two minutes and without a data set.
 
-What does not need torch is done before torch is imported, so that the first line comes at once.
+Work that does not need torch comes before its import, so that the first line appears at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path("outputs", "demo")
 DIGITS, PLANTED, CURVE = "digits", "demo_planted", "fig03_chebyshev"
-"""What is run, and the folder that each writes."""
+"""The parts, and the names of their folders."""
 
 MEANING = (
     "PASS: the value meets a threshold that was fixed before the run. FAIL: it does not, and is shown as it is; no "
@@ -35,12 +35,12 @@ MEANING = (
 def demo(
     folder: Path, epochs: int = 20, planted: Sequence[str] = ("scale=cpu",), curve: Sequence[str] = ("scale=paper",)
 ) -> int:
-    """Run the three parts, write the page of their results, and say what was seen.
+    """Run the three parts, write the page of their results, and print what was seen.
 
     Args:
-        folder: Where runs, results and page are written; what is there already is used again.
+        folder: Where runs, results and page are written; what is already there is reused.
         epochs: Passes through the digits.
-        planted: Settings of the run on drawn images.
+        planted: Settings of the run on synthetic images.
         curve: Settings of figure 3's run.
 
     Returns:
@@ -64,7 +64,7 @@ def demo(
 
 
 def _digits(folder: Path, epochs: int, out: Console) -> tuple[Spike | None, Trajectory]:
-    """Train on the digits as ``examples/digits.py`` does, unless that is done, and explain the most telling spike."""
+    """Train on the digits as ``examples/digits.py`` does, unless done, and explain the most strongly opposed spike."""
     import torch
 
     from opposing_signals.follow.explanation import explain
@@ -76,7 +76,7 @@ def _digits(folder: Path, epochs: int, out: Console) -> tuple[Spike | None, Traj
         shutil.rmtree(folder)  # an interrupted demo's
     if not folder.is_dir():
         quieten_lightning()
-        torch.set_num_threads(1)  # the networks of the demo are so small that a second thread only waits
+        torch.set_num_threads(1)  # the demo's networks are too small to profit from a second thread
         example = runpy.run_path(str(shipped_folder("examples") / "digits.py"), run_name="opposing_signals.examples")
         example["train"](str(folder), epochs)
     explanation = list(explain(folder).lines)
@@ -129,7 +129,7 @@ def _seen(folder: Path, page: Path, spike: Spike | None, trajectory: Trajectory)
 
 
 def _found(folder: Path) -> str:
-    """Who the dominant pair of the planted run are, and who the planted pair."""
+    """The dominant pair found in the planted run, and the planted pair nearest to it."""
     from opposing_signals.record import Record
     from opposing_signals.signals import Trajectory, nearest_planted
     from opposing_signals.studies.groups.figures import classes

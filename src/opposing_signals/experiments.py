@@ -1,4 +1,4 @@
-"""The experiments: what each of them shows and costs, and which one an abbreviation means."""
+"""The experiments: what each shows and costs, and which one an abbreviation means."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FAMILIES = {
     "the authors' talk": "Talk",
     "others": "",
 }
-"""What experiments beside the paper's figures have in common ↦ how their titles begin; the first that fits."""
+"""Families of experiments other than the paper's figures ↦ how their titles begin; the first match counts."""
 FIGURES = "the paper's figures"
 
 
@@ -31,7 +31,7 @@ def experiments(folders: Sequence[Path] | None = None) -> dict[str, tuple[str, d
 
 
 def families() -> dict[str, list[str]]:
-    """What experiments have in common ↦ their names. Figures of the paper are told by their name, others by title."""
+    """Family ↦ names of its experiments. Figures of the paper are recognized by name, others by title."""
     found: dict[str, list[str]] = {family: [] for family in (FIGURES, *FAMILIES)}
     for name, (title, _) in experiments().items():
         by_title = next(family for family, beginning in FAMILIES.items() if re.match(beginning, title))
@@ -40,10 +40,10 @@ def families() -> dict[str, list[str]]:
 
 
 def named(given: str, folders: Sequence[Path] | None = None) -> str:
-    """The experiment that ``given`` means: its name, the number of its figure, or a beginning that no other has.
+    """The experiment that ``given`` means: its name, the number of its figure, or a unique prefix.
 
     Raises:
-        InputError: It means none of them, or several.
+        InputError: It matches none of them, or several.
     """
     meant = beginning_with(given, folders)
     if len(meant) == 1:
@@ -57,7 +57,7 @@ def named(given: str, folders: Sequence[Path] | None = None) -> str:
 
 
 def beginning_with(given: str, folders: Sequence[Path] | None = None) -> list[str]:
-    """The experiments whose name begins with ``given``; the one with this name alone, if there is one.
+    """The experiments whose name begins with ``given``; only the one of exactly this name, if there is one.
 
     ``fig1`` and ``fig01`` are figure 1, not figures 10 to 19 as well.
     """
@@ -81,5 +81,5 @@ def _any_of(names: list[str]) -> str:
 
 
 def without_zeros(name: str) -> str:
-    """``fig06a_...`` as ``fig6a_...``, which `named` takes as well."""
+    """``fig06a_...`` as ``fig6a_...``, which `named` also accepts."""
     return re.sub(r"^fig0+(?=\d)", "fig", name)

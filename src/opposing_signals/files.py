@@ -1,4 +1,4 @@
-"""Files that are written whole: a reader finds the old file or the new one, also after a crash."""
+"""Atomic file writes: a reader finds the old file or the new one, also after a crash."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from opposing_signals.errors import DamagedError, InputError, NotWrittenError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A place to write to, with the ending of ``path``; at the end it takes the place of ``path``, on the disk too.
+    """A temporary path with the suffix of ``path``; at the end it replaces ``path``, synced to disk.
 
     Raises:
-        NotWrittenError: It cannot be written; ``path`` is as it was before.
+        NotWrittenError: It cannot be written; ``path`` is unchanged.
     """
     unfinished = path.with_name(f"{path.stem}.part{path.suffix}")
     try:
@@ -29,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
         sync_folder(path.parent)
     except BaseException as error:
         kept = f"the earlier {path.name} is kept" if path.is_file() else f"there is no {path.name} yet"
-        with suppress(OSError):  # the disk can no longer be written, maybe
+        with suppress(OSError):  # the disk may no longer be writable
             unfinished.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise NotWrittenError(f"{path} cannot be written ({error.strerror or error}); {kept}") from error
@@ -54,7 +54,7 @@ def read_json(path: Path) -> dict[str, Any]:
         DamagedError: It is missing, or holds anything else.
         OSError: It cannot be read.
     """
-    if not path.is_file():  # a pipe, say, would be waited for without end
+    if not path.is_file():  # reading a pipe, for instance, would block forever
         raise DamagedError(f"{path} is {'no file' if path.exists() else 'missing'}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -66,7 +66,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in ``folder`` to the disk: without it a crash can lose a file that was just created or renamed.
+    """Flush the names in ``folder`` to disk: otherwise a crash can lose a file that was just created or renamed.
 
     A no-op where folders cannot be opened, as on Windows.
     """
@@ -83,7 +83,7 @@ def cache_folder() -> Path:
     """The user's cache of this package.
 
     Raises:
-        InputError: There is no home folder that it could lie in.
+        InputError: There is no home folder to hold it.
     """
     named = os.environ.get("XDG_CACHE_HOME")
     try:

@@ -1,7 +1,7 @@
-"""Being told to end: by Ctrl-C, by a batch system (SIGTERM, SIGUSR1, SIGUSR2), by a terminal that closes (SIGHUP).
+"""Signals to end: by Ctrl-C, by a batch system (SIGTERM, SIGUSR1, SIGUSR2), by a terminal that closes (SIGHUP).
 
-A training finishes its step and writes its state first; at a second signal, and elsewhere, the process ends at once.
-The exit code is the one that a shell gives: 128 and the signal's number, so 130, 143 or 129.
+A training finishes its step and writes its state first; at a second signal, and outside of training, the process ends
+at once. The exit code is that of a shell: 128 plus the signal's number, such as 130, 143 or 129.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _SIGNALS = [
     if hasattr(signal, name)  # Windows has two of them
 ]
 _REQUEUES = ("SIGUSR1", "SIGUSR2")
-"""What a launcher for clusters sends in front of a time limit; its own handler then submits the job again."""
+"""Sent by a cluster's launcher before a time limit; the launcher's own handler then submits the job again."""
 
 
 _PATIENCE = 20.0
-"""Seconds for the steps of jobs in worker processes; a batch system kills 30 seconds after its signal."""
+"""Seconds that worker processes have to finish their steps; a batch system kills 30 seconds after its signal."""
 
 
 class Interrupted(SystemExit):
@@ -41,12 +41,12 @@ class Interrupted(SystemExit):
 
 
 class _Handling:
-    """What this process does about signals.
+    """How this process handles signals.
 
     Attributes:
-        earlier: Signal ↦ the handler that was there before.
-        finishes_step: Whether a training will look at `told` when its step is over.
-        told: The signal that came while it finished.
+        earlier: Signal ↦ its previous handler.
+        finishes_step: Whether a training will check `told` after its step.
+        told: The signal that arrived meanwhile.
         is_ending: Whether a signal has been passed on to workers.
     """
 
@@ -79,7 +79,7 @@ def ended_by_signals() -> Iterator[None]:
 
 
 def _handle(number: int, frame: Any) -> None:
-    # A batch system tells all processes, and a worker is told by its launcher once more.
+    # A batch system signals all processes, and a worker gets a second signal from its launcher.
     if _handling.finishes_step and (not _handling.told or _is_worker()):
         _handling.told = number
         if sys.stderr.isatty():
@@ -96,15 +96,15 @@ def _end(number: int, frame: Any = None) -> None:
     if not _handling.is_ending:
         _handling.is_ending = True
         _end_workers()
-    _handling.told = number  # where the exception is lost, as in a destructor, the training's next step heeds it
+    _handling.told = number  # if the exception is lost, as in a destructor, the training ends after its next step
     raise Interrupted(number)
 
 
 def _end_workers() -> None:
     """Let the trainings in worker processes finish their steps, before their launcher kills them.
 
-    It does so when this process leaves it, but also as soon as one of them has ended: so only those are told that
-    know what to do, and they wait when they have done it.
+    The launcher kills them when this process leaves it, and as soon as one of them has ended. So only workers with a
+    handler are signalled, and each waits once it is done (`leave_worker`).
     """
     workers = [worker for worker in multiprocessing.active_children() if _is_heeding(worker.pid)]
     for worker in workers:
@@ -115,7 +115,7 @@ def _end_workers() -> None:
 
 
 def _is_heeding(process: int | None) -> bool:
-    """Whether a process has a handler for SIGTERM; on systems that do not tell, it is taken to have one."""
+    """Whether a process has a handler for SIGTERM; assumed on systems that cannot tell."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
     except OSError:
@@ -129,9 +129,9 @@ def _is_worker() -> bool:
 
 
 def leave_worker(told: Interrupted) -> None:
-    """End a worker process, which would take the exception for a result and begin its next job; no other process.
+    """End this process if it is a worker, which would otherwise take the exception for a result and start its next job.
 
-    It waits for its launcher to end, which would kill the other workers at the end of this one.
+    First wait for the launcher to end, because it kills the other workers once this one ends.
     """
     if not _is_worker():
         return
@@ -143,34 +143,34 @@ def leave_worker(told: Interrupted) -> None:
 
 
 def begin_steps() -> None:
-    """From now on until `end_steps` a training asks after each step whether `is_told_to_end`."""
+    """From now until `end_steps`, a training checks `is_told_to_end` after each step."""
     _handling.finishes_step = bool(_handling.earlier)
     for number in _handling.earlier:
-        signal.signal(number, _handle)  # Lightning has set its own, which ends a process with exit code 0
+        signal.signal(number, _handle)  # Lightning has set its own handler, which exits with code 0
 
 
 def end_steps() -> None:
-    """The training is over: a signal ends the process at once."""
+    """From now on a signal ends the process at once."""
     _handling.finishes_step = False
 
 
 def is_told_to_end() -> bool:
-    """Whether a signal came since the step began."""
+    """Whether a signal has arrived since the step began."""
     return bool(_handling.told)
 
 
 def end() -> None:
-    """Do what the signal asked for, now that the state is written.
+    """Act on the signal, now that the state is written.
 
     Raises:
-        Interrupted: In most cases; where a launcher submits the job again, it decides.
+        Interrupted: Unless a launcher's own handler submits the job again.
     """
     number, _handling.told = _handling.told, 0
     _end(number)
 
 
 def end_children() -> None:
-    """Tell the processes that this one has started to end, such as the jobs of a sweep; on Linux."""
+    """Signal the child processes to end, such as the jobs of a sweep; on Linux only."""
     for listing in Path(f"/proc/{os.getpid()}/task").glob("*/children"):
         for child in listing.read_text().split():
             os.kill(int(child), signal.SIGTERM)

@@ -1,8 +1,8 @@
 """Per-sample losses: (outputs ``[n, C]``, targets ``[n]`` or ``[n, C]``) ↦ ``[n]``.
 
-Cross-entropy, with or without label smoothing, is `torch.nn.CrossEntropyLoss(reduction="none")`. In text an example
-is a sequence: ℓ_i is its mean over tokens (`sequence_loss`), so that with sequences of one length L is the mean over
-all tokens; `token_losses` keeps them apart, to be tracked one by one.
+Cross-entropy, with or without label smoothing, is `torch.nn.CrossEntropyLoss(reduction="none")`. In text an example is
+a sequence, and ℓ_i is its mean over tokens (`sequence_loss`), so that with sequences of equal length L is the mean over
+all tokens. `token_losses` gives them token by token, for tracking.
 """
 
 from torch import Tensor

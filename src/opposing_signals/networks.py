@@ -1,4 +1,4 @@
-"""Names of networks in print."""
+"""Display names of networks."""
 
 _NAMES = {
     "cifar_resnet": "ResNet",
@@ -15,10 +15,10 @@ def network_name(function: str, depth: object = None, batch_norm: bool = False, 
     """For instance "ResNet-56", "VGG-11-BN" or "ResNet-18 (width 16 of 64)".
 
     Args:
-        function: The one that builds the network; one that is not of `opposing_signals.models` stands for itself.
+        function: The function that builds the network; one outside `opposing_signals.models` is its own name.
         depth: The argument of `cifar_resnet`.
         batch_norm: The argument of `vgg11`.
-        width: The argument of the networks that have one; said unless it is the standard network's. None: never said.
+        width: The argument of the networks that have one; shown unless it is the standard network's. None: not shown.
     """
     name, standard = _NAMES.get(function, function), _STANDARD_WIDTHS.get(function)
     if function == "cifar_resnet":

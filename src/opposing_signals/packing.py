@@ -1,9 +1,9 @@
 """Records small enough to be sent or committed: one zip file for a run, with the examples that matter most.
 
-A packed record holds every series of numbers exactly, and of the quantities with a number for each example those
-columns that fit: first the examples of the dominant pairs and those that move most, exactly, then an even sample of the
-others, with 10 bits of each number. Their pictures are thumbnails. Unpacked it is a record like any other, of tracked
-examples (`opposing_signals.data.tracked`) where not all of them fitted.
+A packed record holds every series of scalars exactly. Of quantities with a number per example it holds as many columns
+as fit: first, exactly, the examples of the dominant pairs and those whose loss changes most, then an even sample of the
+others, with 10-bit mantissas. Their pictures are thumbnails. Unpacked, it is a record like any other, of tracked
+examples (`opposing_signals.data.tracked`) if it stores examples.
 
 A file may come from anywhere: its names, sizes and shapes are checked before they are used, and nothing in it is run.
 """
@@ -35,31 +35,32 @@ from opposing_signals.signals import Trajectory
 
 SUFFIX = ".record.zip"
 LARGEST_FILE = 2**24
-"""Bytes of a packed record at the most."""
+"""Most bytes of a packed record."""
 LARGEST_CONTENT = 2**28
-"""Bytes that are unpacked of one at the most."""
+"""Most bytes that a packed record unpacks to."""
 MOST_MEMBERS = 1_000
 IN_A_ROW = 16
-"""Thumbnails."""
+"""Thumbnails in a row of the mosaic."""
 LARGEST_THUMBNAIL = 256
-"""Pixels of its height and width at the most."""
+"""Most pixels of its height and width."""
 MOVERS = 20
-"""Examples beside those of the pairs that are kept exactly: those of the largest one-step changes."""
+"""Examples of the largest one-step changes that are kept exactly, in addition to those of the pairs."""
 BITS = 10
-"""Of the mantissa, that are kept of the other examples' numbers; float16 has as many."""
+"""Bits of the mantissa kept for the other examples; float16 has as many."""
 
-_TABLE = 2**18  # bytes of a quantity with several numbers a step, up to which it is kept
-_TRIED = 8  # times the limit, up to which it is tried whether all examples fit
+_TABLE = 2**18  # bytes above which a quantity with several numbers per step is left out
+_TRIED = 8  # times the limit: largest size for which it is tried whether all examples fit
 _MEMBER = re.compile(r"(?:configuration|provenance|state)\.json|image\.webp|(?:step|value|example)/[a-z]\w{0,63}\.npy")
 _TRACKED = {"_target_": "opposing_signals.data.tracked"}
 _DATE = (1980, 1, 1, 0, 0, 0)  # equal content gives equal files
 
 
 def pack_run(record: Record, path: Path, limit: int = LARGEST_FILE) -> str:
-    """`pack` the sound ``record`` with those of its training examples that can be shown one by one.
+    """`pack` ``record``, once verified, with its training examples if they can be shown one by one.
 
     Returns:
-        Why none are shown, for instance because the data set is not on this machine; empty if they are, or cannot be.
+        Why there are no examples, for instance because the data set is not on this machine; empty if there are, or
+        there cannot be.
 
     Raises:
         InputError: It is damaged, or does not fit.
@@ -84,7 +85,7 @@ def pack(record: Record, path: Path, dataset: Dataset | None = None, limit: int 
     Args:
         record: Of a run that has ended.
         path: Of the file; it ends in `SUFFIX`.
-        dataset: What the run was trained on, to show examples without it; None: all are kept, or none.
+        dataset: The training data, whose examples are stored; None: no examples, and all columns or none.
         limit: Bytes of the file.
 
     Raises:
@@ -100,7 +101,7 @@ def pack(record: Record, path: Path, dataset: Dataset | None = None, limit: int 
             raise InputError(f"{record.folder}: {len(bare)} bytes when packed; expected at most {limit}")
         if dataset is not None and SAMPLE_LOSS in record:
             wanted, exact = _by_importance(record)
-            count = min(len(wanted), limit // len(record[SAMPLE_LOSS]))  # a byte a number, at the least
+            count = min(len(wanted), limit // len(record[SAMPLE_LOSS]))  # at least a byte per number
             content = _packed(record, wanted[:count], exact, dataset)
             while len(content) > limit:
                 count = min(count - 1, int(0.97 * count * (limit - len(bare)) / (len(content) - len(bare))))
@@ -110,7 +111,7 @@ def pack(record: Record, path: Path, dataset: Dataset | None = None, limit: int 
 
 
 def unpacked(place: Path) -> Path:
-    """The folder of a record: ``place`` itself, or that in the user's cache into which a packed record is unpacked.
+    """The folder of a record: ``place`` itself, or the folder in the user's cache to which a packed record is unpacked.
 
     Raises:
         DamagedError: See `unpack`.
@@ -118,7 +119,7 @@ def unpacked(place: Path) -> Path:
     if not (place.name.endswith(SUFFIX) and place.is_file()):
         return place
     with place.open("rb") as file:
-        checksum = hashlib.sha256(file.read(LARGEST_FILE + 1)).hexdigest()  # `unpack` refuses what is larger
+        checksum = hashlib.sha256(file.read(LARGEST_FILE + 1)).hexdigest()  # `unpack` refuses larger files
     folder = cache_folder() / "packed" / checksum[:16] / place.name.removesuffix(SUFFIX)
     if not folder.is_dir():
         unpack(place, folder)
@@ -126,10 +127,10 @@ def unpacked(place: Path) -> Path:
 
 
 def unpack(path: Path, folder: Path) -> None:
-    """Write the record that ``path`` holds to ``folder``, which is not there yet.
+    """Write the record that ``path`` holds to ``folder``, which must not exist yet.
 
     Raises:
-        DamagedError: It is no packed record, or more than one may hold.
+        DamagedError: It is not a packed record, or exceeds the limits of one.
         NotWrittenError: ``folder`` cannot be written.
     """
     try:
@@ -183,10 +184,10 @@ def unpack(path: Path, folder: Path) -> None:
 def _packed(
     record: Record, wanted: np.ndarray | None = None, exact: float = 0, dataset: Dataset | None = None
 ) -> bytes:
-    """The file: with all examples, or with those ``wanted``, of which the first so many are kept ``exact``."""
+    """The file's bytes, with all examples, or those ``wanted``, the first ``exact`` of which are kept exactly."""
     examples = record[SAMPLE_LOSS].values.shape[1:] if SAMPLE_LOSS in record else None
     order = None if wanted is None else np.argsort(wanted)
-    earlier = record.provenance.get("packed", {})  # where the record was unpacked
+    earlier = record.provenance.get("packed", {})  # if the record was itself unpacked
     left_out: list[str] = list(earlier.get("left_out", ()))
     types: dict[str, str] = {}
     members: dict[str, bytes] = {}
@@ -241,13 +242,13 @@ def _by_importance(record: Record) -> tuple[np.ndarray, int]:
     moved = np.abs(trajectory.changes.values).max(0, initial=0.0) if len(trajectory.changes) else np.zeros(points)
     paired = [index for pair in trajectory.pairs for group in pair.groups for index in group]
     first = list(dict.fromkeys([*paired, *np.argsort(-moved, kind="stable")[:MOVERS]]))
-    # every example once, so that any beginning of the order is spread evenly over the data
+    # every example once; any prefix of this order is spread evenly over the data
     golden = np.argsort((np.arange(points) * ((math.sqrt(5) - 1) / 2)) % 1, kind="stable")
     return np.array(list(dict.fromkeys([*first, *golden])), np.int64), len(first)
 
 
 def rounded(values: np.ndarray) -> np.ndarray:
-    """``values`` with `BITS` bits of the mantissa, so that they take less room; what is not finite stays as it is."""
+    """``values`` with `BITS` bits of the mantissa, so that they compress better; non-finite values are unchanged."""
     if values.dtype.kind != "f" or np.finfo(values.dtype).nmant <= BITS:
         return values
     whole = np.dtype(f"u{values.dtype.itemsize}").type
@@ -258,7 +259,7 @@ def rounded(values: np.ndarray) -> np.ndarray:
 
 
 def _split(values: np.ndarray) -> np.ndarray:
-    """``[T, ...]`` ↦ ``[B, ..., T]``: its bytes by their place in a number, time last, as they take less room."""
+    """``[T, ...]`` ↦ ``[B, ..., T]``: its bytes by their place in a number, time last, which compresses better."""
     last = np.ascontiguousarray(np.moveaxis(values, 0, -1))
     return np.ascontiguousarray(np.moveaxis(last[..., None].view(np.uint8), -1, 0))
 
@@ -284,10 +285,10 @@ def _as_bytes(array: np.ndarray) -> bytes:
 
 
 def _members(path: Path) -> dict[str, bytes]:
-    """Name ↦ content of what a packed record may hold.
+    """Name ↦ content of the allowed members of a packed record.
 
     Raises:
-        ValueError: There is something else, twice the same, or too much.
+        ValueError: There is another member, one twice, or too much.
     """
     with zipfile.ZipFile(path) as archive:
         listed = archive.infolist()
@@ -301,12 +302,12 @@ def _members(path: Path) -> dict[str, bytes]:
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ValueError(f"{member.filename} is compressed in another way than by deflate")
             with archive.open(member) as file:
-                found[member.filename] = file.read(member.file_size)  # what it says may be less than there is
+                found[member.filename] = file.read(member.file_size)  # its stated size may be less than it holds
         return found
 
 
 def _array(data: bytes) -> np.ndarray:
-    """The array of an ``.npy`` file of plain numbers or texts, whose header fits to its length."""
+    """The array of an ``.npy`` file of plain numbers or texts, whose header matches its length."""
     file = io.BytesIO(data)
     if npy.read_magic(file) != (1, 0):
         raise ValueError("an array is of another version of the format")
@@ -327,7 +328,7 @@ def _joined(planes: np.ndarray, kind: str, steps: int) -> np.ndarray:
 
 
 def _thumbnails(picture: bytes, count: int, height: int, width: int) -> np.ndarray:
-    """``[count, height, width, 3]``, the inverse of `_mosaic` but for what WebP loses."""
+    """``[count, height, width, 3]``, the inverse of `_mosaic`, up to WebP's loss."""
     rows = -(-count // IN_A_ROW)
     with Image.open(io.BytesIO(picture), formats=["WEBP"]) as image:
         if not 0 < max(height, width) <= LARGEST_THUMBNAIL or image.size != (IN_A_ROW * width, rows * height):

@@ -1,9 +1,8 @@
-"""The processes that share a run: those that torchrun or Slurm has started, or this one alone.
+"""The processes that share a run: those started by torchrun or Slurm, or this one alone.
 
-Each of them trains the same model and evaluates some chunks of every batch (`EmpiricalRisk.parts`). What they find is
-put together at once, so that weights and measurements are the same in all of them, to the bit. The first process alone
-writes and prints; and where it depends on the disk what is done, it decides for all, because another one would look at
-another moment.
+Each of them trains the same model and evaluates some chunks of every batch (`EmpiricalRisk.parts`). Their results are
+combined at once, so that weights and measurements are bit-identical in all of them. Only the first process writes and
+prints. Decisions that depend on the disk are made by it for all, because others would look at another moment.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ if TYPE_CHECKING:
     from torch import Tensor, distributed
 
 _LONGEST = timedelta(days=7)
-"""What the first process may take while the others wait, for instance to tokenize a text. One that dies is not waited
-for: torchrun ends the others."""
+"""How long the others wait for the first process, for instance while it tokenizes a text. A process that dies is not
+waited for: torchrun ends the others."""
 _PATIENCE = 10.0
-"""Seconds that pass between a failure in one process and the same failure in another."""
+"""Most seconds between a failure in one process and the same failure in another."""
 _END = "the first process has ended"
 _RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-"""What torchrun tells each of its processes."""
+"""Environment variables that torchrun sets in each of its processes."""
 
 Result = TypeVar("Result")
 
@@ -43,17 +42,17 @@ _alone: list[None] = []
 
 
 def is_one_of_several() -> bool:
-    """Whether torchrun has started this process, or Slurm one of several tasks, be it `joined` already or not."""
+    """Whether torchrun has started this process, or Slurm as one of several tasks, whether `joined` already or not."""
     return {*_RANK} <= os.environ.keys() or bool(of_slurm(os.environ))
 
 
 def of_slurm(environment: Mapping[str, str]) -> dict[str, str]:
-    """What torchrun would have told this process, where it is one of several tasks of a job step (``srun -n 2``).
+    """The variables of torchrun for one of several tasks of a Slurm job step (``srun -n 2``); else empty.
 
-    The job's number gives the port, and the first machine of the step the address.
+    The port follows from the job's number, and the address is the first machine of the step.
 
     Raises:
-        InputError: Slurm says nothing about where the tasks are.
+        InputError: Slurm's variables do not tell where the tasks are.
     """
     if int(environment.get("SLURM_STEP_NUM_TASKS") or 1) < 2:
         return {}
@@ -81,26 +80,26 @@ def of_slurm(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def count() -> int:
-    """How many processes share the run."""
+    """Number of processes that share the run."""
     group = _group()
     return group.get_world_size() if group else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0 on."""
+    """Index of this process among them, from 0."""
     group = _group()
     return group.get_rank() if group else 0
 
 
 def _group() -> ModuleType | None:
-    """`torch.distributed` if it is initialized. Whoever has not imported it has not done that: no need to import it."""
+    """`torch.distributed` if it is initialized. Without an import it cannot be, so it is not imported for this."""
     module = sys.modules.get("torch.distributed")
     return module if module and module.is_initialized() and not _alone else None
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Inside, this process computes as if there were no others, who do the same meanwhile."""
+    """Inside, this process computes as if it were the only one; all others do the same meanwhile."""
     _alone.append(None)
     try:
         yield
@@ -113,11 +112,11 @@ def is_first() -> bool:
     return rank() == 0
 
 
-# -- what they say to each other ----------------------------------------------------------------------------------
+# -- communication ----------------------------------------------------------------------------------
 
 
 def summed(tensor: Tensor) -> Tensor:
-    """``tensor`` added up over the processes, in place; its memory layout may differ between them."""
+    """``tensor`` summed over the processes, in place; its memory layout may differ between them."""
     if count() > 1:
         from torch import distributed
 
@@ -129,7 +128,7 @@ def summed(tensor: Tensor) -> Tensor:
 
 
 def summed_together(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    """`summed` of each, by one message for all of a type: the time of many small ones is that of their number."""
+    """`summed` of each, with one message per dtype: many small messages would cost time by their number."""
     if count() == 1 or not tensors:
         return tensors
     import torch
@@ -165,10 +164,10 @@ def gathered(pieces: Sequence[Result]) -> list[Result]:
 
 
 def agreed(work: Callable[[], Result]) -> Result:
-    """What ``work`` gives in the first process, in all of them; the others wait for it.
+    """The result of ``work`` in the first process, on all of them; the others wait for it.
 
     Raises:
-        InputError: In the others, where the first process has failed, with whatever exception.
+        InputError: In the others, if the first process has failed, with whatever exception.
     """
     if count() == 1:
         return work()
@@ -181,7 +180,7 @@ def agreed(work: Callable[[], Result]) -> Result:
             outcome[0] = work()
         except Exception as error:
             failure, outcome[1] = error, str(error) or type(error).__name__
-    distributed.broadcast_object_list(outcome)  # over whichever device the group has: NCCL alone has no CPU
+    distributed.broadcast_object_list(outcome)  # on whichever device the group has: NCCL alone has no CPU
     if failure is not None:
         raise failure
     if outcome[1]:
@@ -190,10 +189,10 @@ def agreed(work: Callable[[], Result]) -> Result:
 
 
 def after_first(make: Callable[[], Result]) -> Result:
-    """What ``make`` gives in this process, called when it has ended in the first, which may leave files for the others.
+    """``make()``, called here once it has ended in the first process, which may leave files for the others.
 
     Raises:
-        InputError: In the others, where the first process has failed.
+        InputError: In the others, if the first process has failed.
     """
     made: list[Result] = []
     agreed(lambda: made.append(make()))
@@ -205,9 +204,9 @@ def after_first(make: Callable[[], Result]) -> Result:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Inside, this process is one of those that were started together. On a machine with GPUs sums run over NCCL.
+    """Inside, this process belongs to the group that was started together. With GPUs, sums run over NCCL.
 
-    The others print nothing on stdout, and leave it to the first process to report an exception that it has too.
+    Processes other than the first print nothing on stdout, and leave shared exceptions to the first to report.
     """
     global _store
     import torch
@@ -217,7 +216,7 @@ def joined() -> Iterator[None]:
         os.environ |= of_slurm(os.environ)
     store, own_rank, size = next(distributed.rendezvous("env://"))
     _store = distributed.PrefixStore("opposing_signals", store)
-    signal.signal(signal.SIGTERM, _leave)  # Lightning's own handler calls it, and would go on without it
+    signal.signal(signal.SIGTERM, _leave)  # Lightning's own handler calls it, and would continue without it
     has_gpu = torch.cuda.is_available() and distributed.is_nccl_available()
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if has_gpu else "gloo",
@@ -243,18 +242,18 @@ def joined() -> Iterator[None]:
 
 
 def _leave(*_: object) -> None:
-    """torchrun ends this process, because another one has failed."""
+    """Handler of SIGTERM, by which torchrun ends this process because another one has failed."""
     raise SystemExit(1)
 
 
 def first_has_ended(seconds: float = _PATIENCE) -> bool:
-    """Whether the first process ends within ``seconds``, and so reports what this one could report."""
+    """Whether the first process ends within ``seconds``, and so reports what this one would report."""
     from torch import distributed
 
     try:
         assert _store is not None
         _store.wait([_END], timedelta(seconds=seconds))
-    except distributed.DistNetworkError:  # it kept the store, where no torchrun does
+    except distributed.DistNetworkError:  # without torchrun the store was in the first process
         return True
     except distributed.DistStoreError:
         return False
@@ -263,10 +262,11 @@ def first_has_ended(seconds: float = _PATIENCE) -> bool:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Around work that all processes share. An exception in all of them is raised.
+    """Context of work that all processes share. An exception is raised again if all of them have one.
 
     Raises:
-        SystemExit: One process has failed alone: the others wait for it in vain, in a sum for instance. It has said so.
+        SystemExit: One process has failed alone, while the others wait for it, in a sum for instance; it has been
+            reported.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Where numbers come from."""
+"""The provenance of a run's numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PACKAGES = ("opposing-signals", "torch", "torchvision", "lightning", "hydra-core
 
 
 def environment(device: torch.device | None = None) -> dict[str, Any]:
-    """Versions, commit and machine of a run that begins now, as JSON values."""
+    """Start time, versions, commit and machine of a run that begins now, as JSON values."""
     on_gpu = device is not None and device.type == "cuda"
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -55,12 +55,12 @@ def commit() -> str:
 
 @contextmanager
 def recording(record: Record, data: dict[str, Any]) -> Iterator[None]:
-    """Begin the record of a job without training anew, note ``data`` and the machine, and call it complete at the end.
+    """Start the record of a job without training from scratch, note ``data`` and machine, and complete it at the end.
 
-    If something is raised, the record stays incomplete, and nothing of it is used again.
+    After an exception the record stays incomplete, and nothing in it is reused.
     """
     started = time.monotonic()
-    record.cut(0)  # a job that was killed left rows; there is no checkpoint to go on from
+    record.cut(0)  # a killed job may have left rows; there is no checkpoint to resume from
     origin = {**environment(), "data": data}
     record.write_provenance({**origin, "training_seconds": 0.0})
     yield

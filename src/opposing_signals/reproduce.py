@@ -1,9 +1,9 @@
-"""The whole paper, or a part of it, figure by figure, in what time there is.
+"""Reproduces the whole paper, or a part of it, figure by figure, within a time budget.
 
-``opposing-signals reproduce --scale paper --budget 540`` starts the experiments one after another, those that the paper
-rests on first, each in a process of its own. What has its figure already is passed over. What was begun goes on from
-its checkpoint. When the time is over, the training that runs is told to end: it finishes its step and writes its state.
-What each experiment has cost so far, and what it still needs, is kept beside the results.
+``opposing-signals reproduce --scale paper --budget 540`` starts the experiments one after another, the most important
+first, each in a process of its own. Experiments that have their figure are skipped. Those that were begun resume from
+their checkpoint. When the time is over, the running training is told to end: it finishes its step and writes its state.
+The time that each experiment has taken, and still needs, is stored with the results.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ ORDER = (
     *("fig2[2-7]*",),  # gradient flow
     "*",
 )
-"""What is wanted most comes first: experiments by patterns of their names, those that share a run together."""
+"""Patterns of experiments' names, the most wanted first; those that share a run are together."""
 GRACE = 30.0
-"""Seconds of the budget that are kept for a training to finish its step and write its state."""
+"""Seconds of the budget reserved for a training to finish its step and write its state."""
 ENDING = 25.0
-"""Seconds after which a job that was told to end is told again, and killed: what it has written is enough to go on."""
+"""Seconds after which a job that was told to end is told again, then killed: it can resume from what it has written."""
 _TOLD_TO_END = (128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGKILL)
 _STEP = re.compile(r"step (\d+) of (\d+)")
 _LEFT = re.compile(r"(?:(\d+):)?(\d+):(\d+) left")
@@ -60,14 +60,14 @@ _LEFT = re.compile(r"(?:(\d+):)?(\d+):(\d+) left")
 
 @dataclass(frozen=True)
 class Job:
-    """What is known of one experiment at one scale.
+    """The state of one experiment at one scale.
 
     Attributes:
         name: Of the experiment.
         state: ``"done"``, ``"begun"``, ``"failed"`` or ``"open"``.
-        seconds: That it has taken so far.
-        left: Seconds that it needs to its end, as its own training last estimated them; None if that is not known.
-        said: The last line of a job that failed.
+        seconds: Time taken so far.
+        left: Seconds to its end, as its training last estimated them; None if unknown.
+        said: The last line of output of a failed job.
     """
 
     name: str
@@ -78,10 +78,10 @@ class Job:
 
 
 def chosen(only: Sequence[str]) -> list[str]:
-    """The experiments that ``only`` names, or all of them, in the order in which they are wanted.
+    """The experiments that ``only`` names, or all of them, the most wanted first.
 
     Raises:
-        InputError: One of ``only`` means no experiment, or several.
+        InputError: One of ``only`` matches no experiment, or several.
     """
     names = [named(given) for given in only] or list(experiments())
     return sorted(names, key=lambda name: next(i for i, pattern in enumerate(ORDER) if fnmatch(name, pattern)))
@@ -95,18 +95,18 @@ def reproduce(
     only_next: bool = False,
     settings: Sequence[str] = (),
 ) -> list[Job]:
-    """Run the experiments ``names`` that have no figure yet, as far as the time goes.
+    """Run the experiments ``names`` that have no figure yet, within the budget.
 
     Args:
         names: In their order.
         scale: ``"smoke"``, ``"cpu"`` or ``"paper"``.
         outputs: Folder of runs, figures and claims.
         budget: Seconds; None for no limit.
-        only_next: Stop behind the first that was not done.
+        only_next: Stop after the first that was not done.
         settings: Overrides that each experiment gets.
 
     Returns:
-        What is known of each of them at the end.
+        The state of each of them at the end.
     """
     started = time.monotonic()
     plan = Plan(outputs, scale)
@@ -132,7 +132,7 @@ class Plan:
         self.path = outputs / "reproduce" / f"{scale}.json"
 
     def job(self, name: str) -> Job:
-        """What is known of the experiment ``name``."""
+        """The state of the experiment ``name``."""
         noted = read_json(self.path).get(name) if self.path.is_file() else None
         try:
             job = Job(**{**noted, "name": name}) if noted else Job(name)
@@ -147,7 +147,7 @@ class Plan:
         return replace(job, state="begun" if job.state == "done" else job.state)
 
     def run(self, job: Job, budget: float | None, settings: Sequence[str]) -> Job:
-        """Start or go on with ``job``, for ``budget`` seconds at the most."""
+        """Start or resume ``job``, for at most ``budget`` seconds."""
         log = self.path.with_suffix("") / f"{job.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
@@ -183,7 +183,7 @@ class Plan:
         return job
 
     def result(self, name: str) -> Result | None:
-        """What the experiment ``name`` has shown at this scale; None if that is not there, or can no longer be read."""
+        """The result of the experiment ``name`` at this scale; None if it is missing or unreadable."""
         from opposing_signals.report.result import Result
 
         folder = self.outputs / name
@@ -201,7 +201,7 @@ class Plan:
 
 
 def _ended(process: subprocess.Popen[bytes]) -> int:
-    """The status of a job that was told to end."""
+    """Tell a job to end; returns its exit status."""
     for end, seconds in ((process.terminate, ENDING), (process.terminate, ENDING / 5)):
         end()
         with suppress(subprocess.TimeoutExpired):
@@ -211,7 +211,7 @@ def _ended(process: subprocess.Popen[bytes]) -> int:
 
 
 def _time_left(lines: Sequence[str]) -> float | None:
-    """What the last line of a training's progress says, in seconds."""
+    """The time left, in seconds, by the last line of a training's progress."""
     for line in reversed(lines):
         if _STEP.search(line):
             found = _LEFT.search(line)
@@ -236,14 +236,14 @@ def _duration(seconds: float) -> str:
 
 
 def pack(names: Sequence[str], scale: str, outputs: Path, to: Path, limit: int) -> int:
-    """Copy figure and claims of those experiments that are done, and pack their runs; how many there are.
+    """Copy figure and claims of the experiments that are done, and pack their runs; returns their number.
 
     Args:
         names: Of the experiments.
         scale: ``"smoke"``, ``"cpu"`` or ``"paper"``.
         outputs: Folder of runs, figures and claims.
-        to: Folder for what is packed.
-        limit: Bytes of a packed record.
+        to: Destination folder.
+        limit: Most bytes of a packed record.
 
     Raises:
         InputError: A record is missing or damaged, or does not fit.

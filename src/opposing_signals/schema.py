@@ -1,7 +1,7 @@
-"""A job's configuration against what its fields are given to: signatures say which fields there are, and of which type.
+"""Checks a job's configuration against the signatures of the functions that its fields are passed to.
 
-A choice of any group names a function or class by ``_target_``. The names of its arguments are its fields, their
-annotations what is expected (`opposing_signals.values`). So a constructor of one's own is checked like the package's.
+A choice of any group names a function or class by ``_target_``. Its argument names are the fields, and their
+annotations say what is expected (`opposing_signals.values`). So a user's own constructor is checked like the package's.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ JOB: Mapping[str, Any] = {
     "steps": Count,
     "threads": Annotated[int, Range(1, 1024)] | None,
 }
-"""Fields of a job that are given to no function."""
+"""Fields of a job that are passed to no function."""
 NAMES: Mapping[str, Any] = {"name": str}
 GROUPS: Mapping[str, str | Mapping[str, Any]] = {
     "intervention": "opposing_signals.training.intervention.branch",
@@ -54,7 +54,7 @@ GROUPS: Mapping[str, str | Mapping[str, Any]] = {
         "num_nodes": Count | None,
     },
 }
-"""Groups whose choices have no ``_target_`` ↦ what they are given to, or their fields."""
+"""Groups whose choices have no ``_target_`` ↦ the function they are passed to, or their fields."""
 SEVERAL = ("before_update", "claims", "experiment", "instruments", "run", "scale", "settings", "signals", "trainer")
 """Fields that hold any number of others, and are never null."""
 OURS: Mapping[str, Collection[str]] = {
@@ -68,7 +68,7 @@ OURS: Mapping[str, Collection[str]] = {
     "claims": ("id",),
     "signals": ("changes",),
 }
-"""Group ↦ arguments that the run itself gives."""
+"""Group ↦ arguments that the run itself passes."""
 OF_TORCH: Mapping[str, Mapping[str, Any]] = {
     "torch.optim.": {
         "lr": Positive,
@@ -79,14 +79,14 @@ OF_TORCH: Mapping[str, Mapping[str, Any]] = {
     },
     "torch.nn.CrossEntropyLoss": {"label_smoothing": Fraction, "reduction": Literal["none"]},
 }
-"""Where torch's annotations say less than a run needs: beginning of a name ↦ argument ↦ what is expected."""
+"""Where torch's annotations say less than a run needs: prefix of a name ↦ argument ↦ what is expected."""
 
 TRAINING = "opposing_signals.training.job.train"
 OF_TRAINING = {"augmentation", "before_update", "data", "instruments"}
 OF_TRAINING |= {"intervention", "job", "loss", "model", "optimizer", "reference"}
-"""Beside `JOB`, `GROUPS` and those that leave a run's numbers as they are: the fields that a training reads."""
+"""The fields that a training reads, besides `JOB`, `GROUPS` and `UNDECISIVE`."""
 OPTIONAL = {"animation", "augmentation", "before_update", "figure", "intervention", "reference", "tables"}
-"""Of all these, what may be left out."""
+"""The fields among these that may be left out."""
 FORWARDED: Mapping[str, str] = {"lightning.pytorch.loggers.WandbLogger": "wandb.init"}
 """A function that takes any keyword argument ↦ the function that it passes them to."""
 _FEW = 12
@@ -94,7 +94,7 @@ _FEW = 12
 
 
 def check(config: DictConfig) -> None:
-    """Refuse a field that is not there, or whose value is none that it can have, of those that are no run's.
+    """Refuse unknown or missing fields, wrong shapes, and wrong values of fields that do not decide a run's numbers.
 
     Raises:
         InputError: The message names the field, its value, and what is expected.
@@ -105,7 +105,7 @@ def check(config: DictConfig) -> None:
         raise InputError(f"{missing[0]}: left out; expected {missing[0]}=VALUE")
     fields = _fields(config)
     for name, value in fields.items():
-        if name not in read and fields.get("job") == TRAINING:  # a job of one's own may read fields of its own
+        if name not in read and fields.get("job") == TRAINING:  # a user's own job may read fields of its own
             raise InputError(f"{name}: no training reads such a field; {did_you_mean(name, read)}".removesuffix("; "))
         _check_shape(name, value, name)
         if name in UNDECISIVE:
@@ -113,7 +113,7 @@ def check(config: DictConfig) -> None:
 
 
 def check_training(config: DictConfig) -> None:
-    """The same for the fields that decide a run's numbers, which takes the imports that training takes.
+    """The same for the values of fields that decide a run's numbers; needs the imports of training.
 
     Raises:
         InputError: See `check`.
@@ -142,7 +142,7 @@ def _fields(config: DictConfig) -> dict[str, Any]:
 
 
 def _check_shape(name: str, value: Any, where: str) -> None:
-    """Whether ``value`` is of the type that code relies on which reads it."""
+    """Check that ``value`` has the type that the code reading it relies on."""
     if name in JOB:
         expect(where, value, JOB[name])
     if name in SEVERAL and not isinstance(value, dict):
@@ -158,7 +158,7 @@ def _check_shape(name: str, value: Any, where: str) -> None:
 
 
 def _check_content(name: str, value: Any, where: str) -> None:
-    """What the parts of ``value`` are given to, down to the last."""
+    """Check all parts of ``value``, at any depth, against what they are passed to."""
     ours = OURS.get(name, ())
     if name == "claims":
         for member, claim in value.items():
@@ -183,7 +183,7 @@ def _check_instrument(target: Any, where: str) -> None:
 
 
 def _check_tree(value: Any, where: str, ours: Collection[str] = ()) -> None:
-    """Each ``_target_`` below, and that each number is finite."""
+    """Check each ``_target_`` below, and that each number is finite."""
     if isinstance(value, dict):
         if "_target_" in value:
             given = {name: part for name, part in value.items() if not name.startswith("_")}
@@ -212,17 +212,17 @@ def _check_arguments(
 
 
 def _accepted(target: Any, where: str) -> dict[str, Any]:
-    """Argument ↦ annotation of what ``target`` names; ``**`` where it takes any.
+    """Argument ↦ annotation of the callable ``target``; ``**`` if it takes any keyword.
 
     Raises:
-        InputError: It names nothing that can be called.
+        InputError: It names no callable.
     """
     called: Any = named(target, f"{where}._target_")
     function = called.__init__ if isinstance(called, type) else called  # type: ignore[misc]  # it is only read
     namespace = getattr(inspect.unwrap(function), "__globals__", {})
     try:
         parameters = inspect.signature(called).parameters.values()
-    except (TypeError, ValueError):  # what is written in C may have none
+    except (TypeError, ValueError):  # functions in C may have none
         return {"**": Any}
     accepted = {
         "**" if parameter.kind is parameter.VAR_KEYWORD else parameter.name: _hint(parameter.annotation, namespace)
@@ -236,16 +236,16 @@ def _accepted(target: Any, where: str) -> dict[str, Any]:
 
 
 def named(target: Any, where: str) -> Callable[..., Any]:
-    """What can be called by the name ``target``, which the field ``where`` gives.
+    """The callable named ``target``, the value of the field ``where``.
 
     Raises:
         InputError: There is none.
     """
-    from hydra._internal.utils import _locate  # hydra.utils logs what it cannot find
+    from hydra._internal.utils import _locate  # hydra.utils logs names that it cannot find
 
     try:
         found = _locate(target) if isinstance(target, str) else None
-    except Exception as error:  # of any kind: a module of the user's is run
+    except Exception as error:  # of any kind: a module of the user is executed
         raise InputError(
             f"{where}={written(target)}: expected a function or class, as package.module.NAME "
             f"({' '.join(str(error.__cause__ or error).split())})"
@@ -256,10 +256,10 @@ def named(target: Any, where: str) -> Callable[..., Any]:
 
 
 def _check_job(target: Any) -> None:
-    """Refuse what cannot fill a run's record: a job is called with the configuration, the record and a logger."""
+    """Refuse a job that cannot be called with the configuration, the record and a logger."""
     try:
         signature = inspect.signature(named(target, "job"))
-    except ValueError:  # of functions written in C, which tell no signature
+    except ValueError:  # functions in C may have no signature
         return
     try:
         signature.bind("config", "record", "logger")
@@ -277,6 +277,6 @@ def _hint(annotation: Any, namespace: dict[str, Any]) -> Any:
     if not isinstance(annotation, str):
         return annotation
     try:
-        return eval(annotation, namespace)  # the text is that of the function's own source
-    except (NameError, TypeError):  # a name that is there for type checkers alone
+        return eval(annotation, namespace)  # the text comes from the function's own source
+    except (NameError, TypeError):  # a name that exists only for type checkers
         return Any

@@ -1,4 +1,4 @@
-"""What a shell proposes for the word that is being typed, where Hydra does not know it: commands and short names."""
+"""Shell completion for what Hydra does not know: commands and short names of experiments."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from opposing_signals.commands import COMMANDS
 from opposing_signals.experiments import beginning_with, named, without_zeros
 
 _OF_EXPERIMENTS = ("list", "sweep", "--only")
-"""Words behind which experiments are named."""
+"""Words that are followed by names of experiments."""
 
 
 def proposals(line: str) -> list[str] | None:
-    """What can stand for the last word of ``line``, a command as it is typed; None where it is a field."""
+    """Completions of the last word of ``line``, a command being typed; None if Hydra should complete it."""
     _, *given, word = line.split(" ")
     given = [text for text in given if text]
     if word.startswith("-"):
@@ -25,10 +25,10 @@ def proposals(line: str) -> list[str] | None:
 
 
 def for_hydra(line: str) -> str:
-    """``line`` with the experiment as Hydra wants it, as in ``experiment=fig01_group_losses``.
+    """``line`` with the experiment in Hydra's form, as in ``experiment=fig01_group_losses``.
 
     Raises:
-        InputError: A word that is no field means no experiment, or several.
+        InputError: A word that is not a field matches no experiment, or several.
     """
     program, *given = line.split(" ")
     for i, word in enumerate(given[:-1]):
@@ -38,7 +38,7 @@ def for_hydra(line: str) -> str:
 
 
 def _names(word: str) -> list[str]:
-    """Of experiments, beginning with ``word``, for a shell shows no others: ``fig6a_sgd_groups`` for ``fig6``."""
+    """Experiments spelled so that they start with ``word``, as shells require: ``fig6a_sgd_groups`` for ``fig6``."""
     known = choices("experiment")
     written = [name for name in known if name.startswith(word)]
     return written or [short for name in beginning_with(word) if (short := without_zeros(name)).startswith(word)]

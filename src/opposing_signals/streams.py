@@ -9,21 +9,21 @@ from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 
 BROKEN_PIPE = 1
-"""The exit code where nobody reads the output any more, for instance behind ``| head``; rich takes the same."""
+"""The exit code if the reader of the output has gone, for instance with ``| head``; rich uses the same."""
 
 
 @contextmanager
 def usable() -> Iterator[None]:
-    """Inside, the standard streams can be written whatever they are.
+    """Inside, the standard streams can be written to, whatever they are.
 
-    A closed one is replaced: otherwise the next file that is opened, a run's record for instance, takes its number and
-    what is printed. What an encoding lacks is replaced by a question mark.
+    A closed one is replaced: otherwise the next file opened, a run's record for instance, gets its descriptor and what
+    is printed. Characters that the encoding lacks become question marks.
 
     Raises:
-        SystemExit: Nobody reads the output any more.
+        SystemExit: The reader of the output has gone.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) < 3:
-        pass  # it has taken the lowest number that was free
+        pass  # it has taken the lowest free number
     os.close(number)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -35,6 +35,6 @@ def usable() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        with suppress(OSError, ValueError):  # what is left in the buffer goes nowhere when the interpreter ends
+        with suppress(OSError, ValueError):  # what is left in the buffer is discarded at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(BROKEN_PIPE) from None

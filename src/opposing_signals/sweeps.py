@@ -1,4 +1,4 @@
-"""An experiment's grid as a W&B sweep, whose jobs agents on several machines take one by one."""
+"""An experiment's grid as a W&B sweep, whose jobs are taken one by one by agents on several machines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the package's pages are made of templates."""
+"""Templates of the package's pages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def templates(room: str) -> Environment:
-    """Those of a subpackage; text is escaped, and a name that is not given is an error."""
+    """The templates of a subpackage; text is escaped, and an undefined name is an error."""
     return Environment(
         loader=PackageLoader("opposing_signals", room),
         autoescape=True,

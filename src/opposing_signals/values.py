@@ -1,7 +1,7 @@
-"""Types and ranges of plain values, as signatures state them: ``width: Count`` is a whole number, at least 1.
+"""Types and ranges of plain values in signatures: ``width: Count`` is a whole number, at least 1.
 
-A configuration is checked against these annotations (`opposing_signals.schema`), and so is what a stranger's record
-gives to a data set (`opposing_signals.data.recorded`). To a type checker they are ``int`` and ``float``.
+A configuration is checked against these annotations (`opposing_signals.schema`), and so are the arguments that a
+foreign record gives to a data set (`opposing_signals.data.recorded`). To a type checker they are ``int`` and ``float``.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from opposing_signals.errors import InputError
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from ``least`` to ``most``, with both ends or without one that is left out.
+    """The numbers from ``least`` to ``most``; either end may be excluded.
 
     Attributes:
         least: The lower end.
         most: The upper end.
-        above: The lower end is left out.
-        below: The upper end is left out.
+        above: The lower end is excluded.
+        below: The upper end is excluded.
     """
 
     least: float = -math.inf
@@ -46,7 +46,7 @@ class Range:
 Count = Annotated[int, Range(1, 2**63, below=True)]
 Natural = Annotated[int, Range(0, 2**63, below=True)]
 Seed = Annotated[int, Range(0, 2**32, below=True)]
-"""Of PyTorch's generators, which on the CPU take the last 32 bits."""
+"""Seed of PyTorch's generators, which on the CPU use the last 32 bits."""
 Positive = Annotated[float, Range(0, above=True)]
 NotNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
@@ -67,7 +67,7 @@ _LONGEST = 80
 
 
 def expect(field: str, value: Any, hint: Any) -> None:
-    """Refuse a value that is not what the annotation ``hint`` says.
+    """Refuse a value that does not match the annotation ``hint``.
 
     Raises:
         InputError: The message names ``field``, the value, and what is expected.
@@ -77,9 +77,9 @@ def expect(field: str, value: Any, hint: Any) -> None:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether ``value``, from YAML or JSON, is what the annotation ``hint`` says. A number is finite.
+    """Whether ``value``, from YAML or JSON, matches the annotation ``hint``. Numbers must be finite.
 
-    Of a class that is none of the plain types, ``value`` has to be an instance; what cannot be told fits.
+    For a class other than the plain types, ``value`` must be an instance; an annotation that cannot be checked matches.
     """
     origin, parts = get_origin(hint), get_args(hint)
     if hint is Any or hint is object or isinstance(hint, TypeVar | str):
@@ -133,13 +133,13 @@ def in_words(hint: Any) -> str:
 
 
 def fits_plainly(hint: Any) -> bool:
-    """Whether plain values can be what ``hint`` says: no tensors, functions and the like."""
+    """Whether plain values can match ``hint``: no tensors, functions and the like."""
     origin = get_origin(hint)
     return origin is not Callable and (origin is not None or hint in _WORDS or hint in (list, tuple, dict))
 
 
 def is_plain(hint: Any) -> bool:
-    """Whether what ``hint`` says is written down as such, and made by no function: numbers, texts, lists of them."""
+    """Whether all values of ``hint`` are plain, and not made by a function: numbers, strings, lists of them."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return is_plain(parts[0])
@@ -151,7 +151,7 @@ def is_plain(hint: Any) -> bool:
 
 
 def written(value: Any) -> str:
-    """``value`` as a command line has it, cut to what a line can show."""
+    """``value`` as on a command line, truncated to fit a message."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     text = f"[{', '.join(map(written, value))}]" if isinstance(value, list | tuple) else str(value)
@@ -159,6 +159,6 @@ def written(value: Any) -> str:
 
 
 def _short(number: float) -> str:
-    """Powers of two beyond those that anybody knows by heart are written as such."""
+    """The number as text; large powers of two as such."""
     exponent = int(number).bit_length() - 1
     return f"2^{exponent}" if number == 2**exponent and exponent > 16 else str(number)

@@ -1,4 +1,4 @@
-"""Compiled products and recorded passes against those that run as they are."""
+"""Compiled products and recorded passes against eager ones."""
 
 import copy
 
@@ -33,7 +33,7 @@ def assert_products_agree(risk, count=2):
 
 @pytest.mark.parametrize(("layer", "count"), [*((layer, 2) for layer in NETWORKS), ("batch_norm", 1), ("attention", 1)])
 def test_traced_products_are_those_of_double_backward(layer, count, monkeypatch):
-    """The last chunk is shorter, and not traced."""
+    """The last chunk is shorter and runs untraced."""
     monkeypatch.setattr(compiled, "compiled", lambda graph, _: graph)
     assert_products_agree(risk_of(layer, examples=11, chunk=4), count)
 
@@ -44,7 +44,7 @@ def test_compiled_products_are_those_of_double_backward():
 
 
 def rerun_in_place(run, device):
-    """A recording without a GPU: what a replay returns lies where that of the last one lay."""
+    """A recording without a GPU: a replay overwrites the results of the last one in place."""
     result = run()
 
     def replay():

@@ -1,4 +1,4 @@
-"""Convolutions of every small shape are right on a CPU without AVX-512, which this machine may act as, and with it."""
+"""Convolutions of every small shape are right on a CPU with AVX-512, and on one without it, which is emulated."""
 
 import json
 import os

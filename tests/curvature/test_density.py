@@ -11,7 +11,7 @@ def density_of(matrix, **settings):
 
 
 def test_moments_agree_with_those_of_the_random_vectors():
-    """The rule of m steps is exact for vᵀ A^p v up to p = 2m − 1."""
+    """The quadrature rule of m steps is exact for vᵀ A^p v up to p = 2m − 1."""
     matrix = matrix_with([8.0, 5.0, *[0.02 * i - 0.3 for i in range(48)]])
     found = density_of(matrix, probes=3, steps=4, seed=5)
     generator = torch.Generator().manual_seed(5)

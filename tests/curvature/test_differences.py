@@ -1,4 +1,4 @@
-"""Products by differences of gradients against the dense Hessian, and what they leave of the training."""
+"""Products by differences of gradients against the dense Hessian, and that they leave training unchanged."""
 
 import contextlib
 import copy
@@ -18,7 +18,7 @@ from opposing_signals.errors import InputError
 
 
 class TanhOnce(Function):
-    """Its gradient is right, and has no graph."""
+    """A tanh with the right gradient, but without a graph of it."""
 
     @staticmethod
     def forward(context, values):
@@ -33,7 +33,7 @@ class TanhOnce(Function):
 
 
 def without_second_derivative(risk: EmpiricalRisk) -> EmpiricalRisk:
-    """The same function, whose tanh PyTorch differentiates once."""
+    """The same function, with a tanh that PyTorch can differentiate only once."""
     model = copy.deepcopy(risk.model)
     model[2] = ByFunction(TanhOnce.apply)
     return EmpiricalRisk(model, risk.loss, risk.inputs, risk.targets, chunk=risk.chunk, precision=risk.precision)
@@ -111,7 +111,7 @@ def test_what_is_no_function_of_the_weights_is_refused_in_one_line(make, message
 
 @pytest.fixture(scope="module")
 def at_the_edge() -> EmpiricalRisk:
-    """A perceptron of tanh on 200 points after gradient descent, where λ is about 2/η."""
+    """A tanh perceptron on 200 points after gradient descent, where λ is about 2/η."""
     torch.manual_seed(0)
     inputs = torch.randn(200, 20)
     targets = (inputs[:, :5].square() + torch.randn(200, 5)).argmax(1)

@@ -16,7 +16,7 @@ SPECTRUM = [9.0, 7.0, 4.0, 1.0, 0.5, 0.0, -2.0, -8.0]
     "eigenvalues",
     [
         [5.0, 1.0, 0.5, 0.1, 0.0, -0.2],
-        [1.0, 0.5, -9.0, 0.2],  # the largest in absolute value is not the one that is asked for
+        [1.0, 0.5, -9.0, 0.2],  # the eigenvalue largest in absolute value is not the largest one
         [-1.0, -2.0, -3.0],
         [3.0, 3.0, 1.0, 0.0],
         list(range(50)),
@@ -50,7 +50,7 @@ def test_a_cold_start_spends_ten_products_and_warm_starts_find_the_rest(k):
 
 
 def test_memory_does_not_grow_with_products(monkeypatch):
-    """A basis that is restarted finds what an unbounded one does, with vectors that are still orthonormal."""
+    """A restarted basis finds what an unbounded one does, with vectors that are still orthonormal."""
     monkeypatch.setattr("opposing_signals.curvature.tracking._FLOATS_HELD", 0)
     monkeypatch.setattr("opposing_signals.curvature.subspace._COLUMNS", 7)
     matrix, widths = matrix_with([10.0, 9.0, *torch.linspace(-5, 8, 198).tolist()]), []
@@ -124,7 +124,7 @@ def test_a_calm_operator_needs_one_product_and_a_sudden_change_gets_more_again()
     calm, other = matrix_with([9.0] + [1.0] * 20, seed=3), matrix_with([9.0, 5.0] + [1.0] * 19, seed=4)
     tracker = EigenTracker(tolerance=0.01, look=100)
     products = [tracker(lambda v: v @ calm, calm[0]).products for _ in range(12)]
-    assert products[-6:] in ([1, 1, 2, 1, 1, 2], [1, 2, 1, 1, 2, 1], [2, 1, 1, 2, 1, 1])  # one looks for what has come
+    assert products[-6:] in ([1, 1, 2, 1, 1, 2], [1, 2, 1, 1, 2, 1], [2, 1, 1, 2, 1, 1])  # one looks for new vectors
     surprised, next_one = (tracker(lambda v: v @ other, other[0]) for _ in range(2))
     assert surprised.products > 2
     assert surprised.residual <= 0.01 * surprised.value
@@ -135,7 +135,7 @@ def test_a_calm_operator_needs_one_product_and_a_sudden_change_gets_more_again()
 @pytest.mark.parametrize("phases", [(0, 0), (0, 1), (1, 0)])
 @pytest.mark.parametrize("rise", [0.05, 0.2])
 def test_an_eigenvalue_that_overtakes_the_one_that_is_followed_is_found(max_products, phases, rise):
-    """Eigenvectors stay, so that the residual of the one that is followed is 0; in one phase or both another rises."""
+    """Eigenvectors are constant, so that the tracked one has residual 0, while another rises in one phase or both."""
     generator = torch.Generator().manual_seed(0)
     bases = [torch.linalg.qr(torch.randn(40, 40, dtype=torch.float64, generator=generator))[0] for _ in range(2)]
     tracker, late = EigenTracker(tolerance=0.1, max_products=max_products), 0
@@ -148,7 +148,7 @@ def test_an_eigenvalue_that_overtakes_the_one_that_is_followed_is_found(max_prod
     assert late <= 4
 
 
-@pytest.mark.parametrize(("second", "left"), [(8.0, 0.2), (4.0, 0.5)])  # in networks it is as near as the former
+@pytest.mark.parametrize(("second", "left"), [(8.0, 0.2), (4.0, 0.5)])  # in networks it is as close as here
 def test_a_value_is_nearer_to_the_eigenvalue_than_the_rayleigh_quotient(second, left):
     spectrum = [10.0, *torch.linspace(-2, second, 60).tolist()]
     base, drift = matrix_with(spectrum), matrix_with([1.0] * 30 + [-1.0] * 31, seed=1)
@@ -166,10 +166,10 @@ def test_a_value_is_nearer_to_the_eigenvalue_than_the_rayleigh_quotient(second, 
 
 @pytest.mark.parametrize(("k", "which"), [(1, "largest"), (1, "magnitude"), (3, "largest")])
 def test_a_value_is_what_rayleigh_ritz_finds_in_the_basis_and_the_residual(k, which):
-    """With 0.4 q as the residual's own Rayleigh quotient, which alone is not known."""
+    """With 0.4 q as the residual's own Rayleigh quotient, the only unknown."""
     before = matrix_with([10.0, *torch.linspace(-5, 8, 60).tolist()])
     tracker = EigenTracker(k, which, max_products=2 * k + 2, tolerance=1e-4)
-    for _ in range(2):  # with a look
+    for _ in range(2):  # including a look
         tracker(lambda v: v @ before, before[0])
     matrix = before + 0.5 * matrix_with([1.0] * 30 + [-1.0] * 31, seed=1)
     basis = [tracker.directions(matrix[0])]
@@ -276,7 +276,7 @@ def test_several_pairs_are_those_that_are_asked_for(spectrum, which, expected):
 def test_a_block_follows_a_slow_change(which):
     tracker = EigenTracker(3, which, tolerance=1e-3, cold_products=20)
     drift = matrix_with([1.0] * 4 + [-1.0] * 16, seed=1)
-    base = matrix_with([i + 0.25 for i in range(-10, 10)])  # no two as large
+    base = matrix_with([i + 0.25 for i in range(-10, 10)])  # no two of equal size
     for t in range(12):
         matrix = base + 0.01 * t * drift
         pairs = tracker(lambda v, m=matrix: v @ m, matrix[0])
@@ -340,7 +340,7 @@ def test_more_pairs_than_parameters_are_refused():
 
 
 def test_a_vector_that_few_entries_hold_is_a_unit_vector_in_float32():
-    """Many small entries beside a few large ones: summed in float32 they would be lost."""
+    """Many small entries beside a few large ones: a sum in float32 would lose them."""
     shape = torch.full((200_000,), 3e-4)
     shape[:50] = 0.1
     unit = shape.double() / shape.double().norm()
@@ -352,7 +352,7 @@ def test_a_vector_that_few_entries_hold_is_a_unit_vector_in_float32():
 @pytest.mark.parametrize(("which", "sign"), [("largest", 1), ("smallest", -1), ("magnitude", 1), ("magnitude", -1)])
 @pytest.mark.parametrize("size", [10.5, 20.0])
 def test_an_eigenvector_that_no_start_knows_is_found_when_it_overtakes(which, sign, size):
-    """From one call to the next an eigenvector of the bulk gets the largest eigenvalue; what was followed stays."""
+    """From one call to the next, an eigenvector of the bulk gets the largest eigenvalue; the tracked one stays."""
     generator = torch.Generator().manual_seed(0)
     bulk = torch.rand(196, generator=generator, dtype=torch.float64) / 2
     matrix = sign * matrix_with([10.0, 9.0, 8.0, 7.0, *bulk.tolist()])
@@ -365,10 +365,10 @@ def test_an_eigenvector_that_no_start_knows_is_found_when_it_overtakes(which, si
     hinted = copy.deepcopy(tracker)
     found = [tracker(lambda v: v @ overtaken, matrix[0]).value for _ in range(5)]
     expected = torch.linalg.eigvalsh(overtaken).abs().max()
-    assert abs(found[0]) == pytest.approx(10, rel=1e-3)  # nothing in the residual tells
+    assert abs(found[0]) == pytest.approx(10, rel=1e-3)  # the residual does not show it
     assert found[-1] == pytest.approx(sign * float(expected), rel=1e-3)
-    hint = hidden / 2 + torch.ones(200, dtype=torch.float64) / 20  # as much of it as of everything else
-    for _ in range(3):  # of which one is not narrow
+    hint = hidden / 2 + torch.ones(200, dtype=torch.float64) / 20  # equal parts of it and of everything else
+    for _ in range(3):  # one of them has a wide basis
         images = hinted.directions(matrix[0]) @ overtaken
         pairs = hinted.update(images, lambda v: v @ overtaken, hint)
     assert pairs.value == pytest.approx(sign * float(expected), rel=1e-3)
@@ -387,21 +387,21 @@ SPECTRUM_OF_A_NETWORK = [10.0 * 0.8**i for i in range(20)] + [0.02 * (i - 60) / 
 
 @pytest.mark.parametrize("which", ["largest", "smallest", "magnitude"])
 def test_the_bound_holds_also_where_the_largest_eigenvalue_is_missed(which):
-    """Few products, so that values are far off; of 300 bounds with a chance of 1% each, few fail."""
+    """Few products, so that values are far off; of 300 bounds that each fail with probability 1%, few fail."""
     sign = -1 if which == "smallest" else 1
     matrix, largest = sign * matrix_with(SPECTRUM_OF_A_NETWORK), 10.0
     trackers = [EigenTracker(1, which, cold_products=3, seed=seed) for seed in range(300)]
     pairs = [tracker(lambda v: v @ matrix, matrix[0]) for tracker in trackers]
     assert sum(sign * pair.value < 0.95 * largest for pair in pairs) > 20
-    assert sum(sign * pair.bound < largest for pair in pairs) <= 8  # more: 0.4% of such draws
+    assert sum(sign * pair.bound < largest for pair in pairs) <= 8  # more than 8 fail with probability 0.4%
     assert sorted(sign * pair.bound for pair in pairs)[150] < 4 * largest
     tracker = EigenTracker(1, which, seed=1, look=1)
     bounds = [sign * tracker(lambda v: v @ matrix, matrix[0]).bound for _ in range(8)]
-    assert largest <= min(bounds[1:]) <= max(bounds[1:]) < 1.02 * largest  # eight products more, beside a known pair
+    assert largest <= min(bounds[1:]) <= max(bounds[1:]) < 1.02 * largest  # eight more products, with a known pair
 
 
 def test_a_bound_is_as_wide_as_the_residuals_between_two_looks():
-    """Whatever the followed pair hides couples through its residual: an exact bound of a 2 x 2 matrix."""
+    """Whatever the followed pair misses couples through its residual: an exact bound of a 2 x 2 matrix."""
     matrix = matrix_with(SPECTRUM_OF_A_NETWORK)
     tracker = EigenTracker(look=100, max_products=1)
     drift = matrix_with([0.5 * (-1) ** i for i in range(200)], seed=3)
@@ -414,9 +414,9 @@ def test_a_bound_is_as_wide_as_the_residuals_between_two_looks():
 
 @pytest.mark.parametrize(("look", "factors", "size"), [(100, [1, 1, 1, 2], 24), (3, [1, 1, 1, 1, 0.75], 9.6)])
 def test_between_two_looks_what_is_not_followed_may_grow_as_what_is_followed_does(look, factors, size):
-    """λ doubles, and at the next call an eigenvector that no start knows has more than that, within its growth.
+    """λ doubles, and at the next call an eigenvector unknown to every start has more than that, within its growth.
 
-    Or λ falls, and that one has 9% more than the last look found possible.
+    Or λ falls, and the unknown one is 9% above what the last look found possible.
     """
     matrix = matrix_with(SPECTRUM_OF_A_NETWORK)
     vectors = torch.linalg.eigh(matrix).eigenvectors
@@ -450,7 +450,7 @@ def test_a_bound_needs_no_more_than_the_whole_space():
 
 @pytest.mark.parametrize("which", ["largest", "magnitude"])
 def test_all_eigenvalues_beyond_a_threshold_are_followed(which):
-    """Six of them cross it, up and down again."""
+    """Six eigenvalues cross it upwards and downwards."""
     sign, bulk = 1 if which == "largest" else -1, torch.linspace(-1, 1.5, 120, dtype=torch.float64)
     basis = torch.linalg.qr(torch.randn(126, 126, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
     tracker, restored = (EigenTracker(8, which, tolerance=0.02, above=sign * 5.0) for _ in range(2))
@@ -474,7 +474,7 @@ def test_all_eigenvalues_beyond_a_threshold_are_followed(which):
 
 
 def test_no_value_is_above_its_bound():
-    """Next to λ_1 = 1 the others are so small that a residual says less than is usual."""
+    """Next to λ_1 = 1 the others are so small that a residual says less than usual."""
     generator = torch.Generator().manual_seed(3)
     skew = torch.randn(60, 60, dtype=torch.float64, generator=generator)
     turn = torch.linalg.matrix_exp(0.01 * (skew - skew.T))

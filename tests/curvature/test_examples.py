@@ -31,7 +31,7 @@ def test_points_are_found_in_their_chunks():
 
 
 class WithFunction(nn.Module):
-    """Normalizes by `F.batch_norm` itself, and by one module twice; or the same by given statistics."""
+    """Normalizes by `F.batch_norm` directly, and twice by one module; or by given statistics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class WithFunction(nn.Module):
         return self.head(values.flatten(1))
 
     def statistics(self, images):
-        """By hand, of three uses."""
+        """The batch statistics of the three uses, computed by hand."""
         found = []
 
         def of(values):
@@ -112,7 +112,7 @@ def in_batch_softmax(outputs, targets):
 
 
 class Deviation(nn.Module):
-    """That of the batch as one more feature, as in some discriminators; of one example it is not a number."""
+    """Adds the batch's deviation as a feature, as in some discriminators; for a single example it is NaN."""
 
     def forward(self, values):
         return torch.cat([values, values.std(0).mean().expand(len(values), 1)], 1)

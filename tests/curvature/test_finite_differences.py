@@ -1,4 +1,4 @@
-"""The check itself: what is wrong is refused at the first measurement, by every measure, and what is right passes."""
+"""The check against finite differences: every measure refuses a wrong derivative at once, and right ones pass."""
 
 import math
 
@@ -23,7 +23,7 @@ from opposing_signals.models import resnet18
 
 
 class WrongSecond(torch.autograd.Function):
-    """x³, whose second derivative is given as x instead of 6x."""
+    """x³, with the wrong second derivative x instead of 6x."""
 
     @staticmethod
     def forward(ctx, x):
@@ -37,7 +37,7 @@ class WrongSecond(torch.autograd.Function):
 
 
 class Truncated(nn.Linear):
-    """A part of what depends on the weights is hidden from derivatives."""
+    """Hides part of its dependence on the weights from derivatives."""
 
     def forward(self, values):
         with torch.no_grad():
@@ -46,7 +46,7 @@ class Truncated(nn.Linear):
 
 
 class InFloat32(nn.Module):
-    """Computes in float32, whatever it is given."""
+    """Computes in float32, whatever the input's dtype."""
 
     def __init__(self, then: nn.Module) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class InFloat32(nn.Module):
 
 
 class ConstantTable(nn.Module):
-    """A plain list of float32 tensors, which float64 does not meet."""
+    """A plain list of float32 tensors, which a conversion to float64 does not reach."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,14 +104,14 @@ def test_what_disagrees_is_refused_by_every_measure_of_curvature(layer, measure,
 
 
 class Scaled(nn.Linear):
-    """The gradient in its weights is twice that of the loss, as where an embedding scales it by frequency."""
+    """The weight gradient is twice that of the loss, as where an embedding scales it by frequency."""
 
     def forward(self, values):
         return super().forward(values) + ((self.weight - self.weight.detach()) * values[:, None]).sum(2)
 
 
 class Centred(nn.Linear):
-    """Follows its mean output, as a centre in training mode; without a gradient."""
+    """Tracks its mean output without a gradient, like a running centre in training mode."""
 
     def __init__(self) -> None:
         super().__init__(4, 4)
@@ -176,7 +176,7 @@ def test_a_wrong_kernel_is_found_without_float64_too(monkeypatch):
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_kinks_and_zeros_are_no_disagreement(precision):
-    """A ReLU network in which many units stand exactly at the kink: no bias, and empty corners of the images."""
+    """A ReLU network in which many units lie exactly at the kink: no bias, and empty corners of the images."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 3))
     nn.init.zeros_(model[0].bias)
@@ -201,7 +201,7 @@ def test_a_residual_network_is_checked_once_and_for_less_than_a_pass(monkeypatch
     examples.clear()
     risk.hessian_products(product)
     assert sum(examples) == 800
-    assert first - 800 - 100 <= 0.15 * 800  # 100: the chunk in which gradients inside the model are looked for
+    assert first - 800 - 100 <= 0.15 * 800  # 100: the chunk that is searched for gradients inside the model
     monkeypatch.setattr(finite_differences, "_hold", lambda *_: pytest.fail("checked twice"))
     risk.backward_with_products(product)
 

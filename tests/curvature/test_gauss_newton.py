@@ -18,7 +18,7 @@ def curvature_along(risk, vector, loss=CROSS_ENTROPY):
 
 
 def gauss_newton_by_jacobians(risk, vector, loss):
-    """(1/N) Σ (J_i v)ᵀ ∇²ℓ_i (J_i v), a row of the Jacobian of all outputs at a time."""
+    """(1/N) Σ (J_i v)ᵀ ∇²ℓ_i (J_i v), one row of the Jacobian of all outputs at a time."""
     total = 0
     with sdpa_kernel(SDPBackend.MATH):
         for inputs, targets in zip(risk.inputs.split(risk.chunk), risk.targets.split(risk.chunk), strict=True):

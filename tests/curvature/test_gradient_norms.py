@@ -18,7 +18,7 @@ MODULE = import_module("opposing_signals.curvature.own_gradients")
 
 
 def expected(risk, loss=CROSS_ENTROPY):
-    """Norms of one gradient after the other."""
+    """Norms of the gradients, taken one by one."""
     return torch.stack([plain_gradient(value, risk).detach().norm() for value in own_losses(risk, loss)])
 
 
@@ -80,7 +80,7 @@ def test_whole_networks_in_one_pass(factory, settings, in_one_pass):
 
 
 def test_a_convolution_with_few_positions(in_one_pass):
-    """Many channels at few places: Gram matrices take fewer multiplications than gradients."""
+    """Many channels at few positions: Gram matrices take fewer multiplications than gradients."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(2, 16, 3), nn.ReLU(inplace=True), nn.Conv2d(16, 32, (2, 1)), nn.Flatten(), nn.Linear(64, 3)
@@ -97,7 +97,7 @@ def test_tensors_are_cut_into_parts_when_they_are_large(monkeypatch, in_one_pass
 
 
 class Shared(nn.Module):
-    """One weight, used twice, and a scale without an axis."""
+    """One weight, used twice, and a zero-dimensional scale."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class Shared(nn.Module):
 
 
 class Tied(nn.Module):
-    """A language model's output weight that is its embedding as well."""
+    """A language model whose output weight is also its embedding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class Tied(nn.Module):
 
 
 class Scaled(nn.Module):
-    """A parameter as a factor, for which there is no rule."""
+    """A parameter used as a factor, for which there is no rule."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class Scaled(nn.Module):
 
 
 class Positions(nn.Module):
-    """A table of four positions, as many as there are examples in a chunk."""
+    """A table of four positions, equal to the number of examples in a chunk."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class Positions(nn.Module):
 
 
 class TwoRows(nn.Module):
-    """A layer applied to two rows that are no examples."""
+    """A layer applied to two rows that are not examples."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class TwoRows(nn.Module):
 
 
 class TimeFirst(nn.Module):
-    """A sequence in front of the examples: four tokens in chunks of four."""
+    """The sequence axis before the examples: four tokens in chunks of four."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class TimeFirst(nn.Module):
 
 
 class Doubled(torch.autograd.Function):
-    """A product that function modes do not see."""
+    """A product that function modes cannot see."""
 
     @staticmethod
     def forward(values, weight):
@@ -193,7 +193,7 @@ class Hidden(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Queries that are not the keys, so that the packed weight is used in parts."""
+    """Queries differ from keys, so that the packed weight is used in parts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -283,7 +283,7 @@ def test_random_layers_are_refused(layer, message):
 
 
 class Branching(nn.Module):
-    """What depends on a value cannot be taken for many examples at once."""
+    """Branches on a value, which cannot be vectorized over examples."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -295,7 +295,7 @@ class Branching(nn.Module):
 
 
 class LastState(nn.Module):
-    """Behind a recurrent layer."""
+    """The last state of a recurrent layer."""
 
     def __init__(self, kind: type[nn.RNNBase], **settings) -> None:
         super().__init__()

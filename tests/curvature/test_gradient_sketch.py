@@ -1,4 +1,4 @@
-"""Sketches against gradients that PyTorch takes one after the other, projected by the dense matrix."""
+"""Sketches against PyTorch's gradients, taken one by one and projected by the dense matrix."""
 
 from importlib import import_module
 
@@ -20,7 +20,7 @@ def gradients(risk):
 
 
 def dense(risk, dimensions, seed=0):
-    """S ``[d, P]``: the outer product of the signs of each tensor."""
+    """S ``[d, P]``: the outer product of each tensor's signs."""
     projection = Projection(risk.parameters, dimensions, seed)
     pieces = [projection.signs(parameter) for parameter in risk.parameters]
     return torch.cat([(rows[:, None] * columns[None]).flatten(0, 1) for rows, columns in pieces]).T

@@ -1,4 +1,4 @@
-"""The Hessian as a matrix, beside the one that `torch.func` forms entry by entry."""
+"""The Hessian as a matrix, against that of `torch.func`, entry by entry."""
 
 import pytest
 import torch

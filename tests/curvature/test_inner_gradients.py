@@ -1,4 +1,4 @@
-"""Models whose forward pass takes a gradient of its own, against differences of gradients in float64."""
+"""Models whose forward pass takes a gradient, against differences of gradients in float64."""
 
 import pytest
 import torch
@@ -36,14 +36,14 @@ class ForceByTransform(Force):
 
 
 class ForceByForwardMode(Force):
-    """Its part along one direction."""
+    """Its component along one direction."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.func.jvp(self.energy, (x,), (torch.ones_like(x),))[1].expand(-1, 6)
 
 
 class Laplacian(Force):
-    """Δu beside u, as in a physics-informed network: a fourth derivative behind a product."""
+    """Δu as well as u, as in a physics-informed network: a fourth derivative after a product."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.detach().requires_grad_()
@@ -59,7 +59,7 @@ class JacobianByTransform(Force):
 
 
 class InnerStep(nn.Module):
-    """A step of gradient descent on its own weights, of each example by itself."""
+    """A step of gradient descent on its own weights, separate for each example."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class InnerStep(nn.Module):
 
 
 class Attention(nn.Module):
-    """By the kernel that can be trained through: the others are differentiated once."""
+    """By the kernel that supports training here: the others can be differentiated only once."""
 
     def forward(self, values: Tensor) -> Tensor:
         tokens = values.unflatten(1, (2, 4))[:, None]
@@ -148,7 +148,7 @@ def gradient_at(risk: EmpiricalRisk, theta: Tensor, examples: slice = slice(None
 
 
 def difference(risk: EmpiricalRisk, v: Tensor, examples: slice = slice(None), h: float = 1e-3) -> Tensor:
-    """∇²L v to the fourth order in h."""
+    """∇²L v to fourth order in h."""
     theta = nn.utils.parameters_to_vector(risk.parameters).detach().clone()
     near, far = (
         gradient_at(risk, theta + shift * v, examples) - gradient_at(risk, theta - shift * v, examples)
@@ -242,7 +242,7 @@ def test_taylor_arithmetic_refuses(model):
 
 
 class NowAndThen(Force):
-    """Takes its gradient of the last chunk alone."""
+    """Takes a gradient inside the model for the last chunk only."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) if len(x) < CHUNK else self.energy(x).expand(-1, 6)
@@ -257,13 +257,13 @@ def test_a_gradient_that_is_taken_for_some_batches_alone_is_refused():
 
 @pytest.mark.parametrize("model", sorted(COUPLED))
 def test_a_force_under_batch_norm_has_no_loss_of_a_single_example(model):
-    """Its part by way of the statistics is in no example's own."""
+    """The part of the force that passes through the statistics belongs to no single example."""
     with pytest.raises(InputError, match="the model itself, Force, makes the loss of an example depend on the others"):
         sample_sharpness(risk_of(model), torch.tensor([1]))
 
 
 def test_an_activation_that_can_be_differentiated_once_alone_is_named():
-    """Nothing can be trained through it, either."""
+    """Training through it is impossible, too."""
     model = vectors(nn.Hardsigmoid())
     risk = EmpiricalRisk(model, square, torch.randn(7, 6), torch.randn(7, 6), chunk=4, precision="float64")
     vector = torch.ones(sum(p.numel() for p in risk.parameters), dtype=torch.float64)

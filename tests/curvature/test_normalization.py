@@ -63,7 +63,7 @@ def test_evaluation_mode_has_nothing_to_freeze() -> None:
 
 
 class Twice(nn.Module):
-    """One batch norm with two uses, and one that is a function."""
+    """One batch-norm module used twice, and one functional batch norm."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -46,7 +46,7 @@ def test_a_probe_sees_the_normalization_that_training_sees():
 
 
 def test_float16_with_a_loss_scale_is_nearer_to_float32_than_bfloat16(monkeypatch):
-    """The loss is a hundredth of the cross-entropy, so that an example's share is that of one among 400,000."""
+    """The loss is a hundredth of the cross-entropy, so that an example weighs as much as one among 400,000."""
     torch.manual_seed(0)
     inputs = torch.randn(4096, 2, 4, 4)
     targets = inputs.flatten(1)[:, :3].argmax(1)
@@ -203,7 +203,7 @@ class WithUnused(nn.Module):
 
 
 def test_a_parameter_without_influence_has_no_gradient_with_products_either():
-    """Else an optimizer with weight decay or momentum would move it where the curvature is measured alone."""
+    """Otherwise an optimizer with weight decay or momentum would move it only when curvature is measured."""
     images, labels = torch.randn(11, 2, 4, 4), torch.randint(3, (11,))
     risk = EmpiricalRisk(WithUnused(), CROSS_ENTROPY, images, labels, chunk=4, precision="float64")
     seen = risk.backward_with_products(torch.ones(2, 99 + 20, dtype=torch.float64))

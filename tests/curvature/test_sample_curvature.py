@@ -45,7 +45,7 @@ def test_slopes_and_curvatures_agree_with_a_loop_over_the_points(layer):
 
 
 def risk_through(*layers: nn.Module, loss=CROSS_ENTROPY, targets=None, precision="float64") -> EmpiricalRisk:
-    """Five images by ``layers`` and a linear head."""
+    """Five images passed through ``layers`` and a linear head."""
     torch.manual_seed(0)
     inputs = torch.randn(5, 2, 4, 4).to(torch.float32 if precision == "float32" else torch.float64)
     with torch.no_grad():
@@ -58,7 +58,7 @@ def risk_through(*layers: nn.Module, loss=CROSS_ENTROPY, targets=None, precision
 
 
 def with_statistics(norm: nn.Module) -> nn.Module:
-    """In evaluation mode."""
+    """The normalization in evaluation mode, with given statistics."""
     nn.init.uniform_(norm.running_mean)
     nn.init.uniform_(norm.running_var, 0.5, 2.0)
     return norm.eval()
@@ -98,7 +98,7 @@ class PReLUByHand(nn.PReLU):
 
 @pytest.mark.parametrize("before", [lambda: nn.Conv2d(2, 4, 3), lambda: nn.Sequential(nn.Flatten(), nn.Linear(32, 4))])
 def test_prelu_has_one_derivative_at_zero(before):
-    """PyTorch's first and second derivatives there are of different functions."""
+    """PyTorch's first and second derivatives at zero belong to different functions."""
 
     def risk(prelu):
         made = risk_through(before(), prelu)
@@ -185,7 +185,7 @@ def test_losses_of_torch(loss):
     ],
 )
 def test_layers_that_torch_differentiates_wrongly_or_once(layer):
-    """Against products of single points, which are right there."""
+    """Against products of single points, which are right for these layers."""
     risk = risk_through(nn.Flatten(), layer(), nn.Tanh())
     v = direction(risk)
     expected = torch.stack([risk.hessian_products(v[None], torch.tensor([i])).products[0] @ v for i in range(5)])
@@ -193,7 +193,7 @@ def test_layers_that_torch_differentiates_wrongly_or_once(layer):
 
 
 class Arithmetic(nn.Module):
-    """Operations that models use between layers, each with parameters on both sides."""
+    """Operations that models use between layers, with parameters on both sides."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -373,7 +373,7 @@ def test_writes_that_nothing_else_sees_are_followed(layers):
 
 
 class Shifted(nn.Module):
-    """The slope of its sum is that of the shift alone, of which it is a broadcast."""
+    """The slope of its sum is that of the shift alone, which is broadcast."""
 
     def __init__(self):
         super().__init__()
@@ -489,7 +489,7 @@ def test_the_disagreement_is_looked_for_once(monkeypatch):
 
 
 class WritesAPart(nn.Module):
-    """Rectifies half of its input where it stands."""
+    """Applies ReLU to half of its input in place."""
 
     def forward(self, values):
         values[:, :2].relu_()

@@ -9,12 +9,12 @@ from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.errors import InputError
 from opposing_signals.losses import square_loss
 
-POINTS = torch.tensor([10, 1])  # of the last, uneven chunk and of the first
+POINTS = torch.tensor([10, 1])  # from the last, shorter chunk and from the first
 
 
 @pytest.mark.parametrize("layer", NETWORKS)
 def test_values_are_the_largest_eigenvalues_of_the_points_own_hessians(layer):
-    points = POINTS if layer in ("batch_norm", "residual", "layer_norm") else POINTS[:1]  # dense Hessians take long
+    points = POINTS if layer in ("batch_norm", "residual", "layer_norm") else POINTS[:1]  # dense Hessians are slow
     values, residuals = sample_sharpness(risk_of(layer), points, tolerance=1e-7, max_products=200)
     risk = risk_of(layer)
     losses = own_losses(risk)

@@ -54,7 +54,7 @@ def test_products_of_a_model_that_transforms_functions():
 
 @pytest.mark.parametrize("layer", ["batch_norm", "layer_norm", "attention", "max_pool"])
 def test_plain_double_backward_agrees_with_differences_of_the_gradient(layer):
-    """The reference itself, against what needs no second derivative."""
+    """Checks the reference itself, without second derivatives."""
     risk = risk_of(layer, channels_last=False)
     dense = plain_hessian(plain_losses(risk).mean(), risk)
     theta = nn.utils.parameters_to_vector(risk.parameters).detach()
@@ -90,11 +90,11 @@ def test_a_pass_over_one_chunk_gives_further_products_by_its_graph(layer):
     found = torch.cat([seen.products, seen.further(vectors[1:2]), seen.further(vectors[2:])])
     torch.testing.assert_close(found, expected.products, rtol=1e-9, atol=1e-11)
     assert expected.further is None
-    assert risk_of(layer).backward_with_products(vectors[:1]).further is None  # three graphs are three times as large
+    assert risk_of(layer).backward_with_products(vectors[:1]).further is None  # three graphs take thrice the memory
 
 
 def test_further_products_are_refused_once_the_weights_have_had_another_dtype():
-    """As a check in float64 leaves them: autograd then finds zeros in the graph."""
+    """For instance after a check in float64: autograd would then find zeros in the graph."""
     risk = risk_of("linear", chunk=11, precision="float32")
     vectors = torch.randn(2, sum(p.numel() for p in risk.parameters))
     seen = risk.backward_with_products(vectors)
@@ -247,7 +247,7 @@ def test_sparse_gradients_are_refused_by_name():
 
 
 class Checkpointed(nn.Linear):
-    """By the older of both ways."""
+    """By the older of the two methods."""
 
     def forward(self, values):
         return checkpoint(super().forward, values, use_reentrant=True)
@@ -336,7 +336,7 @@ def test_products_through_spectral_norm_that_stands_still():
 
 
 class ByComplexParts(nn.Module):
-    """Complex weights as a real parameter; the number of all is odd, and so is the place of every second vector."""
+    """Complex weights as a real parameter; their total number is odd, and so is every second vector's offset."""
 
     def __init__(self):
         super().__init__()
@@ -363,7 +363,7 @@ def test_products_through_complex_numbers_in_a_real_parameter():
 
 def test_directions_of_a_model_without_complex_numbers_are_not_copied():
     risk = EmpiricalRisk(nn.Linear(4, 3), CROSS_ENTROPY, torch.randn(7, 4), torch.randint(3, (7,)), chunk=7)
-    vectors = torch.randn(2, 15)  # the second begins at an odd offset, which no complex view takes
+    vectors = torch.randn(2, 15)  # the second begins at an odd offset, which a complex view does not allow
     further = risk.backward_with_products(vectors[:1]).further
     copies = []
     for vector in vectors:

@@ -1,4 +1,4 @@
-"""λ along gradient descent into the edge of stability, against what a converged solver finds at the same weights."""
+"""λ along gradient descent into the edge of stability, against a converged solver at the same weights."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ STEP_SIZE = 0.4
 
 @pytest.fixture(scope="module")
 def trajectory() -> list[tuple[torch.Tensor, float]]:
-    """θ_t and λ(θ_t), from the whole Hessian, of the steps around and behind break-even."""
+    """θ_t and λ(θ_t), from the whole Hessian, for the steps around and after break-even."""
     risk = problem()
     names = [name for name, _ in risk.model.named_parameters()]
 
@@ -65,7 +65,7 @@ def errors(trajectory: list[tuple[torch.Tensor, float]], tracker: EigenTracker) 
 def test_the_trajectory_is_one_at_the_edge_of_stability(trajectory):
     values = np.array([value for _, value in trajectory]) * STEP_SIZE / 2
     assert values[0] < 1 < np.median(values)
-    assert np.abs(np.diff(values)).max() > 0.1  # it is thrown out of the valley once
+    assert np.abs(np.diff(values)).max() > 0.1  # the iterate is thrown out of the valley once
 
 
 def test_two_products_in_the_training_pass_follow_the_sharpness(trajectory):
@@ -81,7 +81,7 @@ def test_a_tolerance_keeps_the_error_below_a_thousandth(trajectory):
 
 @pytest.mark.parametrize("stride", [1, 5, 15])
 def test_nothing_far_above_the_value_is_left_uncovered(trajectory, stride):
-    """At the settings that runs have, against dense eigenvalues in float64."""
+    """With the settings of the runs, against dense eigenvalues in float64."""
     tracker = EigenTracker(tolerance=0.05, look=max(1, 24 // stride))
     found = tracked(trajectory[::stride], tracker)[1:]
     assert np.median(found[:, 0]) < 1e-3

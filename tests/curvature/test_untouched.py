@@ -1,4 +1,4 @@
-"""Measurements change nothing in a model, whatever its forward pass does beside computing outputs."""
+"""Measurements change nothing in a model, whatever side effects its forward pass has."""
 
 import copy
 import random
@@ -17,7 +17,7 @@ from opposing_signals.errors import InputError
 
 
 class Busy(nn.Module):
-    """Counts, appends, replaces, resizes and registers."""
+    """Counts, appends, replaces, resizes and registers in its forward pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Busy(nn.Module):
 
 
 class Drawing(nn.Module):
-    """Draws from every generator that is not PyTorch's own, and uses none of it."""
+    """Draws from every random generator except PyTorch's, and uses none of the numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ def test_random_numbers_of_python_and_numpy_are_seen_and_put_back(draw):
 
 
 class Renormalized(nn.Module):
-    """Writes into its weights by way of ``.data``, or replaces their memory."""
+    """Writes into its weights through ``.data``, or replaces their memory."""
 
     def __init__(self, replaces: bool) -> None:
         super().__init__()
@@ -223,7 +223,7 @@ def test_training_has_the_same_bits_with_and_without_measurements(model):
 
 
 class Late(nn.Linear):
-    """Begins to write into its weight after a while."""
+    """Begins to write into its weight after some passes."""
 
     is_late = False
 

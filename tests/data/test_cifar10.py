@@ -21,7 +21,7 @@ BATCH, TEST = 40, 1200  # images in a fake training batch and in the fake test b
 
 
 def examples(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images that tell one another apart, and labels in which every class is about as frequent, in no order."""
+    """Images that are all different, and labels in random order with about equal frequencies."""
     rng = np.random.default_rng(seed)
     tones = rng.integers(256, size=(count, 4, 4, 3), dtype=np.uint8)
     return tones.repeat(8, axis=1).repeat(8, axis=2), rng.permutation(np.arange(count) % 10)
@@ -39,7 +39,7 @@ def together(batches) -> tuple[np.ndarray, np.ndarray]:
 
 
 def python2_pickle(images: np.ndarray, labels: np.ndarray) -> bytes:
-    """A batch as the official files have it: protocol 2, written by Python 2, pixels as text, channel first."""
+    """A batch in the format of the official files: protocol 2, written by Python 2, pixels as text, channel first."""
     pixels = images.transpose(0, 3, 1, 2).tobytes()
     shape = b"(J" + struct.pack("<i", len(images)) + b"M" + struct.pack("<H", 3072) + b"t"
     dtype = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
@@ -86,7 +86,7 @@ LAYOUTS = {
 
 
 def trust(monkeypatch: pytest.MonkeyPatch, folder: Path, layout: str) -> None:
-    """Make what lies in ``folder`` now the published files."""
+    """Treat the current content of ``folder`` as the published files."""
     _, constant, algorithm = LAYOUTS[layout]
     sums = getattr(module, constant)
     for path in folder.iterdir():
@@ -101,7 +101,7 @@ def layout(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake, layout: str) -> Path:
-    """A folder that holds the fake data in one layout, as if published so."""
+    """A folder with the fake data in one layout, treated as the published files."""
     LAYOUTS[layout][0](tmp_path, fake)
     trust(monkeypatch, tmp_path, layout)
     return tmp_path
@@ -109,7 +109,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake, layout: str) -
 
 @pytest.fixture(autouse=True)
 def no_network(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No data named, an empty cache, and a download that finds nothing; gives the cache."""
+    """No data given, an empty cache, and a download that finds nothing; returns the cache."""
     home = tmp_path_factory.mktemp("home")
     monkeypatch.delenv("OPPOSING_SIGNALS_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(home))
@@ -201,7 +201,7 @@ def test_the_environment_names_a_folder(folder: Path, monkeypatch, tmp_path_fact
     assert len(cifar10(10)) == 10
     empty = tmp_path_factory.mktemp("empty")
     with pytest.raises(InputError, match=r"data\.root"):
-        cifar10(10, str(empty))  # what is named first is not passed over
+        cifar10(10, str(empty))  # the folder given first is not skipped
 
 
 @pytest.mark.parametrize("by", ["root", "environment"])

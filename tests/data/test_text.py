@@ -65,7 +65,7 @@ def test_the_first_merges_are_a_smaller_vocabulary(bpe, real_data, vocabulary):
     assert decode(tokens, small.names) == MIXED
     assert (tokens == vocabulary - 1).sum() == (bpe.encode(MIXED) == 50256).sum() == 1
     assert gpt2(str(real_data), 50257).encode(MIXED).tolist() == bpe.encode(MIXED).tolist()
-    # Byte-pair encoding applies the merges in their order: what fewer of them give is cut further, never otherwise.
+    # Byte-pair encoding applies the merges in order: with fewer merges the pieces are cut further, never differently.
     cuts = [
         {*np.cumsum([len(kind.names[token].encode("utf-8", "surrogateescape")) for token in kind.encode(MIXED)])}
         for kind in (bpe, small)
@@ -101,7 +101,7 @@ def test_characters_are_numbered_by_code_point():
 
 
 def test_targets_are_the_tokens_that_follow(tmp_path):
-    content = "abcabdé\nxyz" * 5  # 55 characters: 6 sequences of 9 and the one behind
+    content = "abcabdé\nxyz" * 5  # 55 characters: 6 sequences of 9, and the character after them
     data = openwebtext("characters", block=9, path=written(tmp_path, content))
     assert data.inputs.shape == data.targets.shape == (6, 9)
     assert data.inputs.dtype == data.targets.dtype == torch.int64

@@ -12,7 +12,7 @@ DOCUMENTS = [{"text": f"Document {number}: it is “{number}”.\n"} for number 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A hub with one data set; counts how often it is asked."""
+    """A hub with one data set; counts its requests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     asked = []
 

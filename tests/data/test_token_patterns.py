@@ -77,7 +77,7 @@ def test_pieces_do_not_matter(tmp_path, monkeypatch):
     assert {pattern for pattern in PATTERNS if whole[pattern]} == {name for name in EXPECTED if EXPECTED[name]}
     monkeypatch.setattr("opposing_signals.data.token_patterns._PIECE", 1000)
     for pattern, points in whole.items():
-        # What reaches from one piece into the next may be missed, nothing else changes.
+        # Matches across the border of two pieces may be missed; nothing else changes.
         found = set(pattern_points(data, pattern).tolist())
         assert found <= set(points)
         assert len(points) - len(found) <= 30 * len(TEXT) // 1000

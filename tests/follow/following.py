@@ -1,4 +1,4 @@
-"""A training, with a follower and without: what the tests of many trainings share."""
+"""A training with and without a follower: shared by the tests of many trainings."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -18,7 +18,7 @@ STEPS = EXAMPLES // BATCH
 
 
 class Data(Dataset):
-    """Points of three classes; ``form`` of an example: pair, dictionary, or with None."""
+    """Points of three classes; ``form`` of an example: pair, dictionary, or a tuple with None."""
 
     def __init__(self, form=lambda *example: example[:2], broken=None):
         generator = torch.Generator().manual_seed(3)
@@ -34,7 +34,7 @@ class Data(Dataset):
 
 
 class Nobody:
-    """Stands where the follower would."""
+    """Takes the follower's place and does nothing."""
 
     step = staticmethod(lambda *_, **__: nullcontext(Step()))
     batches = staticmethod(iter)
@@ -42,7 +42,7 @@ class Nobody:
 
 
 class Run:
-    """Gives a training its follower, or nobody."""
+    """Gives a training its follower, or `Nobody`."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -117,12 +117,12 @@ def weights_of(training, folder):
 
 
 def check(kind, folder):
-    """That the training of a row ends with the same bits, and its record with the row's reason.
+    """Check that the training of a table row ends with the same bits, and its record with the row's reason.
 
     Args:
-        kind: The training; at how many steps its record should hold the losses of its rows, None for a record that
-            says that it has none; and its state at the end, if that is not "complete".
-        folder: Of the record.
+        kind: The training; the number of steps at which its record should hold the losses of its rows, None for a
+            record that says it has none; and its final state, if that is not "complete".
+        folder: Folder of the record.
     """
     training, steps, *state = kind
     alone, watched = weights_of(training, None), weights_of(training, folder)

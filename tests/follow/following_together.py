@@ -1,4 +1,4 @@
-"""One of two processes that train together, for test_several_processes."""
+"""One of two processes that train together; run by test_several_processes."""
 
 import os
 from contextlib import nullcontext
@@ -78,7 +78,7 @@ def train(how, folder, rank, processes, follow=True):
 
 
 def work(rank, folder, port):
-    """What each of two processes does: train with the follower and without it, to the same bits."""
+    """Work of each of two processes: train with and without the follower, to the same bits."""
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank),
         "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "1",
@@ -93,11 +93,11 @@ def work(rank, folder, port):
 
 
 class FailingError(Exception):
-    """Of one process alone."""
+    """Raised in one process only."""
 
 
 def follow_where_one_fails(rank, folder, port, how):
-    """The second of two processes fails in ``how``; each trains a model of its own, and so waits for nothing else."""
+    """The second of two processes fails in ``how``; each trains its own model, and so waits for nothing else."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
@@ -117,7 +117,7 @@ def follow_where_one_fails(rank, folder, port, how):
     try:
         for step in range(40):
             if how == "watching" and rank == 1 and step == 20:
-                follower._watch.open = None  # whatever fails in it
+                follower._watch.open = None  # any failure in the follower
             if how == "loader" and rank == 1 and step == 20:
                 raise FailingError("no more batches")
             with follower.step(model, optimizer, batch=(x, y)):

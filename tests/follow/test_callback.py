@@ -1,5 +1,5 @@
 # ruff: noqa: ARG002  (the signatures of Lightning's hooks)
-"""The callback on modules that know nothing of it: what it writes, and that training cannot tell it from nothing."""
+"""The callback on unmodified modules: what it writes, and that it leaves training unchanged."""
 
 import json
 import subprocess
@@ -59,7 +59,7 @@ def per_sample_loss(module, batch):
 
 
 class Keeper(Callback):
-    """The weights before each step, for an independent second look."""
+    """Keeps the weights before each step, for an independent check."""
 
     def __init__(self) -> None:
         self.states = {}
@@ -103,7 +103,7 @@ def test_training_is_bit_identical_with_and_without_it(tmp_path, settings):
 
 def test_mode_gradients_and_buffers_are_left_alone_within_accumulation(tmp_path):
     class Look(Callback):
-        """Stands behind the callback and sees what the step will see."""
+        """Runs after the callback and sees what the step will see."""
 
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             modes.append(all(m.training for m in pl_module.modules()))
@@ -210,7 +210,7 @@ def test_the_stride_is_stretched_to_the_budget(tmp_path, monkeypatch):
             return super().training_step(batch, batch_idx)
 
     def slow_loss(module, batch):
-        clock[0] += 0 if module.training else 0.5  # in the training step the outputs are there
+        clock[0] += 0 if module.training else 0.5  # the training step reuses its outputs
         return per_sample_loss(module, batch)
 
     signals = watching(
@@ -255,10 +255,10 @@ def test_what_fails_behind_the_first_step_never_reaches_training(tmp_path, setti
 
 
 class Changing(Dataset):
-    """An index gives another example in another epoch, as a data set does that shuffles itself."""
+    """An index gives another example in another epoch, as in a data set that shuffles itself."""
 
     def __init__(self, reads: int | None) -> None:
-        self.reads = reads  # after so many the order turns round; None: the examples are drawn anew each time
+        self.reads = reads  # reads after which the order is reversed; None: new random examples each time
 
     def __len__(self):
         return EXAMPLES
@@ -335,7 +335,7 @@ def test_bad_input_gets_one_clear_line(tmp_path, settings, parts):
 
 
 class Two(Module):
-    """Two optimizers, and two steps of the first in each batch: Lightning counts three."""
+    """Two optimizers, with two steps of the first per batch: Lightning counts three."""
 
     def __init__(self) -> None:
         super().__init__(dropout=0.0)
@@ -391,7 +391,7 @@ def test_a_failing_training_leaves_a_readable_record(tmp_path):
                 raise RuntimeError("out of luck")
             return super().training_step(batch, batch_idx)
 
-    for Failing.step, budget in ((0, 0.05), (3, None)):  # the first one leaves nothing
+    for Failing.step, budget in ((0, 0.05), (3, None)):  # the first leaves no record
         signals = watching(tmp_path / "run", budget=budget, track=None if budget else EXAMPLES)
         with pytest.raises(RuntimeError, match="out of luck"):
             fitted(signals, module=Failing)

@@ -1,4 +1,4 @@
-"""A record is explained in words, and the page shows them."""
+"""Records are explained in words, and the page shows the explanation."""
 
 import json
 
@@ -23,7 +23,7 @@ CONFIGURATION = {
 
 
 def recorded(folder, every=1, shown=None, labels=None, losses=True, jump=1.0, groups=None):
-    """A run whose two groups alternate; from step 40 to 41 the first jumps."""
+    """A run whose two groups alternate; from step 40 to 41 the first group jumps."""
     generator = np.random.default_rng(0)
     with Record.writing(folder, CONFIGURATION) as record:
         for step in range(80):
@@ -148,7 +148,7 @@ ROWS = 16
 
 
 def batches(folder, steps=60, **unusual):
-    """A run of which only the batches are known; ``unusual`` maps quantity to {step: value}."""
+    """A run with recorded batches only; ``unusual`` maps quantity to {step: value}."""
     generator = np.random.default_rng(0)
     with Record.writing(folder, CONFIGURATION) as record:
         for step in range(steps):
@@ -225,4 +225,4 @@ def test_a_loss_that_stays_high_is_a_divergence_too(tmp_path):
     batches(tmp_path, train_loss={step: 1.0 if step < 30 else 1e9 if step == 50 else 50.0 for step in range(60)})
     findings = explain(tmp_path).findings
     assert (findings["divergence"]["step"], findings["divergence"]["is_finite"]) == (30, True)
-    assert [spike["step"] for spike in findings["batch_spikes"]] == [30]  # the next one has no reason of its own
+    assert [spike["step"] for spike in findings["batch_spikes"]] == [30]  # step 50 is due to the divergence

@@ -1,4 +1,4 @@
-"""The follower in a plain loop: what it writes of each batch, and that training cannot tell it from nothing."""
+"""The follower in a plain loop: what it writes for each batch, and that it leaves training unchanged."""
 
 import dataclasses
 import logging
@@ -88,7 +88,7 @@ def test_each_batchs_rows_have_the_training_forwards_losses_and_their_indices(tm
     for losses, index, mean, (expected, inputs) in zip(
         *(record[name].values for name in ("batch_loss", "batch_index", "train_loss")), seen, strict=True
     ):
-        np.testing.assert_array_equal(losses[: len(expected)], expected)  # dropout's masks and all
+        np.testing.assert_array_equal(losses[: len(expected)], expected)  # including dropout's masks
         assert torch.equal(x[torch.from_numpy(index[: len(expected)].copy())], inputs)
         assert np.isnan(losses[len(expected) :]).all()
         assert (index[len(expected) :] == -1).all()
@@ -317,7 +317,7 @@ def test_a_resumed_loop_has_the_record_of_an_uninterrupted_one(tmp_path):
 
 @pytest.mark.parametrize(("seconds", "rows"), [(0.0, BUFFERED), (0.1, 210)])
 def test_a_process_that_is_killed_has_written_all_but_the_last_steps(tmp_path, monkeypatch, seconds, rows):
-    """What another reader sees of the files is what a killed process leaves."""
+    """A second reader of the files sees what a killed process leaves."""
     clock = iter(np.arange(1000) * seconds)
     monkeypatch.setattr("opposing_signals.follow.step.time.monotonic", lambda: next(clock))
     model, (x, y) = nn.Linear(6, 3), data()[:]
@@ -340,7 +340,7 @@ class Example:
 
 
 class Graph:
-    """An object of one's own with a place to be moved to."""
+    """A user-defined object with a method that moves it to a device."""
 
     def __init__(self, x, y):
         self.x, self.y = x, y
@@ -575,7 +575,7 @@ def test_what_is_done_within_steps_counts_once(monkeypatch):
         pass_(1.0)
     assert (budget.spent, budget.watched) == pytest.approx((0.6, 0.4))
     assert budget.step_seconds == pytest.approx(1.0)
-    # Watching would take 4 of the 5 s that are allowed: a quarter of them is kept for measuring.
+    # Observing would take 4 of the 5 s that are allowed: a quarter of the 5 s is kept for measuring.
     assert budget.allowance(10) == pytest.approx(0.05 * 100 / 4 + 10 * 0.04)
 
 

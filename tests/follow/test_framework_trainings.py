@@ -1,9 +1,9 @@
 # ruff: noqa: ARG002  (the signatures of frameworks)
-"""Trainings of many kinds in Lightning, Fabric and transformers, with a follower and without.
+"""Trainings of many kinds in Lightning, Fabric and transformers, with and without a follower.
 
-They end with the same bits, and the record says how they ended.
+They end with the same bits, and the record gives the reason for its end.
 
-A row of the table is a training, with what its record should hold; see `check`.
+A row of the table is a training and the expected content of its record; see `check`.
 """
 
 from contextlib import suppress
@@ -42,7 +42,7 @@ class Module(LightningModule):
 
 
 class Skips(Module):
-    """No loss for one batch in three."""
+    """Has no loss for one batch in three."""
 
     def training_step(self, batch, batch_idx):
         return None if batch_idx % 3 == 1 else super().training_step(batch, batch_idx)
@@ -62,7 +62,7 @@ class Interrupted(Raises):
 
 
 class Manual(Module):
-    """Accumulates and steps by itself, with a closure."""
+    """Accumulates and steps manually, with a closure."""
 
     automatic_optimization = False
 

@@ -1,9 +1,9 @@
 # ruff: noqa: ARG005  (per_sample_loss gets a model that a row may not need)
-"""Plain loops of many kinds, with a follower and without.
+"""Plain loops of many kinds, with and without a follower.
 
-They end with the same bits, and the record says how they ended.
+They end with the same bits, and the record gives the reason for its end.
 
-A row of the table is a training, with what its record should hold; see `check`.
+A row of the table is a training and the expected content of its record; see `check`.
 """
 
 import copy
@@ -182,7 +182,7 @@ def compiled_optimizer(run):
 
 
 def steps_in_backward(run):
-    """An optimizer for each parameter, which steps as soon as its gradient is there."""
+    """An optimizer for each parameter, which steps as soon as the gradient of the parameter is complete."""
     model = quiet()
     optimizers = {p: torch.optim.SGD([p], 0.1) for p in model.parameters()}
 
@@ -198,7 +198,7 @@ def steps_in_backward(run):
 
 
 def another_optimizer(run):
-    """A new optimizer takes over in the middle."""
+    """A new optimizer replaces the first one during training."""
     model, follower = network(), run.follower()
     for number, batch in enumerate(follower.batches(DataLoader(Data(), 4))):
         if number in (0, 3):
@@ -232,7 +232,7 @@ class Checkpointed(nn.Module):
 
 
 class Twins(nn.Module):
-    """One module, called twice in a pass."""
+    """One module, called twice per forward pass."""
 
     def __init__(self):
         super().__init__()
@@ -350,7 +350,7 @@ def raising(run, error):
 
 
 def stopped_early(run):
-    """A break out of the loop, and a batch whose step is left by continue."""
+    """A break out of the loop, and a batch whose step is skipped by continue."""
     model, follower = network(), run.follower()
     optimizer = sgd(model)
     for number, batch in enumerate(follower.batches(DataLoader(Data(), 3, shuffle=True))):
@@ -396,7 +396,7 @@ def broken_row(run):
 
 
 def unreadable(run):
-    """An example that cannot be read is refused before the first step; then training goes on without."""
+    """An example that cannot be read is refused before the first step; training then goes on without the follower."""
     loader = DataLoader(Data(broken=21), BATCH, sampler=list(range(18)))
     with pytest.raises(InputError, match=r"train_dataset\[21\] fails \(OSError") if run.folder else nullcontext():
         model = loop(run, data=Data(broken=21), loader=loader)
@@ -404,7 +404,7 @@ def unreadable(run):
 
 
 def with_full_disk(run):
-    """What is written from the third step on fails."""
+    """Every write from the third step on fails."""
     count = iter(range(100))
     follower = []
 

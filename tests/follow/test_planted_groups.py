@@ -1,4 +1,4 @@
-"""Groups that were planted in scikit-learn's digits are named, both sides, with and without a spike."""
+"""Groups planted in scikit-learn's digits are named, both sides, with and without a spike."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ DIGITS = load_digits()
 
 
 def striped():
-    """30 zeros and 30 ones with the same stripe: what lowers the loss of some raises that of the others."""
+    """30 zeros and 30 ones with the same stripe: what lowers the loss of the zeros raises that of the ones."""
     images, labels = DIGITS.images.copy() / 16, DIGITS.target.copy()
     groups = [np.flatnonzero(labels == digit)[:30] for digit in (0, 1)]
     for group in groups:
@@ -25,7 +25,7 @@ def striped():
 
 
 def mislabelled():
-    """40 threes that are called nines, against the threes that are called so."""
+    """40 threes that are labelled as nines, against the threes with correct labels."""
     images, labels = DIGITS.images.copy() / 16, DIGITS.target.copy()
     threes = np.flatnonzero(labels == 3)
     labels[threes[:40]] = 9
@@ -61,5 +61,5 @@ def test_planted_groups_are_named_on_both_sides(tmp_path, plant, learning_rate, 
         sides.reverse()
     for side, members in zip(sides, planted, strict=True):
         assert len(members & set(side)) > 0.9 * len(members)  # others of their class may follow them
-        assert len(members & set(side[:NAMED])) >= 0.75 * NAMED  # who is named moves most
+        assert len(members & set(side[:NAMED])) >= 0.75 * NAMED  # the named members move most
     assert "of them in group planted" in str(told)

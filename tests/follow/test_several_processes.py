@@ -1,4 +1,4 @@
-"""Two processes that train together leave the record that one would, and train as they would without it."""
+"""Two processes that train together leave the record of a single one, and train as without the follower."""
 
 import re
 import socket
@@ -26,7 +26,7 @@ def free_port():
 def of_two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     # Forked processes, which end without finalizing the interpreter. After fully_shard, DTensor's caches keep gloo's
-    # threads beyond destroy_process_group; one that then frees the last tensor aborts a process that is finalizing.
+    # threads alive beyond destroy_process_group; a thread that then frees the last tensor aborts a finalizing process.
     start_processes(following_together.work, (folder, free_port()), nprocs=2, start_method="forkserver")
     return folder
 
@@ -38,7 +38,7 @@ def test_two_processes_leave_the_record_of_one(tmp_path, of_two, how):
     assert two.is_complete
     assert set(one) == set(two)
     assert (SHARPNESS in one) == (how != "fsdp")
-    order = np.argsort(two["batch_index"].values, 1)  # Lightning deals rows out in turns
+    order = np.argsort(two["batch_index"].values, 1)  # Lightning assigns rows to processes alternately
     np.testing.assert_array_equal(one["batch_index"].values, np.take_along_axis(two["batch_index"].values, order, 1))
     for quantity in one:
         values = two[quantity].values
@@ -56,7 +56,7 @@ def test_two_processes_leave_the_record_of_one(tmp_path, of_two, how):
     ],
 )
 def test_no_process_waits_for_one_that_has_failed(tmp_path, how, state, steps):
-    """Each trains to its end; the first writes what it knows."""
+    """Each process trains to its end; the first one writes what it knows."""
     arguments = tmp_path / "run", free_port(), how
     start_processes(following_together.follow_where_one_fails, arguments, nprocs=2, start_method="forkserver")
     record = Record(tmp_path / "run")

@@ -49,7 +49,7 @@ def test_the_trainers_batches_are_recorded_and_its_training_is_the_same(tmp_path
     assert record["batch_size"].values.tolist() == [4 * accumulate] * 10
     first = record["batch_index"].values[0]
     assert (first >= 0).all()
-    # θ_0 without dropout's noise: the batch's rows at the first step are near those of the tracking set
+    # θ_0 without dropout's noise: the losses of the batch's rows at the first step are close to the tracking set's.
     np.testing.assert_allclose(record["batch_loss"].values[0], record["sample_loss"].values[0][first], rtol=0.3)
     np.testing.assert_allclose(record["train_loss"].values, record["batch_loss"].values.mean(1), rtol=1e-4)
     assert (record["batch_gradient_norm"].values > 1e-2).all()  # before it is clipped to a thousandth

@@ -1,4 +1,4 @@
-"""What the probes write, against a forward pass by hand, and that training does not notice them."""
+"""What the probes write, against a forward pass by hand, and that training is unchanged."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_each_quantity_has_its_shape_at_its_steps(record):
 
 
 def test_probes_see_the_first_chunks_normalization_and_the_mean_is_over_all_data(tmp_path):
-    """The oracle puts a chunk's statistics where evaluation looks for them, and descends in a loop of its own."""
+    """The oracle sets a chunk's statistics as running statistics for evaluation, and descends in its own loop."""
     config = configured("risk.precision=float64", "risk.channels_last=false")
     record = trained(tmp_path, config)
     dataset = instantiate(config.data)
@@ -86,7 +86,7 @@ def _features(model, images):
 
 
 def _as_one_more_of(chunk, images, model):
-    """Penultimate features and logits of ``images`` by the statistics of ``chunk``, in evaluation mode."""
+    """Penultimate features and logits of ``images`` with the statistics of ``chunk``, in evaluation mode."""
     layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     sizes = {}
     hooks = [
@@ -130,7 +130,7 @@ def test_a_resumed_run_writes_what_an_uninterrupted_one_does(record, step, tmp_p
 
 
 def test_beside_a_compiled_pass_the_batch_is_passed_once_more(record, tmp_path, monkeypatch):
-    """The compiler changes rounding; without it the second pass has to find what a hook in the first one does."""
+    """The compiler changes rounding; without it the second pass must find what a hook in the first one does."""
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     compiled = trained(tmp_path, configured("risk.compile_training=true"))
     for quantity in QUANTITIES:
@@ -138,7 +138,7 @@ def test_beside_a_compiled_pass_the_batch_is_passed_once_more(record, tmp_path, 
 
 
 def test_of_several_gradients_in_a_step_the_first_counts(record, tmp_path):
-    """SAM takes a second one away from θ_t."""
+    """SAM takes a second gradient away from θ_t."""
     twice = trained(tmp_path, configured("optimizer=sam", "optimizer.lr=0.05", "steps=2"))
     for quantity in QUANTITIES:
         assert twice[quantity].steps.tolist() == [0, 1]

@@ -1,4 +1,4 @@
-"""What a run writes along the direction of its reference, against formulas written out in a loop of its own."""
+"""What a run writes along the direction of its reference, against explicit formulas in an independent loop."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ PARAMETERS = 4 + 4 + 20 + 5 + 5 + 1
 
 
 def with_direction(folder, vector, run: str, *overrides: str):
-    """The configuration of ``run``, whose reference has ended with ``vector`` as its eigenvector."""
+    """The configuration of ``run``, whose reference ended with ``vector`` as its eigenvector."""
     config = composed("fig06b_projection", f"run={run}", *TINY, *overrides, output_dir=folder)
     config.data = {"_target_": "opposing_signals.data.chebyshev", **CHEBYSHEV}
     reference = reference_of(config)

@@ -1,4 +1,4 @@
-"""What the instrument writes, in both of its modes, and that a resumed run writes the same."""
+"""What the instrument writes in both modes, and that a resumed run writes the same."""
 
 from pathlib import Path
 
@@ -114,7 +114,7 @@ def test_a_diverging_run_ends_as_any_other_and_writes_finite_losses_alone(tmp_pa
     record = Record(tmp_path)
     assert record.state.startswith("stopped: the training loss is")
     assert len(record["train_loss"]) > 1
-    assert not [quantity for quantity in record if quantity.startswith("token_")]  # the first step leads to no loss
+    assert not [quantity for quantity in record if quantity.startswith("token_")]  # no finite loss follows
 
 
 def test_beside_training_in_16_bits_losses_are_followed_with_rounded_factors(tmp_path):

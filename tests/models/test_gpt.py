@@ -19,7 +19,7 @@ def small(**sizes) -> GPT:
 
 
 def lively_risk(examples: int = 5, chunk: int = 2) -> EmpiricalRisk:
-    """Weights large enough for every second-order term to count."""
+    """Weights large enough that every second-order term counts."""
     model = small()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 0.5 if parameter.ndim == 1 else 0.0, 0.5)

@@ -125,7 +125,7 @@ def test_a_transformer_sees_each_patch_at_its_position():
     swapped = image.clone()
     swapped[..., :4, :4], swapped[..., 8:12, 4:8] = image[..., 8:12, 4:8], image[..., :4, :4]
     assert not torch.allclose(network(swapped), logits)
-    with torch.no_grad():  # patches 0 and 17, behind the class token
+    with torch.no_grad():  # patches 0 and 17, after the class token
         network.positions[:, [1, 18]] = network.positions[:, [18, 1]].clone()
     torch.testing.assert_close(network(swapped), logits)
     assert list(dict(network.named_parameters()))[-2:] == ["head.weight", "head.bias"]

@@ -14,7 +14,7 @@ CURVATURES = torch.logspace(-1, 3, 30, dtype=torch.float64)
 
 
 def quadratic_flow(lr: float, steps: int, **settings) -> tuple[torch.Tensor, int]:
-    """θ after the flow of ½ Σ h_j θ_j² from θ = 1, and the gradients that it took."""
+    """θ after the flow of ½ Σ h_j θ_j² from θ = 1, and the number of gradients it took."""
     theta = torch.ones(30, dtype=torch.float64, requires_grad=True)
     flow = GradientFlow([theta], lr, **settings)
     evaluations = 0
@@ -69,7 +69,7 @@ def test_errors_stay_small_against_the_movement_where_the_flow_slows_down():
 
     for _ in range(10):
         flow.step(closure)
-    assert theta.item() == pytest.approx(10 * np.exp(-10), rel=0.3)  # errs by 0.7 where the distance alone decides
+    assert theta.item() == pytest.approx(10 * np.exp(-10), rel=0.3)  # errs by 0.7 if the distance alone decides
 
 
 def test_a_flow_that_no_substep_follows_is_given_up():

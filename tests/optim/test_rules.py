@@ -280,7 +280,7 @@ def configured(name: str):
 
 
 def test_each_choice_says_its_defaults():
-    """A YAML names every number of its rule, so that the record shows them."""
+    """The YAML names every number of its rule, so that the record shows it."""
     for name in CHOICES:
         config = configured(name)
         optimizer = instantiate(config)([parameter()])

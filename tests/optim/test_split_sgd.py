@@ -46,7 +46,7 @@ def flat(tensors) -> np.ndarray:
 
 
 def algorithm_1(theta, gradients, eta1, eta2, beta, tau, r=None, quantile=0.1):
-    """θ_T and the share of signed steps at each t, number by number, as the paper writes it."""
+    """θ_T and the fraction of signed steps at each t, number by number as in the paper."""
     theta, m, shares = [float(x) for x in theta], [0.0] * len(theta), []
     if r is None:
         r = float(np.quantile(np.abs(gradients[0]), quantile))
@@ -99,7 +99,7 @@ def test_foreach_is_algorithm_1_for_any_numbers(eta1, eta2, beta, tau, r, seed):
 
 
 def stepped_from_0(path, gradient, dtype=torch.float64, **numbers) -> tuple[SplitSGD, torch.Tensor]:
-    """Where one step leads an entry with each of some gradients; the other parameters have none to speak of."""
+    """One step of an entry for each of some gradients; the other parameters have negligible gradients."""
     parameters = [torch.nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in SHAPES]
     optimizer = split_sgd(parameters, **numbers, **PATHS[path])
     gradients = [torch.zeros(shape, dtype=dtype) for shape in SHAPES]
@@ -109,7 +109,7 @@ def stepped_from_0(path, gradient, dtype=torch.float64, **numbers) -> tuple[Spli
     return optimizer, parameters[0].detach().view(-1)[: len(gradient)]
 
 
-# each type would be compiled anew, which takes seconds
+# each type would need its own compilation, which takes seconds
 EVERY_TYPE = [
     *((path, dtype) for path in ("one by one", "foreach") for dtype in (torch.float64, torch.float32, torch.bfloat16)),
     pytest.param("fused", torch.float64, marks=needs_compiler),

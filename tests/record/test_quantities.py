@@ -1,4 +1,4 @@
-"""A quantity's name stands in one place, and says what its instrument writes."""
+"""A quantity's name is defined in one place, and names what its instrument writes."""
 
 import ast
 import copy
@@ -14,20 +14,20 @@ PACKAGE = Path(opposing_signals.__file__).parent
 MODULES = [
     path
     for path in sorted(PACKAGE.rglob("*.py"))
-    # Curvature measures, and writes nothing: its functions have the names of quantities.
+    # Curvature measures but writes nothing: its functions share names with quantities.
     if path.name != "quantities.py" and path.relative_to(PACKAGE).parts[0] != "curvature"
 ]
 ORDINARY = {"w", "path", "outputs", "minimum", "grid", "magnitude", "bound", "holds", "measured", "conditions"} | {
     "parameters", "projection", "prediction", "colour", "neighbour", "batch_size",
 }  # fmt: skip
-"""Words that are names of other things as well: they are looked for only where a record is asked or written."""
+"""Words that also name other things: they are only checked where a record is read or written."""
 NAMING = {"required_optimizer", "check_outputs"}
-"""Take the name of an instrument in the configuration."""
+"""Functions that take the name of an instrument in the configuration."""
 CONSTANTS = {name: value for name, value in vars(quantities).items() if isinstance(value, Quantity)}
 
 
 def misplaced(tree: ast.AST) -> list[tuple[int, str]]:
-    """Line and name of each quantity that stands as a string."""
+    """Line and name of each quantity that is written as a string literal."""
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     found = []
     for node in ast.walk(tree):

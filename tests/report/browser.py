@@ -25,7 +25,7 @@ KEYS = {"Enter": ("\r", 13), "Tab": ("", 9), "Escape": ("", 27), "ArrowLeft": ("
 
 
 class Browser:
-    """One window; a page's console errors and what it loaded are kept."""
+    """One window; it keeps a page's console errors and the list of what it loaded."""
 
     def __init__(self, profile: Path, seconds: float = 60) -> None:
         self._seconds = seconds
@@ -36,7 +36,7 @@ class Browser:
         self.loaded: list[str] = []
         to_read, self._write = os.pipe()
         self._read, to_write = os.pipe()
-        # Chromium reads commands from descriptor 3 and writes answers to 4.
+        # Chromium reads commands from descriptor 3 and writes replies to 4.
         command = ["sh", "-c", f'exec "$@" 3</dev/fd/{to_read} 4>/dev/fd/{to_write}', "sh", str(CHROMIUM), *OPTIONS]
         self._process = subprocess.Popen(
             [*command, f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank"],
@@ -63,7 +63,7 @@ class Browser:
         return answer["result"]
 
     def _ask(self, method: str, **parameters: Any) -> Any:
-        """Chromium's answer, which may be an error."""
+        """Chromium's reply, which may be an error."""
         self._count += 1
         message = {"id": self._count, "method": method, "params": parameters}
         if hasattr(self, "_session"):
@@ -106,7 +106,7 @@ class Browser:
         return result["result"].get("value")
 
     def wait(self, condition: str) -> None:
-        """Until ``condition`` is true. A page that is just being left answers with an error."""
+        """Wait until ``condition`` is true. A page that is being left replies with an error."""
         deadline = time.monotonic() + self._seconds
         while True:
             answer = self._ask("Runtime.evaluate", expression=condition, returnByValue=True)
@@ -122,7 +122,7 @@ class Browser:
         self.send("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
     def drag(self, selector: str, start: float, stop: float) -> None:
-        """Press at the share ``start`` of an element's width, release at ``stop``."""
+        """Press at the fraction ``start`` of an element's width, release at ``stop``."""
         left, top, width, height = self.evaluate(
             f"(() => {{ const found = document.querySelector({json.dumps(selector)});"
             "found.scrollIntoView({block: 'center', behavior: 'instant'});"
@@ -136,7 +136,7 @@ class Browser:
         self.send("Input.dispatchMouseEvent", type="mouseReleased", x=x, y=y, button="left", clickCount=1)
 
     def click(self, selector: str, share: float = 0.5) -> None:
-        """Click at ``share`` of an element's width."""
+        """Click at the fraction ``share`` of an element's width."""
         self.drag(selector, share, share)
 
     def screenshot(self, path: Path, whole: bool = False) -> None:

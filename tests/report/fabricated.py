@@ -8,7 +8,7 @@ from opposing_signals.studies.claim import FAIL, INCONCLUSIVE, NOT_RUN, PASS, Ve
 
 
 def verdict(claim: str, verdict: str, **changes: Any) -> dict[str, Any]:
-    """A claim as it stands in ``claims.json``, by way of the class that writes it."""
+    """A claim as in ``claims.json``, made by the class that writes it."""
     value = None if verdict in (INCONCLUSIVE, NOT_RUN) else -0.97131
     fields = {
         "id": claim,
@@ -27,7 +27,7 @@ def verdict(claim: str, verdict: str, **changes: Any) -> dict[str, Any]:
 
 
 def run(**configuration: Any) -> dict[str, Any]:
-    """A run as it stands in ``experiment.json``."""
+    """A run as in ``experiment.json``."""
     return {
         "folder": "resnet18_gd-cpu-seed1-191c15e8",
         "configuration": {

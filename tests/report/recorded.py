@@ -1,4 +1,4 @@
-"""Records as runs write them, with losses whose risers, fallers and pairs are known."""
+"""Records as runs write them, with losses of known risers, fallers and pairs."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What stands under results/ is what its gallery and its sentences say."""
+"""The results under results/ agree with their gallery and sentences."""
 
 import json
 from pathlib import Path

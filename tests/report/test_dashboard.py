@@ -1,4 +1,4 @@
-"""What a dashboard shows of a run, held against the run's record."""
+"""What a dashboard shows of a run, compared with the run's record."""
 
 import csv
 import json

@@ -22,7 +22,7 @@ from opposing_signals.signals import OpposingPair, Trajectory
 
 
 class Written:
-    """An explorer's data, read as the page reads them."""
+    """An explorer's data, read in the same way as by the page."""
 
     def __init__(self, folder: Path) -> None:
         self.page = (folder / "index.html").read_text(encoding="utf-8")
@@ -101,7 +101,7 @@ def test_curves_are_those_of_the_record(written, losses) -> None:
 
 
 def found_in(folder: Path, losses: np.ndarray, steps: Any = None) -> list[OpposingPair]:
-    """The dominant pairs of a run of which these losses alone were recorded."""
+    """The dominant pairs of a run with only these losses recorded."""
     with Record.writing(folder, {}) as record:
         for step, row in zip(range(len(losses)) if steps is None else steps, losses, strict=True):
             record.append("sample_loss", step, row)
@@ -219,7 +219,7 @@ def test_one_build_is_enough_until_the_record_changes(tmp_path, losses) -> None:
             record.append("sample_loss", step, losses[step])
         record.write_state("complete")
     build_explorer(folder, target)
-    second = Written(target)  # of which there is one only
+    second = Written(target)  # there is only one
     assert second.place != first.place
     assert second.place.name in second.page
     assert len(numbers(second.run["changes"]["steps"], "i4")) == 59

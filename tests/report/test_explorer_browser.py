@@ -1,4 +1,4 @@
-"""The explorer as a user meets it: in headless Chromium, from the file system, with mouse and keyboard."""
+"""The explorer from a user's view: in headless Chromium, from the file system, with mouse and keyboard."""
 
 from collections import Counter
 from pathlib import Path

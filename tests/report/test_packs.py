@@ -1,4 +1,4 @@
-"""The packed records beside results: every run once, of the training that was drawn, and shown in the report."""
+"""The packed records beside results: each run once, from the training that was drawn, and shown in the report."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ RUNS = ("a-cpu-seed1-01234567", "b-cpu-seed1-89abcdef")
 
 @pytest.fixture
 def outputs(tmp_path, monkeypatch) -> Path:
-    """Two records, and three results that are drawn from them."""
+    """Two records, and three results drawn from them."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for seed, name in enumerate(RUNS):
         write_record(tmp_path / "outputs" / "runs" / name, alternating(seed=seed))

@@ -37,7 +37,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=(390, 1280))
 def measured(browser, tmp_path_factory, request) -> dict:
-    """What the browser makes of a page with extreme content."""
+    """Measurements by the browser on a page with extreme content."""
     folder = tmp_path_factory.mktemp("extreme")
     runs = {
         f"resnet56_sgd_{i}": run(

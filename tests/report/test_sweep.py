@@ -1,4 +1,4 @@
-"""The one answer of a sweep over seeds."""
+"""The combined result of a sweep over seeds."""
 
 import json
 import statistics

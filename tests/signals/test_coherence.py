@@ -15,7 +15,7 @@ CLASSES = np.repeat(np.arange(10), 60)
 
 
 def centred_noise(generator, steps, classes):
-    """Noise whose class means are zero at every step, so that it adds nothing to what classes explain."""
+    """Noise with zero class means at every step, so that classes explain nothing of it."""
     noise = generator.normal(size=(steps, len(classes)))
     for name in np.unique(classes):
         noise[:, classes == name] -= noise[:, classes == name].mean(1, keepdims=True)

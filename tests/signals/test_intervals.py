@@ -23,7 +23,7 @@ def coverage(one, other, points=POINTS):
         ((5, 6), (2, 3, 4, 7), 1),  # neighbours may reach further
         ((0, 1, 2), (3, 4), 1),  # at the end of the line there is one side
         ((18, 19), (16, 17), 1),
-        ((5, 6), (7, 8), 4 / 5),  # on the left there is a neighbour, and N does not hold it
+        ((5, 6), (7, 8), 4 / 5),  # N lacks the left neighbour
         ((1, 2, 3), (0, 5, 6), 6 / 7),  # a point of neither group
         ((2, 4), (1, 3, 5), 4 / 5),  # they alternate: one gap in I
         ((2, 17, 18), (0, 19), 5 / 20),  # from both ends of the line
@@ -48,7 +48,7 @@ def test_it_is_a_share_that_does_not_depend_on_the_side(data):
 
 
 def test_a_coverage_of_one_is_rare_among_random_groups():
-    """Of all groups of three and three, by count: one in 12,000."""
+    """Counted over all groups of three and three: one in 12,000."""
     windows = [range(low, low + 6) for low in range(POINTS - 5)]  # nothing wider has a coverage of 1
     hits = {
         (one, other)

@@ -17,10 +17,10 @@ NAMES = ("airplane", "frog", "deer", "ship", "pony")
 
 @pytest.fixture
 def dataset():
-    """200 pictures of five classes in turn on grey; of each class the first eight stand on white."""
+    """200 pictures of five classes in turn on grey; the first eight of each class are on white."""
     images = np.full((200, 32, 32, 3), PICTURES[""], np.uint8)
     images[:40] = PICTURES["white"]
-    images[:40, 8:24, 8:24] = PICTURES["red"]  # what stands in the middle is no background
+    images[:40, 8:24, 8:24] = PICTURES["red"]  # the middle is not background
     images[40:80, 8:24, 8:16] = PICTURES["red"]  # half of the middle
     targets = torch.arange(200) % 5
     return dataclasses.replace(planted(200), images=images, targets=targets, class_names=NAMES)

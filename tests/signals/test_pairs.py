@@ -21,12 +21,12 @@ POINTS, STEPS = 800, 160
 
 
 def found_in(changes):
-    """The pairs among changes of successive steps."""
+    """The pairs found in changes of successive steps."""
     return find_pairs(Series(np.arange(len(changes)), changes))
 
 
 def planted_changes(seed=0):
-    """Two pairs of 60 against 25 that alternate in time with each other: one strong, one later and weaker."""
+    """Two pairs of 60 against 25 that alternate in phase: one strong, one later and weaker."""
     generator = np.random.default_rng(seed)
     changes = 0.02 * generator.standard_normal((STEPS, POINTS))
     chosen = generator.permutation(POINTS)[:170]
@@ -66,7 +66,7 @@ def test_steps_are_those_of_the_record():
 
 
 def test_amplitude_and_share_of_the_spikes():
-    """Six of 100 points rise by 3 every other step and the others by 0.01, so 18 of 18.94 are the members'."""
+    """Six of 100 points rise by 3 every other step and the others by 0.01, so the members carry 18 of 18.94."""
     changes = np.full((64, 100), 0.0)
     changes[::2] = 0.01
     changes[1::2] = -0.01
@@ -94,7 +94,7 @@ def independent(generator, steps, points):
 
 
 def unequal(generator, steps, points):
-    """Every point has a scale of its own, over two orders of magnitude."""
+    """Every point has its own scale, over two orders of magnitude."""
     return independent(generator, steps, points) * np.exp(0.8 * generator.standard_normal(points))
 
 
@@ -107,18 +107,18 @@ def decaying(generator, steps, points):
 
 
 def of_noisy_losses(generator, steps, points):
-    """Successive changes depend on each other: the noise of a loss is in the change before and in the one behind."""
+    """Successive changes are dependent: the noise of a loss enters the change before it and the one after."""
     return np.diff(unequal(generator, steps + 1, points), axis=0)
 
 
 def with_common_spikes(generator, steps, points):
-    """At some steps all points move together, each as much as it does."""
+    """At some steps all points move together, each in proportion to its own scale."""
     spikes = np.where(generator.random(steps) < 0.05, 10 * generator.standard_normal(steps), 0)
     return unequal(generator, steps, points) + np.outer(spikes, np.exp(0.5 * generator.standard_normal(points)))
 
 
 def with_bursts_of_one_side(generator, steps, points):
-    """Groups of 30 that move together for 20 steps, and nobody against them."""
+    """Groups of 30 that move together for 20 steps, without opponents."""
     changes = independent(generator, steps, points)
     for _ in range(5):
         start = generator.integers(steps - 20)
@@ -128,14 +128,14 @@ def with_bursts_of_one_side(generator, steps, points):
 
 
 def alternating_alone(generator, steps, points):
-    """A group that alternates at every step, and nobody against it."""
+    """A group that alternates at every step, without an opponent."""
     changes = independent(generator, steps, points)
     changes[:, :30] += 5 * (-1.0) ** np.arange(steps)[:, None]
     return changes
 
 
 def with_courses_of_their_own(generator, steps, points):
-    """Five groups of 30 that move together, each by itself, in the whole run."""
+    """Five groups of 30 that move together over the whole run, independently of each other."""
     changes = independent(generator, steps, points)
     for group in range(5):
         changes[:, 30 * group : 30 * (group + 1)] += 5 * generator.standard_normal((steps, 1))
@@ -143,7 +143,7 @@ def with_courses_of_their_own(generator, steps, points):
 
 
 def with_many_bursts(generator, steps, points):
-    """Ten groups of 30 that move together for 20 steps, at the same time as others by chance."""
+    """Ten groups of 30 that move together for 20 steps, sometimes at the same time by chance."""
     changes = independent(generator, steps, points)
     for group in range(10):
         start = generator.integers(steps - 20)
@@ -174,7 +174,7 @@ COURSES = {
 
 
 def with_pairs(generator, noise, pairs, amplitude=5.0, points=800):
-    """Alternating pairs of (sizes, window, course) in noise, ``amplitude`` times as large."""
+    """Alternating pairs of (sizes, window, course) in noise, with ``amplitude`` times its size."""
     changes = noise(generator, 120, points)
     chosen, truth = generator.permutation(points), []
     for (many, few), (first, stop), course in pairs:
@@ -212,7 +212,7 @@ def test_three_pairs_in_time_with_each_other_are_told_apart(noise):
 
 
 def test_a_pair_is_found_beside_leaps_that_all_points_share():
-    """As on a ResNet: where the train loss leaps both groups rise, and their losses correlate hardly at all."""
+    """As on a ResNet: where the train loss leaps, both groups rise, and their losses hardly correlate."""
     generator = np.random.default_rng(0)
     changes, (truth,) = with_pairs(generator, independent, [((30, 30), (30, 90), np.ones_like)])
     leaps = np.zeros(120)
@@ -279,14 +279,14 @@ def test_what_follows_a_loss_that_is_not_finite_is_left_out():
 
 
 def thinned(changes, every=5):
-    """Losses of the same changes, recorded at pairs of successive steps."""
+    """Losses with these changes, recorded at pairs of successive steps."""
     losses = np.concatenate([np.zeros((1, changes.shape[1])), np.cumsum(changes, 0)])
     steps = np.array([step for step in range(len(losses)) if step % every < 2])
     return Series(steps, losses[steps])
 
 
 def test_a_thinned_record_shows_a_pair_at_its_own_steps():
-    """The same run, recorded at every fifth step and the one behind it."""
+    """The same run, recorded at every fifth step and the next one."""
     changes, (strong, _) = planted_changes()
     pair = find_pairs(one_step_changes(thinned(changes)))[0]
     assert match_pair(pair.groups, strong).f1 > 0.9
@@ -297,7 +297,7 @@ def test_a_thinned_record_shows_a_pair_at_its_own_steps():
 
 
 def sketched(seed=0, steps=6, dimensions=32):
-    """Gradients in random directions; a long group and a short one point against each other."""
+    """Gradients in random directions; a group of long ones and a group of short ones point against each other."""
     generator = np.random.default_rng(seed)
     sketches = generator.standard_normal((steps, 300, dimensions)) / np.sqrt(dimensions)
     members = generator.permutation(300)[:50]

@@ -1,4 +1,4 @@
-"""Spikes are found where the loss rises, and the groups that were planted carry them."""
+"""Spikes are found where the loss rises, and are attributed to the planted groups."""
 
 import numpy as np
 import pytest

@@ -22,7 +22,7 @@ def data(tmp_path, monkeypatch):
 
 
 def points_of(data, ending: str) -> np.ndarray:
-    """Every point whose context and next token end in ``ending``, found by the text."""
+    """Every point whose context and next token end in ``ending``, found in the text."""
     at = LINE.index(ending) + len(ending) - 2
     return np.arange(12) * len(LINE) + at
 
@@ -67,7 +67,7 @@ def test_a_group_is_divided_where_half_of_it_goes_on_together(data):
 
 
 def losses(data, opposed: bool) -> np.ndarray:
-    """After a colon the losses of a new line and of " the" alternate; the quotation marks' move together, or not."""
+    """After a colon the losses of newline and " the" alternate; those of quotation marks move together, or not."""
     values = 1 + 1e-3 * np.random.default_rng(0).standard_normal((STEPS, data.inputs.numel()))
     sign = np.where(np.arange(STEPS) % 2, 1.0, -1.0)[:, None]
     values[:, points_of(data, "list:\n")] += 0.4 * sign

@@ -5,6 +5,6 @@ from opposing_signals.studies import style
 
 @pytest.fixture(autouse=True)
 def look():
-    """Figures are drawn as an experiment draws them."""
+    """Figures use the style of experiments."""
     with style.look():
         yield

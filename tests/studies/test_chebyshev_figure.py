@@ -8,7 +8,7 @@ from opposing_signals.studies.chebyshev.figures import chebyshev
 
 @pytest.fixture
 def trajectory(tmp_path):
-    """Make a run on 20 points of a curve whose ends oppose its middle, and then an interval its neighbours."""
+    """A run on 20 points of a curve whose ends oppose its middle, and later an interval its neighbours."""
 
     def make(opposed: bool, first: int = 0) -> Trajectory:
         changes = np.zeros((80, 20))

@@ -38,8 +38,8 @@ class Recorded:
     class record:  # noqa: N801
         provenance = {"data": {"name": "made up"}}  # noqa: RUF012
 
-    def __init__(self, seed: int = 1) -> None:
-        self.configuration = {"seed": seed}
+    def __init__(self, seed: int = 1, name: str = "") -> None:
+        self.configuration = {"seed": seed, "run": {"name": name}}
 
 
 def claim_with(estimate: Estimate | None) -> Claim:
@@ -146,8 +146,13 @@ def test_a_grid_over_seeds_has_its_runs_by_name_for_each_seed():
         return Estimate(runs["a"].configuration["seed"] + len(runs))
 
     runs = {f"run={name},seed={seed}": Recorded(seed) for name in "ab" for seed in (1, 2)}
-    checked = Claim("id", "statement", "source", value, "> 0").check(runs, "cpu", 1)
+    claim = Claim("id", "statement", "source", value, "> 0")
+    checked = claim.check(runs, "cpu", 1)
     assert [one["value"] for one in checked.by_seed] == [3, 4]
+    thinned = {f"run=a_thinned,seed={seed}": Recorded(seed, "a") for seed in (1, 2)}  # a choice that trains the run a
+    assert [one["value"] for one in claim.check(thinned, "cpu", 1).by_seed] == [2, 3]
+    both = {f"run={choice},seed={seed}": Recorded(seed, "a") for choice in ("a", "a_small") for seed in (1, 2)}
+    assert [one["value"] for one in claim.check(both, "cpu", 1).by_seed] == [3, 4]
     steps = {f"optimizer.lr={lr},seed={seed}": Recorded(seed) for lr in (0.1, 0.2) for seed in (1, 2)}
 
     def widest(runs):

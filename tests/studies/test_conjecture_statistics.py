@@ -12,7 +12,7 @@ STEPS, EXAMPLES = 60, 200
 
 @pytest.fixture
 def made(tmp_path):
-    """Make a run out of its losses and other quantities."""
+    """Make a run from its losses and other quantities."""
 
     def make(name: str, losses: np.ndarray | None = None, lr: float = 0.1, **quantities: np.ndarray) -> Trajectory:
         losses = np.ones((STEPS, EXAMPLES)) if losses is None else losses

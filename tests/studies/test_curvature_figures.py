@@ -25,7 +25,7 @@ CONFIGURATION = {
 
 @pytest.fixture
 def run(tmp_path):
-    """A run in which ten points oppose the next ten (or in which nothing happens) with every curvature quantity."""
+    """A run with every curvature quantity, in which ten points oppose the next ten, or nothing happens."""
 
     def make(name: str = "made_up", opposed: bool = True, edge: bool = True) -> dict[str, Trajectory]:
         generator = np.random.default_rng(0)

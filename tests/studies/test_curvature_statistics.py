@@ -101,7 +101,7 @@ def test_shares_of_the_eigenvector(made):
 
 
 def rules(made, **references) -> dict[str, Trajectory]:
-    """Before break-even every rule drifts; after it a reverses every step, b three of four, c one of four."""
+    """Before break-even every rule drifts; after it, a reverses every step, b three of four, c one of four."""
     patterns = {"a": [1, -1, 1, -1], "b": [1, -1, 1, 1], "c": [1, 1, -1, -1]}
     runs = {}
     for name, pattern in patterns.items():
@@ -114,7 +114,7 @@ def rules(made, **references) -> dict[str, Trajectory]:
 def test_reversals_along_the_direction_count_from_break_even_on(made):
     runs = rules(made)
     assert curvature.reversal_rate(runs, "a", descent="a").value == 1
-    rate_b, rate_c = 20 / 39, 19 / 39  # 39 steps have one before them
+    rate_b, rate_c = 20 / 39, 19 / 39  # 39 steps have a predecessor
     assert curvature.reversal_rate(runs, "b", descent="a").value == pytest.approx(rate_b)
     assert curvature.reversal_difference(runs, "b", "a", descent="a").value == pytest.approx(rate_b - 1)
     assert curvature.reversal_difference(runs, "c", "b", descent="a").value == pytest.approx(rate_c - rate_b)

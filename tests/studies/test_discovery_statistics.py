@@ -1,4 +1,4 @@
-"""What is claimed of pairs found by machine, and their figure, on losses and gradients made to show the truth."""
+"""The claims on pairs found automatically, and their figure, on losses and gradients with known pairs."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ CONFIGURATION = {"data": DATA, "model": {"_target_": "opposing_signals.models.ml
 
 @pytest.fixture
 def run(tmp_path):
-    """A run whose losses oppose the planes with sky to the birds with it, and its gradients what ``by`` says."""
+    """A run whose losses oppose the planes with sky to the birds with sky; gradients do so as ``by`` says."""
 
     def make(name: str, oppose: str, by: str) -> Trajectory:
         dataset = planted(**{key: value for key, value in DATA.items() if key != "_target_"})

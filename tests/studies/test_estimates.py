@@ -1,4 +1,4 @@
-"""Intervals over dependent steps cover the truth as often as they say."""
+"""Intervals over dependent steps cover the true value as often as they claim."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ STEPS, RUNS = 200, 400
 
 
 def autoregressive(rho: float, seed: int, runs: int = RUNS, steps: int = STEPS) -> np.ndarray:
-    """``[runs, steps]`` x(t) = ρ x(t − 1) + noise, with mean 0, from its stationary distribution on."""
+    """``[runs, steps]`` x(t) = ρ x(t − 1) + noise, with mean 0, started from its stationary distribution."""
     noise = np.random.default_rng(seed).standard_normal((runs, steps))
     noise[:, 0] /= np.sqrt(1 - rho**2)
     return scipy.signal.lfilter([1], [1, -rho], noise)
@@ -25,7 +25,7 @@ def autoregressive(rho: float, seed: int, runs: int = RUNS, steps: int = STEPS) 
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.8, -0.5])
 def test_the_interval_of_a_mean_covers_the_truth(rho):
-    """The bootstrap of a mean is a normal interval, which stands in for it here: 400 of them would take a minute."""
+    """The bootstrap of a mean is replaced by a normal interval, its limit: 400 bootstraps would take a minute."""
     covered, widths = 0, []
     for series in autoregressive(rho, seed=0):
         factor, freedom = dependence(series)
@@ -33,7 +33,7 @@ def test_the_interval_of_a_mean_covers_the_truth(rho):
         covered += abs(series.mean()) <= half
         widths.append(half)
     assert 0.93 <= covered / RUNS <= 0.98
-    right = 1.96 / (1 - rho) / np.sqrt(STEPS)  # by the true variance of the mean
+    right = 1.96 / (1 - rho) / np.sqrt(STEPS)  # from the true variance of the mean
     assert np.mean(widths) < 1.25 * right
 
 

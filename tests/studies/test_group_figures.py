@@ -77,4 +77,8 @@ def test_every_run_gets_its_panel(run):
     trajectories = run(opposed=True)
     both = {"one": trajectories["made_up"], "other": trajectories["made_up"]}
     assert [axes.get_title(loc="left").split(":")[0] for axes in share_increasing(both).axes] == ["one", "other"]
+    seeds = {f"run=one,seed={seed}": trajectories["made_up"] for seed in range(12)}
+    (panel,) = share_increasing(seeds).axes
+    assert panel.get_title(loc="left").startswith("one: median")
+    assert len(panel.get_legend().get_texts()) == len(seeds)
     assert len(change_distribution(trajectories, panels=3).axes) == 3

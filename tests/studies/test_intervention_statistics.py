@@ -1,4 +1,4 @@
-"""The claim's statistic on branches that are drawn by hand."""
+"""The claim's statistic on handmade branches."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def drawn(folder, heights, spike=1, late=None):
         losses = np.ones((5, 8))
         losses[3, 6:] += height
         losses[4, 6:] += 9 * height * (kind == late)
-        losses[2, :6] += 5  # what touched points do does not count
+        losses[2, :6] += 5  # the touched points do not count
         sharpness = 10 * height + (np.arange(5) == 0)
         path = folder / f"{spike} {name}"
         found[path.name] = made(path, configuration, {"branch": origin}, sample_loss=losses, sharpness=sharpness)

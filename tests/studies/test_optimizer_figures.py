@@ -23,7 +23,7 @@ ADAM = {"_target_": "torch.optim.Adam"}
 
 @pytest.fixture
 def runs(tmp_path):
-    """Runs under the given optimizers; the n-th has the loss 2 + n at every step, and is stopped half way if asked."""
+    """Runs under the given optimizers; the n-th has the constant loss 2 + n, and is stopped half-way if asked."""
 
     def make(*optimizers: dict, stopped: int | None = None) -> Runs:
         made = {}

@@ -1,4 +1,4 @@
-"""Statistics of stochastic training on records whose answer is known."""
+"""Statistics of stochastic training on records with known answers."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ EPOCH = 12
 
 @pytest.fixture
 def grouped(tmp_path):
-    """A run whose first ten points oppose the next ten, turning every ``period`` steps, above common noise."""
+    """A run whose first ten points oppose the next ten, reversing every ``period`` steps, with common noise."""
 
     def make(amplitude: float, period: int, noise: float = 0.1) -> dict[str, Trajectory]:
         generator = np.random.default_rng(0)
@@ -30,7 +30,7 @@ def grouped(tmp_path):
 
 
 def test_the_variance_of_opposing_groups_over_that_of_random_ones(grouped):
-    """A group swings by ±1, and its points' noise averages to a variance of 0.1²/10; a random group has that alone.
+    """A group swings by ±1, and its points' noise averages to a variance of 0.1²/10; a random group has only the noise.
 
     A random group of ten holds 0.67 points of the two groups; they add 0.67/100 to its variance.
     """
@@ -43,7 +43,7 @@ def test_the_variance_of_opposing_groups_over_that_of_random_ones(grouped):
 
 
 def test_the_share_of_steps_at_which_a_gap_turns(grouped):
-    """Groups that turn at every second step leave every second change to noise, so that half of the steps are turns."""
+    """Groups that reverse at every second step leave every second change to noise, so half of the steps reverse."""
     assert optimizers.sign_change_share(grouped(1.0, 1, noise=0.001)).value == 1
     assert optimizers.sign_change_share(grouped(1.0, 2, noise=0.001)).value == pytest.approx(0.5, abs=0.1)
 
@@ -56,7 +56,7 @@ def test_a_run_without_pairs_says_so(grouped):
 
 @pytest.fixture
 def grid(tmp_path):
-    """Runs under several rules that end with the given losses, noise that all share, and a constant signed share."""
+    """Runs under several rules with the given final losses, common noise, and a constant signed fraction."""
     targets = {
         "SGD": "torch.optim.SGD", "Adam": "torch.optim.Adam", "SplitSGD": "opposing_signals.optim.SplitSGD",
     }  # fmt: skip

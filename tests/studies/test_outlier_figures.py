@@ -1,4 +1,4 @@
-"""Panels of outliers, what is claimed of them, and how they are drawn."""
+"""Panels of outliers, the claims on them, and how they are drawn."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ RISING_AT_ODD, RISING_AT_EVEN = np.arange(24), np.arange(24, 48)
 
 @pytest.fixture
 def trajectory(tmp_path):
-    """Points 0 to 23 oppose 24 to 47; after a rise of the former 18 of them are called 3, of the latter 6."""
+    """Points 0 to 23 oppose 24 to 47; after a rise, 18 of the former are predicted as 3, 18 of the latter as 6."""
     configuration = {
         "run": {"name": "made_up"},
         "optimizer": {"lr": 0.1},
@@ -56,7 +56,7 @@ def test_share_of_panels_with_one_predicted_class(trajectory):
         return modal_prediction({"made_up": trajectory}, moments=moments, modal_share=0.5).value
 
     assert share([0.25, 0.5]) == 1  # 18 of 24 are called 3
-    assert share([0.25, 0.53]) == 0.5  # of the others at most 11 of 24 are called the same
+    assert share([0.25, 0.53]) == 0.5  # of the others at most 11 of 24 have one prediction
 
 
 def test_a_prediction_that_is_not_new_is_told_from_one_that_is(trajectory):

@@ -28,7 +28,7 @@ def test_a_path_is_the_probes_own_column(tmp_path):
 
 
 def test_rise_and_decline_average_over_both_phases(tmp_path):
-    """Neither the oscillation nor a leap of one step, nor one at the end, moves a rise from 2 to 8 and a fall to 4."""
+    """Neither the oscillation nor a leap of one step, nor one at the end, changes a rise from 2 to 8 or a fall to 4."""
     steady = np.concatenate([np.full(5, 2.0), np.linspace(2, 8, 20), np.full(10, 8.0), np.linspace(8, 4, 20)])
     steady = np.concatenate([steady, np.full(6, 4.0)])
     alternating = steady + np.where(np.arange(len(steady)) % 2, 0.5, -0.5)

@@ -12,7 +12,7 @@ POINTS, UP, DOWN = 120, np.arange(10, 18), np.arange(50, 57)
 
 @pytest.fixture
 def trajectory(tmp_path):
-    """Make a record of one's own model whose two groups alternate; from step 40 to 41 the first one jumps."""
+    """A record of one's own model whose two groups alternate; from step 40 to 41 the first group jumps."""
 
     def make(shown, every=1) -> Trajectory:
         configuration = {

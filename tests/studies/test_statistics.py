@@ -9,7 +9,7 @@ from opposing_signals.studies.groups import claims as statistics
 
 @pytest.fixture
 def trajectories(tmp_path):
-    """Make a run out of its one-step changes and sharpness."""
+    """Make a run from its one-step changes and sharpness."""
 
     def make(changes, sharpness=None, lr=1.0):
         losses = np.concatenate([np.zeros((1, changes.shape[1])), np.cumsum(changes, 0)]) + 10
@@ -98,7 +98,7 @@ def test_coherence_is_that_of_the_less_coherent_pair_by_its_purer_group(tmp_path
 
 
 def test_the_pair_nearest_to_an_interval_is_named_with_the_largest_beside_it(tmp_path):
-    """The largest pair takes points from both ends; a weaker one, later, is an interval and its neighbours."""
+    """The largest pair takes points from both ends; a weaker, later one is an interval and its neighbours."""
     x = np.linspace(-1, 1, 20)
     changes = np.zeros((80, 20))
     sign = np.where(np.arange(40) % 2 == 0, 1.0, -1.0)[:, None]

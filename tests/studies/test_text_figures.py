@@ -25,7 +25,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def tracked(run):
-    """New line and " the" after a colon alternate, twelve points each."""
+    """The losses of newline and " the" after a colon alternate, twelve points each."""
     data = text_demo()
     groups = [pattern_points(data, name)[:12] for name in ("newline_after_colon", "the_after_colon")]
     points = np.unique(np.concatenate([*groups, np.arange(800)]))

@@ -1,4 +1,4 @@
-"""Statistics of text runs on hand-made series whose verdicts are known."""
+"""Statistics of text runs on handmade series with known verdicts."""
 
 import numpy as np
 import pytest
@@ -78,7 +78,7 @@ def test_the_share_of_signed_steps(run):
 
 @pytest.fixture
 def tracked(run):
-    """A run on the drawn text in which new line and " the" oppose each other, and quotation marks move together."""
+    """A run on the drawn text in which newline and " the" oppose each other, and quotation marks move together."""
     data = text_demo()
     names = ("newline_after_colon", "the_after_colon", "quote_after_period", "quote_before_period")
     groups = [pattern_points(data, name)[:30] for name in names]

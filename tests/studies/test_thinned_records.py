@@ -1,4 +1,4 @@
-"""What a run recorded at some of its steps says is right, or is not said: the same statistics of the whole run tell."""
+"""Statistics of a run recorded at some of its steps agree with those of the whole run, or are not given."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ EVERY = {
 
 @pytest.fixture
 def run(tmp_path):
-    """A run whose first ten points oppose the next ten at steps 200 to 300, turning at every step."""
+    """A run whose first ten points oppose the next ten at steps 200 to 300, reversing at every step."""
 
     def make(steps, name="run", **quantities):
         generator = np.random.default_rng(0)
@@ -82,7 +82,7 @@ def test_figures_draw_a_pair_where_it_is_active(run, kind, figure):
 
 
 def test_the_variance_of_groups_is_that_of_the_whole_run_or_is_not_given(run):
-    """A trend of 21 steps can be taken out within stretches of 40 steps, and not within pairs of steps."""
+    """A trend over 21 steps can be removed within stretches of 40 steps, but not within pairs of steps."""
     whole, stretches = (
         optimizers.group_variance_ratio(run(EVERY[kind], kind)).value for kind in ("whole", "stretches")
     )
@@ -112,7 +112,7 @@ def test_the_share_of_turns_is_that_of_the_whole_run_or_is_not_given(run):
 
 @pytest.mark.parametrize("every", [1, 2, 5])
 def test_steps_along_v_are_those_between_successive_steps(run, every):
-    """The iterate turns at every step by about 1."""
+    """The iterate reverses at every step by about 1."""
     sizes = 1 + 0.1 * np.random.default_rng(1).random(STEPS)
     along = np.cumsum(np.where(np.arange(STEPS) % 2, 1.0, -1.0) * sizes)
     at = np.arange(0, STEPS, every)

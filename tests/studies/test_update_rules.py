@@ -58,7 +58,7 @@ def test_a_run_ends_with_its_last_epoch(runs, tmp_path):
     with Record.writing(tmp_path / "sgd", runs["sgd"].configuration) as record:
         record.write_state("stopped: the training loss is nan at step 9")
     assert final(runs["sgd"]).tolist() == [np.inf] * 3
-    assert final(runs["sgd"], "test_accuracy").tolist() == [1 / 6]  # a guess among the classes of drawn images
+    assert final(runs["sgd"], "test_accuracy").tolist() == [1 / 6]  # chance among the classes of drawn images
 
 
 @pytest.mark.parametrize("span", [1, 4, 5, 99])

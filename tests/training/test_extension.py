@@ -1,4 +1,4 @@
-"""A run that takes over what another has recorded holds the bits of one that measured everything itself."""
+"""A run that takes over another run's recordings holds the bits of one that measured everything itself."""
 
 import shutil
 from pathlib import Path
@@ -46,7 +46,7 @@ CASES = {
     "SplitSGD": ("training", (*CURVE, "optimizer=split_sgd", "optimizer.lr=0.002"), "signed_share"),
     "text": ("training", ("fig07_text_quotes", "run=gpt2_adam", "steps=3", "threads=1"), "token_losses"),
 }
-"""The way that is gone, the training, and the instruments that a second job adds to it."""
+"""How a second job computes its instruments (from snapshots or by training), the training, and these instruments."""
 
 
 def configured(folder: Path, training: tuple[str, ...], *names: str, every: int = 2) -> DictConfig:
@@ -61,7 +61,7 @@ def configured(folder: Path, training: tuple[str, ...], *names: str, every: int 
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_added_has_the_bits_of_a_run_made_in_one_go(case, tmp_path):
-    """So has the training, which is bit-identical with and without each instrument."""
+    """The same holds for training, which is bit-identical with and without each instrument."""
     way, training, *added = CASES[case]
     kept = ("snapshots",) if way == "snapshots" else ()
     whole = recorded(configured(tmp_path / "whole", training, *kept, *added), None)
@@ -95,7 +95,7 @@ def extending(source: Record, *names: str, overrides: tuple[str, ...] = (), ever
 
 
 def passes_of(monkeypatch) -> list[int]:
-    """The steps that are taken from now on with a pass."""
+    """The steps from now on that take a pass."""
     taken: list[int] = []
     take = TrainingModule._take_step
     monkeypatch.setattr(TrainingModule, "_take_step", lambda self, batch: (taken.append(self.step), take(self, batch)))

@@ -1,4 +1,4 @@
-"""Branches leave their reference where it was, and train on what the intervention says."""
+"""Branches leave their reference at its state, and train on what the intervention specifies."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ KINDS = ("control", "remove_pair", "downweight_pair", "relabel_pair", "remove_ra
 
 @pytest.fixture(scope="module")
 def branches(tmp_path_factory):
-    """Kind ↦ record, all of the largest spike, and the record of the reference."""
+    """Kind ↦ record, all for the largest spike, and the record of the reference."""
     folder = tmp_path_factory.mktemp("branches")
     records = {kind: recorded(configuration(folder, kind), None) for kind in KINDS}
     return records, Record(run_folder(reference_of(configuration(folder, "control"))))
@@ -140,7 +140,7 @@ def test_weights_enter_gradient_and_hessian_products():
     torch.testing.assert_close(seen.products, vectors @ hessian)
     risk.weights = None
     slopes = risk.hessian_products(vectors).slopes
-    torch.testing.assert_close(seen.slopes, slopes)  # of each point alone: weights have no part in them
+    torch.testing.assert_close(seen.slopes, slopes)  # per point, independent of the weights
     risk.weights = weights
     rows = torch.tensor([5, 0, 2, 6])
     model.zero_grad()

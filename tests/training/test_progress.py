@@ -29,7 +29,7 @@ def test_the_time_left_knows_which_steps_measure(schedule, cold):
     costs = {"sharpness": 30.0, "norms": 7.0}
     kinds = kinds_of(schedule, 200)
     seconds = [1 + sum(costs[name] for name in kind) for kind in kinds]
-    seconds[0] *= cold  # eigenvectors without a start
+    seconds[0] *= cold  # eigenvectors without a warm start
     left, period = TimeLeft(kinds), max(every for every, _ in schedule.values())
     assert left.seconds is None
     for step, kind in enumerate(kinds):
@@ -71,7 +71,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def run(monkeypatch):
-    """What is written along a run of so many steps, of which each fifth takes ten products of 8 seconds."""
+    """Messages along a run of some steps, every fifth of which takes ten products of 8 seconds."""
 
     def follow(name, is_terminal, steps, columns=80):
         screen, clock = Terminal(is_terminal), [0.0]
@@ -104,7 +104,7 @@ def test_a_log_has_a_line_now_and_then(run):
 @pytest.mark.parametrize("columns", [70, 80, 120])
 @pytest.mark.parametrize("name", ["short", "a_run_with_a_long_name-scale=paper-optimizer.lr=0.0123456789-{seed}"])
 def test_a_bar_keeps_loss_and_sharpness_on_a_narrow_terminal(run, monkeypatch, name, columns):
-    """As COLUMNS says it; a terminal without a width of its own is one."""
+    """COLUMNS gives the width of a terminal that reports none, as here."""
     monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda _: (0, -1))
     bars = [bar.strip() for bar in run(name, True, 10, columns).replace("\n", "").split("\r") if bar.strip()]
     assert "0/10" in bars[0]

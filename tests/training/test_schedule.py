@@ -9,7 +9,7 @@ from opposing_signals.training.schedule import GradientClipping, WarmUpAndDecay
 
 
 def nanogpt(step: int, learning_rate=6e-4, warmup=2000, decay=600_000, least=6e-5) -> float:
-    """`get_lr` as nanoGPT's train.py describes it."""
+    """`get_lr` as in nanoGPT's train.py."""
     if step < warmup:
         return learning_rate * (step + 1) / (warmup + 1)
     if step > decay:
@@ -22,7 +22,7 @@ def nanogpt(step: int, learning_rate=6e-4, warmup=2000, decay=600_000, least=6e-
 def test_step_sizes_are_those_of_nanogpt(step):
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))], lr=6e-4)
     schedule = WarmUpAndDecay(2000, 600_000, 0.1)
-    schedule(optimizer, 5)  # an earlier step leaves nothing behind
+    schedule(optimizer, 5)  # an earlier step leaves no state
     schedule(optimizer, step)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(nanogpt(step), rel=1e-12)
 

@@ -1,4 +1,4 @@
-"""SGD on augmented images: resumed exactly, and left alone by its instruments."""
+"""SGD on augmented images: resumed exactly, and unchanged by its instruments."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_instruments_leave_the_run_as_it_is(tmp_path):
 
 
 def test_a_step_sees_augmented_images_and_instruments_see_the_images_as_they_are(tmp_path):
-    """With as many images in a chunk as in the batch, so that batch norm sees what a plain pass over it sees."""
+    """With chunks as large as the batch, so that batch norm sees what a plain pass over the batch sees."""
     record = trained(tmp_path, "risk.chunk=24", "batch=24", "steps=1", "instruments.test_accuracy.every=1")
     config, data = configured("risk.chunk=24", "batch=24"), planted(24)
     model = training_module(config, data).model

@@ -45,7 +45,7 @@ def test_training_is_bit_identical_with_and_without_instruments(tmp_path, overri
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Record:
-    """A run that nothing interrupts."""
+    """An uninterrupted run."""
     return trained(tmp_path_factory.mktemp("whole"))
 
 
@@ -99,7 +99,7 @@ def test_a_run_killed_between_two_checkpoints_cuts_its_record_back(tmp_path, who
     folder = tmp_path / "cut"
     stopped_at = 4
     stopped(folder, composed("fig01_group_losses", *SMALL), stopped_at, monkeypatch)
-    assert len(Record(folder)["sample_loss"]) == stopped_at + 1  # written in the step that was cut short
+    assert len(Record(folder)["sample_loss"]) == stopped_at + 1  # including the step that was interrupted
     assert_same(trained(folder), whole)
 
 
@@ -140,7 +140,7 @@ def test_settings_that_cannot_work_are_refused(tmp_path, override, message):
 
 @pytest.mark.parametrize("rule", sorted({*choices("optimizer")} - {"sgd"}))
 def test_other_rules_train_and_resume(tmp_path, rule):
-    """With the closure that a run hands them, and their state in its checkpoint; for the rest see tests/optim."""
+    """With the closure that a run passes them, and their state in its checkpoint; for the rest see tests/optim."""
 
     def run(folder: Path, steps: int) -> Record:
         config = composed("fig03_chebyshev", f"optimizer={rule}", "optimizer.lr=0.001", "steps=6", "threads=1")

@@ -1,4 +1,4 @@
-"""A command's arguments through Hydra: composed, refused in one line, or run as one job or several."""
+"""Runs a command through Hydra: composes its arguments, refuses them in one line, or runs one job or several."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from opposing_signals.processes import is_first
 
 
 def run(arguments: list[str]) -> int:
-    """Compose the configuration of ``arguments`` and run its job or jobs; the exit code.
+    """Compose the configuration of ``arguments`` and run its job or jobs; returns the exit code.
 
-    Of several processes (`opposing_signals.processes`) all train, one run after another, and the first one alone keeps
-    the notes of a sweep, draws, checks claims and talks to the dashboard.
+    With several processes (`opposing_signals.processes`), all of them train, one run after another. Only the first
+    keeps the notes of a sweep, draws, checks claims and writes to the dashboard.
 
     Raises:
-        InputError: The arguments name what is not there, or ask for what cannot work.
+        InputError: The arguments name something unknown, or ask for something impossible.
         TrainingStoppedError: The loss is not finite.
     """
     SweepNote.config = SweepNote.failure = None
@@ -51,7 +51,7 @@ def run(arguments: list[str]) -> int:
 
 @contextmanager
 def _hydra_folders() -> Iterator[list[str]]:
-    """Settings of where Hydra writes its own files: for all processes but the first, where they are thrown away."""
+    """Settings that let all processes but the first write Hydra's own files to a temporary folder."""
     if is_first():
         yield []
         return
@@ -61,21 +61,21 @@ def _hydra_folders() -> Iterator[list[str]]:
 
 def _run(arguments: list[str]) -> int:
     options = parsed(arguments)
-    options.resolve = options.cfg == "job"  # fields that depend on scale and run are shown with their values
+    options.resolve = options.cfg == "job"  # fields that depend on scale and run are shown resolved
     searched = folders(options)
     register(searched)
-    # modules beside a user's own configurations can be named in them; behind all others, so that they hide none
+    # a user's configurations can name modules beside them; last in the path, so that they hide no others
     sys.path += [str(folder) for folder in searched[1:] if str(folder) not in sys.path]
     sys.argv[1:] = arguments
     if options.shell_completion:
-        sys.argv[0] = "opposing-signals"  # of which Hydra completes the arguments, not of `python -m`
-    # conf/hydra/launcher/submitit_slurm.yaml has, on purpose, the name of the plugin's schema, which checks its fields
+        sys.argv[0] = "opposing-signals"  # the program whose arguments Hydra completes, not `python -m`
+    # conf/hydra/launcher/submitit_slurm.yaml deliberately has the name of the plugin's schema, which checks its fields
     warnings.filterwarnings("ignore", r"(?s).*validated against ConfigStore schema with the same name")
     user_wants_tracebacks = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach this function instead of Hydra's own report
     version.setbase("1.3")
     try:
-        with patch("hydra._internal.utils.get_args_parser", hydra_parser):  # shell completion asks for one of its own
+        with patch("hydra._internal.utils.get_args_parser", hydra_parser):  # shell completion makes its own parser
             _run_hydra(options, hydra_parser(), job, str(configuration_folder()), "config")
         if SweepNote.failure is not None:
             raise SweepNote.failure
@@ -96,14 +96,14 @@ def _run(arguments: list[str]) -> int:
         ) from None
     except Interrupted:
         if SweepNote.config is not None and is_first():
-            end_children()  # jobs of some launchers are processes that would go on
+            end_children()  # jobs of some launchers are processes that would continue
         raise
     except Exception as error:
         if options.shell_completion:
             raise InputError(f"{shlex.join(arguments)}: {one_line(error)}") from None
         if SweepNote.config is None or not is_first() or not job_notes(SweepNote.config):
             raise
-        lost = one_line(error)  # jobs keep their failures to themselves: this one is the launcher's
+        lost = one_line(error)  # jobs note their own failures, so this one is the launcher's
         print(f"opposing-signals: the launcher gave up: {type(error).__name__}: {lost}", file=sys.stderr)
         return finish_sweep(SweepNote.config) or FAILED
     finally:
@@ -113,7 +113,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _refusal(error: Exception, searched: list[Path]) -> str:
-    """What Hydra says, in one line, without its proposal to add a field that nothing reads."""
+    """Hydra's message in one line, without its proposal to add a field that nothing reads."""
     if missing := re.match(r"In '([^']*)': Could not (?:load|find) '([^']*)/([^'/]*)'", one_line(error)):
         where, group, name = missing.groups()
         return f"{where}: {group}={name}: unknown; {instead_of(name, choices(group, searched))}"
@@ -132,7 +132,7 @@ def _refusal(error: Exception, searched: list[Path]) -> str:
 
 
 def _is_of_defaults(error: AssertionError) -> bool:
-    """Whether Hydra's search for what a defaults list means fails: it asserts what it should refuse."""
+    """Whether Hydra failed to resolve a defaults list: it asserts where it should raise a proper error."""
     return Path(traceback.extract_tb(error.__traceback__)[-1].filename).name in (
         "defaults_list.py",
         "default_element.py",

@@ -1,4 +1,4 @@
-"""The complete record of a run: reused if it is there, otherwise trained to its end."""
+"""The complete record of a run: reused if it exists, otherwise trained to its end."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def is_reused(config: DictConfig) -> bool:
 
 
 def announce(config: DictConfig, what: str) -> None:
-    """Say what is about to be done: the first line of a command.
+    """Print what is about to be done: the first line of a command.
 
-    Of a damaged run nothing is said here: `recorded` does, with the remedy.
+    Nothing is printed for a damaged run: `recorded` reports it, with the remedy.
     """
     folder = run_folder(config)
     record = Record(folder) if (folder / "configuration.json").is_file() else None
@@ -49,7 +49,7 @@ def announce(config: DictConfig, what: str) -> None:
 
 
 def recorded(config: DictConfig, mirror: Dashboard | None, wait: bool = False, announced: str = "") -> Record:
-    """The complete record of ``config``; one that is damaged is trained again where ``retrain_damaged`` says so."""
+    """The complete record of ``config``; a damaged one is trained again if ``retrain_damaged`` is true."""
     try:
         return _completed(config, mirror, wait, announced)
     except DamagedError as error:
@@ -68,10 +68,10 @@ def recorded(config: DictConfig, mirror: Dashboard | None, wait: bool = False, a
 
 
 def _completed(config: DictConfig, mirror: Dashboard | None, wait: bool, announced: str, anew: bool = False) -> Record:
-    """The complete record of ``config``: reused if it is there, otherwise begun or gone on with.
+    """The complete record of ``config``: reused if it exists, otherwise begun or resumed.
 
-    A run that is measured against a reference has that completed first. Jobs of a parallel sweep that share a
-    reference, or the whole run, ``wait`` for the one that trains it. What is not complete can be ``announced``.
+    The reference of a run, if it has one, is completed first. Jobs of a parallel sweep that share a reference, or the
+    whole run, ``wait`` for the one that trains it. If not empty, ``announced`` names the run in a first line.
     """
     folder = run_folder(config)
     configuration = decisive(config)
@@ -107,7 +107,7 @@ def _completed(config: DictConfig, mirror: Dashboard | None, wait: bool, announc
 
 @contextmanager
 def _writing(folder: Path, configuration: dict[str, Any], wait: bool, anew: bool) -> Iterator[Record]:
-    """`Record.writing` in the first process; the others append to nothing."""
+    """`Record.writing` in the first process; in the others a record that writes nothing."""
     with ExitStack() as held:
         opened: list[Record] = []
         agreed(lambda: opened.append(held.enter_context(Record.writing(folder, configuration, wait, anew))))

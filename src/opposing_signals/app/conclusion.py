@@ -1,4 +1,4 @@
-"""What an experiment concludes from its runs: its figure and the verdicts on its claims."""
+"""The conclusion of an experiment from its runs: its figure and the verdicts on its claims."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def conclude(
     failures: Mapping[str, str] = MappingProxyType({}),
     subfolder: str = "",
 ) -> None:
-    """Draw the figure, check the claims, write both down and show them.
+    """Draw the figure, check the claims, write both to disk and show them.
 
     Args:
         config: Of the experiment.
-        records: Of its runs, those that were stopped among them, by name.
-        mirror: The dashboard that shows figure and verdicts, too.
+        records: Of its runs by name, including stopped ones.
+        mirror: A dashboard that also shows figure and verdicts.
         failures: Name ↦ why that run is not complete.
-        subfolder: Of the experiment's folder, where they are written.
+        subfolder: Of the experiment's folder, to which they are written.
     """
     from opposing_signals.signals import Runs, Trajectory
     from opposing_signals.studies import style
@@ -72,7 +72,7 @@ def conclude(
 
 
 def _draw(config: DictConfig, folder: Path, runs: Runs, verdicts: list[Verdict]) -> set[str]:
-    """Draw what there is of the complete ``runs``, or why there are none; the names of the files."""
+    """Draw the complete ``runs``, or why there are none; returns the names of the files."""
     from matplotlib.figure import Figure
 
     from opposing_signals.studies import style
@@ -88,7 +88,7 @@ def _draw(config: DictConfig, folder: Path, runs: Runs, verdicts: list[Verdict])
         for name in ("figure.png", "figure.pdf"):
             with replacing(folder / name) as unfinished:
                 style.save(figure, unfinished)
-            figure.set_layout_engine("none")  # it has placed everything: the second file needs no search
+            figure.set_layout_engine("none")  # the layout is final: no second search
             drawn.add(name)
     if runs and OmegaConf.select(config, "animation") is not None:
         with replacing(folder / "animation.gif") as unfinished:
@@ -119,7 +119,7 @@ def _claims(config: DictConfig) -> list[Claim]:
 
 
 def _description(config: DictConfig, records: dict[str, Record]) -> dict[str, Any]:
-    """What the report says about the experiment."""
+    """The description of the experiment for the report."""
     return {
         "name": config.experiment.name,
         "title": config.experiment.title,
@@ -135,7 +135,7 @@ def _description(config: DictConfig, records: dict[str, Record]) -> dict[str, An
 
 
 def check_conclusion(config: DictConfig) -> None:
-    """Refuse before the training what could not be drawn or checked after it."""
+    """Refuse, before training, a figure that cannot be drawn or claims that cannot be checked."""
     from opposing_signals.studies.probes.paths import check_probe
 
     if not OmegaConf.is_dict(config.get("figure")) or "_target_" not in config.figure:
@@ -145,5 +145,5 @@ def check_conclusion(config: DictConfig) -> None:
     for claim in _claims(config):
         claim.bound(config.scale.name)
     probes = OmegaConf.select(config, "instruments.block_probe.probes")
-    if OmegaConf.is_list(probes) and "probe" in config.experiment:  # anything else the instrument refuses
+    if OmegaConf.is_list(probes) and "probe" in config.experiment:  # the instrument refuses anything else
         check_probe(config.experiment.probe, probes, config.run.name)

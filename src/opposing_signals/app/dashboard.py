@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 log = getLogger(__name__)
 
 MEMBERS = 10
-"""Images of a group at the most."""
+"""Most images of a group."""
 LARGEST_RECORD = 2**20
-"""Bytes of a packed record."""
+"""Most bytes of a packed record."""
 CHANGES = ("largest_rise", "largest_fall", "share_rising")
 """Of the one-step changes: the largest, the smallest, and the fraction above zero."""
 EDGE = "2/η"
@@ -40,7 +40,7 @@ def dashboard(config: DictConfig, own: str = "") -> Iterator[Dashboard | None]:
 
     Args:
         config: Of the job.
-        own: The overrides that tell the job from the others of its sweep.
+        own: The overrides that distinguish the job in its sweep.
     """
     mirror = Dashboard(config, own) if config.logger and is_first() else None
     try:
@@ -51,9 +51,9 @@ def dashboard(config: DictConfig, own: str = "") -> Iterator[Dashboard | None]:
 
 
 class Dashboard:
-    """Shows what the record holds, which stays the truth.
+    """Shows what the record holds; the record remains authoritative.
 
-    Nothing is begun before there is something to show, so a configuration that is refused leaves no run behind.
+    Nothing is started before there is something to show, so a refused configuration leaves no run behind.
 
     Attributes:
         was_live: Whether the training has shown its scalars itself, step by step.
@@ -65,10 +65,10 @@ class Dashboard:
 
     @cached_property
     def logger(self) -> Any:
-        """Lightning's logger; W&B's begins its run when it is first asked for it.
+        """Lightning's logger; W&B's starts its run on first access.
 
         Raises:
-            InputError: A package that the logger needs is not installed, or a setting is none of its own.
+            InputError: A package that the logger needs is not installed, or it has no such setting.
         """
         given = self._config.logger
         choice = str(given._target_).rpartition(".")[2].removesuffix("Logger").lower()
@@ -84,12 +84,12 @@ class Dashboard:
         except (InstantiationException, TypeError) as error:
             raise InputError(f"logger={choice}: {one_line(error)}; --cfg job prints its settings") from None
         if choice == "wandb":
-            logger._wandb_init.pop("anonymous")  # Lightning hands on what wandb has given up, and warns of
+            logger._wandb_init.pop("anonymous")  # Lightning passes on what wandb has deprecated and warns about
         return logger
 
     @property
     def name(self) -> str:
-        """Run, scale, seed and step size, and in what else the job differs from the others of its sweep."""
+        """Run, scale, seed and step size, and the other overrides that distinguish the job in its sweep."""
         config = self._config
         parts = [config.run.name, config.scale.name, f"seed{config.seed}"]
         lr = OmegaConf.select(config, "optimizer.lr")
@@ -106,7 +106,7 @@ class Dashboard:
         return {str(name): value for name, value in settings.items()}
 
     def show_steps(self, trajectory: Trajectory) -> None:
-        """One row for each step: the scalars of the record, unless they were shown live, and what follows from them."""
+        """One row per step: the record's scalars, unless shown live, and quantities derived from the record."""
         for step, row in sorted(steps(trajectory, with_scalars=not self.was_live).items()):
             self.logger.log_metrics(row, step)
 
@@ -114,9 +114,9 @@ class Dashboard:
         """Show what an experiment has concluded.
 
         Args:
-            folder: Where its figure lies.
+            folder: Holds its figure.
             verdicts: On its claims.
-            trajectories: Its runs; the steps of a single one are shown, too.
+            trajectories: Its runs; of a single one, the steps are shown too.
         """
         only = next(iter(trajectories.values())) if len(trajectories) == 1 else None
         if only is not None:
@@ -171,7 +171,7 @@ class Dashboard:
         run.log_artifact(artifact)
 
     def close(self) -> None:
-        """End what was begun."""
+        """Close the logger, if it was started."""
         if "logger" not in vars(self):
             return
         if type(self.logger).__name__ == "WandbLogger":
@@ -183,11 +183,11 @@ class Dashboard:
 
 
 def steps(trajectory: Trajectory, with_scalars: bool) -> dict[int, dict[str, float]]:
-    """Step ↦ name ↦ number: what a dashboard draws over the steps of a run.
+    """Step ↦ name ↦ number: the curves of a run in a dashboard.
 
     Args:
         trajectory: Of the run.
-        with_scalars: With every quantity of the record that is one number a step.
+        with_scalars: Whether to include every quantity of the record with one number per step.
     """
     import numpy as np
 
@@ -216,7 +216,7 @@ def steps(trajectory: Trajectory, with_scalars: bool) -> dict[int, dict[str, flo
 
 
 def members(trajectory: Trajectory | None) -> dict[str, list[Any]]:
-    """Name of each group of each opposing pair ↦ images of its members for W&B; empty where there are none."""
+    """Name of each group of each opposing pair ↦ images of its members for W&B; empty if there are none."""
     import wandb
 
     if trajectory is None or SAMPLE_LOSS not in trajectory.record or not trajectory.pairs:

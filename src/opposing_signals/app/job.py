@@ -1,4 +1,4 @@
-"""One job of a command: a run that is trained and concluded, alone or as one of a sweep's."""
+"""One job of a command: a run that is trained and concluded, alone or in a sweep."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ log = getLogger(__name__)
 
 
 def job(config: DictConfig) -> None:
-    """One run, in this process or in one that a launcher has started."""
+    """Run one job, in this process or in one that a launcher has started."""
     with ExitStack() as held:
-        if is_one_of_several() and count() == 1:  # tasks of a job that a launcher has given to Slurm
+        if is_one_of_several() and count() == 1:  # tasks of a job that a launcher has submitted to Slurm
             held.enter_context(joined())
-        if count() == 1:  # torchrun ends its processes in its own way
+        if count() == 1:  # torchrun ends its processes itself
             held.enter_context(ended_by_signals())
         try:
             _run_job(config)
@@ -42,10 +42,10 @@ def job(config: DictConfig) -> None:
 
 
 def _run_job(config: DictConfig) -> None:
-    """One run: alone it is drawn at once, in a sweep it leaves a note for `finish_sweep`.
+    """One run: alone, it is drawn at once; in a sweep, it leaves a note for `finish_sweep`.
 
-    A sweep's jobs may be processes on other machines, or follow each other in one process; what they share lies on
-    the disk. One that fails leaves that in its note, and the others go on.
+    A sweep's jobs may be processes on other machines, or follow each other in one process; they share data only through
+    the disk. One that fails says so in its note, and the others continue.
     """
     hydra_config: Any = HydraConfig.get()
     if hydra_config.mode == RunMode.RUN:
@@ -79,27 +79,27 @@ def _run_job(config: DictConfig) -> None:
 
 
 def _searched() -> list[Path]:
-    """Where the job's choices are."""
+    """The folders of the job's choices."""
     sources = [f"{source.schema}://{source.path}" for source in HydraConfig.get().runtime.config_sources]
     return [folder for source in sources if (folder := searched_folder(source)) and folder.is_dir()]
 
 
 def begin(config: DictConfig, searched: list[Path], what: str) -> None:
-    """Refuse what can be told from the configuration alone, and say what is about to be done.
+    """Refuse what is wrong by the configuration alone, and print what is about to be done.
 
     Args:
         config: Of the job.
-        searched: Where its choices are.
-        what: The job's name, for the line that says so.
+        searched: Folders of its choices.
+        what: The job's name in that line.
 
     Raises:
-        InputError: A field cannot be, or cannot have its value.
+        InputError: A field is unknown, or has an invalid value.
     """
     schema.check(config)
-    OmegaConf.resolve(config)  # once: what is looked up in it many times is else resolved each time
+    OmegaConf.resolve(config)  # once: otherwise each lookup resolves again
     check_settings(config.settings, searched)
     experiment_folder(config)  # refuses a name that leads elsewhere
-    announce(config, what)  # before Lightning is imported, which takes as long as all until here
+    announce(config, what)  # before Lightning is imported, which takes as long as everything so far
     if not is_reused(config):
         schema.check_training(config)
     if config.conclude:
@@ -107,13 +107,13 @@ def begin(config: DictConfig, searched: list[Path], what: str) -> None:
 
 
 def _conclude_alone(config: DictConfig, record: Record, mirror: Dashboard | None, own: str = "") -> None:
-    """The figure and verdicts of one run, unless it is one of a grid, which has one figure.
+    """Draw the figure and verdicts of one run, unless it belongs to a grid, which has one figure.
 
     Args:
         config: Of the job.
         record: Of its run.
         mirror: The dashboard.
-        own: The overrides that tell the job from the others of its sweep.
+        own: The overrides that distinguish the job in its sweep.
     """
     if not is_first():
         return

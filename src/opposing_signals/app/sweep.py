@@ -1,4 +1,4 @@
-"""A sweep from its first job to its last: notes of its jobs, and the figure that is made of them."""
+"""A sweep from its first job to its last: notes of its jobs, and the figure made from them."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from opposing_signals.processes import is_first
 from opposing_signals.record import Record
 
 FAILED = 1
-"""The exit code of a sweep of which a job has failed."""
+"""The exit code of a sweep with a failed job."""
 NOTE = {"name", "job", "folder", "failure"}
 """The fields of a job's note."""
 UNFINISHED = "its process was killed or is still at work; the same command goes on with it"
 
 
 class SweepNote(Callback):
-    """Notes what Hydra does not hand back to its caller: a sweep's configuration, and the failure of a single job.
+    """Keeps what Hydra does not return to its caller: a sweep's configuration, and the failure of a single job.
 
-    With the first the figure can be drawn when the last job has ended; the second is raised where Hydra no longer
-    prints its own report of it.
+    The configuration is needed to draw the figure after the last job. The failure is raised again outside of Hydra,
+    which would print its own report of it.
     """
 
     config: DictConfig | None = None
@@ -47,18 +47,18 @@ class SweepNote(Callback):
 
 
 def is_concluded_as_a_whole(hydra_config: DictConfig) -> bool:
-    """Whether the jobs are the grid of an experiment, which has one figure; otherwise each has its own."""
+    """Whether the jobs are an experiment's grid, with one figure; otherwise each has its own."""
     return bool(hydra_config.sweeper.get("params"))
 
 
 def write_note(path: Path, note: dict[str, str]) -> None:
-    """Keep what a job says of itself where `finish_sweep` finds it."""
+    """Write a job's note, for `finish_sweep` to find."""
     if is_first():
         write_json(path, note)
 
 
 def _clear(folder: Path) -> None:
-    """Delete the notes of an earlier sweep, whoever wrote them: a note that stays would be taken for a job's."""
+    """Delete the notes of an earlier sweep, whoever wrote them: a leftover note would be taken for a job's."""
     if folder.is_symlink():
         folder.unlink()
     elif folder.exists():
@@ -66,10 +66,10 @@ def _clear(folder: Path) -> None:
 
 
 def job_notes(config: DictConfig) -> list[dict[str, str]]:
-    """What the jobs have noted, in their order.
+    """The notes of the jobs, in order.
 
     Raises:
-        InputError: A file among the notes is none.
+        InputError: A file is not a valid note.
     """
     paths = (experiment_folder(config) / "jobs").glob("*.json")
     notes = {int(path.stem): read_json(path) for path in paths if path.stem.isdecimal()}
@@ -81,7 +81,7 @@ def job_notes(config: DictConfig) -> list[dict[str, str]]:
 
 
 def finish_sweep(config: DictConfig) -> int:
-    """Draw and check what the jobs have trained, and name those that failed; the exit code.
+    """Draw and check what the jobs have trained, and name those that failed; returns the exit code.
 
     Raises:
         InputError: There was no job.

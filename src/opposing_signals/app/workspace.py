@@ -1,4 +1,4 @@
-"""A W&B workspace for the runs of an experiment: the panels in which to look at what `Dashboard` logs."""
+"""A W&B workspace for the runs of an experiment: panels for what `Dashboard` logs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
 STEP = "trainer/global_step"
-"""The steps of the training. W&B's own count rows, and a step has two: what is known in it, and what after the run."""
+"""Training steps. W&B's own steps count rows, and a training step has two: one of the step, one after the run."""
 PAIRS = range(1, 5)
 """The numbers of the opposing pairs that have panels."""
 
@@ -24,7 +24,7 @@ def workspace(experiment: str, entity: str, project: str = "opposing-signals") -
     """Describe a workspace for the runs of ``experiment``; its ``save()`` creates it, which needs an account.
 
     Args:
-        experiment: Its name, or a beginning that no other has.
+        experiment: Its name, or a unique prefix of it.
         entity: The user or team that owns the project.
         project: As in ``logger.project``.
 
@@ -63,5 +63,5 @@ def workspace(experiment: str, entity: str, project: str = "opposing-signals") -
         name=experiment,
         sections=[workspaces.Section(name=name, panels=drawn, is_open=True) for name, drawn in shown.items() if drawn],
         runset_settings=workspaces.RunsetSettings(filters=workspaces.And(workspaces.Tags().isin([experiment]))),
-        auto_generate_panels=True,  # of what else a run logs
+        auto_generate_panels=True,  # for everything else that a run logs
     )

@@ -1,9 +1,9 @@
-"""Layers written out of functions that PyTorch differentiates rightly to any order.
+"""Layers built from functions that PyTorch differentiates correctly to any order.
 
 A model whose forward pass takes a gradient of its own, such as a force field, a score network, or a loss with a
-gradient penalty, needs third derivatives for a Hessian-vector product. PyTorch's own of layer norm, of batch and
-instance norm by the statistics at hand and of weight norm are wrong (torch 2.13: by 20% to 90%), and those of
-`opposing_signals.curvature.second_order` end with the second. What is not here PyTorch differentiates rightly itself.
+gradient penalty, needs third derivatives for a Hessian-vector product. PyTorch's third derivatives of layer norm,
+weight norm, and batch and instance norm with the batch's own statistics are wrong (torch 2.13: by 20% to 90%), and
+`opposing_signals.curvature.second_order` stops at the second. PyTorch itself differentiates all other layers correctly.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from opposing_signals.curvature.normalization import BatchNorm, in_training
 
 
 class AnyOrder(TorchFunctionMode):
-    """Within this mode calls of normalizations can be differentiated any number of times.
+    """Within this mode, normalizations can be differentiated any number of times.
 
-    Values and first derivatives have other bits than PyTorch's kernels, and running statistics do not move.
+    Values and first derivatives differ from PyTorch's kernels in rounding, and running statistics are not updated.
     """
 
     def __torch_function__(
@@ -33,10 +33,10 @@ class AnyOrder(TorchFunctionMode):
 
 
 class GradientWatch(TorchFunctionMode):
-    """Sees whether a derivative is taken inside it, by autograd, `torch.func` or forward mode.
+    """Detects whether a derivative is taken inside it, by autograd, `torch.func` or forward mode.
 
     Attributes:
-        has_seen: Whether it was.
+        has_seen: Whether one was taken.
     """
 
     has_seen = False
@@ -52,9 +52,9 @@ DERIVATIVES: set[Callable[..., Any]] = {
     torch.autograd.grad,
     torch.autograd.backward,
     Tensor.backward,
-    torch._make_dual,  # by which forward mode begins
+    torch._make_dual,  # where forward mode begins
 }
-"""The calls by which every derivative is taken."""
+"""Every derivative is taken by one of these calls."""
 
 
 # -- activations --------------------------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ def hard_sigmoid(input: Tensor) -> Tensor:  # noqa: A002
 
 
 def silu(input: Tensor) -> Tensor:  # noqa: A002
-    """`F.silu`, whose first derivative has other bits where PyTorch builds a graph of it."""
+    """`F.silu`, whose first derivative PyTorch rounds differently when it builds a graph."""
     return input * input.sigmoid()
 
 
@@ -76,7 +76,7 @@ def mish(input: Tensor) -> Tensor:  # noqa: A002
 
 
 def prelu(input: Tensor, weight: Tensor) -> Tensor:  # noqa: A002
-    """`F.prelu`, of which PyTorch's first and second derivatives disagree at 0; this has the first."""
+    """`F.prelu`, whose first and second derivatives in PyTorch disagree at 0; this follows the first."""
     slope = weight.reshape(-1, *[1] * (input.ndim - 2)) if input.ndim > 1 else weight
     return torch.where(input > 0, input, slope * input)
 
@@ -91,7 +91,7 @@ def weight_norm(direction: Tensor, length: Tensor, dim: int = 0) -> Tensor:
 
 
 def per_channel(values: Tensor, like: Tensor) -> Tensor:
-    """``[C]`` values, shaped such that they broadcast over ``[n, C, ...]``."""
+    """``[C]`` values, shaped to broadcast over ``[n, C, ...]``."""
     return values.view(1, -1, *[1] * (like.ndim - 2))
 
 
@@ -145,9 +145,9 @@ def _instance_norm(
 
 
 def without_flag(rule: Callable[..., Any]) -> Callable[..., Any]:
-    """A rule of `F.layer_norm` or `F.group_norm` for `torch.layer_norm` or `torch.group_norm`.
+    """Adapt a rule for `F.layer_norm` or `F.group_norm` to `torch.layer_norm` or `torch.group_norm`.
 
-    Whether to use cuDNN comes last there, as ``cudnn_enable`` or ``cudnn_enabled``.
+    These take one more argument at the end, ``cudnn_enable`` or ``cudnn_enabled``.
     """
 
     def shortened(*args: Any, **named: Any) -> Any:
@@ -157,7 +157,7 @@ def without_flag(rule: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def as_in_torch(rule: Callable[..., Any]) -> Callable[..., Any]:
-    """A rule of `F.batch_norm` or `F.instance_norm` in the order of arguments that `torch.batch_norm` has."""
+    """Adapt a rule for `F.batch_norm` or `F.instance_norm` to the argument order of `torch.batch_norm`."""
 
     def reordered(
         input: Any,  # noqa: A002

@@ -1,4 +1,4 @@
-"""The curvature that minibatch gradient descent meets: that of a batch's loss along the batch's own gradient."""
+"""The curvature that minibatch SGD sees: that of a batch's loss along the batch's own gradient."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ def batch_sharpness(risk: EmpiricalRisk, batch: Batch) -> float:
     """gᵀHg/‖g‖² with the gradient g and the Hessian H of one batch's mean loss.
 
     Its expectation over batches stays at 2/η where SGD is at its edge of stability (Andreyev and Beneventano 2024). The
-    batch is evaluated in the chunks in which training evaluates it; two passes over it.
+    batch is evaluated in the same chunks as in training, in two passes.
 
     Args:
-        risk: Its model, in the mode that it is in.
-        batch: Whose loss.
+        risk: Evaluated with its model in its current mode.
+        batch: The examples of the batch.
 
     Returns:
         NaN where the gradient is 0.

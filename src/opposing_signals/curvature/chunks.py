@@ -1,4 +1,4 @@
-"""Training examples that rest on the device, taken in chunks, of which each of several processes evaluates some."""
+"""Training examples, resident on the device and evaluated in chunks that processes divide among themselves."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class Chunks:
     def parts(self, batch: Batch = WHOLE) -> list[slice]:
         """Positions in ``batch`` of the chunks that this process evaluates.
 
-        Alone it evaluates all; of several processes (`opposing_signals.processes`) the r-th takes every world-th, and
-        what they find is put together by `assembled` and `summed`. Where there are fewer chunks than processes, some
-        have none; but within `split` each has a piece of every chunk.
+        A single process evaluates all of them. Of several (`opposing_signals.processes`), rank r takes every world-th
+        chunk from the r-th on, and `assembled` and `summed` combine the results. With fewer chunks than processes, some
+        have none, except within `split`, where each has a piece of every chunk.
         """
         size, processes, own = self.size(batch), count(), rank()
         parts = [slice(first, min(first + self.chunk, size)) for first in range(0, size, self.chunk)]
@@ -65,8 +65,9 @@ class Chunks:
     def split(self, batch: Batch) -> Iterator[None]:
         """Inside, every process evaluates a piece of every chunk of ``batch``, if it has fewer chunks than processes.
 
-        Batch norm takes its statistics over the whole chunk all the same (`over_processes`). Not for measures that
-        compute statistics of a chunk in another way. A chunk with fewer examples than there are processes stays whole.
+        Batch norm still takes its statistics over the whole chunk (`over_processes`). Measures that compute statistics
+        of a chunk in another way must not use this. No chunk is split if one has fewer examples than there are
+        processes.
         """
         self._is_split = self.would_split(batch)
         try:
@@ -76,7 +77,7 @@ class Chunks:
             self._is_split = False
 
     def would_split(self, batch: Batch) -> bool:
-        """Whether `split` gives pieces of chunks: see there."""
+        """Whether `split` would split the chunks of ``batch``."""
         smallest = self.size(batch) % self.chunk or self.chunk
         return self.some_idle(batch) and smallest >= count()
 
@@ -84,7 +85,7 @@ class Chunks:
         """One tensor out of one piece for each of `parts`, in the batch's order along ``axis``, on every process."""
         if count() == 1:
             return torch.cat(list(pieces), axis)
-        if self.some_idle(batch) and not self._is_split:  # which do not know
+        if self.some_idle(batch) and not self._is_split:  # idle processes have no piece to look at
             shape, dtype = agreed(lambda: (list(pieces[0].shape), pieces[0].dtype))
         else:
             shape, dtype = list(pieces[0].shape), pieces[0].dtype
@@ -107,9 +108,9 @@ class Chunks:
 
     @contextmanager
     def seen_as(self, inputs: Tensor, batch: Tensor) -> Iterator[None]:
-        """Inside, every pass over ``batch`` sees ``inputs`` ``[n, ...]``, its augmented examples, in their place.
+        """Inside, passes over ``batch`` see ``inputs`` ``[n, ...]``, its augmented examples, instead of the originals.
 
-        Passes over other examples, the whole set among them, see those as they are.
+        Passes over other batches, the whole set included, see the original examples.
         """
         self._seen = batch, inputs
         try:
@@ -126,9 +127,9 @@ class Chunks:
             yield shares[part]
 
     def seeded_chunks(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-        """`chunks`; what the model draws in one, such as dropout's masks, follows from its place in the batch.
+        """`chunks`; the random numbers that the model draws in one, such as dropout masks, are seeded by its position.
 
-        So several processes draw what one alone would, and have one random state behind the pass.
+        Several processes thus draw what a single one would, and all have the same random state after the pass.
         """
         is_cuda, device = self.inputs.is_cuda, self.inputs.device
         generators = [torch.default_generator, *([torch.cuda.default_generators[device.index]] if is_cuda else [])]
@@ -140,7 +141,7 @@ class Chunks:
                 yield chunk
 
     def some_idle(self, batch: Batch) -> bool:
-        """Whether there are fewer chunks than processes: the first process has one in any case."""
+        """Whether there are fewer chunks than processes; the first process always has one."""
         return self.size(batch) <= self.chunk * (count() - 1)
 
     def size(self, batch: Batch) -> int:

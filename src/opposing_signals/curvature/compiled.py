@@ -26,18 +26,18 @@ _Gradient = tuple[Tensor, Tensor, Sequence[Tensor | None]]
 
 BACKEND = "inductor"
 _WARM_UP = 3
-"""Passes in front of a recording, in which libraries choose kernels and take memory."""
+"""Warm-up passes before a recording, in which libraries choose kernels and allocate memory."""
 
 
 def compiled(function: Callable[..., Result], field: str) -> Callable[..., Result]:
     """``function``, compiled at its first call.
 
     Args:
-        function: Of tensors of one shape.
-        field: Of ``risk``, by which it was asked for.
+        function: Of tensors whose shapes do not change.
+        field: The setting of ``risk`` that asks for it.
 
     Raises:
-        InputError: In the first call, where the machine has no compiler, or the function cannot be compiled.
+        InputError: At the first call, if the machine has no compiler or the function cannot be compiled.
     """
     whole: Callable[..., Result] = torch.compile(function, backend=BACKEND)
 
@@ -54,13 +54,13 @@ def compiled(function: Callable[..., Result], field: str) -> Callable[..., Resul
 
 
 class CompiledProducts:
-    """Gradient, products and slopes of a chunk by one compiled graph; equal to `ChunkPass` to rounding.
+    """Gradient, products and slopes of a chunk by one compiled graph; equal to `ChunkPass` up to rounding.
 
-    There is a graph for each number of vectors, shape of the chunk and mode of the model. What else the model's forward
-    pass depends on beside parameters, buffers and inputs must not change.
+    There is one graph for each number of vectors, chunk shape and mode of the model. Whatever else the forward pass
+    depends on, besides parameters, buffers and inputs, must not change.
 
     Args:
-        risk: At whose θ it is evaluated, within `EmpiricalRisk.probe`.
+        risk: Evaluated at its θ, within `EmpiricalRisk.probe`.
     """
 
     def __init__(self, risk: EmpiricalRisk) -> None:
@@ -78,7 +78,7 @@ class CompiledProducts:
         if key not in self._graphs:
             from torch.fx.experimental.proxy_tensor import make_fx
 
-            graph = make_fx(lambda *given: self._pass(*given))(*arguments)  # it cannot take a method
+            graph = make_fx(lambda *given: self._pass(*given))(*arguments)  # make_fx cannot take a bound method
             graph.graph.eliminate_dead_code()
             graph.recompile()
             self._graphs[key] = compiled(graph, "compile_products")
@@ -95,7 +95,7 @@ class CompiledProducts:
         directions: list[list[Tensor]],
     ) -> Any:
         copies = {id(buffer): copy.clone() for buffer, copy in zip(self._risk.model.buffers(), buffers, strict=True)}
-        for module in self._risk.model.modules():  # `EmpiricalRisk.probe` puts them back
+        for module in self._risk.model.modules():  # `EmpiricalRisk.probe` restores them
             module._buffers.update({name: copies[id(own)] for name, own in module._buffers.items() if own is not None})
         with self._risk.at([parameter.detach().requires_grad_() for parameter in parameters]):
             seen = ChunkPass(self._risk, inputs, targets, weights, is_twice=True)
@@ -109,12 +109,12 @@ class CompiledProducts:
 
 
 class RecordedGradient:
-    """The training pass of a chunk, recorded as a CUDA graph at its first call and replayed: no time between kernels.
+    """The training pass of a chunk, recorded as a CUDA graph at its first call and replayed without launch gaps.
 
-    It runs the kernels of the pass that was recorded, so it has its bits. No hook in the model is called again.
+    A replay runs the recorded kernels, so results are bit-identical. Hooks in the model are not called again.
 
     Args:
-        risk: Whose ``.grad`` it adds to, and whose state a recording leaves as it was.
+        risk: Gradients are added to its parameters' ``.grad``. A recording leaves its state unchanged.
         forward: Inputs and targets ↦ losses and outputs.
     """
 
@@ -123,7 +123,7 @@ class RecordedGradient:
         self._recordings: dict[Any, tuple[list[Tensor], Callable[[], _Gradient]]] = {}
 
     def __call__(self, *given: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses and outputs of the chunk with inputs, targets and weights of the losses."""
+        """Losses and outputs of a chunk, given its inputs, targets and loss weights."""
         mode = tuple(module.training for module in self._risk.model.modules())
         key = *((tensor.shape, tensor.stride()) for tensor in given), mode
         if key not in self._recordings:
@@ -151,10 +151,10 @@ class RecordedGradient:
 
 
 def recorded(run: Callable[[], Result], device: torch.device) -> Callable[[], Result]:
-    """What runs the kernels of ``run`` on ``device`` again, and writes into what that returned.
+    """A function that replays the kernels of ``run`` on ``device`` and returns the same tensors, overwritten.
 
     Raises:
-        InputError: They cannot be recorded.
+        InputError: The kernels cannot be recorded.
     """
     if device.type != "cuda":
         raise InputError(f"risk.cuda_graphs=true on {device.type}: expected a GPU, or false")

@@ -1,17 +1,15 @@
-"""The weight gradient of narrow strided 1x1 convolutions, mended; importing this module mends it for the process.
+"""The weight gradient of narrow strided 1x1 convolutions, fixed for the whole process by importing this module.
 
-oneDNN, with which torch differentiates convolutions on a CPU, writes past its workspace in one of them: on a CPU with
-AVX2 and without AVX-512, in channels_last, the weight gradient of a 1x1 convolution with a stride, fewer than 8 input
-channels (output channels, where it is transposed), one group and no padding is wrong, ends the process, or never ends
-(oneDNN issue 6035; seen with torch 2.13). The shortcuts of a ResNet of width 4 are such convolutions. So torch gets
-this gradient from here as that of the same convolution without a stride, on the pixels that the stride hits: the
-same sums.
+oneDNN, which computes torch's convolution gradients on a CPU, writes past its workspace in one case. With AVX2 but not
+AVX-512, in channels_last, the weight gradient of a 1x1 convolution with a stride, fewer than 8 input channels (output
+channels if transposed), one group and no padding is wrong, crashes or hangs (oneDNN issue 6035; seen with torch 2.13).
+The shortcuts of a ResNet of width 4 are such convolutions. Here this gradient is computed as that of the same
+convolution with stride 1, restricted to the pixels that the stride hits: the sums are the same.
 
-It is mended where all ways to the kernel meet: in `aten::convolution_backward` for tensors on a CPU. So the backward
-pass of training, double backward, compiled and mapped models, and what calls the kernel by itself all have it, however
-a convolution is written and whatever layout it meets, and no layout has to be given up. It is done on every CPU and in
-every layout, so that numbers do not depend on the machine by this. Forward passes, gradients in the input and other
-shapes are torch's own, to the bit.
+The fix replaces `aten::convolution_backward` for CPU tensors, through which all paths to the kernel go: training's
+backward pass, double backward, compiled and vmapped models, and direct calls of the kernel. It applies on every CPU and
+in every memory layout, so that results do not depend on the machine because of it. Forward passes, input gradients and
+other shapes are torch's own, to the bit.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 8
-"""Channels that oneDNN's kernel for AVX2 takes at once; a workspace for fewer is too small for it."""
+"""Channels that oneDNN's AVX2 kernel processes at once; it overruns a workspace for fewer."""
 
 _Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -41,7 +39,7 @@ def _convolution_backward(
     groups: int,
     mask: list[bool],
 ) -> _Gradients:
-    """As the operator: gradients in values, weight and bias, where ``mask`` asks for them."""
+    """Like the operator: gradients in values, weight and bias, where ``mask`` asks for them."""
 
     def gradients(
         slope: Tensor, values: Tensor, stride: list[int], output_padding: list[int], mask: list[bool]
@@ -55,7 +53,7 @@ def _convolution_backward(
     if not (is_narrow and is_strided_point and any(mask[1:])):
         return gradients(slope, values, stride, output_padding, mask)
 
-    # One call for each: torch runs the kernel of the weight's gradient for that in the bias too.
+    # One call each: torch runs the weight-gradient kernel for the bias gradient too.
     in_values = gradients(slope, values, stride, output_padding, [True, False, False])[0] if mask[0] else None
     in_weight = None
     if mask[1]:
@@ -66,12 +64,12 @@ def _convolution_backward(
 
 
 def _hit(images: Tensor, stride: list[int]) -> Tensor:
-    """Every pixel of ``[n, C, ...]`` images that the stride does not pass over."""
+    """The pixels of ``[n, C, ...]`` images that the stride hits."""
     steps = stride * (images.ndim - 2) if len(stride) == 1 else stride
     for axis, step in enumerate(steps, start=2):
         images = images[(slice(None),) * axis + (slice(None, None, step),)]
     return images
 
 
-_library = torch.library.Library("aten", "IMPL")  # lasts as long as this object does
+_library = torch.library.Library("aten", "IMPL")  # the override lasts as long as this object
 _library.impl("convolution_backward", _convolution_backward, "CPU", with_keyset=True)

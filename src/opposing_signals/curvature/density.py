@@ -32,8 +32,8 @@ def spectral_density(
 ) -> SpectralQuadrature:
     """Ghorbani, Krishnan and Xiao 2019, algorithm 1: Lanczos with full reorthogonalization from random vectors.
 
-    The rule of one vector is exact for polynomials of degree 2 x steps − 1 in the spectrum as that vector sees it; more
-    vectors make the view representative. Memory: probes x steps vectors.
+    With one vector, the rule is exact for polynomials up to degree 2 x steps − 1, on the spectrum weighted by that
+    vector's squared components; averaging over more vectors approaches the density. Memory: probes x steps vectors.
 
     Args:
         products: The symmetric operator; it is called ``steps`` times with a block of ``probes`` vectors.

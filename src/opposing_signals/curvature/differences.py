@@ -1,13 +1,14 @@
 """Hessian-vector products by differences of the training pass's own gradient, without a second derivative.
 
-For a unit vector v, (∇L(θ + hv) − ∇L(θ)) / h is ∇²L v up to h/2 ∇³L[v, v], and up to the gradient's rounding over h.
-The h that balances the two is the root of the unit roundoff (Nocedal and Wright 2006, §8.1), in units of ‖θ‖ (Knoll and
-Keyes 2004, §2.2). That is the one taken in float64. In other precisions it is 8 to 70 times smaller, as measured: the
-rounding of many terms cancels, and at the edge of stability the Hessian changes within η‖∇L‖, a hundredth of ‖θ‖.
+For a unit vector v, (∇L(θ + hv) − ∇L(θ)) / h is ∇²L v with the truncation error h/2 ∇³L[v, v] and the gradient's
+rounding error divided by h. The h that balances the two is the square root of the unit roundoff (Nocedal and Wright
+2006, §8.1), in units of ‖θ‖ (Knoll and Keyes 2004, §2.2). float64 takes this h. Other precisions take one 8 to 70 times
+smaller, as measured: the rounding of many terms cancels, and at the edge of stability the Hessian changes within η‖∇L‖,
+a hundredth of ‖θ‖.
 
-The loss has to be smooth. ReLUs and max-pooling let the gradient jump; the sum of n jumps over h grows as 1/√h, and
-what differences then measure is another curvature than that of double backward, which sees none of them. In float64
-hardly a jump lies within h. Measurements: docs/curvature.md.
+The loss has to be smooth. ReLUs and max-pooling make the gradient jump. The sum of the jumps within h, divided by h,
+grows as 1/√h, and differences then measure another curvature than double backward, which sees no jumps. In float64
+hardly any jump lies within h. Measurements: docs/curvature.md.
 """
 
 from __future__ import annotations
@@ -22,26 +23,26 @@ from opposing_signals.curvature.subspace import norms
 from opposing_signals.errors import InputError
 
 _STEPS = {"float64": 1.5e-8, "float32": 3e-5, "tf32": 3e-4, "float16": 3e-4, "bfloat16": 1e-3}
-"""h over ‖θ‖ by the precision of the training pass."""
+"""h / ‖θ‖ for each precision of the training pass."""
 
 
 class GradientDifferences:
-    """∇²L of a batch at θ, by the gradient that `EmpiricalRisk.backward` computes: compiled, recorded or in 16 bits.
+    """∇²L of a batch at θ, from the gradients of `EmpiricalRisk.backward`, be they compiled, recorded or in 16 bits.
 
-    Every gradient leaves no trace, as in `EmpiricalRisk.probe`, and the weights are afterwards θ to the bit.
+    Gradients leave no trace, as in `EmpiricalRisk.probe`, and the weights are restored to θ to the bit.
 
     Attributes:
         theta: ``[P]`` θ.
         gradient: ``[P]`` ∇L(θ).
 
     Args:
-        risk: At θ, which must not change as long as this is used.
+        risk: Its weights are θ and must not change while this is in use.
         batch: Examples over which L is the mean.
-        gradient: ``[P]`` ∇L(θ), where it is known; None computes it.
+        gradient: ``[P]`` ∇L(θ), if known; None computes it.
 
     Raises:
         InputError: Weights are neither float32 nor float64, the model has a layer that `check_layers` refuses or draws
-            random numbers, or what training computes is not the gradient of its loss.
+            random numbers, or training does not compute the gradient of its loss.
     """
 
     def __init__(self, risk: EmpiricalRisk, batch: Batch = WHOLE, gradient: Tensor | None = None) -> None:
@@ -61,16 +62,16 @@ class GradientDifferences:
         self.gradient = self._gradient_at(None) if gradient is None else gradient
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """``[k, P]`` of ``[k, P]``, from one side: a gradient a product."""
+        """``[k, P]`` products with ``[k, P]`` vectors by one-sided differences: one gradient per product."""
         self._risk.check_vectors(vectors)
         rows, sizes = self._normalized(vectors)
         return sizes * torch.stack([self._slope(row, 1) for row in rows])
 
     def both_sides(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """``[k, P]`` products from both sides, two gradients each, and ``[k]`` how far those of v / ‖v‖ may be off.
+        """``[k, P]`` products by central differences, two gradients each, and ``[k]`` error estimates for v / ‖v‖.
 
-        A product errs by h²/6 ∇⁴L[v, v, v] and by rounding. Half the distance between the two one-sided products is
-        1.7 times the norm that independent rounding of the three gradients would leave in it, and more where the
+        The error of a product is h²/6 ∇⁴L[v, v, v] and rounding. The estimate is half the distance between the two
+        one-sided products: 1.7 times the error from independent rounding of the three gradients, and more where the
         one-sided products err by more than rounding.
         """
         self._risk.check_vectors(vectors)
@@ -89,7 +90,7 @@ class GradientDifferences:
         return (self._gradient_at(shift * row) - self.gradient) / shift
 
     def _gradient_at(self, shift: Tensor | None) -> Tensor:
-        """``[P]`` ∇L(θ + shift). Weights are written in place: a recorded pass reads them where they lie."""
+        """``[P]`` ∇L(θ + shift). Weights are written in place: a recorded pass reads them at fixed addresses."""
         risk = self._risk
         try:
             if shift is not None:
@@ -109,5 +110,5 @@ class GradientDifferences:
 
 
 def stored_gradient(risk: EmpiricalRisk) -> Tensor:
-    """``[P]``: what a backward pass has left in the parameters; 0 where it has left nothing."""
+    """``[P]``, the gradient that a backward pass has left in ``.grad``; 0 where there is none."""
     return flatten([torch.zeros_like(p) if p.grad is None else p.grad for p in risk.parameters])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """What one pass over a batch shows of θ_t.
+    """Results of one pass over a batch at θ_t.
 
     Attributes:
         losses: ``[n]`` ℓ_i(θ_t), in the batch's order.
@@ -36,13 +36,14 @@ class ForwardPass:
 
 @dataclass(frozen=True)
 class CurvaturePass(ForwardPass):
-    """What one pass with Hessian-vector products shows of θ_t beside that.
+    """Results of one pass with Hessian-vector products at θ_t.
 
     Attributes:
         gradient: ``[P]`` ∇L(θ_t), L the batch's mean loss, weighted where the risk has weights.
+        products: ``[k, P]`` ∇²L(θ_t) v_j.
         slopes: ``[k, n]`` ∇ℓ_i(θ_t)·v_j; their mean over i, weighted as L is, is ∇L·v_j.
-        further: Other vectors ``[m, P]`` ↦ their products, by the graph of this pass, which lasts as long as this
-            function, and while the weights are θ_t. None where no graph was kept.
+        further: Other vectors ``[m, P]`` ↦ their products, from the graph of this pass, which it keeps in memory. Valid
+            while the weights are θ_t. None if no graph was kept.
     """
 
     gradient: Tensor
@@ -54,10 +55,10 @@ class CurvaturePass(ForwardPass):
 def curvature_pass(
     risk: EmpiricalRisk, vectors: Tensor, batch: Batch, keep_graph: bool = False
 ) -> tuple[CurvaturePass, list[Tensor | None]]:
-    """The pass and its gradient in the parameters' shapes and layouts, with the bits of `backward`.
+    """The pass, and its gradient in the parameters' shapes and layouts, bit-identical to that of `backward`.
 
-    A parameter that L does not depend on has None, as after `backward`: an optimizer leaves it alone. A graph is kept
-    where one process evaluates the whole batch as one chunk: it is in memory then in any case.
+    A parameter that L does not depend on has None, as after `backward`, so that optimizers leave it alone. A graph is
+    kept only where one process evaluates the whole batch as one chunk: it is in memory then in any case.
     """
     directions = [risk.unflatten(v) for v in vectors]
     products = torch.zeros_like(vectors)
@@ -110,19 +111,19 @@ def curvature_pass(
 class ChunkPass:
     """The gradient of Σ w_i ℓ_i over a chunk, with its graph.
 
-    What is needed for one product alone ends with it: a pass holds as few tensors of θ's size as it can.
+    What only one product needs is freed with it: a pass holds as few tensors of θ's size as it can.
 
     Attributes:
         losses: ``[n]`` ℓ_i.
         outputs: ``[n, C]``.
-        gradient: One for each parameter; None where there is none.
+        gradient: One tensor per parameter; None where the losses do not depend on it.
 
     Args:
-        risk: At its θ.
+        risk: Evaluated at its θ.
         inputs: ``[n, ...]``.
         targets: ``[n]`` or ``[n, C]``.
         weights: ``[n]`` w_i.
-        is_twice: Whether there are to be products.
+        is_twice: Whether products will be taken.
     """
 
     def __init__(self, risk: EmpiricalRisk, inputs: Tensor, targets: Tensor, weights: Tensor, is_twice: bool) -> None:
@@ -137,7 +138,7 @@ class ChunkPass:
         self._ends = self._ends_now() if is_twice else []
 
     def _ends_now(self) -> list[Node]:
-        """Where graphs of the weights end: other nodes once their dtype has been changed, even if it is back again."""
+        """The nodes at which graphs end in the weights; a change of their dtype replaces them, even once undone."""
         return [get_gradient_edge(parameter).node for parameter in self._parameters]
 
     def add_product(self, direction: list[Tensor], product: list[Tensor], keep_graph: bool) -> Tensor:
@@ -155,10 +156,10 @@ class ChunkPass:
         return slope
 
     def products(self, vectors: Tensor) -> Tensor:
-        """``[k, P]`` of ``[k, P]``; the graph stays.
+        """``[k, P]`` products with ``[k, P]`` vectors; the graph is kept.
 
         Raises:
-            InputError: The weights have had another dtype since, and then autograd finds zeros in this graph.
+            InputError: The weights have had another dtype since, after which autograd returns zeros from this graph.
         """
         if any(now is not then for now, then in zip(self._ends_now(), self._ends, strict=True)):
             raise InputError(
@@ -172,7 +173,7 @@ class ChunkPass:
 
 
 def has_complex_views(gradient: Sequence[Tensor | None]) -> bool:
-    """Whether its derivative along a direction views that by `torch.view_as_complex`, which takes no odd offsets."""
+    """Whether its derivative views the direction by `torch.view_as_complex`, which refuses odd offsets."""
     return any(node.name() == "ViewAsRealBackward0" for node in graph_nodes(gradient))
 
 

@@ -13,27 +13,26 @@ Products = Callable[[Tensor], Tensor]
 """``[k, P]`` vectors ↦ ``[k, P]`` products with a symmetric matrix."""
 
 Finish = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""``[k, P]`` unit vectors ↦ their products, and ``[k]`` float64 how far these may be off; see `EigenTracker.update`."""
+"""``[k, P]`` unit vectors ↦ more exact products, and ``[k]`` float64 estimates of their errors."""
 
 Which = Literal["largest", "smallest", "magnitude"]
 
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    """Ritz pairs and how far to trust them, in the order that was asked for.
+    """Ritz pairs and their error bounds, in the order that was asked for.
 
     Attributes:
-        values: ``[k]`` float64, eigenvalues λ_j: Rayleigh quotients and what their residuals say is missing. The
-            other fields stand in the order of these.
+        values: ``[k]`` float64, eigenvalues λ_j: Rayleigh quotients, corrected by their residuals. The other fields are
+            in this order too.
         quotients: ``[k]`` float64, Rayleigh quotients q_j = v_jᵀHv_j.
         vectors: ``[k, P]``, orthonormal.
         residuals: ``[k]`` float64, ‖Hv_j − q_j v_j‖; some eigenvalue of H lies within it of q_j.
         products: Matrix-vector products spent.
-        bound: What no eigenvalue exceeds (in absolute value; of the smallest: what none falls below), with a
-            probability of 99% where this call has looked from a random vector. Where not, what is not followed is
-            supposed to have grown since by a tenth, or as the largest λ_1 since with that one's last rise once more.
-            NaN before a look.
-        error: How far λ may be off beside that because products were no exact ones; a part of the bound.
+        bound: Bound that no eigenvalue exceeds (in absolute value; for the smallest: falls below), with 99% probability
+            if this call has looked from a random vector. If not, what is not followed is assumed to have grown since
+            the last look by a tenth, or like λ_1 with its latest rise once more, if that is more. NaN before a look.
+        error: Further error of λ, from inexact products; included in the bound.
     """
 
     values: Tensor
@@ -68,7 +67,7 @@ class Eigenpairs:
 def power_iteration(products: Products, start: Tensor, tolerance: float = 0.03, max_products: int = 100) -> Eigenpairs:
     """The eigenpair largest in absolute value by power iteration: the simple alternative, for comparison.
 
-    It converges as the ratio of the two largest eigenvalues, has no memory of the Krylov space, and finds a negative
+    Its convergence rate is the ratio of the two largest eigenvalues. It discards the Krylov space, and finds a negative
     eigenvalue where that is the larger in absolute value.
 
     Args:

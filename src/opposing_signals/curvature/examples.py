@@ -1,4 +1,4 @@
-"""One training example's own view of its chunk: a loss ℓ_i that depends on no other example."""
+"""Losses ℓ_i of single examples that depend on no other example of their chunk."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from opposing_signals.errors import InputError
 
 @contextmanager
 def independent_examples(risk: EmpiricalRisk, chunk: slice) -> Iterator[None]:
-    """Let the examples of a chunk be evaluated one by one with the losses that they have in it.
+    """Inside, examples of a chunk can be evaluated one by one, with the losses that they have in the chunk.
 
     Batch norm in training mode couples the examples of a chunk. Here it normalizes by the chunk's statistics, held
     constant. The model leaves no trace: see `EmpiricalRisk.probe`.
 
     Args:
-        risk: Its model, in the mode that it is in.
+        risk: Evaluated with its model in its current mode.
         chunk: Positions of the chunk's examples.
 
     Raises:
@@ -47,23 +47,23 @@ def _statistics(risk: EmpiricalRisk, chunk: slice) -> Statistics:
 
 
 def check_independence(risk: EmpiricalRisk, hold_statistics: bool = True) -> None:
-    """Refuse a model of which an example alone has another loss than in its chunk.
+    """Refuse a model in which an example has a different loss alone than in its chunk.
 
-    Looked for once, on a few examples.
+    Checked once, on a few examples.
 
     Args:
-        risk: Its model, in the mode that it is in.
-        hold_statistics: Whether batch norm in training mode normalizes the example alone by its chunk's statistics.
+        risk: Evaluated with its model in its current mode.
+        hold_statistics: Whether batch norm in training mode normalizes a single example by its chunk's statistics.
 
     Raises:
-        InputError: There is a layer that couples examples, such as attention across the batch.
+        InputError: A layer couples examples, such as attention across the batch.
     """
     measure = "examples alone" if hold_statistics else "examples alone, statistics their own"
     check(risk, measure, partial(_compare_alone, hold_statistics=hold_statistics))
 
 
 def _compare_alone(few: EmpiricalRisk, _: Tensor, hold_statistics: bool) -> Generator[Claim]:
-    """Raise an error where they differ; there is no `Claim` to compare."""
+    """Raise an error if the losses differ; yields no `Claim`."""
     inputs, targets = few.inputs[: few.chunk], few.targets[: few.chunk]
     with few.probe(), few.without_graph():
         with captured(few.model) as statistics, few.deterministic():
@@ -93,7 +93,7 @@ def _coupling(together: list[Call], alone: list[Call], example: int) -> str:
         parts = [*zip(among.given, own.given, strict=False), (among.output, own.output)]
         rows = [pair for pair in parts if isinstance(pair[0], Tensor) and pair[0].ndim]
         if not isinstance(among.output, Tensor) or any(len(part) <= example for part, _ in rows):
-            continue  # not one row an example
+            continue  # not one row per example
         *are_given_the_same, is_the_same = (_agree(part[example], row[0]) for part, row in rows)
         if all(are_given_the_same) and not is_the_same:
             name = f"layer {among.name!r}" if among.name else "the model itself"
@@ -106,7 +106,7 @@ def _agree(one: Tensor, other: Tensor) -> bool:
 
 
 def by_chunk(risk: EmpiricalRisk, indices: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """The chunks that hold any of ``indices``, each with the positions *in* ``indices`` of those that it holds.
+    """The chunks that contain any of ``indices``, each with the positions *in* ``indices`` of those it contains.
 
     Raises:
         InputError: An index is outside the training set, or there are none.

@@ -1,13 +1,13 @@
-"""Every measure of curvature against finite differences of gradients, once a run, at its first measurement.
+"""Checks of every curvature measure against finite differences of gradients, once per run, at first use.
 
-PyTorch's derivatives are wrong here and there, a model may hide a part of itself from them (`detach`, `torch.no_grad`,
-a straight-through estimator), and this library's own are many. What all of them claim to be is the derivative of
-gradients that training itself computes, so that is what they are held against: on a few examples, along one random
-direction, in float64, at weights a little away from θ, where nothing is zero by initialization.
+Some of PyTorch's derivatives are wrong, a model may hide a part of itself from them (`detach`, `torch.no_grad`, a
+straight-through estimator), and this library has many of its own. All of them should be derivatives of the gradients
+that training computes, so they are compared with finite differences of those: on a few examples, along one random
+direction, in float64, at weights slightly perturbed from θ, where nothing is zero by initialization.
 
 The steps are so small that hardly any ReLU changes its state; where one does, or where a part of the model computes in
-float32 all the same, two steps of different length disagree, and another is tried. Where float64 cannot be had,
-PyTorch's own double backward in the weights' precision takes the place of differences.
+float32 anyway, two step lengths disagree, and another is tried. Where the model cannot run in float64, PyTorch's own
+double backward in the weights' precision replaces the differences.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ log = getLogger(__name__)
 FEWEST, _MOST, _SHARE = 8, 64, 80
 """Examples on which measures are checked: an eightieth of all, so that a check takes less than one pass over them."""
 _STEPS = 1e-7, 1e-8, 1e-6
-"""In units of each parameter's own size."""
+"""Step lengths, in units of each parameter's root mean square."""
 _ALLOWED = 1e-4
-"""Relative error in float64; what is wrong is wrong by more than that."""
+"""Allowed relative error in float64; wrong derivatives err by more."""
 
 
 class Claim(NamedTuple):
-    """What a measure says of the few examples.
+    """What a measure finds on the few examples, and what that should be.
 
     Attributes:
         name: Of the quantity, for the error message.
         measured: Of any shape.
-        truth: Whether with a graph in θ ↦ what ``measured`` should equal, or be the derivative of along v.
+        truth: Whether to keep a graph in θ ↦ what ``measured`` should equal, or what it should be the derivative of.
         is_derivative: Whether it is the latter.
-        against: What ``truth`` is, for the error message; empty: as `_refuse` has it.
+        against: Name of ``truth`` in the error message; empty takes the default of `_refuse`.
     """
 
     name: str
@@ -64,10 +64,10 @@ Claims = Callable[["EmpiricalRisk", Tensor], Generator[Claim]]
 
 
 def check(risk: EmpiricalRisk, measure: str, claims: Claims) -> None:
-    """Hold a measure against finite differences, unless that has been done for this ``risk``.
+    """Check a measure against finite differences, once per ``risk``.
 
     Args:
-        risk: At its θ, without a trace.
+        risk: Evaluated at its θ, and left unchanged.
         measure: Its name.
         claims: See `Claims`.
 
@@ -105,7 +105,7 @@ def _hold(risk: EmpiricalRisk, measure: str, claims: Claims) -> None:
 
 
 def _hold_in_float64(risk: EmpiricalRisk, claims: Claims, attempt: int, step: float) -> bool | None:
-    """Whether all claims are true; False where that cannot be told, None where the model cannot compute in float64."""
+    """Whether all claims are true; False if undecided, None if the model cannot compute in float64."""
     try:
         with _few_examples(risk, attempt, in_float64=True) as (few, v), closing(claims(few, v)) as made:
             return all(_holds(few, v, claim, step) for claim in made)
@@ -170,7 +170,7 @@ def _exact(values: Tensor) -> Tensor:
 
 
 def _make_exact(model: nn.Module) -> None:
-    """Parameters, buffers and plain attributes in float64; `EmpiricalRisk.probe` puts the latter two back."""
+    """Parameters, buffers and plain attributes in float64; `EmpiricalRisk.probe` restores the latter two."""
     for parameter in model.parameters():
         parameter.grad = None
         parameter.data = _exact(parameter.data)
@@ -182,7 +182,7 @@ def _make_exact(model: nn.Module) -> None:
 
 
 def _holds(few: EmpiricalRisk, v: Tensor, claim: Claim, step: float) -> bool:
-    """Whether a claim is true; False where that cannot be told.
+    """Whether a claim is true; False if undecided.
 
     Raises:
         InputError: It is not.
@@ -213,7 +213,7 @@ def _difference(few: EmpiricalRisk, v: Tensor, claim: Claim, step: float) -> tup
         for shift in (step, -step):
             for parameter, data, piece in zip(few.parameters, theta, few.unflatten(v), strict=True):
                 parameter.data = data + shift * piece
-            with few.probe():  # so that what a model keeps from call to call is the same at both ends
+            with few.probe():  # so that state kept between calls is the same at both ends
                 ends.append(claim.truth(False))
     finally:
         for parameter, data in zip(few.parameters, theta, strict=True):
@@ -263,7 +263,7 @@ def _culprit(few: EmpiricalRisk) -> str:
 
 
 class Call(NamedTuple):
-    """Of a module: its name, itself, copies of what it was given, and of its output."""
+    """One call of a module: its name, the module, copies of its arguments and of its output."""
 
     name: str
     module: nn.Module
@@ -273,7 +273,7 @@ class Call(NamedTuple):
 
 
 def calls_of(model: nn.Module, run: Callable[[], Any]) -> list[Call]:
-    """Every call of a module in ``run``, in the order in which they end: children come first."""
+    """Every call of a module in ``run``, in order of completion: children come first."""
     calls: list[Call] = []
 
     def copied(part: Any) -> Any:
@@ -290,7 +290,7 @@ def calls_of(model: nn.Module, run: Callable[[], Any]) -> list[Call]:
 
 
 def _agrees_with_itself(few: EmpiricalRisk, module: nn.Module, given: list[Any], named: dict[str, Any]) -> bool:
-    """Whether ∇²(w·module) v is the difference of ∇(w·module), in the layer's inputs and parameters."""
+    """Whether ∇²(w·module) v agrees with differences of ∇(w·module), in the layer's inputs and parameters."""
     generator = torch.Generator().manual_seed(0)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     kept = [parameter.data for parameter in parameters]
@@ -347,7 +347,7 @@ def losses(few: EmpiricalRisk, graph: bool) -> Tensor:
 
 
 def all_shares(few: EmpiricalRisk) -> Tensor:
-    """``[n]``, how much each loss counts in L."""
+    """``[n]``, the weight of each loss in L."""
     return torch.cat(list(few.shares())).to(few.parameters[0])
 
 
@@ -358,14 +358,14 @@ def flat_gradient(value: Tensor, few: EmpiricalRisk, graph: bool) -> Tensor:
 
 
 def of_loss(few: EmpiricalRisk, v: Tensor) -> Claim:
-    """That training's own gradient is the loss's, without which there is no Hessian: hooks and layers may change it."""
+    """Training's gradient is that of the loss, else there is no Hessian: hooks and layers may change it."""
     along = (gradient(few, False) @ v)[None]
     against = "differences of its loss"
     return Claim("gradient", along, lambda graph: (losses(few, graph) @ all_shares(few))[None], against=against)
 
 
 def of_gradient(few: EmpiricalRisk, v: Tensor) -> Generator[Claim]:
-    """What differences of gradients (`opposing_signals.curvature.differences`) take for granted."""
+    """What differences of gradients (`opposing_signals.curvature.differences`) assume."""
     with few.deterministic():
         claim = of_loss(few, v)
     yield claim

@@ -35,12 +35,12 @@ class CurvatureSplit:
 def curvature_split(risk: EmpiricalRisk, vector: Tensor, batch: Batch = WHOLE) -> CurvatureSplit:
     """The Gauss-Newton part of vᵀ∇²L v and what remains.
 
-    One double backward: with w for the loss's derivative in the outputs, the gradient is g(w, θ) = Jᵀw, and the
-    derivative of g·v is Jv in w and, w held constant, the rest of the Hessian-vector product in θ. Batch norm in
-    training mode couples the examples of a chunk, here as in training.
+    One double backward gives both. With w the loss's derivative in the outputs, the gradient is g(w, θ) = Jᵀw. The
+    derivative of g·v in w is Jv; its derivative in θ, w held constant, is the functional part of the Hessian-vector
+    product. Batch norm in training mode couples the examples of a chunk, here as in training.
 
     Args:
-        risk: Its model, in the mode that it is in.
+        risk: Evaluated with its model in its current mode.
         vector: ``[P]``, v.
         batch: Examples over which L is the mean.
 
@@ -53,7 +53,7 @@ def curvature_split(risk: EmpiricalRisk, vector: Tensor, batch: Batch = WHOLE) -
 
 
 def _claims(few: EmpiricalRisk, v: Tensor) -> Generator[Claim]:
-    """Of the sum of both, and of the network's own part: the derivative of Jᵀw·v, w held constant."""
+    """The sum of both parts, and the functional part: the derivative of Jᵀw·v, w held constant."""
     split = _curvature_split(few, v, WHOLE)
     total = torch.tensor([split.gauss_newton + split.functional]).to(v)
     yield Claim("curvature vᵀ∇²Lv as a sum of two parts", total, lambda graph: (gradient(few, graph) @ v)[None])

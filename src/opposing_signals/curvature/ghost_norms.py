@@ -1,9 +1,9 @@
-"""Squared norms of single examples' gradients in the parameters of one layer, without the gradients.
+"""Squared per-example gradient norms in the parameters of one layer, without forming the gradients.
 
 The gradient of one example in the weight of a linear map is the outer product δ aᵀ of the map's input a and of the
-loss's derivative δ in its output, so its norm is ‖δ‖ ‖a‖ (Goodfellow 2015). A map that is used at several positions l,
-tokens or patches of an image, has the gradient Σ_l δ_l a_lᵀ, with the squared norm Σ_lm (δ_l·δ_m)(a_l·a_m), the "ghost
-norm" of Li et al. (2022).
+loss's derivative δ in its output, so its norm is ‖δ‖ ‖a‖ (Goodfellow 2015). A map applied at several positions l
+(tokens, or patches of an image) has the gradient Σ_l δ_l a_lᵀ, with the squared norm Σ_lm (δ_l·δ_m)(a_l·a_m), the
+"ghost norm" of Li et al. (2022).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ aten = torch.ops.aten
 
 
 class SquaredNorm(Reading):
-    """Reads ‖∇ℓ_i‖² off, one number an example."""
+    """‖∇ℓ_i‖², one number per example."""
 
     def of_entries(self, parameter: Tensor, gradients: Tensor) -> Tensor:  # noqa: ARG002  # any parameter
         """The sum of squared entries."""
@@ -35,8 +35,8 @@ class SquaredNorm(Reading):
     def of_convolution(self, weight: Tensor, values: Tensor, slope: Tensor, convolution: Convolution) -> Tensor:
         """By one grouped convolution, or by Gram matrices of the patches.
 
-        Measured on a CPU: a grouped convolution takes half the time of unfolding and multiplying patches, and that of
-        their Gram matrices where these need half the multiplications.
+        Measured on a CPU: a grouped convolution takes half the time of unfolding and multiplying patches, and as long
+        as their Gram matrices where these need half the multiplications.
         """
         kernel = weight.shape[2:]
         stride, padding, dilation = _sizes(convolution, kernel)
@@ -46,7 +46,7 @@ class SquaredNorm(Reading):
             return _outer_squares(patches.transpose(1, 2), slope.flatten(2).transpose(1, 2))
 
         def grouped(values: Tensor, slope: Tensor) -> Tensor:
-            """Weight gradients of many examples as that of one convolution with a group for each."""
+            """Weight gradients of many examples as that of one convolution with one group per example."""
             examples, channels = slope.shape[:2]
             weights = values.new_empty(examples * channels, *weight.shape[1:])
             values, slope = values.reshape(1, -1, *values.shape[2:]), slope.reshape(1, -1, *slope.shape[2:])
@@ -61,7 +61,7 @@ class SquaredNorm(Reading):
         return by_parts(grouped, values, slope, size=weight.numel() + values[0].numel())
 
     def of_embedding(self, weight: Tensor, rows: Tensor, slope: Tensor) -> Tensor:  # noqa: ARG002  # any table
-        """Positions with the same row add up before they are squared."""
+        """Gradients at positions with the same row are summed before they are squared."""
 
         def of_part(rows: Tensor, slope: Tensor) -> Tensor:
             is_same = rows[:, :, None] == rows[:, None, :]

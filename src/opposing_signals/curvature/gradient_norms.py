@@ -1,4 +1,4 @@
-"""Norms of the gradients of single training points, from one backward pass a chunk."""
+"""Norms of per-example gradients, from one backward pass per chunk."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def gradient_norms(risk: EmpiricalRisk) -> Tensor:
     Under batch norm in training mode ∇ℓ_i is the gradient of the point's own loss with the mean and variance of its
     chunk held constant (see `opposing_signals.curvature.normalization`); these gradients do not add up to ∇L.
 
-    The model runs once forward and once backward. That needs each parameter to be used once, by a linear map, a
+    The model runs once forward and once backward. This requires each parameter to be used once, by a linear map, a
     convolution, a normalization, an embedding, self-attention, or as a summand, on a tensor whose first axis is the
-    example. Where a parameter is shared or used otherwise, gradients are taken example by example
-    (`torch.func.vmap`), and where that cannot be, as for recurrent layers, one after another: as right, and slower.
+    example. Where a parameter is shared or used otherwise, gradients are taken example by example (`torch.func.vmap`),
+    and where that fails, as for recurrent layers, one after another: equally exact, but slower.
 
     Returns:
         ``[N]``.

@@ -1,9 +1,9 @@
-"""Random projections of the gradients of single training points, from one backward pass a chunk.
+"""Random projections of per-example gradients, from one backward pass per chunk.
 
-A sketch S g_i of d numbers keeps inner products, (S g_i)·(S g_j) ≈ g_i·g_j, so it tells which points pull the weights
-in opposite directions. For a weight matrix S is made of rank-one pieces r_k c_kᵀ of random signs: the gradient
-Σ_l δ_l a_lᵀ is projected onto them as Σ_l (r_k·δ_l)(c_k·a_l), without being formed. The inner product is unbiased; its
-standard deviation is at most 3/√d ‖g_i‖ ‖g_j‖ (and √(2/d) where all parameters are vectors).
+A sketch S g_i of d numbers preserves inner products, (S g_i)·(S g_j) ≈ g_i·g_j, so it shows which points pull the
+weights in opposite directions. For a weight matrix, S consists of rank-one pieces r_k c_kᵀ of random signs: the
+gradient Σ_l δ_l a_lᵀ is projected onto them as Σ_l (r_k·δ_l)(c_k·a_l), without being formed. The inner product is
+unbiased; its standard deviation is at most 3/√d ‖g_i‖ ‖g_j‖ (and √(2/d) where all parameters are vectors).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from opposing_signals.errors import InputError
 def gradient_sketch(risk: EmpiricalRisk, dimensions: int, seed: int = 0) -> Tensor:
     """S ∇ℓ_i(θ) of every training point, with the same S at every call.
 
-    What ∇ℓ_i is under batch norm, and when the model must run more than once, see
-    `opposing_signals.curvature.gradient_norms`.
+    See `opposing_signals.curvature.gradient_norms` for what ∇ℓ_i is under batch norm, and for when the model must run
+    more than once.
 
     Args:
-        risk: Evaluated at its θ, without a trace.
-        dimensions: d, numbers that are kept of a gradient.
+        risk: Evaluated at its θ, and left unchanged.
+        dimensions: d, the length of a sketch.
         seed: Of the signs.
 
     Returns:
@@ -98,7 +98,7 @@ class Projection(Reading):
         return by_parts(of_part, values, slope, self._size(slope[0].numel() // slope.shape[-1]))
 
     def of_convolution(self, weight: Tensor, values: Tensor, slope: Tensor, convolution: Convolution) -> Tensor:
-        """c_k·(patches of a) is a convolution of its own, with d channels a group."""
+        """c_k·(patches of a) is a convolution of its own, with d channels per group."""
         rows, columns = self.signs(weight)
         groups = convolution.groups
         filters = columns.T.reshape(-1, *weight.shape[1:]).repeat(groups, *[1] * (weight.ndim - 1))
@@ -112,7 +112,7 @@ class Projection(Reading):
         return by_parts(of_part, values, slope, self._size(groups * slope[0, 0].numel()))
 
     def of_embedding(self, weight: Tensor, rows: Tensor, slope: Tensor) -> Tensor:
-        """As of a linear map whose inputs choose one row each."""
+        """As for a linear map with one-hot inputs."""
         of_row, columns = self.signs(weight)
 
         def of_part(rows: Tensor, slope: Tensor) -> Tensor:
@@ -121,5 +121,5 @@ class Projection(Reading):
         return by_parts(of_part, rows, slope, self._size(rows.shape[1]))
 
     def _size(self, positions: int) -> int:
-        """d numbers a position."""
+        """d numbers per position."""
         return positions * self.width[0]

@@ -9,7 +9,7 @@ from torch.autograd.graph import Node
 
 
 def graph_nodes(tensors: Iterable[Tensor | None]) -> Iterator[Node]:
-    """The functions behind ``tensors``, each once."""
+    """The nodes of the graph that computed ``tensors``, each once."""
     waiting, seen = [tensor.grad_fn for tensor in tensors if tensor is not None], set()
     while waiting:
         node = waiting.pop()

@@ -18,26 +18,26 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Hessian:
-    """H = ∇²L(θ) of the mean loss L over a training set, at the weights of the moment.
+    """H = ∇²L(θ) of the mean loss L over a training set, at the model's current weights.
 
     ``H @ v`` is exact up to rounding, and leaves model, gradients and random state as they were. Batch norm in training
-    mode normalizes by each chunk, as it does in training: then the chunk is part of what L is.
+    mode normalizes by each chunk, as it does in training: the chunk size is then part of the definition of L.
 
     Args:
         model: Maps ``[n, ...]`` inputs to ``[n, C]`` outputs; or an `EmpiricalRisk`, with nothing else.
         loss: Per-sample loss, (outputs, targets) ↦ ``[n]``, such as ``torch.nn.CrossEntropyLoss(reduction="none")``.
         data: Inputs ``[N, ...]`` and targets ``[N]`` or ``[N, C]``, in the model's precision and on its device.
         chunk: Examples per forward pass; None for all.
-        differences: Take ``H @ v`` for a difference of gradients from both sides (`GradientDifferences`), for a model
-            without second derivatives, such as one with a kernel of its own. In float64 it is exact to about 1e-8, in
-            float32 to 1e-4 where the model is smooth; ReLUs in float32 have none.
+        differences: Compute ``H @ v`` by central differences of gradients (`GradientDifferences`), for a model without
+            second derivatives, such as one with a custom kernel. The relative error is about 1e-8 in float64 and 1e-4
+            in float32 for a smooth model; with ReLUs, float32 gives no usable product.
 
     Raises:
         InputError: Loss or data are missing, or the chunk is not from 1 to N. Products raise it as
-            `EmpiricalRisk.hessian_products` does, such as for a model whose second derivatives would be wrong.
+            `EmpiricalRisk.hessian_products` does, for instance if the model's second derivatives would be wrong.
 
     Examples:
-        A linear model under half the squared error has H = (1/N) Σ x xᵀ, the same for every weight.
+        A linear model with half the squared error has H = (1/N) Σ x xᵀ, the same for every weight.
 
         >>> import torch
         >>> from opposing_signals import Hessian
@@ -60,7 +60,7 @@ class Hessian:
         >>> H.along(pairs.vector).curvatures.round(decimals=3)
         tensor([ 0., 16.])
 
-        The norms of the examples' own gradients:
+        The norms of the per-example gradients:
 
         >>> _ = torch.nn.init.ones_(model.weight)
         >>> H.gradient_norms()
@@ -99,7 +99,7 @@ class Hessian:
         """H v of a vector ``[P]``, or H V of k columns ``[P, k]``, in one pass.
 
         Raises:
-            InputError: They belong to another model; or see the class.
+            InputError: The vectors have another length than θ; or see the class.
         """
         if vectors.ndim == 2:
             return self._products(vectors.T.contiguous()).T
@@ -107,7 +107,7 @@ class Hessian:
 
     @property
     def _products(self) -> Products:
-        """Of θ as it is now."""
+        """Products with H at the current θ."""
         if self._by_differences:
             differences = GradientDifferences(self.risk)
             return lambda vectors: differences.both_sides(vectors)[0]
@@ -126,9 +126,9 @@ class Hessian:
         Args:
             k: How many; with ``above``, at most.
             which: The algebraically largest, the smallest, or the largest in absolute value.
-            tolerance: Stop when every residual is at most so much of the first eigenvalue.
-            max_products: Stop after this many products in any case, at least k.
-            above: All beyond this one, and at least the first; see `EigenTracker`.
+            tolerance: Stop when every residual is at most this fraction of the first eigenvalue.
+            max_products: Stop after this many products in any case; at least k.
+            above: Find all eigenvalues beyond this one, and at least the first; see `EigenTracker`.
 
         Raises:
             InputError: A setting that cannot work; or see the class.

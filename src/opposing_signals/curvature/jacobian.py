@@ -21,20 +21,20 @@ _NO_DERIVATIVE = (
 def jacobian_norms(risk: EmpiricalRisk, indices: Tensor) -> Tensor:
     """Spectral norm of ∂f(x_i; θ)/∂x for chosen training points i.
 
-    One backward pass an output makes the Jacobian ``[C, D]``, whose singular values are exact. Under batch norm in
+    One backward pass per output gives the Jacobian ``[C, D]``; its singular values are exact. Under batch norm in
     training mode f is the point's own output with the mean and variance of its chunk held constant (see
     `opposing_signals.curvature.normalization`).
 
     Args:
-        risk: Its model, in the mode that it is in.
+        risk: Evaluated with its model in its current mode.
         indices: ``[m]`` positions in the training set.
 
     Returns:
         ``[m]`` float64, in the units of outputs over those of (normalized) inputs.
 
     Raises:
-        InputError: An index that is none, a random layer or one that couples examples, outputs that have no derivative
-            in the inputs, or the first measurement disagrees with differences of the outputs.
+        InputError: An index outside the training set, a random layer or one that couples examples, outputs without a
+            derivative in the inputs, or a first measurement that disagrees with differences of the outputs.
     """
     indices = indices.cpu()
     norms = torch.zeros(len(indices), dtype=torch.float64)
@@ -65,7 +65,7 @@ def _jacobians(risk: EmpiricalRisk, inputs: Tensor) -> Tensor:
 def _claims(few: EmpiricalRisk, _: Tensor) -> Generator[Claim]:
     """Differences of the outputs along one direction of each input."""
     inputs = few.inputs[: few.chunk]
-    # So short that hardly ever an activation crosses a kink within it; rounding is then about 1e-7 of a change.
+    # So short that hardly any activation crosses a kink within it; rounding is then about 1e-7 of a change.
     step = 1e-9 if inputs.dtype is torch.float64 else 1e-3
     with independent_examples(few, slice(0, few.chunk)):
         jacobians = _jacobians(few, inputs.clone())

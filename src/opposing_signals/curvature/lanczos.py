@@ -11,17 +11,17 @@ from opposing_signals.curvature.eigen import Products
 
 
 def lanczos(products: Products, starts: Tensor, reorthogonalize: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """Entries of the tridiagonal matrix of each start vector, a product later one more of each (Saad 2011, §6.3).
+    """Entries of each start vector's tridiagonal matrix, one pair per product (Saad 2011, §6.3).
 
     Args:
-        products: The operator; one product a start vector and step.
+        products: The operator; one product per start vector and step.
         starts: ``[k, P]``, the first vectors of k recurrences, not zero.
-        reorthogonalize: Against all earlier vectors, which are then kept. Without it the extreme eigenvalues of the
-            matrix still converge; they only appear more than once in the end (Paige 1980).
+        reorthogonalize: Against all earlier vectors, which are then kept. Without it the matrix's extreme eigenvalues
+            still converge, but appear more than once in the end (Paige 1980).
 
     Yields:
-        ``[k]`` float64 diagonal entries α_j, and the entries β_j beside them. β_j is 0 from where a start vector has
-        no more to show.
+        ``[k]`` float64 diagonal entries α_j, and off-diagonal entries β_j. β_j is 0 once the Krylov space of a start
+        vector is exhausted.
     """
     vectors = starts / starts.norm(dim=1, keepdim=True)
     last = torch.zeros_like(vectors)
@@ -46,7 +46,7 @@ def lanczos(products: Products, starts: Tensor, reorthogonalize: bool) -> Iterat
 
 
 def tridiagonal(diagonal: list[Tensor], beside: list[Tensor]) -> Tensor:
-    """``[k, m, m]`` from m diagonal entries and the m − 1 (or more) beside them, each ``[k]``."""
+    """``[k, m, m]`` from m diagonal entries and m − 1 (or more) off-diagonal ones, each ``[k]``."""
     count = len(diagonal)
     matrix = torch.diag_embed(torch.stack(diagonal, 1))
     if count > 1:

@@ -1,7 +1,8 @@
 """Per-example gradients of the parameters of each kind of layer.
 
-A `Reading` is what is made of it: its squared norm (`ghost_norms`), or a random projection (`gradient_sketch`). Both
-read it off a layer's inputs a and the loss's derivatives δ in its outputs, without forming it where it is large.
+A `Reading` is a quantity computed from such a gradient: its squared norm (`ghost_norms`), or a random projection
+(`gradient_sketch`). Both are computed from a layer's inputs a and the loss's derivatives δ in its outputs, without
+forming the gradient where it is large.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from torch import Tensor
 from opposing_signals.curvature.normalization import by_statistics
 
 BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}
-"""Numbers that a temporary tensor may hold: small enough for a CPU's cache, large enough to fill a GPU."""
+"""Size limit of temporary tensors, in numbers: small enough for a CPU's cache, large enough to fill a GPU."""
 
 Rule = list[tuple[Any, Callable[[Tensor], Tensor]]]
-"""The tensors that a call uses, each with δ ``[n, ...]`` ↦ ``[n, *width]``, what is read off the gradients in it."""
+"""The tensors that a call uses, each with δ ``[n, ...]`` ↦ ``[n, *width]``, the reading of its gradients."""
 
 LINEAR = F.linear  # `F.linear` is patched while `nn.MultiheadAttention` runs
 
@@ -51,17 +52,17 @@ class Convolution:
 
 
 class Reading(ABC):
-    """Turns uses of parameters into numbers of each example's own gradient.
+    """A quantity of each example's own gradient, computed from the uses of parameters.
 
-    Every method gives ``[n, *width]`` for n examples; numbers of several uses and parameters add up.
+    Every method gives ``[n, *width]`` for n examples; results of several uses and parameters add up.
     """
 
     width: tuple[int, ...] = ()
-    """Shape of what is read off the gradient of one example."""
+    """Shape of the result for one example."""
 
     @abstractmethod
     def of_entries(self, parameter: Tensor, gradients: Tensor) -> Tensor:
-        """From gradients ``[n, *parameter.shape]`` that are at hand."""
+        """From given gradients ``[n, *parameter.shape]``."""
 
     @abstractmethod
     def of_linear(self, weight: Tensor, values: Tensor, slope: Tensor) -> Tensor:
@@ -76,7 +77,7 @@ class Reading(ABC):
         """Of a table of rows, from the rows used ``[n, L]`` and δ ``[n, L, E]``."""
 
     def rules(self) -> Mapping[Callable[..., Any], Callable[..., Rule]]:
-        """Functions with the rules that take their arguments; the first axis of input and output is the example."""
+        """Functions ↦ rules with the same arguments; the first axis of input and output is the example."""
         return {
             LINEAR: self._linear,
             torch.conv1d: partial(self._convolution, torch.conv1d),
@@ -147,7 +148,7 @@ class Reading(ABC):
         weight: Tensor | None,
         bias: Tensor | None,
     ) -> Rule:
-        """y = weight x̂ + bias, where the entries along the axes ``shared`` have weight and bias in common."""
+        """y = weight x̂ + bias, where all entries along the axes ``shared`` have the same weight and bias."""
 
         def of_part(values: Tensor, slope: Tensor) -> Tensor:
             return self._summed(weight, shared, slope * standardized(values))
@@ -186,18 +187,18 @@ class Reading(ABC):
         return [(values, partial(self._broadcast, values))]
 
     def _summed(self, parameter: Any, shared: slice, slope: Tensor) -> Tensor:
-        """Of a parameter whose gradient is Σ δ over the axes ``shared``."""
+        """For a parameter whose gradient is Σ δ over the axes ``shared``."""
         axes = list(range(slope.ndim))[shared]
         return self.of_entries(parameter, slope.sum(axes) if axes else slope)
 
     def _broadcast(self, parameter: Any, slope: Tensor) -> Tensor:
-        """Of a parameter whose entries appear at several places of the output."""
+        """For a parameter whose entries appear at several places of the output."""
         own = [1] * (slope.ndim - parameter.ndim) + list(parameter.shape)
         return self.of_entries(parameter, slope.sum_to_size(len(slope), *own[1:]))
 
 
 def by_parts(function: Callable[[Tensor, Tensor], Tensor], values: Tensor, slope: Tensor, size: int) -> Tensor:
-    """``function`` of a few examples at a time, so that temporary tensors of ``size`` numbers an example stay small."""
+    """``function`` on a few examples at a time, which keeps temporary tensors of ``size`` numbers per example small."""
     part = max(1, BLOCK[values.device.type] // size)
     pieces = zip(values.split(part), slope.split(part), strict=True)
     return torch.cat([function(v.to(slope.dtype) if v.is_floating_point() else v, s) for v, s in pieces])

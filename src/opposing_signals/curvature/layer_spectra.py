@@ -13,18 +13,18 @@ from opposing_signals.errors import InputError
 
 @dataclass(frozen=True)
 class LayerSpectra:
-    """The largest singular value σ of each layer's weight, and how its singular vectors fit those of its neighbours.
+    """The largest singular value σ of each layer's weight, and the alignment of neighbours' singular vectors.
 
     Attributes:
-        names: L linear layers and convolutions with a weight in θ, in the order in which the model holds them. In a
-            residual network neighbours in this order are not always neighbours in the computation.
-        norms: ``[L]`` σ_l. The weight of a convolution counts as the matrix ``[out, in x kernel]``, which is not the
-            norm of the map between images.
-        alignments: ``[L - 1]``, in [0, 1], NaN where the shapes of two neighbours do not fit. Between linear layers
-            abs(u_l·v_{l+1}), u_l being the left singular vector of σ_l in the space of its outputs, v_{l+1} the right
-            one of σ_{l+1} in that of its inputs. Where each of the layer's outputs is read at several places (by the
-            entries of a kernel, or by a linear layer behind flattened images), v_{l+1} is a matrix ``[outputs of l,
-            places]``, and the alignment is ‖u_lᵀ v_{l+1}‖, the length of its part in the subspace u_l.
+        names: L linear layers and convolutions with a weight in θ, in the model's order of modules. In a residual
+            network, neighbours in this order are not always neighbours in the computation.
+        norms: ``[L]`` σ_l. A convolution's weight is taken as the matrix ``[out, in x kernel]``; its norm is not that
+            of the map between images.
+        alignments: ``[L - 1]``, in [0, 1], NaN where the shapes of two neighbours do not match. Between linear layers
+            abs(u_l·v_{l+1}), with u_l the left singular vector of σ_l (in the space of layer l's outputs) and v_{l+1}
+            the right one of σ_{l+1} (in the space of layer l + 1's inputs). Where layer l + 1 reads each output at
+            several places (the entries of a kernel, or a linear layer after flattened images), v_{l+1} is a matrix
+            ``[outputs of l, places]``, and the alignment is ‖u_lᵀ v_{l+1}‖, the length of its component along u_l.
     """
 
     names: list[str]

@@ -1,11 +1,11 @@
-"""Batch normalization by another's statistics: what one example sees when the rest of its chunk stands still.
+"""Batch normalization by given statistics: what one example sees when the rest of its chunk is held constant.
 
 Under batch norm in training mode a loss ℓ_i depends on the whole chunk, so "the network's answer to one more input"
-and "the gradient of one example alone" need a convention. Ours is: the chunk's mean and variance are what they are in
-training, and are held constant. An example that belongs to the chunk then gets exactly its training output.
+and "the gradient of one example alone" need a convention. Here the chunk's mean and variance have their values from
+training and are held constant. An example of the chunk then gets exactly its training output.
 
 A use of batch norm is a call of `F.batch_norm` in training mode, by a module or by the model itself; a module that is
-used twice has two.
+called twice has two.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _split: list[None] = []
 
 
 class BatchNorm(NamedTuple):
-    """A call of `F.batch_norm`, whose arguments these are."""
+    """The arguments of a call of `F.batch_norm`."""
 
     input: Tensor
     running_mean: Tensor | None
@@ -44,7 +44,7 @@ class BatchNorm(NamedTuple):
 
 
 def in_training(rule: Callable[[BatchNorm], Tensor]) -> Callable[..., Tensor]:
-    """`F.batch_norm`, in training mode by another ``rule``."""
+    """`F.batch_norm`, computed by ``rule`` in training mode."""
 
     def either(*args: Any, **named: Any) -> Tensor:
         call = BatchNorm(*args, **named)
@@ -57,12 +57,12 @@ def in_training(rule: Callable[[BatchNorm], Tensor]) -> Callable[..., Tensor]:
 def captured(model: nn.Module) -> Iterator[Statistics]:
     """The statistics by which ``model`` normalizes the first chunk that passes through it in this context.
 
-    They are there when that forward pass has ended. Nothing that the model computes changes.
+    The list is complete after that forward pass. Nothing that the model computes changes.
     """
     statistics: Statistics = []
 
     def keep(values: Tensor, number: int) -> None:
-        if passes[0] == 1 and number == len(statistics):  # not where a checkpoint computes it again
+        if passes[0] == 1 and number == len(statistics):  # not where a checkpoint recomputes it
             with torch.no_grad():
                 statistics.append(moments(values.detach())[:2])
 
@@ -71,7 +71,7 @@ def captured(model: nn.Module) -> Iterator[Statistics]:
 
 
 def moments(values: Tensor) -> tuple[Tensor, Tensor, int]:
-    """``[C]`` mean and (biased) variance per channel of ``[n, C, ...]`` values, and how many a channel has.
+    """``[C]`` mean and (biased) variance per channel of ``[n, C, ...]`` values, and the number of values per channel.
 
     Within `statistics_over_processes` they are those of the whole chunk, of which each process has a piece.
     """
@@ -98,16 +98,15 @@ def statistics_over_processes() -> Iterator[None]:
 
 
 def is_split() -> bool:
-    """Whether that is so."""
+    """Whether `statistics_over_processes` is active."""
     return bool(_split)
 
 
 @contextmanager
 def frozen(model: nn.Module, statistics: Statistics) -> Iterator[None]:
-    """Let ``model`` normalize by ``statistics``, as constants, wherever it would use the chunk at hand.
+    """Let ``model`` normalize by ``statistics``, as constants, wherever it would use those of its chunk.
 
-    Inside, outputs of different examples are independent of each other as far as batch norm goes, and running
-    statistics stay as they are.
+    Inside, batch norm does not couple examples, and running statistics do not change.
 
     Raises:
         InputError: In a forward pass, the model uses batch norm more often than it did for the chunk.
@@ -134,9 +133,9 @@ def frozen(model: nn.Module, statistics: Statistics) -> Iterator[None]:
 
 @contextmanager
 def _uses(model: nn.Module, look: Callable[[Tensor, int], tuple[Tensor, Tensor] | None]) -> Iterator[list[int]]:
-    """Call ``look`` with the input and the number of each use; what it returns is normalized by in place of the chunk.
+    """Call ``look`` with the input and number of each use; statistics it returns replace those of the chunk.
 
-    Yields a list of one number: of the forward passes so far.
+    Yields a list of one number, the count of forward passes so far.
     """
     passes, used, depth = [0], [0], [0]
 
@@ -151,7 +150,7 @@ def _uses(model: nn.Module, look: Callable[[Tensor, int], tuple[Tensor, Tensor] 
             used[0] += 1
             if statistics is not None:
                 call = call._replace(training=False, running_mean=statistics[0], running_var=statistics[1])
-        depth[0] += 1  # a function mode may call this again on its way
+        depth[0] += 1  # a function mode may call this again
         try:
             return _batch_norm(*call)
         finally:
@@ -166,7 +165,7 @@ def _uses(model: nn.Module, look: Callable[[Tensor, int], tuple[Tensor, Tensor] 
 
 
 def _batch_norm(*arguments: Any) -> Tensor:
-    """`F.batch_norm`, which while it is patched would tell function modes that it is another function."""
+    """`F.batch_norm`; function modes see the original function although it is patched."""
     tensors = arguments[:5]
     if has_torch_function_variadic(*tensors):
         return handle_torch_function(batch_norm, tensors, *arguments)
@@ -174,7 +173,7 @@ def _batch_norm(*arguments: Any) -> Tensor:
 
 
 def by_statistics(values: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """Batch norm: (x − mean) x inverse x weight + bias, a channel at a time."""
+    """Batch norm: (x − mean) x inverse x weight + bias, channel by channel."""
     scale = inverse if weight is None else inverse * weight
     shift = -mean * scale if bias is None else bias - mean * scale
     channels = (1, -1, *[1] * (values.ndim - 2))
@@ -182,7 +181,7 @@ def by_statistics(values: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor 
 
 
 def with_constant_statistics(call: BatchNorm) -> tuple[Tensor | None, ...]:
-    """Its arguments as those of `by_statistics`."""
+    """The call's arguments as those of `by_statistics`."""
     if call.training:
         values = call.input.detach()
         _, mean, inverse = torch.native_batch_norm(values, None, None, None, None, True, call.momentum, call.eps)

@@ -1,4 +1,4 @@
-"""The gradients of single training points, all of a chunk at once: what a backward pass shows of each of them."""
+"""Readings of per-example gradients, for all examples of a chunk at once."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from opposing_signals.errors import InputError
 
 
 def read_off(risk: EmpiricalRisk, reading: Reading) -> Tensor:
-    """What ``reading`` makes of the gradient of every training point.
+    """``reading`` of the gradient of every training point.
 
-    From one backward pass a chunk where every use of a parameter has a rule, and else from the gradients themselves.
+    From one backward pass per chunk if every use of a parameter has a rule, else from the gradients themselves.
 
     Returns:
         ``[N, *width]``.
@@ -52,15 +52,15 @@ def _from_gradients(risk: EmpiricalRisk, chunk: slice, reading: Reading) -> Tens
 
 
 def _shapes_behind_examples(risk: EmpiricalRisk) -> list[torch.Size]:
-    """Of the output of each use of parameters, the shape without its first axis.
+    """Output shape of each use of parameters, without the first axis.
 
     Raises:
-        NoRuleError: A parameter is used without a rule, or the first axis of an output is not the example: the size of
-            an axis alone does not tell, because a table of positions can be as long as a chunk.
+        NoRuleError: A parameter is used without a rule, or the first axis of an output is not the example. An axis's
+            size alone does not tell: a table of positions can be as long as a chunk.
     """
     try:
         (two, losses), (three, _) = (_watched(risk, slice(0, examples), SquaredNorm()) for examples in (2, 3))
-    except RuntimeError:  # a model that takes a fixed number of them
+    except RuntimeError:  # a model that takes a fixed number of examples
         raise NoRuleError from None
     shapes = [shape[1:] for shape in two.shapes]
     for examples, uses in ((2, two), (3, three)):
@@ -73,10 +73,10 @@ def _shapes_behind_examples(risk: EmpiricalRisk) -> list[torch.Size]:
 
 
 def _summed_over_uses(risk: EmpiricalRisk, chunk: slice, shapes: list[torch.Size], reading: Reading) -> Tensor:
-    """What ``reading`` makes of each example's gradient, added up over the uses of parameters.
+    """``reading`` of each example's gradient, summed over the uses of parameters.
 
     Args:
-        risk: Evaluated at its θ, without a trace.
+        risk: Evaluated at its θ, and left unchanged.
         chunk: Positions of the chunk's examples.
         shapes: See `_shapes_behind_examples`.
         reading: Gives ``[n, *width]``.
@@ -90,7 +90,7 @@ def _summed_over_uses(risk: EmpiricalRisk, chunk: slice, shapes: list[torch.Size
     with naming_causes():
         try:
             torch.autograd.grad(losses.sum(), uses.first, allow_unused=True)
-        except CheckpointError:  # what is computed again has parameters, and no constants in their place
+        except CheckpointError:  # the recomputed pass uses parameters, not the constants in their place
             raise NoRuleError from None
     return uses.total
 
@@ -98,7 +98,7 @@ def _summed_over_uses(risk: EmpiricalRisk, chunk: slice, shapes: list[torch.Size
 def _gradients(risk: EmpiricalRisk, chunk: slice) -> Iterator[list[Tensor]]:
     """∇ℓ_i of a few examples of the chunk at a time, one ``[n, ...]`` tensor for each of ``risk.parameters``.
 
-    Together where `torch.func.vmap` can take the model, and else one after another.
+    Together if `torch.func.vmap` can handle the model, else one after another.
     """
     part = max(1, BLOCK[risk.inputs.device.type] // sum(p.numel() for p in risk.parameters))
     pieces = list(zip(risk.inputs[chunk].split(part), risk.targets[chunk].split(part), strict=True))
@@ -114,7 +114,7 @@ def _gradients(risk: EmpiricalRisk, chunk: slice) -> Iterator[list[Tensor]]:
 
 
 def _together(risk: EmpiricalRisk, inputs: Tensor, targets: Tensor) -> list[Tensor]:
-    """By ∇ℓ_i = J_iᵀ ∂ℓ_i/∂f, so that `vmap`, which not every loss can take, sees the network alone."""
+    """By ∇ℓ_i = J_iᵀ ∂ℓ_i/∂f, so that `vmap`, which cannot handle every loss, sees only the network."""
 
     def pulled_back(theta: list[Tensor], inputs: Tensor, slope: Tensor) -> Tensor:
         with risk.at(theta):
@@ -148,7 +148,7 @@ def _one_after_another(risk: EmpiricalRisk, inputs: Tensor, targets: Tensor) -> 
 
 
 def gradients_by_plain_autograd(risk: EmpiricalRisk) -> Tensor:
-    """``[m, P]`` ∇ℓ_i of the first few, without anything of this library's but batch norm's statistics, held."""
+    """``[m, P]`` ∇ℓ_i of the first few examples, by plain autograd, with batch norm's statistics held constant."""
     rows = []
     with independent_examples(risk, slice(0, risk.chunk)), torch.enable_grad():
         for i in range(min(FEWEST, risk.chunk)):
@@ -167,14 +167,14 @@ def _watched(risk: EmpiricalRisk, chunk: slice, reading: Reading) -> tuple[_Uses
 
 
 class _Uses(TorchFunctionMode):
-    """Watches a forward pass for uses of parameters, and reads gradients off in the backward pass behind it.
+    """Watches a forward pass for uses of parameters, and takes readings in the backward pass after it.
 
     A parameter that is used by a rule enters the graph as a constant, so the backward pass computes derivatives in
-    activations alone. Batch norm in training mode is replaced by that with constant statistics.
+    activations only. Batch norm in training mode is replaced by batch norm with constant statistics.
 
     Attributes:
-        shapes: Of the output of each use, with the example's axis in front.
-        first: The outputs with which the graph begins; on its way to all of them a derivative passes every use.
+        shapes: Of the output of each use, with the example axis first.
+        first: The outputs at which the graph begins; a backward pass to all of them passes every use.
         total: ``[n, *width]`` the sum over all uses after the backward pass.
     """
 
@@ -189,9 +189,9 @@ class _Uses(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call the function; if it uses a parameter, let its output leave a hook for the backward pass."""
+        """Call the function; if it uses a parameter, register a backward hook on its output."""
         kwargs = kwargs or {}
-        if func in DERIVATIVES:  # would pass the hooks that read gradients off
+        if func in DERIVATIVES:  # would trigger the hooks that take readings
             raise NoRuleError
         if func is F.batch_norm:
             func, args, kwargs = by_statistics, with_constant_statistics(BatchNorm(*args, **kwargs)), {}
@@ -221,7 +221,7 @@ class _Uses(TorchFunctionMode):
         self.shapes.append(output.movedim(axis, 0).shape)
         if not output.requires_grad:
             self.first.append(output.requires_grad_())
-            output = output.clone()  # what the graph begins with must not be changed in place, as ReLU may
+            output = output.clone()  # the graph's first tensors must not be changed in place, as ReLU may do
         for parameter in parameters:
             output.register_hook(partial(self._add, rules[id(parameter)], axis))
         return output
@@ -235,7 +235,7 @@ class _Uses(TorchFunctionMode):
     def _attend(self, query: Tensor, *args: Any, **kwargs: Any) -> Any:
         """`nn.MultiheadAttention`'s function, whose linear maps do not reach a function mode.
 
-        It lays tokens out as ``[T, n, E]``, or ``[T n, E]``.
+        Its tokens have the layout ``[T, n, E]``, or ``[T n, E]``.
         """
 
         def linear(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -11,9 +11,9 @@ from opposing_signals.errors import InputError
 
 
 def adam_preconditioner(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> Tensor:
-    """The diagonal of P = (1 − β1^t) (√v̂ + ε), with which Adam took its last step θ ← θ − η P⁻¹ m.
+    """The diagonal of P = (1 − β1^t) (√v̂ + ε), of Adam's last step θ ← θ − η P⁻¹ m.
 
-    m is the average of gradients without bias correction, which is in P, and v̂ = v/(1 − β2^t) (Cohen et al. 2022,
+    m is the moving average of gradients; its bias correction is in P, and v̂ = v/(1 − β2^t) (Cohen et al. 2022,
     "Adaptive gradient methods at the edge of stability", §2). Momentum gradient descent in this geometry is at the edge
     of stability where the largest eigenvalue of P⁻¹H is (2 + 2β1)/((1 − β1) η): 38/η for β1 = 0.9.
 

@@ -1,4 +1,4 @@
-"""What is refused: models, losses and gradients of which a measurement would be wrong."""
+"""Refusals of models, losses and gradients for which a measurement would be wrong."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COMPILED = "a compiled model has no second derivatives: pass the model itself, 
 
 
 def check_data(inputs: Any, targets: Any) -> None:
-    """Refuse data that are no tensors.
+    """Refuse data that are not tensors.
 
     Raises:
         InputError: They are not.
@@ -99,12 +99,12 @@ def check_graph(gradient: Sequence[Tensor | None], model: nn.Module) -> None:
     """Refuse a gradient that cannot be differentiated as it is.
 
     Args:
-        gradient: One for each of the model's parameters with ``requires_grad``; None where there is none.
+        gradient: One tensor per parameter with ``requires_grad``; None where there is none.
         model: Named in the error.
 
     Raises:
         InputError: It is sparse, or its graph has a function marked `once_differentiable`, whose terms PyTorch would
-            drop in silence.
+            silently drop.
     """
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     for name, piece in zip(names, gradient, strict=True):
@@ -121,11 +121,11 @@ def check_graph(gradient: Sequence[Tensor | None], model: nn.Module) -> None:
 
 @contextmanager
 def naming_causes() -> Iterator[None]:
-    """Say in one line what stands behind an error of PyTorch's.
+    """Replace an error of PyTorch's by one line that names its cause.
 
     Raises:
         InputError: PyTorch differentiates a function only once; a part of the model is compiled; or it uses
-            `torch.utils.checkpoint`, and what that computes the second time is not what is measured.
+            `torch.utils.checkpoint`, whose recomputation escapes the measurement.
     """
     try:
         yield
@@ -155,9 +155,9 @@ def check_losses(losses: Any, inputs: Tensor, are_single: bool = True) -> None:
     """Refuse losses ``[n, 1]`` and the like, which would broadcast against the weights of the n examples.
 
     Args:
-        losses: What the loss gave.
+        losses: The loss function's result.
         inputs: ``[n, ...]``.
-        are_single: Whether an example has one number; several, as a sequence's tokens, have no mean loss here.
+        are_single: Whether each example must have one loss; several, such as a sequence's tokens, have no mean here.
 
     Raises:
         InputError: They are not ``[n]``, or a gradient is wanted and they have none.

@@ -40,18 +40,18 @@ Result = TypeVar("Result")
 
 
 class EmpiricalRisk(Chunks):
-    """θ ↦ ℓ(θ) ∈ R^N over data that rest on the device, evaluated in chunks.
+    """θ ↦ ℓ(θ) ∈ R^N over data resident on the device, evaluated in chunks.
 
-    Every sum is weighted 1/N per sample, so an uneven last chunk counts as it should. A model with batch norm in
+    Every sum is weighted 1/N per sample, so a smaller last chunk is weighted correctly. A model with batch norm in
     training mode normalizes by the statistics of each chunk ("ghost" batch norm, Hoffer et al. 2017): then the chunk
     size is part of what L *is*, and everything here uses the same chunks.
 
     Attributes:
         weights: See `Chunks`.
-        checked: The measures that have been held against finite differences
-            (`opposing_signals.curvature.finite_differences`); None: none is to be.
-        state: What a measurement puts back.
-        autotune: Whether cuDNN chooses its kernels by their time.
+        checked: The measures already checked against finite differences
+            (`opposing_signals.curvature.finite_differences`); None: check none.
+        state: The model's state, as a measurement restores it.
+        autotune: Whether cuDNN chooses its kernels by timing them.
         is_one_graph: Whether the training pass is compiled or recorded, so that no hook sees into it.
 
     Args:
@@ -60,25 +60,24 @@ class EmpiricalRisk(Chunks):
         inputs: ``[N, ...]``; whole numbers, such as tokens, keep their type.
         targets: ``[N]`` or ``[N, C]``.
         chunk: Examples per forward pass.
-        precision: Of weights, data and arithmetic. ``"tf32"`` is float32 of which a GPU may round the factors of
-            products to 10 bits (the job sets that, see `opposing_signals.training.job`), ``"bfloat16"`` and
-            ``"float16"`` keep float32 weights and run under autocast, ``"unchanged"`` takes weights and data as they
-            are. A gradient in float16 has half to a third of the error in bfloat16, a loss a tenth; the loss is scaled
-            by the number of examples, without which their shares of the gradient would be too small for float16.
-        channels_last: Memory layout of images and convolutions; faster on most CPUs and on GPUs with tensor cores. It
-            is safe on every CPU, for what torch gets wrong in it on some is mended
-            (`opposing_signals.curvature.convolution`).
+        precision: Of weights, data and arithmetic. ``"tf32"`` is float32 with the factors of products rounded to 10
+            bits on a GPU (set by the job, see `opposing_signals.training.job`), ``"bfloat16"`` and ``"float16"`` keep
+            float32 weights and run under autocast, ``"unchanged"`` takes weights and data as they are. A float16
+            gradient has half to a third of the error of a bfloat16 one, a loss a tenth. In float16 the loss is scaled
+            by the number of examples, so that each one's share of the gradient does not underflow.
+        channels_last: Memory layout of images and convolutions; faster on most CPUs and on GPUs with tensor cores. Safe
+            on every CPU: a bug of some CPUs' kernels is fixed (`opposing_signals.curvature.convolution`).
         compile_training: `torch.compile` the training pass.
         compile_products: Trace and compile Hessian-vector products of all chunks of the full size.
         cuda_graphs: Record the training pass of a chunk as a CUDA graph: launching the kernels of a small batch takes
-            longer than running them. It has the same bits.
-        autotune: Let cuDNN choose its kernels by their time. Another process may then choose others: a resumed run
-            equals an uninterrupted one to rounding only. The job sets this, as it does tf32.
-        keep_outputs: Whether a pass returns the outputs of its whole batch. Those of text, V logits a token, are far
-            larger than everything else in the pass; False holds no more than a chunk's.
+            longer than running them. Results are bit-identical.
+        autotune: Let cuDNN choose its kernels by timing them. Another process may choose others, so a resumed run
+            equals an uninterrupted one only up to rounding. Set by the job, like tf32.
+        keep_outputs: Whether a pass returns the outputs of its whole batch. Those of text, V logits per token, are far
+            larger than everything else in the pass; False holds at most one chunk's.
 
     Raises:
-        InputError: See `Chunks`; or the precision is none of these, data are no tensors, or a weight is complex or has
+        InputError: See `Chunks`; or the precision is none of these, data are not tensors, or a weight is complex or has
             no shape yet.
     """
 
@@ -139,7 +138,7 @@ class EmpiricalRisk(Chunks):
         return self
 
     def losses_at(self, parameters: Sequence[Tensor], batch: Batch = WHOLE) -> Iterator[Tensor]:
-        """ℓ_i of each of the batch's `parts` at other parameters than θ, one tensor for each of `parameters`.
+        """ℓ_i of each of the batch's `parts` at parameters other than θ, one tensor for each of `parameters`.
 
         They may be any tensors that the model can compute with, such as jets. Call it within `probe`.
         """
@@ -149,7 +148,7 @@ class EmpiricalRisk(Chunks):
             yield losses
 
     def at(self, parameters: Sequence[Tensor]) -> AbstractContextManager[None]:
-        """Let the model compute with others than θ inside, one tensor for each of `parameters`."""
+        """Inside, the model computes with these tensors instead of θ, one for each of `parameters`."""
         return replaced(self.model, self.parameters, parameters)
 
     def evaluate(self, inputs: Tensor, targets: Tensor, autocast: bool = True) -> tuple[Tensor, Tensor]:
@@ -158,7 +157,7 @@ class EmpiricalRisk(Chunks):
         Args:
             inputs: ``[n, ...]``.
             targets: ``[n]`` or ``[n, C]``.
-            autocast: Whether to compute as training does in 16 bits, or in the weights' precision.
+            autocast: Whether to compute in 16 bits where training does, rather than in the weights' precision.
         """
         autocast = autocast and self.is_halved
         with self._autocast(autocast):
@@ -177,18 +176,17 @@ class EmpiricalRisk(Chunks):
         return torch.autocast(self.inputs.device.type, half, enabled=enabled and self.is_halved)
 
     def _loss_scale(self, batch: Batch) -> float:
-        """What the loss is multiplied by before its backward pass, a power of two so that dividing is exact."""
+        """Loss scale of the backward pass, a power of two, so that dividing by it is exact."""
         return 2.0 ** math.ceil(math.log2(self.size(batch))) if self.precision == "float16" else 1.0
 
     def backward(self, batch: Batch = WHOLE) -> ForwardPass:
-        """The training pass: add the batch's mean gradient to ``.grad`` and return what its forward showed.
+        """The training pass: add the batch's mean gradient to ``.grad`` and return losses and outputs.
 
-        Of several processes each must find ``.grad`` empty, for all of it is added up over them, and so must one in
-        float16, for all of it is divided by the loss's scale. Running statistics of batch norm move, as in any
-        training step.
+        With several processes, or in float16, ``.grad`` must be empty before, because all of it is summed over
+        processes, or divided by the loss scale. Running statistics of batch norm are updated, as in any training step.
 
         Raises:
-            InputError: The loss is not one number an example, or no parameter is trained.
+            InputError: The loss is not one number per example, or no parameter is trained.
         """
         check_trained(self.parameters)
         losses, outputs, scale = [], [], self._loss_scale(batch)
@@ -225,16 +223,16 @@ class EmpiricalRisk(Chunks):
         return summed(torch.tensor(used, dtype=torch.int32, device=self.inputs.device)).bool().tolist()
 
     def _agree_on_buffers(self) -> None:
-        """Of several processes each has moved batch norm's running statistics by its own chunks: take the mean."""
+        """Average batch norm's running statistics, which each process has updated from its own chunks."""
         if count() > 1:
             summed_together([buffer.div_(count()) for buffer in self.model.buffers() if buffer.is_floating_point()])
 
     def backward_with_products(self, vectors: Tensor, batch: Batch = WHOLE) -> CurvaturePass:
         """`backward`, and ∇²L v_j of the same batch from the same graph.
 
-        ``.grad`` gets the bits that `backward` would give it. Where one of both is compiled, or the training pass is
-        recorded, runs in 16 bits or takes gradients of its own, products have a graph of their own, in the weights'
-        precision. Where the batch is one chunk, the pass keeps its graph for `CurvaturePass.further`.
+        ``.grad`` is bit-identical to that of `backward`. Products take a graph of their own, in the weights' precision,
+        where either pass is compiled, or the training pass is recorded, runs in 16 bits or takes gradients of its own.
+        Where the batch is one chunk, the pass keeps its graph for `CurvaturePass.further`.
         """
         self.check_vectors(vectors)
         self.check_products()
@@ -256,23 +254,23 @@ class EmpiricalRisk(Chunks):
 
     @property
     def takes_gradients(self) -> bool:
-        """Whether model or loss take a gradient of their own, as a force field does; looked for once, on a chunk.
+        """Whether model or loss take a gradient of their own, as a force field does; determined once, on a chunk.
 
         Such a model cannot be evaluated within `torch.no_grad`, and its Hessian-vector product has third derivatives.
         """
         if self._takes_gradients is None:
-            # Where that cannot be evaluated, the measurement itself says so.
+            # If this fails, the measurement itself will say so.
             with self.probe(), torch.enable_grad(), suppress(RuntimeError), GradientWatch() as watch:
                 self.evaluate(self.inputs[: self.chunk], self.targets[: self.chunk])
             self._takes_gradients = watch.has_seen
         return self._takes_gradients
 
     def without_graph(self) -> AbstractContextManager[Any]:
-        """`torch.no_grad`, unless the model takes gradients of its own, which it could not inside that."""
+        """`torch.no_grad`, unless the model takes gradients of its own, which that would prevent."""
         return torch.set_grad_enabled(self.takes_gradients)
 
     def _without_graph(self, evaluate: Callable[[], Result]) -> Result:
-        """``evaluate()`` without a graph; only if that fails, look whether the model takes gradients."""
+        """``evaluate()`` without a graph; only if that fails, find out whether the model takes gradients."""
         try:
             with torch.set_grad_enabled(self._takes_gradients is True):
                 return evaluate()
@@ -284,7 +282,7 @@ class EmpiricalRisk(Chunks):
 
     @contextmanager
     def differentiable(self) -> Iterator[None]:
-        """Let what is evaluated inside have a second derivative in θ that is right."""
+        """Inside, evaluations have correct second derivatives in θ."""
         with torch.enable_grad(), AnyOrder() if self.takes_gradients else TwiceDifferentiable():
             yield
 
@@ -310,21 +308,21 @@ class EmpiricalRisk(Chunks):
         return ForwardPass(self.assembled(losses, batch), self.assembled(outputs, batch))
 
     def kept(self, outputs: Tensor) -> Tensor:
-        """What a pass returns of a chunk's outputs."""
+        """The part of a chunk's outputs that a pass returns."""
         return outputs if self.keep_outputs else outputs.new_empty(len(outputs), 0)
 
     def hessian_products(self, vectors: Tensor, batch: Batch = WHOLE) -> CurvaturePass:
         """∇²L v for several v in one pass, with gradient, losses and per-sample slopes as by-products, and no trace.
 
         Double backward (Pearlmutter 1994) over layers whose second derivatives are cheap (`TwiceDifferentiable`):
-        the gradient's graph is built once a chunk and shared by all products.
+        the gradient's graph is built once per chunk and shared by all products.
 
         Args:
-            vectors: ``[k, P]``; k = 0 gives the by-products alone.
+            vectors: ``[k, P]``; k = 0 gives only the by-products.
             batch: Examples over which L is the mean.
 
         Raises:
-            InputError: The vectors have another length than θ, the loss is not one number an example, the model has a
+            InputError: The vectors have another length than θ, the loss is not one number per example, the model has a
                 layer without second derivative or draws random numbers, or the products are not its derivatives.
         """
         self.check_vectors(vectors)
@@ -334,7 +332,7 @@ class EmpiricalRisk(Chunks):
             return curvature_pass(self, vectors, batch)[0]
 
     def check_products(self) -> None:
-        """Hold `hessian_products` against finite differences, if that has not been done; it does so itself, too.
+        """Check `hessian_products` against finite differences, once; it also does so itself.
 
         Raises:
             InputError: They disagree.
@@ -345,7 +343,7 @@ class EmpiricalRisk(Chunks):
         """Refuse ``vectors`` that are not ``[k, P]``.
 
         Raises:
-            InputError: They belong to another model, or no parameter is trained.
+            InputError: Their length is not P, or no parameter is trained.
         """
         check_trained(self.parameters)
         size = sum(p.numel() for p in self.parameters)
@@ -356,16 +354,16 @@ class EmpiricalRisk(Chunks):
             )
 
     def unflatten(self, vector: Tensor) -> list[Tensor]:
-        """A ``[P]`` vector as one tensor a parameter, in the parameters' shapes and the vector's memory."""
+        """A ``[P]`` vector as one tensor per parameter: views of it in the parameters' shapes."""
         pieces = vector.split([p.numel() for p in self.parameters])
         return [piece.view_as(p) for piece, p in zip(pieces, self.parameters, strict=True)]
 
     @contextmanager
     def deterministic(self) -> Iterator[None]:
-        """Refuse layers of which the derivatives would be wrong (`check_layers`), and random numbers drawn inside.
+        """Refuse layers whose derivatives would be wrong (`check_layers`), and random numbers drawn inside.
 
         Raises:
-            InputError: There is such a layer, or the model has drawn.
+            InputError: There is such a layer, or the model drew random numbers.
         """
         check_layers(self.model)
         before = random_states(self.inputs.device)
@@ -379,10 +377,9 @@ class EmpiricalRisk(Chunks):
 
     @contextmanager
     def probe(self) -> Iterator[None]:
-        """Leave no trace: the model's state (`ModelState`), gradients and random state are afterwards what they were.
+        """Leave no trace: the model's state (`ModelState`), gradients and random state are restored.
 
-        The model stays in the mode that it is in, so that a probe during training sees the normalization that
-        training sees.
+        The model stays in its mode, so that a probe during training normalizes as training does.
         """
         gradients = [p.grad for p in self.parameters]
         try:
@@ -394,5 +391,5 @@ class EmpiricalRisk(Chunks):
 
 
 def flatten(tensors: Iterable[Tensor]) -> Tensor:
-    """One ``[P]`` vector out of one tensor a parameter; the inverse of `EmpiricalRisk.unflatten`."""
+    """One ``[P]`` vector out of one tensor per parameter; the inverse of `EmpiricalRisk.unflatten`."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])

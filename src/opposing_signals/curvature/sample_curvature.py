@@ -1,4 +1,4 @@
-"""Slope and curvature of every training point's loss along one direction, and what they make of a step."""
+"""Slope and curvature of every training point's loss along one direction, and its change in a gradient step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class AlongLine:
     Attributes:
         losses: ``[N]`` ℓ_i(θ).
         slopes: ``[N]`` ∇ℓ_i·v; their mean, weighted where the risk has weights, is ∇L·v.
-        curvatures: ``[N]`` vᵀ∇²ℓ_i v; likewise, it is vᵀ∇²L v.
+        curvatures: ``[N]`` vᵀ∇²ℓ_i v; their mean, likewise weighted, is vᵀ∇²L v.
     """
 
     losses: Tensor
@@ -33,17 +33,17 @@ class AlongLine:
 def sample_curvature(risk: EmpiricalRisk, vector: Tensor) -> AlongLine:
     """Slope and curvature of each ℓ_i along ``vector``, in one forward pass of Taylor arithmetic.
 
-    Under batch norm in training mode ℓ_i is a function of θ through the statistics of its chunk as well, so that the
-    means over i are exactly those of L.
+    Under batch norm in training mode ℓ_i also depends on θ through its chunk's statistics, so that the means over i are
+    exactly those of L.
 
     Args:
-        risk: Evaluated at its θ, without a trace.
+        risk: Evaluated at its θ, and left unchanged.
         vector: ``[P]``, of any length ‖v‖.
 
     Raises:
-        InputError: The vector has another length than θ, the loss is not one number an example, a layer is random, the
-            model writes in place or transforms functions where Taylor arithmetic cannot follow, or calls one without
-            second derivatives in forward mode, or the first measurement disagrees with finite differences.
+        InputError: The vector has another length than θ, the loss is not one number per example, a layer is random, the
+            model writes in place or transforms functions where Taylor arithmetic cannot follow, or calls a function
+            without second derivatives in forward mode, or the first measurement disagrees with finite differences.
     """
     risk.check_vectors(vector[None])
     check(risk, "sample_curvature", _claims)
@@ -73,7 +73,7 @@ def _along_line(risk: EmpiricalRisk, vector: Tensor) -> AlongLine:
 class StepExpansion:
     """The change of each ℓ_i in a gradient step θ ↦ θ − η ∇L, to second order.
 
-    Δ_i ≈ first + second, and of that the share along the unit vector v is along_first + along_second.
+    Δ_i ≈ first + second; the part of it along the unit vector v is along_first + along_second.
 
     Attributes:
         first: ``[N]`` −η ∇ℓ_i·∇L.
@@ -94,7 +94,7 @@ def step_expansion(
     """Expand a gradient step, and its part along v.
 
     Args:
-        risk: Evaluated at its θ, without a trace.
+        risk: Evaluated at its θ, and left unchanged.
         gradient: ``[P]`` ∇L.
         step_size: η.
         along: `sample_curvature` of ``v``.

@@ -25,14 +25,14 @@ def sample_sharpness(
     Under batch norm in training mode ℓ_i is the point's own loss with the mean and variance of its chunk held constant
     (see `opposing_signals.curvature.normalization`).
 
-    Each point's gradient graph is built once, and products by double backward feed a Lanczos recurrence of three
-    vectors. Points go one after another: convolutions with other weights for each point, which a batch of products
-    with different vectors needs, cost twice as much on a CPU. A random vector, the same for the same point, starts the
-    recurrence; a point's gradient would be nearer to the wanted eigenvector as a rule, and now and then so near to
-    another one that the recurrence ended there.
+    Each point's gradient graph is built once, and products by double backward feed a three-vector Lanczos recurrence.
+    Points are processed one at a time: batching products with different vectors needs convolutions with different
+    weights for each point, which cost twice as much on a CPU. The recurrence starts from a random vector that depends
+    only on the point's index. The point's gradient would usually be nearer to the wanted eigenvector, but sometimes so
+    near to another one that the recurrence would end there.
 
     Args:
-        risk: Its model, in the mode that it is in.
+        risk: Evaluated with its model in its current mode.
         indices: ``[m]`` positions in the training set.
         tolerance: Stop at a point when its residual is at most ``tolerance`` x |λ|. The relative error of λ is then at
             most about tolerance² x |λ| / gap.
@@ -42,8 +42,8 @@ def sample_sharpness(
         ``[m]`` eigenvalues and ``[m]`` residuals ‖Hu − λu‖ of their unit eigenvectors, float64.
 
     Raises:
-        InputError: An index that is none, or a model that couples examples, or whose second derivatives would be wrong
-            or random.
+        InputError: An index outside the training set, or a model that couples examples, or whose second derivatives
+            would be wrong or random.
     """
     check_independence(risk)
     check(risk, "sample_sharpness", _claims)

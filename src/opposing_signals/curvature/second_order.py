@@ -1,11 +1,10 @@
-"""Layers whose second derivatives are cheap and right.
+"""Layers whose second derivatives are cheap and correct.
 
 PyTorch differentiates convolution, batch norm and ReLU twice through chains of small kernels: the double backward of a
 convolution transposes batch and channels to express a weight gradient as another convolution, that of batch norm runs
-as some thirty unfused elementwise passes, and that of a ReLU writes zeros and adds them. Written down by hand, the
-first is four calls of the very kernels that training uses, the second two reductions and two linear combinations, the
-third one pass. A Hessian-vector product of a residual network then costs little more than the two gradients that the
-arithmetic needs.
+as some thirty unfused elementwise passes, and that of a ReLU writes zeros and adds them. Written by hand, the first is
+four calls of the kernels that training uses, the second two reductions and two linear combinations, the third one pass.
+A Hessian-vector product of a residual network then costs little more than the two gradients that the arithmetic needs.
 
 The first derivatives below call the same kernels in the same order as PyTorch's own, so a gradient computed in
 `TwiceDifferentiable` is bit-identical to that of plain training.
@@ -42,14 +41,13 @@ from opposing_signals.errors import InputError
 
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """Within this mode, calls of convolution, batch norm, ReLU, attention and weight norm are right and cheap to
-    differentiate twice.
+    """Within this mode, convolution, batch norm, ReLU, attention, weight norm have correct, cheap second derivatives.
 
-    It works on functions, not on modules, so it does not matter how a model is written. Everything else keeps the
-    derivatives of PyTorch, which are right to second order in reverse mode for what the tests go through.
+    It works on functions, not on modules, so it does not matter how a model is written. Everything else keeps PyTorch's
+    derivatives, which are correct to second order in reverse mode for all that the tests cover.
 
     Raises:
-        InputError: A derivative is taken inside, of which this one would be the third: see `AnyOrder`.
+        InputError: A derivative is taken inside, so that third derivatives would be needed: see `AnyOrder`.
     """
 
     def __torch_function__(
@@ -61,7 +59,7 @@ class TwiceDifferentiable(TorchFunctionMode):
                 "the model takes a gradient inside its forward pass, and did not when it was first seen: expected that "
                 "it takes one for every batch or for none; leave out the instruments that measure curvature"
             )
-        if torch._C._are_functorch_transforms_active():  # which custom functions cannot enter
+        if torch._C._are_functorch_transforms_active():  # custom functions cannot be used there
             return func(*args, **(kwargs or {}))
         replacement = _REPLACEMENTS.get(func, func)
         return replacement(*args, **(kwargs or {}))

@@ -1,4 +1,4 @@
-"""Rayleigh-Ritz on a basis that grows, in memory that is taken once."""
+"""Rayleigh-Ritz on a growing basis, in memory that is allocated once."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from torch import Tensor
 
 from opposing_signals.curvature.eigen import Which, ranked
 
-_COLUMNS = 2**20  # entries of vectors that are worked on at once in float64
-_REST = 0.4  # what stands for the Rayleigh quotient of a residual, over q: see docs/curvature.md
-_MOST_REST = 0.8  # of q; nine in ten are smaller, and λ stays near q where other Ritz vectors are rough
+_COLUMNS = 2**20  # vector entries processed at once in float64
+_REST = 0.4  # assumed Rayleigh quotient of a residual, over q: see docs/curvature.md
+_MOST_REST = 0.8  # its limit: nine in ten are smaller, and λ stays near q where other Ritz vectors are inexact
 
 
 class Subspace:
-    """Orthonormal vectors, their images, and the operator between them, in memory that is taken once.
+    """Orthonormal vectors, their images, and the operator's matrix in this basis, in memory that is allocated once.
 
     Args:
         like: A ``[P]`` tensor whose length, dtype and device the vectors take.
-        most: How many vectors there may be.
+        most: Largest number of vectors.
 
     Attributes:
-        size: How many there are.
-        is_unbroken: Whether all vectors that ever were in it are.
+        size: Number of vectors.
+        is_unbroken: Whether every vector ever added is still in it.
     """
 
     def __init__(self, like: Tensor, most: int) -> None:
@@ -31,16 +31,16 @@ class Subspace:
         self._vectors = like.new_empty(most, len(like))
         self._images = like.new_empty(most, len(like))
         self._operator = torch.zeros(most, most, dtype=torch.float64)
-        self._known = 0  # of how many the images are known
+        self._known = 0  # number of vectors with known images
 
     def extended(self, vectors: Iterable[Tensor], most: int) -> Tensor:
-        """Add what ``vectors`` add to the basis, up to ``most`` vectors in all; returns the new ones."""
+        """Extend the basis by the span of ``vectors``, up to ``most`` vectors in all; returns the new ones."""
         vectors = (vector.to(self._vectors) for vector in vectors)
         before, self.size = self.size, append(self._vectors, self.size, vectors, min(most, self.most))
         return self._vectors[before : self.size]
 
     def know(self, images: Tensor) -> None:
-        """Take the images of the vectors that were added last."""
+        """Store the images of the vectors that were added last."""
         known, self._known = self._known, self.size
         self._images[known : self.size] = images
         inner = _inner(self._vectors[: self.size], self._images[known : self.size]).cpu()
@@ -69,11 +69,11 @@ class Subspace:
         return values[chosen], coefficients[:, chosen].T
 
     def missing(self, quotient: Tensor, residual: Tensor, vector: Tensor) -> Tensor:
-        """How far a Ritz value q > 0 is below what Rayleigh-Ritz finds in the basis and r, to leading order.
+        """The leading-order increase of a Ritz value q > 0 when its residual r joins the basis.
 
-        r ``[P]`` is its residual ``vector``, of norm ``residual``. That is the larger eigenvalue, less q, of the 2 x 2
-        matrix with q and μ on the diagonal and ‖r‖ beside it. μ is 0.4 q + Σ b_j²/(q − θ_j), with the Ritz values
-        θ_j < q, and b_j the inner product of their residuals and r/‖r‖.
+        r is ``vector`` ``[P]``, of norm ``residual``. The increase is the larger eigenvalue, minus q, of the 2 x 2
+        matrix with q and μ on the diagonal and ‖r‖ off it. μ is 0.4 q + Σ b_j²/(q − θ_j), at most 0.8 q, over the Ritz
+        values θ_j < q, with b_j the inner product of their residuals and r/‖r‖.
         """
         values, weights = self._eigh(self.size, "largest")
         is_less = values < quotient
@@ -83,7 +83,7 @@ class Subspace:
         return torch.hypot(half_gap, residual) - half_gap
 
     def restart(self, kept: int, which: Which, most: int = 0) -> None:
-        """Keep the ``kept`` most wanted Ritz vectors, in the memory of the basis unless it is to hold ``most``."""
+        """Keep the ``kept`` most wanted Ritz vectors, in the same memory unless ``most`` vectors need more."""
         values, weights = self._eigh(kept, which)
         before = self._vectors, self._images
         if most > self.most:
@@ -102,9 +102,9 @@ class Subspace:
         return self._vectors.shape[1]
 
     def tridiagonal(self, first: int) -> tuple[Tensor, Tensor]:
-        """``[m]`` diagonal entries and those beside them, one more than there are, of Lanczos steps behind ``first``.
+        """``[m]`` diagonal and off-diagonal entries (the last: of the next step) of Lanczos steps from ``first`` on.
 
-        The vectors behind the first have come by such steps from one vector of the complement of those.
+        The vectors from ``first`` on must come from Lanczos steps started at one vector orthogonal to those before.
         """
         basis, last = self._vectors[: self.size], self._images[self.size - 1 : self.size]
         for _ in range(2):
@@ -114,9 +114,10 @@ class Subspace:
 
 
 def append(rows: Tensor, size: int, vectors: Iterable[Tensor], most: int) -> int:
-    """Write what ``vectors`` add to the orthonormal ``rows[:size]`` behind them, up to ``most``; the new size.
+    """Orthonormalize ``vectors`` against ``rows[:size]`` and append them, up to ``most`` rows; returns the new size.
 
-    Gram-Schmidt, twice (Giraud et al. 2005: twice is enough). Vectors that nearly depend on earlier ones are left out.
+    Gram-Schmidt, twice (Giraud et al. 2005: twice is enough). Vectors that are nearly linear combinations of earlier
+    ones are left out.
     """
     for vector in vectors:
         if size >= most:
@@ -151,5 +152,5 @@ def _normalized(vectors: Tensor) -> Tensor:
 
 
 def norms(vectors: Tensor) -> Tensor:
-    """``[k]`` float64, of the rows; in float32 a sum over many entries is not exact enough."""
+    """``[k]`` float64 norms of the rows; in float32 a sum over many entries is not exact enough."""
     return torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)

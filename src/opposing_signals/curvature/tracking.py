@@ -15,17 +15,17 @@ from opposing_signals.curvature.subspace import Subspace, norms, share
 from opposing_signals.errors import InputError
 
 COLD_PRODUCTS = 10
-"""What a cold start may spend: λ before the first step matters least, and the warm starts that follow improve on it."""
-_HELD = 10  # vectors of a basis beyond which a large problem restarts from its best half
-_FLOATS_HELD = 2**25  # a smaller problem goes on without a restart as long as its basis has no more numbers than this
+"""Products of a cold start: λ before the first step matters least, and the warm starts that follow improve on it."""
+_HELD = 10  # basis size at which a large problem restarts from the better half
+_FLOATS_HELD = 2**25  # a smaller problem restarts only once its basis holds more numbers than this
 _CALM = 0.4  # residual over tolerance below which half the directions are enough: the error grows as its square
-_REFRESHED = 3  # in calm, every so many calls have all directions, for what may overtake; odd, to see both phases
-LOOK_PRODUCTS = 8  # most products of a look: enough for a bound within some 10% of λ, see docs/curvature.md
-_GROWTH = 1.1  # what is not followed may grow by that between two looks whatever λ_1 does
-_FAR_BELOW = 0.9  # of λ_1: a look ends when what is not followed is bounded by that
-_BESIDE = 0.9  # of the wanted eigenvalue: the pair behind is made exact with it when it may be that large
-_SURPRISE, _PATIENCE = 0.3, 6  # a change of λ that calls for a look, and calls that must lie between two such looks
-_NEARER = 1e-3  # what tells phases apart; a vector that is new to both, or the same in both, is followed from the last
+_REFRESHED = 3  # when calm, one call in three has all directions, to see what may overtake; odd, to see both phases
+LOOK_PRODUCTS = 8  # most products of a look: enough for a bound within about 10% of λ, see docs/curvature.md
+_GROWTH = 1.1  # assumed growth between two looks of what is not followed, whatever λ_1 does
+_FAR_BELOW = 0.9  # of λ_1: a look ends when it bounds what is not followed by this
+_BESIDE = 0.9  # of the wanted eigenvalue: the next pair is refined as well if it may be that large
+_SURPRISE, _PATIENCE = 0.3, 6  # relative change of λ that triggers a look, and fewest calls between two such looks
+_NEARER = 1e-3  # difference of overlaps that tells phases apart; with less, the last start is the first
 _COLD = 0.1  # tolerance of a cold start over that of a warm one
 _TINY = 1e-300
 _STATE = ("starts", "alternates", "calm", "calls", "looked", "rest", "peak", "last")
@@ -35,40 +35,41 @@ class EigenTracker:
     """Follows extreme eigenpairs of an operator from call to call: block Rayleigh-Ritz with warm starts.
 
     A call has two halves. `directions` gives the vectors whose products are wanted first. They are known *before* the
-    operator is, so these products can ride on a pass that is made anyway. `update` takes them, and asks for more until
+    operator is, so these products can share a pass that is made anyway. `update` takes them, and requests more until
     every residual is within the tolerance. The basis holds, in this order:
 
     - The warm start: the products {Hu_1, Hu_2} of the last two Ritz vectors (2k of them for k pairs), one step of power
-      iteration ahead. At the edge of stability the Hessian alternates with period two; there the start is that of the
-      call before the last. After two calls with residuals well within the tolerance, k vectors are the start at two
-      calls of three.
-    - The ``hint``, such as the gradient, except where k vectors are the start.
+      iteration. At the edge of stability the Hessian alternates with period two; the start then comes from the call
+      before the last. After two calls with residuals well within the tolerance ("calm"), two of three calls have a
+      narrow start of k vectors.
+    - The ``hint``, such as the gradient, except after a narrow start.
     - Residuals of the Ritz vectors. From one start vector they span the Krylov space, so a cold start is the Lanczos
-      method with full reorthogonalization (Saad 2011, §6.3). The pair behind the wanted ones counts where it may reach
+      method with full reorthogonalization (Saad 2011, §6.3). The pair after the wanted ones counts where it may reach
       them.
-    - A look, every ``look`` calls and when λ is more than 30% off both of its last two values: up to 8 Lanczos steps
-      from a random vector, in the space orthogonal to the 2k Ritz vectors, until they bound what is there well below
-      λ_1 (van Dorsselaer, Hochstenbach and van der Vorst 2000). What they find joins the basis.
+    - A look for eigenvalues that are not followed, every ``look`` calls and when λ differs by more than 30% from both
+      of its last two values: up to 8 Lanczos steps from a random vector orthogonal to the 2k Ritz vectors, until they
+      bound the eigenvalues there well below λ_1 (van Dorsselaer, Hochstenbach and van der Vorst 2000). The vectors join
+      the basis.
 
-    A basis of 10 vectors (of 2^25 numbers, where those are more) goes on from the better half of its Ritz vectors: a
-    thick restart (Wu and Simon 2000). Between calls there are two starts of 2k vectors in half of the precision.
+    At 10 vectors (or 4k, or 2^25 numbers, if that is more) the basis is reduced to the better half of its Ritz vectors:
+    a thick restart (Wu and Simon 2000). Between calls, two starts of 2k vectors are stored in half the precision.
 
-    λ is the Rayleigh quotient q and what it falls short by, ‖r‖²/(q − μ) to leading order, where r is the residual. For
-    μ stand 0.4 q, in place of r's own Rayleigh quotient, and what r shares with the residuals of the other Ritz
-    vectors. Of the smallest eigenvalues, and of negative ones, a residual does not tell this: there λ is q. The reasons
-    and measurements are in docs/curvature.md.
+    λ is the Rayleigh quotient q plus its deficit, ‖r‖²/(q − μ) to leading order, where r is the residual. μ is 0.4 q,
+    an estimate of r's own Rayleigh quotient, plus a term for the overlap of r with the residuals of the other Ritz
+    vectors. For the smallest eigenvalues, and for negative ones, a residual does not give the deficit: there λ is q.
+    Reasons and measurements are in docs/curvature.md.
 
     Args:
         k: How many pairs; with ``above``, at most.
         which: The algebraically largest eigenvalues, the smallest, or the largest in absolute value.
         tolerance: Stop when every residual is at most ``tolerance`` x |q_1|. The relative error of q is then at most
             about tolerance² x |q| / gap.
-        max_products: Stop after this many products a step, looks apart; the first 2k are those of the start, k of them
-            where it is calm and there may be more than 2k.
-        cold_products: A cold start may spend this many instead (at least k), the call behind it at most twice as many,
-            and so on: what a cold start has not found comes over several steps.
+        max_products: Stop after this many products per step, not counting looks. The first 2k are those of the start (k
+            if it is narrow).
+        cold_products: A cold start may spend this many instead (at least k), the next call at most twice as many, and
+            so on: what a cold start misses is found over several steps.
         seed: Of the random vectors.
-        look: After how many calls the tracker looks again for what it does not follow.
+        look: Calls between two looks for eigenvalues that are not followed.
         above: Follow all eigenvalues beyond this one, such as 1.5/η, and at least the first: their number grows and
             shrinks with the operator. With "magnitude" those larger in absolute value.
 
@@ -106,21 +107,21 @@ class EigenTracker:
         self._cold_products = max(k, cold_products)
         self._seed = seed
         self._starts: list[Tensor] = []  # [2k, P] each, the latest first, of the last two calls
-        self._alternates: bool | None = None  # whether the earlier start is of the phase that is coming
-        self._calm = 0  # how many starts in succession were good enough by far
+        self._alternates: bool | None = None  # whether the earlier start belongs to the coming phase
+        self._calm = 0  # successive starts with residuals well within the tolerance
         self._calls = 0  # since the cold start
         self._look = look
         self._looked = -look  # the call of the last look
-        self._rest = math.nan  # bound of what is not followed, over λ_1, at that call
-        self._peak = 0.0  # the largest λ_1 since then, times what it had just risen by; at least 1.1 x that of the look
+        self._rest = math.nan  # bound on what is not followed, over λ_1, at that call
+        self._peak = 0.0  # largest λ_1 since then, times its rise at that call; at least 1.1 x that of the look
         self._last: list[float] = []  # λ_1 of the last two calls
         self._subspace: Subspace
 
     @property
     def budget(self) -> int:
-        """How many products the coming `update` may spend, those with `directions` among them.
+        """Products that the coming `update` may spend, those with `directions` included.
 
-        Where λ turns out to have changed suddenly it may spend those of a look more.
+        If λ turns out to have changed suddenly, it may spend those of a look in addition.
         """
         is_look_due = bool(self._starts) and self._calls - self._looked >= self._look
         return self._own_budget + is_look_due * LOOK_PRODUCTS
@@ -144,7 +145,7 @@ class EigenTracker:
         if self._most > len(like):
             raise InputError(f"k={self._most}: expected at most {len(like)}, the number of parameters")
         if self._starts:
-            self._starts = [start.to(like.device) for start in self._starts]  # a checkpoint brings them to another
+            self._starts = [start.to(like.device) for start in self._starts]  # a checkpoint may load them on another
             starts = self._in_order()
         else:
             generator = torch.Generator().manual_seed(self._seed)
@@ -164,7 +165,7 @@ class EigenTracker:
         return self._calm >= 2 and self._calm % _REFRESHED > 0
 
     def _in_order(self) -> list[Tensor]:
-        """The start of the phase that is coming, then the other; where that is not known, the best of each first."""
+        """The start of the coming phase, then the other; if unknown: the first k vectors of each, then the rest."""
         if self._alternates is None:
             return [start[: self.k] for start in self._starts] + [start[self.k :] for start in self._starts]
         return self._starts[::-1] if self._alternates else self._starts
@@ -172,13 +173,14 @@ class EigenTracker:
     def update(
         self, images: Tensor, products: Products, hint: Tensor | None = None, finish: Finish | None = None
     ) -> Eigenpairs:
-        """Find the pairs of the operator as it is now.
+        """Find the eigenpairs of the current operator.
 
         Args:
             images: ``[m, P]``, its products with `directions`.
-            products: The operator, for what is wanted beyond.
-            hint: ``[P]``, a vector that may have a part in an eigenvector that the starts do not know: the gradient of
-                the loss whose Hessian the operator is. Where a warm start is not narrow, it joins the basis first.
+            products: The operator, for all further products.
+            hint: ``[P]``, a vector that may overlap with eigenvectors that the starts miss: the gradient of the loss
+                whose Hessian the operator is. It joins the basis first, unless the start is cold or narrow.
+            finish: Recomputes the products of the found vectors more exactly; see `Finish`.
         """
         space = self._subspace
         space.know(images)
@@ -199,7 +201,7 @@ class EigenTracker:
                 unsure[:] = False
             if spent == first:
                 is_calm = not (residuals[:k] > _CALM * self._allowed(quotients[:k])).any()
-            # A basis as large as the space is exact; its residual is rounding and must not be widened by.
+            # A basis as large as the space is exact; its residual is rounding and must not widen it.
             room = min(budget - spent, images.shape[1] - space.size)
             widened = images[:0]
             if room > 0 and hint is not None and spent == first and is_wide:
@@ -221,7 +223,7 @@ class EigenTracker:
         quotients, vectors, vector_images = space.ritz_pairs(2 * k, self.which)
         del self._subspace
         residuals = residuals[:k]
-        if not torch.isfinite(quotients).all():  # nothing to lean on; the next call starts from what was good
+        if not torch.isfinite(quotients).all():  # unusable; the next call starts from the last good call
             return Eigenpairs(quotients[:k], quotients[:k], vectors[:k], residuals, spent)
         signs = self._steady_signs(vectors)
         vectors, vector_images = signs * vectors, signs * vector_images
@@ -248,7 +250,7 @@ class EigenTracker:
         if math.isfinite(rest):
             self._looked, self._rest, self._peak = self._calls, max(rest, 0) / max(size, _TINY), _GROWTH * size
         else:
-            if before:  # what is not followed may still rise as λ_1 just has
+            if before:  # what is not followed may rise as λ_1 just has
                 self._peak = max(self._peak, size * max(1, size / before))
             rest = self._rest * self._peak
         self._calm = self._calm + 1 if is_calm else 0
@@ -256,18 +258,18 @@ class EigenTracker:
         found = vectors[order.to(vectors.device)]
         bound = bounds.of_operator(quotients[:k], residuals, rest, self.which)
         bound = -(bound + error) if self.which == "smallest" else bound + error
-        if self.which != "smallest" and math.isfinite(bound):  # where little is beside λ_1, 0.4 q is too much
+        if self.which != "smallest" and math.isfinite(bound):  # if the rest of H is small, μ = 0.4 q is too large
             values[order[0]] = min(float(values[order[0]]), bound)
         return Eigenpairs(values[order], quotients[order], found, residuals[order], spent, bound, error)
 
     def _allowed(self, quotients: Tensor) -> Tensor:
-        """Residuals that the pairs may have; a cold start could come to rest at another eigenvalue in passing."""
+        """Allowed residuals; smaller for a cold start, which could otherwise stop at another eigenvalue."""
         sizes = quotients.abs()
         tolerance = self.tolerance if self._starts else _COLD * self.tolerance
         return tolerance * sizes.clamp(min=float(sizes.max()) / 10)
 
     def _unsure(self, quotients: Tensor, residuals: Tensor) -> Tensor:
-        """By whose residuals the basis is widened; that of the pair behind the wanted ones counts if it comes near."""
+        """The pairs whose residuals widen the basis; the pair after the wanted ones is one if it comes near them."""
         k, sizes = self.k, wanted(quotients, self.which)
         unsure = torch.zeros(len(quotients), dtype=torch.bool)
         unsure[:k] = residuals[:k] > self._allowed(quotients[:k])
@@ -279,7 +281,7 @@ class EigenTracker:
         return unsure
 
     def _grows(self, quotients: Tensor, residuals: Tensor) -> bool:
-        """Whether the pair behind the wanted ones is wanted, too, or may be."""
+        """Whether the pair after the wanted ones is, or may be, wanted too."""
         if self._above is None or not self.k < min(self._most, len(quotients)):
             return False
         return bool(wanted(quotients, self.which)[self.k] + residuals[self.k] > self._above)
@@ -293,7 +295,7 @@ class EigenTracker:
         return since >= self._look or (since >= _PATIENCE and change > _SURPRISE * abs(value))
 
     def _look_around(self, space: Subspace, products: Products) -> tuple[float, int]:
-        """Bound of what the wanted pairs leave, and products spent; what a cold start knows has come from a look."""
+        """Bound on what is not followed, and products spent; a cold start from a random vector is itself a look."""
         if not self._starts:
             if self.k > 1 or not space.is_unbroken:
                 return math.nan, 0
@@ -319,13 +321,13 @@ class EigenTracker:
         return rest, space.size - kept
 
     def _remember(self, quotients: Tensor, vectors: Tensor, images: Tensor, held: int) -> None:
-        """Keep what the next calls start from; ``held`` vectors of it are new."""
-        if self.which == "smallest":  # H shrinks what belongs to a small eigenvalue; vectors and images span a step
+        """Store the start of the next calls; its first ``held`` vectors are new."""
+        if self.which == "smallest":  # H shrinks the part of small eigenvalues; vectors and images span a step
             start = torch.cat([vectors[: self.k], images[: self.k]])
         else:
             images = torch.where(quotients[:, None] < 0, -1.0, 1.0).to(images) * images  # with the vectors' signs
             start = torch.where(norms(images)[:, None] == 0, vectors, images)
-        if self._starts and held < 2 * self.k:  # a narrow start, widened or not, knows nothing of the second pair
+        if self._starts and held < 2 * self.k:  # a narrow start, widened or not, has no second pair
             nearest = self._starts[int(bool(self._alternates))]
             start = torch.cat([start[:held], nearest[held:].to(start)])
         if len(self._starts) == 2:
@@ -339,7 +341,7 @@ class EigenTracker:
         return self.update(products(directions), products)
 
     def _steady_signs(self, vectors: Tensor) -> Tensor:
-        """``[m, 1]``: the sign with which each vector overlaps with the nearest of the last ones."""
+        """``[m, 1]``: the sign of each vector's overlap with the nearest of the last ones."""
         if not self._starts:
             return vectors.new_ones(len(vectors), 1)
         overlaps = vectors @ self._starts[0][: self.k].to(vectors).T

@@ -1,4 +1,4 @@
-"""What a forward pass may change beside its outputs, put back after a measurement."""
+"""State that a forward pass may change besides its outputs, restored after a measurement."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _OF_TORCH = set(vars(nn.Module()))
 
 
 def random_states(device: torch.device) -> tuple[Any, ...]:
-    """Of the generators that every model can reach: PyTorch's on the CPU and on ``device``, Python's and NumPy's."""
+    """States of the global generators: PyTorch's on the CPU and on ``device``, Python's and NumPy's."""
     of_device = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
-    of_numpy = np.random.get_state(legacy=False)  # noqa: NPY002  # of the generator that models share
+    of_numpy = np.random.get_state(legacy=False)  # noqa: NPY002  # the global generator, which models share
     words = of_numpy["state"]["key"].tobytes(), of_numpy["state"]["pos"], of_numpy["gauss"]
     return torch.get_rng_state().numpy().tobytes(), of_device, random.getstate(), words
 
 
 @contextmanager
 def random_states_kept(device: torch.device) -> Iterator[None]:
-    """Let them afterwards be what they were before."""
+    """Restore `random_states` afterwards."""
     of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -41,9 +41,9 @@ def random_states_kept(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def replaced(model: nn.Module, parameters: Sequence[Tensor], others: Sequence[Tensor]) -> Iterator[None]:
-    """Let ``model`` compute with ``others`` in place of its ``parameters`` inside.
+    """Inside, ``model`` computes with ``others`` in place of its ``parameters``.
 
-    `torch.func.functional_call` does not put back the parameters of a module that the model holds under two names.
+    `torch.func.functional_call` does not restore the parameters of a module that the model holds under two names.
     """
     by_parameter = dict(zip(map(id, parameters), others, strict=True))
     places = [
@@ -64,15 +64,15 @@ def replaced(model: nn.Module, parameters: Sequence[Tensor], others: Sequence[Te
 class ModelState:
     """Mode, parameters, buffers and plain attributes of a model's modules.
 
-    Attributes may be tensors, NumPy arrays, random generators, and lists, dictionaries, sets and deques of anything;
-    what an object of another kind holds is not restored.
+    Attributes may be tensors, NumPy arrays, random generators, and lists, dictionaries, sets and deques of anything.
+    The contents of other objects are not restored.
 
-    Parameters and tensors that are plain attributes can be as large as all the rest, and few models move them:
-    `nn.Embedding` with ``max_norm`` does. So they are copied at the first time and compared; and again only if they
-    were found to have moved.
+    Parameters and tensors that are plain attributes can be as large as all the rest, and few models change them in a
+    forward pass: `nn.Embedding` with ``max_norm`` does. So they are copied and compared the first time, and again only
+    if they had changed.
 
     Attributes:
-        moves: Whether they have; None before the first time.
+        moves: Whether they had changed; None before the first time.
     """
 
     def __init__(self) -> None:
@@ -80,11 +80,11 @@ class ModelState:
 
     @contextmanager
     def kept(self, model: nn.Module) -> Iterator[None]:
-        """Let the state of ``model``, always the same, afterwards be what it was before.
+        """Restore the state of ``model``, which must be the same model each time, afterwards.
 
         Raises:
-            InputError: A parameter or a tensor among the attributes was written into for the first time after it was
-                found to stand still.
+            InputError: A parameter or a tensor among the attributes was written into after the first time had found
+                none to change.
         """
         modules = {name: _Module(module) for name, module in model.named_modules()}
         tensors = {
@@ -122,7 +122,7 @@ class _Module:
         self._buffers = dict(module._buffers)
         self._copies = {name: buffer.clone() for name, buffer in self._buffers.items() if buffer is not None}
         self._containers: list[tuple[Any, Any]] = []
-        self._others: list[Callable[[], Any]] = []  # put back what they hold
+        self._others: list[Callable[[], Any]] = []  # restore their contents
         self.tensors: dict[str, Tensor] = {
             name: parameter for name, parameter in module._parameters.items() if parameter is not None
         }
@@ -150,7 +150,7 @@ class _Module:
                 self._look_into(part, f"{name}[{key!r}]")
 
     def restore(self) -> None:
-        """All but `tensors`."""
+        """Restore all but `tensors`."""
         self._module.training = self._mode
         attributes = vars(self._module)
         for name in [name for name in attributes if name not in _OF_TORCH and name not in self._attributes]:
@@ -161,7 +161,7 @@ class _Module:
             container.extend(content) if isinstance(container, list | deque) else container.update(content)
         for put_back in self._others:
             put_back()
-        if isinstance(self._module._buffers, dict):  # of torch.jit it is another kind
+        if isinstance(self._module._buffers, dict):  # torch.jit has another kind
             self._module._buffers.clear()
             self._module._buffers.update(self._buffers)
         for name, copy in self._copies.items():
@@ -175,7 +175,7 @@ class _Module:
 
 
 class _Tensor:
-    """A tensor, its memory and its number of writes, and where asked for a copy."""
+    """A tensor, its memory, its version counter and, if asked for, a copy."""
 
     def __init__(self, tensor: Tensor, is_copied: bool) -> None:
         self._tensor, self._data = tensor, tensor.data
@@ -183,13 +183,13 @@ class _Tensor:
         self._copy = self._data.clone() if is_copied else None
 
     def has_moved(self) -> bool:
-        """Whether it was written into or replaced, by address, version and, where there is one, the copy."""
+        """Whether it was written into or replaced, by address, version and, if there is one, the copy."""
         if (self._tensor.data_ptr(), _version(self._tensor)) != self._seen:
             return True
         return self._copy is not None and not torch.equal(self._data, self._copy)
 
     def restore(self) -> None:
-        """From the copy."""
+        """Restore it from the copy."""
         if self._copy is not None and self.has_moved():
             self._tensor.data = self._data
             self._data.copy_(self._copy)

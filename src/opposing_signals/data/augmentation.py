@@ -1,4 +1,4 @@
-"""Random changes of training images that leave their class as it is, as a function of the step."""
+"""Random changes of training images that preserve their class, as a function of the step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class CropFlip:
 
     Args:
         padding: Pixels added on each side; a crop has the size of the image.
-        seed: Of the draws. Those of a step follow from (seed, step) alone, so a resumed run needs no state.
+        seed: Of the draws. Those of a step depend only on (seed, step), so a resumed run needs no state.
     """
 
     def __init__(self, padding: Natural = 4, seed: int = 0) -> None:
@@ -26,7 +26,7 @@ class CropFlip:
         self.seed = seed
 
     def __call__(self, images: Tensor, step: int) -> Tensor:
-        """What the step ``step`` sees of its batch.
+        """The augmented batch of step ``step``.
 
         Args:
             images: ``[n, C, H, W]``.
@@ -36,7 +36,7 @@ class CropFlip:
             ``[n, C, H, W]`` in the layout of ``images``.
 
         Raises:
-            InputError: The examples are no images.
+            InputError: The examples are not images.
         """
         if images.ndim != 4:
             raise InputError(
@@ -44,7 +44,7 @@ class CropFlip:
                 "augmentation out"
             )
         count, _, height, width = images.shape
-        # not the seed of an epoch's order, with which the draws would be correlated
+        # not the seed of an epoch's order, else the draws would be correlated with it
         state = np.random.SeedSequence((self.seed, step)).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state >> np.uint64(1)))
         shifts = torch.randint(2 * self.padding + 1, (2, count, 1), generator=generator)

@@ -23,8 +23,8 @@ def chebyshev(degree: Count = 5, points: Count = 20) -> Dataset:
         points: N, the number of training points.
 
     Returns:
-        ``inputs`` ``[N, 1]`` holds x as it is (its range is the task, so it is not normalized further), ``targets``
-        ``[N, 1]`` float32 holds T_k(x). No images, no test set.
+        ``inputs`` ``[N, 1]`` holds x itself (its range is part of the task, so it is not normalized), ``targets`` ``[N,
+        1]`` float32 holds T_k(x). No images, no test set.
 
     Raises:
         InputError: ``points`` is below 2.

@@ -1,4 +1,4 @@
-"""CIFAR-10 from whichever form of it is at hand; every file is checked against its published sum before it is read."""
+"""CIFAR-10 in any of three file formats; every file is verified by its known checksum before it is read."""
 
 from __future__ import annotations
 
@@ -43,20 +43,21 @@ _log = logging.getLogger(__name__)
 
 
 def cifar10(images: Count = _TRAIN_IMAGES, root: str | None = None) -> Dataset:
-    """CIFAR-10 (Krizhevsky, 2009), or the part of it with the first images of every class.
+    """CIFAR-10 (Krizhevsky, 2009), or its subset with the first images of every class.
 
-    The files are looked for in ``root``; without it in the folder that the environment variable
-    ``OPPOSING_SIGNALS_DATA`` names; without that in the user's cache, where they are downloaded to. A folder that was
-    named but holds nothing usable is an error, never a reason to download.
+    The files are looked for in ``root``; if it is None, in the folder that the environment variable
+    ``OPPOSING_SIGNALS_DATA`` names; if that is not set, in the user's cache, to which they are downloaded. A named
+    folder without usable files is an error, never a reason to download.
 
     A folder (or its sub-folder ``cifar10`` or ``cifar-10-batches-py``) may hold the official Python batches, lossless
     WebP mosaics of them with ``labels.npz``, or the 5,000-image subset ``cifar10_5k.npz``, which is preferred for up
     to 5,000 images because it loads fastest. The mosaics and the subset were rebuilt from copies: 73 of the mosaics'
-    training images (one of them in the subset) went through JPEG, so their checksum is not that of the official files.
+    training images (one of them in the subset) had been JPEG-compressed, so their checksum differs from that of the
+    official files.
 
     Args:
-        images: Number n of training images. The first n/10 of each class are taken and kept in data-set order; if n
-            is not divisible by 10, the first n % 10 classes give one more.
+        images: Number n of training images. The first n/10 of each class are taken and kept in data-set order; if n is
+            not divisible by 10, the first n % 10 classes have one more.
         root: Folder of the files (configuration field ``data.root``).
 
     Returns:
@@ -83,7 +84,7 @@ def cifar10(images: Count = _TRAIN_IMAGES, root: str | None = None) -> Dataset:
 
 
 def _first_of_each_class(batches: Iterable[Examples], quota: np.ndarray, source: Path) -> Examples:
-    """The first ``quota[c]`` examples of every class c, in data-set order; no batch is read that is not needed."""
+    """The first ``quota[c]`` examples of every class c, in data-set order; only the batches needed are read."""
     missing = quota
     images, labels = [], []
     for batch_images, batch_labels in batches:
@@ -107,14 +108,14 @@ def _first_of_each_class(batches: Iterable[Examples], quota: np.ndarray, source:
 
 @dataclass(frozen=True)
 class _Layout:
-    """One form in which CIFAR-10 may lie in a folder."""
+    """One format of CIFAR-10's files in a folder."""
 
     description: str
     files: tuple[str, ...]
     read: Callable[[Path, Split], Iterator[Examples]]
 
     def is_in(self, folder: Path, images: int = _TRAIN_IMAGES) -> bool:
-        """Whether ``folder`` holds what so many training images are read from, as far as their number tells."""
+        """Whether ``folder`` has the files that ``images`` training images need, if the classes are evenly mixed."""
         unread = [f"data_batch_{number}" for number in range(1 + -(-images // _BATCH_IMAGES), 6)]
         return all((folder / file).is_file() for file in self.files if Path(file).stem not in unread)
 
@@ -231,9 +232,9 @@ def _read_official(folder: Path, split: Split) -> Iterator[Examples]:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles numpy arrays in built-in containers and nothing else: an md5 sum alone does not make a file safe."""
+    """Unpickles numpy arrays in built-in containers and nothing else: a correct md5 sum does not make a file safe."""
 
-    # The function that rebuilds an array moved within numpy, so it is named by what an array pickles itself with.
+    # The function that rebuilds an array moved within numpy, so it is taken from how an array pickles itself.
     _reconstruct = np.empty(0).__reduce__()[0]
     _allowed: ClassVar[dict[tuple[str, str], Any]] = {
         ("numpy.core.multiarray", "_reconstruct"): _reconstruct,

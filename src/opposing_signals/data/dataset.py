@@ -1,4 +1,4 @@
-"""The one form in which every data set reaches the rest of the package."""
+"""The common form of every data set in the package."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training set (and, where there is one, a test set) that rests in memory.
+    """A training set, and a test set if there is one, in memory.
 
     Attributes:
         name: As verdicts show it, for instance ``"cifar10 (2500 of 50000 images)"``.
         inputs: ``[N, ...]`` float32, normalized.
         targets: ``[N]`` int64 class indices, or ``[N, C]`` float32 regression targets.
         checksum: sha256 over the raw training examples and targets; equal data give equal checksums on any machine.
-        class_names: One name a class; empty for regression.
-        images: ``[N, H, W, 3]`` uint8, what a figure shows for a training example; None if there is no picture.
+        class_names: One name per class; empty for regression.
+        images: ``[N, H, W, 3]`` uint8, a training example as figures show it; None if there are no pictures.
         test_inputs: ``[M, ...]`` float32, normalized with the training set's statistics; None without a test set.
         test_targets: ``[M]`` or ``[M, C]``; None without a test set.
         test_images: ``[M, H, W, 3]`` uint8, as ``images``; None without a test set.
-        normalize: Pictures ``[n, H, W, 3]`` uint8 ↦ ``[n, ...]`` inputs, as the training images became ``inputs``; None
-            if there are no pictures.
-        truth: Ground truth per training example, one ``[N]`` array a property (``data=planted`` only).
+        normalize: Pictures ``[n, H, W, 3]`` uint8 ↦ ``[n, ...]`` inputs, normalized as the training images; None if
+            there are no pictures.
+        truth: Ground truth per training example, one ``[N]`` array per property (``data=planted`` only).
     """
 
     name: str

@@ -23,7 +23,7 @@ def image_dataset(
 ) -> Dataset:
     """Colour images as a `Dataset`, normalized per channel by the mean and standard deviation of ``train``."""
     images, labels = train
-    # Integer counts make the statistics exact, hence equal on every machine, and are the fastest way to them.
+    # Integer counts make the statistics exact, hence equal on every machine, and are fastest.
     levels = np.arange(256)
     counts = np.stack([np.bincount(images[..., channel].ravel(), minlength=256) for channel in range(3)])
     mean = counts @ levels / counts.sum(axis=1)

@@ -1,8 +1,8 @@
-"""Drawn images with opposing signals planted in them, so that what finds such groups can be held against the truth.
+"""Synthetic images with planted opposing signals, as ground truth for methods that find such groups.
 
-Every class has a shape that defines it, drawn small, faint and jittered: the true but weak signal. A few images also
-bear a large, bright feature that only correlates with the class, such as a blue sky behind most planes and some birds.
-Its bearers are outliers, and their gradients oppose each other: (sky and plane) against (sky and bird).
+Every class has a defining shape, drawn small, faint and jittered: the true but weak signal. A few images also have a
+large, bright feature that only correlates with the class, such as a blue sky behind most planes and some birds. Images
+with the feature are outliers, and their gradients oppose each other: (sky and plane) against (sky and bird).
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def planted(
 
     The drawing uses uniform random numbers and the exactly rounded operations (sums, products, quotients, square
     roots), so equal arguments give equal images on every machine. The arguments after ``seed`` are the prevalences:
-    the probability that an image of the class bears the feature; no other class ever does.
+    the probability that an image of the class has the feature; images of other classes never have it.
 
     Args:
-        images: Number N of training images, in turn from every class; the test set is half as large.
+        images: Number N of training images, cycling through the classes; the test set is half as large.
         seed: Seed of the drawing, not of the training. Training and test images come from independent streams.
         sky_in_plane: Prevalence of the bright blue background in planes.
         sky_in_bird: The same in birds.
@@ -50,8 +50,8 @@ def planted(
         texture_in_cat: The same in cats.
 
     Returns:
-        ``inputs`` ``[N, 3, 32, 32]``, normalized per channel; ``truth`` says per training image whether it bears
-        ``"sky"``, ``"wheels"`` and ``"texture"``, each ``[N]`` bool.
+        ``inputs`` ``[N, 3, 32, 32]``, normalized per channel; ``truth`` has for ``"sky"``, ``"wheels"`` and
+        ``"texture"`` whether each training image has the feature, ``[N]`` bool.
 
     Raises:
         InputError: Fewer images than classes.
@@ -72,7 +72,7 @@ def planted(
 def _sample(
     rng: np.random.Generator, count: int, prevalence: dict[str, dict[str, float]]
 ) -> tuple[Examples, dict[str, np.ndarray]]:
-    """``count`` examples and, per feature, whether each bears it."""
+    """``count`` examples and, per feature, whether each has it."""
     labels = np.arange(count) % len(CLASS_NAMES)
     truth = {
         feature: rng.random(count) < np.array([prevalence[feature].get(name, 0.0) for name in CLASS_NAMES])[labels]
@@ -112,7 +112,7 @@ def _draw(rng: np.random.Generator, labels: np.ndarray, truth: dict[str, np.ndar
 
 
 def _scenery(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Muted grounds: two colours that run into each other, cloudy light, and four blots of clutter."""
+    """Muted backgrounds: a gradient of two colours, cloudy light, and four blots of clutter."""
     top, bottom = (_SCENERY[rng.integers(len(_SCENERY), size=count)][:, None, None] for _ in range(2))
     canvas = top + (bottom - top) * _cloud(rng, count, 2, 2)[..., None]
     canvas += 0.2 * (_cloud(rng, count, 4, 4)[..., None] - 0.5)
@@ -157,7 +157,7 @@ def _cloud(rng: np.random.Generator, count: int, rows: int, columns: int) -> np.
 
 @dataclass(frozen=True)
 class _Pose:
-    """Where n objects stand: own coordinates ``x``, ``y`` of every pixel ``[n, 32, 32]``, and pixels per unit."""
+    """Poses of n objects: own coordinates ``x``, ``y`` of every pixel ``[n, 32, 32]``, and pixels per unit."""
 
     x: np.ndarray
     y: np.ndarray
@@ -255,7 +255,7 @@ _WHEELS = (
 
 
 def _draw_object(rng: np.random.Generator, canvas: np.ndarray, name: str, wheels: np.ndarray) -> np.ndarray:
-    """``canvas`` with one object of the class on every image, on wheels where ``wheels`` says so."""
+    """``canvas`` with one object of the class on every image, with wheels where ``wheels`` is true."""
     count = len(canvas)
     pose = _Pose.random(rng, count, centre=(11, 21), size=(7.5, 11.5))
     body = _uniform(rng, 0.2, 0.8, (count, 3))
@@ -281,13 +281,13 @@ def _cover(pose: _Pose, part: _Part) -> np.ndarray:
 
 
 def _ellipse(pose: _Pose, x: float, y: float, radius_x: float, radius_y: float) -> np.ndarray:
-    """Share of every pixel that the ellipse covers, ``[n, 32, 32]`` in [0, 1]; its edge is a pixel wide."""
+    """Fraction of every pixel that the ellipse covers, ``[n, 32, 32]`` in [0, 1]; its edge is a pixel wide."""
     distance = np.sqrt(((pose.x - x) / radius_x) ** 2 + ((pose.y - y) / radius_y) ** 2)
     return np.clip((1 - distance) * min(radius_x, radius_y) * pose.size + 0.5, 0, 1)
 
 
 def _polygon(pose: _Pose, corners: tuple[tuple[float, float], ...]) -> np.ndarray:
-    """The same for a convex polygon: the least of what its edges' half-planes cover."""
+    """The same for a convex polygon: the least cover of its edges' half-planes."""
     cover = np.ones_like(pose.x)
     for (x0, y0), (x1, y1) in zip(corners, (*corners[1:], corners[0]), strict=True):
         along_x, along_y = x1 - x0, y1 - y0
@@ -299,7 +299,7 @@ def _polygon(pose: _Pose, corners: tuple[tuple[float, float], ...]) -> np.ndarra
 def _painted(
     canvas: np.ndarray, cover: np.ndarray, colour: np.ndarray, visibility: float | np.ndarray = 1.0
 ) -> np.ndarray:
-    """``canvas`` under a coat of one ``colour`` ``[n, 3]`` an image, where ``cover`` ``[n, 32, 32]`` says."""
+    """``canvas`` painted with one ``colour`` ``[n, 3]`` per image, with opacity ``cover`` ``[n, 32, 32]``."""
     return canvas + (cover * visibility)[..., None] * (colour[:, None, None] - canvas)
 
 

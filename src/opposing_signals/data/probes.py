@@ -1,6 +1,6 @@
-"""Pure signals to pass through a network: colour blocks, an image of grass, a user's own image (figures 5, 10 to 31).
+"""Probe inputs of a pure signal: colour blocks, an image of grass, a user's own image (figures 5, 10 to 31).
 
-The paper prints its blocks as pictures, without numbers, and chose its grass image by eye. The values below are our
+The paper shows its blocks as pictures, without RGB values, and chose its grass image by eye. The values below are our
 choice. `colour_in_data` takes a colour from the training data instead, and `grass_image` a picture from the test set.
 """
 
@@ -20,7 +20,7 @@ Colour = tuple[int, int, int]
 """Red, green and blue, each 0 to 255."""
 
 COLOURS: dict[str, Colour] = {
-    "sky": (135, 206, 235),  # skyblue of CSS
+    "sky": (135, 206, 235),  # CSS skyblue
     "red": (255, 0, 0),
     "green": (0, 255, 0),  # the paper calls its green unnatural
     "white": (255, 255, 255),
@@ -29,21 +29,21 @@ COLOURS: dict[str, Colour] = {
 IN_DATA = "_in_data"
 _HUES_IN_DATA = ("sky", "green")
 
-_PART = 1000  # images looked at together, to bound the memory
+_PART = 1000  # images processed together, to bound memory
 
 
 def known_colours() -> list[str]:
-    """The names that stand for a colour, those of `COLOURS` and those that the data define."""
+    """The names of colours: those of `COLOURS` and those that the data define."""
     return [*COLOURS, *(f"{name}{IN_DATA}" for name in _HUES_IN_DATA)]
 
 
 def known_probes() -> list[str]:
-    """The names that stand for a probe; anything else is the path of an image file."""
+    """The names of probes; anything else is the path of an image file."""
     return [*known_colours(), "grass"]
 
 
 def named_colour(name: str, dataset: Dataset) -> Colour:
-    """The colour ``name`` of `COLOURS`, or with the ending ``_in_data`` that of `colour_in_data`.
+    """The colour ``name`` of `COLOURS`, or, if it ends in ``_in_data``, that of `colour_in_data`.
 
     Raises:
         InputError: There is no such name, or no training image has its hue.
@@ -54,7 +54,7 @@ def named_colour(name: str, dataset: Dataset) -> Colour:
 
 
 def probe_images(names: Sequence[str], dataset: Dataset) -> np.ndarray:
-    """The inputs that ``names`` stand for, as pictures of the training images' size.
+    """The probes called ``names``, as pictures of the training images' size.
 
     Args:
         names: ``"sky"``, ``"red"``, ``"green"``, ``"white"``, ``"black"``: blocks of `COLOURS`; ``"sky_in_data"``,
@@ -66,7 +66,7 @@ def probe_images(names: Sequence[str], dataset: Dataset) -> np.ndarray:
         ``[P, H, W, 3]`` uint8.
 
     Raises:
-        InputError: A name that is unknown; a file that is missing, no image, or of another size; data without
+        InputError: A name that is unknown; a file that is missing, not an image, or of another size; data without
             pictures, or without a picture of the colour asked for.
     """
     if dataset.images is None:
@@ -112,10 +112,10 @@ def block(colour: Colour, size: tuple[int, int]) -> np.ndarray:
 
 
 def colour_in_data(dataset: Dataset, name: str, images: int = 10) -> Colour:
-    """The colour that the training data have for ``name``: the mean of the most uniform images of its hue.
+    """The training data's colour for ``name``: the mean of the most uniform images of its hue.
 
     Of the images whose mean colour has a hue within 30 degrees of the named colour's and a saturation of at least 0.2,
-    the ``images`` whose pixels lie nearest to their own mean colour are averaged.
+    the ``images`` whose pixels are nearest to their own mean colour are averaged.
 
     Raises:
         InputError: No training image has that hue.
@@ -146,8 +146,8 @@ def grass_image(dataset: Dataset) -> np.ndarray:
 
     A pixel counts as grass if it is green (hue 70 to 150 degrees, saturation at least 0.2, value at least 0.15) and
     textured (standard deviation of the brightness over its 3x3 neighbourhood at least 0.03). Every picture of CIFAR-10
-    has an object in its middle. So quarters of half the height and width are compared, at every fourth pixel, and the
-    one with the most such pixels is enlarged to a whole picture; of equals the first. Frogs are green and textured
+    has an object in its middle. So crops of half the height and width are compared, at every fourth pixel, and the one
+    with the most such pixels (the first, if several) is enlarged to a whole picture. Frogs are green and textured
     themselves: pictures of a class ``"frog"`` are left out.
 
     Returns:
@@ -203,7 +203,7 @@ def _images(dataset: Dataset) -> np.ndarray:
 
 
 def _of_parts(images: np.ndarray, measure: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """``measure`` of all images, ``[N, ...]``, some at a time."""
+    """``measure`` of all images, ``[N, ...]``, a part at a time."""
     return np.concatenate([measure(images[first : first + _PART]) for first in range(0, len(images), _PART)])
 
 

@@ -1,6 +1,6 @@
-"""The data set that a record names, made again without letting the record choose what is run or read.
+"""The data set that a record names, rebuilt without letting the record choose what is run or read.
 
-A record may come from anywhere. Its field ``data`` is text: it picks one of the functions below by name and gives them
+A record may come from anywhere. Its field ``data`` is text: it selects one of the functions below by name and gives it
 plain values. Nothing in it is instantiated or resolved.
 """
 
@@ -25,7 +25,7 @@ FUNCTIONS: Mapping[str, Callable[..., Dataset]] = {
     f"{PACKAGE}.{function.__name__}": function
     for function in (chebyshev, cifar10, openwebtext, planted, text_demo, text_stream, tracked)
 }
-"""What a record may name."""
+"""The functions that a record may name."""
 _NAMES_A_FILE = ("path", "hub")
 """Arguments that name a file, or a data set on the Hugging Face hub."""
 
@@ -42,12 +42,12 @@ def recorded(described: Any, folder: Path, root: str | None = None, named_data: 
     Args:
         described: The record's field ``data``.
         folder: Of the record, for the examples that it keeps itself.
-        root: Folder of the data sets on this machine; what the record says about it is not used.
-        named_data: Read also the text file or the data set on the hub that the record names.
+        root: Folder of the data sets on this machine; the record's own is ignored.
+        named_data: Whether to read a text file or a data set on the hub that the record names.
 
     Raises:
-        InputError: It names no data set of this package, has an argument that the data set does not have or that is
-            no plain value of its type, or names a file or hub without ``named_data``; or what the data set refuses.
+        InputError: It names no data set of this package, has an argument that the data set lacks or that is not a plain
+            value of its type, or names a file or hub without ``named_data``; or the data set refuses an argument.
     """
     if not is_known(described):
         target = described.get("_target_") if isinstance(described, dict) else described

@@ -1,4 +1,4 @@
-"""Text as a data set: sequences of tokens, each with the token that follows."""
+"""Text as a data set: sequences of tokens, each token with the one that follows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from opposing_signals.files import cache_folder
 from opposing_signals.values import Count, Fraction, Seed
 
 _SAMPLE = "openwebtext_sample.txt"
-_PIECE = 1 << 22  # bytes that are decoded and tokenized at a time
+_PIECE = 1 << 22  # bytes decoded and tokenized at a time
 
 
 def openwebtext(
@@ -34,11 +34,11 @@ def openwebtext(
     path: str | None = None,
     root: str | None = None,
 ) -> Dataset:
-    """A sample of OpenWebText (Gokaslan and Cohen 2019), or a text file of one's own, as sequences of tokens.
+    """A sample of OpenWebText (Gokaslan and Cohen 2019), or a text file of the user, as sequences of tokens.
 
-    The text is tokenized once; its tokens are kept in the user's cache as a memory-mapped ``.npy`` whose name holds
-    the tokenizer's and the text's checksum. Documents follow each other, separated by ``<|endoftext|>`` where the file
-    has that marker, and are cut into consecutive sequences without overlap; a rest shorter than a sequence is dropped.
+    The text is tokenized once; its tokens are kept in the user's cache as a memory-mapped ``.npy``, named after the
+    tokenizer and the text's checksum. Documents are concatenated, separated by ``<|endoftext|>`` where the file has
+    that marker, and cut into consecutive sequences without overlap; a remainder shorter than a sequence is dropped.
 
     Args:
         tokenizer: ``"gpt2"`` (see `tokenizers.gpt2`) or ``"characters"``, which needs no file.
@@ -55,7 +55,7 @@ def openwebtext(
 
     Raises:
         InputError: The text is missing, empty, not UTF-8 or shorter than one sequence; files of the tokenizer are
-            missing; the cached tokens do not fit their vocabulary.
+            missing; the cached tokens do not match their vocabulary.
     """
     if vocabulary is not None and tokenizer != "gpt2":
         raise InputError(f"data.vocabulary={vocabulary}: expected null, characters are as many as the text has")
@@ -74,16 +74,16 @@ def text_demo(
     newline_after_colon: Fraction = 0.5,
     seed: Seed = 0,
 ) -> Dataset:
-    """Drawn English sentences with the paper's two pairs of opposing tokens, one token a character.
+    """Random English sentences with the paper's two pairs of opposing tokens, one token per character.
 
     A quotation ends in ``."`` or in ``".``, and a colon is followed by a new line or by " the"; which of the two is
-    drawn at random, so that no context tells. Equal arguments give equal text on every machine.
+    random, so that no context predicts it. Equal arguments give equal text on every machine.
 
     Args:
-        sentences: In the text; about 45 characters each.
+        sentences: Number of sentences, about 45 characters each.
         block: T, characters in a sequence.
-        period_inside: Share of quotations with the period in front of the quotation mark.
-        newline_after_colon: Share of colons that begin a list of lines.
+        period_inside: Fraction of quotations with the period before the quotation mark.
+        newline_after_colon: Fraction of colons that begin a list of lines.
         seed: Of the drawing, not of the training.
 
     Returns:
@@ -123,7 +123,7 @@ def _sequences(
     stream = torch.from_numpy(used.astype(np.int64))
     return Dataset(
         name=f"{text} ({count} of {available} sequences of {block} tokens, {tokenizer})",
-        # Views of one tensor: beside the inputs the targets take no memory.
+        # Views of one tensor: the targets take no further memory.
         inputs=stream[:-1].view(count, block),
         targets=stream[1:].view(count, block),
         checksum=checksum.hexdigest(),
@@ -138,7 +138,7 @@ def _tokenized(path: Path, kind: str, vocabulary: int | None, root: str | None) 
     """Tokens ``[n]``, mapped from disk, and the text of each token of the vocabulary."""
     sha256 = _checksum(path)
     array = cache_folder() / "tokens" / f"{path.stem}-{kind}-{sha256[:16]}.npy"
-    listing = array.with_suffix(".json")  # written last: where it is, the tokens are complete
+    listing = array.with_suffix(".json")  # written last: if it exists, the tokens are complete
     try:
         array.parent.mkdir(parents=True, exist_ok=True)
         # The jobs of a sweep start together: one of them tokenizes, the others wait and find the tokens.
@@ -160,7 +160,7 @@ def _tokenized(path: Path, kind: str, vocabulary: int | None, root: str | None) 
 
 def _checksum(path: Path) -> str:
     """sha256 of a file that is not empty."""
-    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe or /dev/zero would be read without end
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe or /dev/zero would be read forever
         raise InputError(f"data.path={path}: no regular file; expected a UTF-8 text file")
     try:
         with path.open("rb") as file:
@@ -175,7 +175,7 @@ def _checksum(path: Path) -> str:
 
 
 def _pieces(path: Path) -> Iterator[str]:
-    """The text, cut only in front of a new line behind visible text: no token of GPT-2 reaches across that."""
+    """The text in pieces, cut only before a new line that follows visible text: no token of GPT-2 crosses that."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     position, rest = 0, ""
     with path.open("rb") as file:

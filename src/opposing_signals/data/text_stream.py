@@ -1,4 +1,4 @@
-"""Text from the Hugging Face hub, as much as is asked for."""
+"""Text streamed from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def text_stream(
 
     Args:
         hub: Name of the data set; its split ``train`` is read.
-        documents: How many.
-        column: Where the data set has its texts.
-        tokenizer: As `openwebtext`, and so are the rest.
-        vocabulary: See there.
-        block: See there.
-        sequences: See there.
+        documents: Number of documents.
+        column: The data set's column of texts.
+        tokenizer: See `openwebtext`.
+        vocabulary: See `openwebtext`.
+        block: See `openwebtext`.
+        sequences: See `openwebtext`.
         root: Folder of GPT-2's ``encoder.json``.
 
     Raises:
-        InputError: The package `datasets` is not installed, the data set cannot be read or has no such column, or what
-            `openwebtext` refuses.
+        InputError: The package `datasets` is not installed, the data set cannot be read or has no such column, or
+            `openwebtext` refuses the text.
     """
     name = re.sub(r"[^A-Za-z0-9]+", "-", f"{hub}-{column}")
     path = cache_folder() / "texts" / f"{name}-{documents}.txt"

@@ -18,30 +18,30 @@ PATTERNS = {
     "closing_quote": rb"(?P<beside>\xe2\x80)(?P<target>\x9d)",
     "apostrophe": rb"(?P<beside>\xe2\x80)(?P<target>\x99)",
 }
-"""By name, a regular expression of UTF-8 text; the token that holds its target's last byte is the one to predict.
+"""Name ↦ regular expression of UTF-8 text. The token with the last byte of its group ``target`` is the one to predict.
 
-GPT-2 writes a curly quotation mark as two tokens, [447, 251], and the paper follows the second. A token that holds what
-stands beside the target too, such as `".` as one token of GPT-2, is no match: whether it is predicted says nothing of
-the order of the two."""
+GPT-2 writes a curly quotation mark as two tokens, [447, 251], and the paper follows the second. A token that also holds
+the neighbouring character, such as GPT-2's single token `".`, is no match: predicting it says nothing about the order
+of the two."""
 
 PAIRS = {
     "quotes": ("quote_after_period", "quote_before_period"),
     "colon": ("newline_after_colon", "the_after_colon"),
     "marks": ("closing_quote", "apostrophe"),
 }
-"""Pairs by name, each of two patterns: the paper's (figures 7 and 8), and the curly marks that begin with the same
-token of GPT-2, 447, which a network that knows only the token before cannot tell apart."""
+"""Pairs of patterns by name: the paper's (figures 7 and 8), and the curly marks that begin with the same token of
+GPT-2, 447, which a network that sees only the previous token cannot tell apart."""
 
 LEAST_CONTEXT = 8
-"""A token with a shorter context than this in its sequence is no match: the model does not see the pattern."""
+"""A token with a shorter context than this in its sequence is no match: the model may not see the pattern."""
 
-_PIECE = 1 << 20  # tokens that are decoded at a time
+_PIECE = 1 << 20  # tokens decoded at a time
 
 
 def pattern_points(dataset: Dataset, pattern: str) -> np.ndarray:
-    """Every token of a text that ``pattern`` names.
+    """Every token of a text that matches ``pattern``.
 
-    A point is the number of a (context, next token): n T + t for the target at position t of sequence n.
+    A point is the index of a (context, next token) pair: n T + t for the target at position t of sequence n.
 
     Args:
         dataset: Text, as `data.openwebtext` returns it.
@@ -51,7 +51,7 @@ def pattern_points(dataset: Dataset, pattern: str) -> np.ndarray:
         ``[m]`` int64, ascending.
 
     Raises:
-        InputError: The data are no text, or there is no such pattern.
+        InputError: The data are not text, or there is no such pattern.
     """
     check_text(dataset)
     if pattern not in PATTERNS:
@@ -62,7 +62,7 @@ def pattern_points(dataset: Dataset, pattern: str) -> np.ndarray:
 
 
 def check_text(dataset: Dataset) -> None:
-    """Refuse data that are no sequences of tokens.
+    """Refuse data that are not sequences of tokens.
 
     Raises:
         InputError: They are images or points.
@@ -72,7 +72,7 @@ def check_text(dataset: Dataset) -> None:
 
 
 def _pieces(dataset: Dataset) -> Iterator[tuple[int, np.ndarray]]:
-    """Number of the first point of each piece of the text, and the targets in it."""
+    """Index of the first point of each piece of the text, and the targets in it."""
     rows = max(1, _PIECE // dataset.inputs.shape[1])
     for first in range(0, len(dataset), rows):
         yield first * dataset.inputs.shape[1], dataset.targets[first : first + rows].flatten().numpy()
@@ -88,6 +88,6 @@ def _matches(dataset: Dataset, tokens: np.ndarray, pattern: str) -> np.ndarray:
         1,
         0,
         1,
-    ]  # last byte of the target, both of what is beside
+    ]  # last byte of the target, first and last of its neighbour
     target, first, last = np.searchsorted(ends, behind, side="right").T
     return np.unique(target[(target != first) & (target != last)])

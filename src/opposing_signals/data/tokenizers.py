@@ -1,4 +1,4 @@
-"""Text to tokens: GPT-2's byte-pair encoding, and characters."""
+"""Tokenizers: GPT-2's byte-pair encoding, and characters."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from opposing_signals.files import cache_folder
 ENCODER_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/encoder.json"
 ENCODER_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 END_OF_TEXT = "<|endoftext|>"
-_BYTES, _TOKENS = 256, 50257  # of GPT-2: the tokens that are single bytes, and all
+_BYTES, _TOKENS = 256, 50257  # of GPT-2: single-byte tokens, and all tokens
 
-# GPT-2's published pattern; tiktoken's possessive form of it, which splits alike and runs faster.
+# GPT-2's published pattern; tiktoken's possessive form of it, which splits identically and runs faster.
 _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """What turns text into tokens.
+    """Turns text into tokens.
 
     Attributes:
         name: ``"gpt2"``, ``"gpt2-V"`` for its first V tokens, or ``"characters"``.
-        names: The text of each of the V tokens. Bytes that are no text on their own, such as a part of a character,
-            are lone surrogates (`errors="surrogateescape"`), so that nothing is lost: see `decode`.
+        names: The text of each of the V tokens. Bytes that are not text on their own, such as part of a character, are
+            lone surrogates (`errors="surrogateescape"`), so that nothing is lost: see `decode`.
         encode: Text ↦ tokens ``[n]``, whole numbers below V.
     """
 
@@ -41,7 +41,7 @@ class Tokenizer:
 
 
 def decode(tokens: Iterable[int], names: tuple[str, ...]) -> str:
-    """The text of ``tokens``; what is left of a character that is cut at either end becomes U+FFFD.
+    """The text of ``tokens``; a character cut off at either end becomes U+FFFD.
 
     Args:
         tokens: Whole numbers below V.
@@ -52,7 +52,7 @@ def decode(tokens: Iterable[int], names: tuple[str, ...]) -> str:
 
 
 def characters(pieces: Iterable[str]) -> Tokenizer:
-    """One token a character; the vocabulary is what occurs in ``pieces``, in the order of code points."""
+    """One token per character; the vocabulary is the characters of ``pieces``, in the order of code points."""
     alphabet: set[str] = set()
     for piece in pieces:
         alphabet.update(piece)
@@ -69,12 +69,12 @@ def characters(pieces: Iterable[str]) -> Tokenizer:
 def gpt2(root: str | None = None, vocabulary: int | None = None) -> Tokenizer:
     """GPT-2's byte-pair encoding with 50,257 tokens (Radford et al. 2019); ``<|endoftext|>`` is one of them.
 
-    Byte-pair encoding adds its tokens in the order of its merges, so fewer merges are a smaller vocabulary of the same
-    kind: any text can be written in it, with more tokens. All numbers but that of ``<|endoftext|>``, the last one,
-    stay those of GPT-2.
+    Byte-pair encoding adds its tokens in the order of its merges, so fewer merges give a smaller vocabulary of the same
+    kind: any text can be encoded, with more tokens. All token numbers except that of ``<|endoftext|>``, the last one,
+    remain those of GPT-2.
 
-    It is made from OpenAI's file ``encoder.json`` (whose numbers are the ranks of the merges), which is looked for as
-    `find_file` does, in a folder or its sub-folder ``gpt2_bpe``, and never downloaded.
+    It is built from OpenAI's file ``encoder.json`` (whose numbers are the ranks of the merges). `find_file` looks for
+    it, also in sub-folders ``gpt2_bpe``; it is never downloaded.
 
     Args:
         root: Folder of the file (configuration field ``data.root``).
@@ -120,7 +120,7 @@ def gpt2(root: str | None = None, vocabulary: int | None = None) -> Tokenizer:
 
 
 def _bytes_by_symbol() -> dict[str, int]:
-    """The printable character that stands for each byte in GPT-2's files: itself, or the next one from U+0100 on."""
+    """Printable character in GPT-2's files ↦ the byte it stands for: itself, or one numbered from U+0100 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -139,7 +139,7 @@ def find_file(name: str, subfolder: str, root: str | None) -> Path | None:
 
 
 def places(root: str | None) -> str:
-    """Where `find_file` looks, for a message."""
+    """The folders in which `find_file` looks, for a message."""
     return " or ".join(str(folder) for folder in _folders(root))
 
 

@@ -1,4 +1,4 @@
-"""Training examples of one's own model, as far as a record keeps them: positions, classes, pictures or texts."""
+"""Training examples of a user's model, as a record keeps them: positions, classes, pictures or texts."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ def write_tracked(
     class_names: Sequence[str] | None,
     groups: Sequence[str | None] | None = None,
 ) -> None:
-    """Keep in a record's folder what `tracked` reads.
+    """Store in a record's folder what `tracked` reads.
 
     Args:
         folder: Of the record.
         indices: ``[N]``, positions of the examples in the data set that was trained on.
-        shown: For each example a picture ``[H, W]`` or ``[H, W, 3]`` uint8, or a text; None for neither.
+        shown: A picture ``[H, W]`` or ``[H, W, 3]`` uint8, or a text, for each example; None for neither.
         labels: Class of each example; None if there are no classes.
-        class_names: Names of classes that are whole numbers from 0 on; None names a class by itself.
-        groups: Name of each example's group, of those that the user follows; None: it is in none.
+        class_names: Names of classes 0, 1, ...; None uses the labels themselves as names.
+        groups: Name of the group, among those that the user follows, of each example; None: in no group.
 
     Raises:
-        InputError: What is shown is neither picture nor text, or the pictures differ in size; a class has no name.
+        InputError: An example is shown as neither picture nor text, the pictures differ in size, or a class has no
+            name.
     """
     arrays: dict[str, np.ndarray] = {"index": np.asarray(indices, np.int64)}
     if labels is not None and class_names is not None:
@@ -76,11 +77,11 @@ def _pictures(shown: Sequence[Any]) -> np.ndarray:
 
 
 def tracked(folder: str | Path) -> Dataset:
-    """The examples that a run of one's own model followed, the i-th being the i-th column of its losses.
+    """The examples that a run of a user's model followed; example i is column i of its losses.
 
-    Texts are given in the form of this package's text data, one token a character (the first token is empty, for
-    padding); then ``class_names`` are the characters. Otherwise ``inputs`` ``[N, 1]`` hold each example's position in
-    the data set that was trained on.
+    Texts have the form of this package's text data, one token per character (the first token is empty, for padding),
+    and ``class_names`` are the characters. Otherwise ``inputs`` ``[N, 1]`` hold each example's position in the data set
+    that was trained on.
 
     Args:
         folder: Of the record.
@@ -106,14 +107,14 @@ def tracked(folder: str | Path) -> Dataset:
 
 
 def positions(folder: Path, examples: int) -> np.ndarray:
-    """``[N]``: where each recorded example stands in the data set that was trained on.
+    """``[N]``: the position of each recorded example in the data set that was trained on.
 
     Args:
         folder: Of a record; without tracked examples it holds all of its data set.
         examples: N.
 
     Raises:
-        DamagedError: What the record keeps of its examples is damaged, or is of another number of them.
+        DamagedError: The stored examples are damaged, or their number is not N.
     """
     path = folder / FILE
     if not path.exists():
@@ -125,13 +126,13 @@ def positions(folder: Path, examples: int) -> np.ndarray:
 
 
 def user_groups(folder: str | Path) -> dict[str, np.ndarray]:
-    """Columns of the losses in each group that the user follows, by name; empty where there are none.
+    """Name of each group that the user follows ↦ its columns of the losses; empty without groups.
 
     Args:
         folder: Of the record.
 
     Raises:
-        DamagedError: What the record keeps of its examples is damaged.
+        DamagedError: The stored examples are damaged.
     """
     path = Path(folder) / FILE
     if not path.exists():
@@ -151,11 +152,11 @@ _KINDS = {
     "text": ("U", 1),
     "image": ("u", 4),
 }
-"""What a run writes: name of the array ↦ kind of its type, number of its axes."""
+"""Arrays that a run writes: name ↦ kind of its dtype, number of axes."""
 
 
 def _read(path: Path, wanted: Sequence[str] = tuple(_KINDS)) -> dict[str, np.ndarray]:
-    """Those of the arrays ``wanted`` that are in ``path``, in the shapes in which `write_tracked` writes them."""
+    """The arrays among ``wanted`` that ``path`` holds, checked to be as `write_tracked` writes them."""
 
     def damage(said: str) -> DamagedError:
         expected = "expected what a run writes there; explain or report another record, or run the training again"
@@ -185,7 +186,7 @@ def _read(path: Path, wanted: Sequence[str] = tuple(_KINDS)) -> dict[str, np.nda
 
 
 def _characters(texts: list[str]) -> tuple[torch.Tensor, tuple[str, ...]]:
-    """Tokens ``[N, T + 1]``, one a character and then padding, and the text of each token."""
+    """Tokens ``[N, T + 1]``, one per character and then padding, and the text of each token."""
     names = ("", *sorted({character for text in texts for character in text}))
     places = {name: place for place, name in enumerate(names)}
     tokens = torch.zeros(len(texts), max(map(len, texts)) + 1, dtype=torch.int64)

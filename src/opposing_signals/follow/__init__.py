@@ -1,4 +1,4 @@
-"""Opposing signals in a training of one's own: it is followed, a record is written, and what the record says.
+"""Opposing signals in one's own training: follow it, write a record, and explain the record.
 
 `Follower` needs no framework; `OpposingSignals` is its form as a callback of Lightning, and
 `opposing_signals.follow.transformers.OpposingSignals` that of transformers' Trainer.
@@ -18,7 +18,7 @@ __all__ = ["Follower", "OpposingSignals", "explain"]
 
 
 def __getattr__(name: str) -> Any:
-    """Those that train on first use: they import torch or Lightning, which an explanation does not need."""
+    """Import on first use what needs torch or Lightning; an explanation needs neither."""
     if name == "OpposingSignals":
         from opposing_signals.follow.lightning import OpposingSignals
 

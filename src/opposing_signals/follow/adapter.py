@@ -15,14 +15,14 @@ class Adapter:
     """A `Follower` in the form of a framework's callback.
 
     Args:
-        train_dataset: That the framework trains on, without random transforms.
-        per_sample_loss: (model, batch) ↦ ``[n]``, one loss an example. The batch is what the training step gets.
-        folder: Where the record is written; the run that is resumed has left it.
-        settings: Further fields of `Follower`.
+        train_dataset: The framework's training data set, without random transforms.
+        per_sample_loss: (model, batch) ↦ ``[n]``, one loss per example. The batch is what the training step gets.
+        folder: Where the record is written; a resumed run gets the folder of the interrupted one.
+        settings: Further arguments of `Follower`.
 
     Raises:
-        InputError: A setting that cannot work (when it is made); data or a loss function that cannot (when training
-            begins).
+        InputError: On construction: a setting that cannot work. When training begins: data or a loss function that
+            cannot.
     """
 
     def __init__(
@@ -39,15 +39,15 @@ class Adapter:
 
     @property
     def folder(self) -> Path:
-        """Of the record."""
+        """The record's folder."""
         return self.follower.folder
 
     @property
     def budget(self) -> Budget:
-        """What measuring has taken."""
+        """The time spent on measuring."""
         return self.follower.budget
 
     @property
     def record(self) -> Record:
-        """What is written."""
+        """The record that is written."""
         return self.follower.record

@@ -1,8 +1,8 @@
 """The losses of the examples in a training batch, from the training's own forward pass.
 
-What the user's per-sample loss asks of the model, the training step has just computed. So the modules that the loss
-function calls are watched while the training step runs, and the loss function is evaluated with their outputs put in
-the place of a second forward pass.
+The training step has just computed what the user's per-sample loss asks of the model. So the modules that the loss
+function calls are observed during the training step, and the loss function is evaluated with their outputs in place of
+a second forward pass.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from opposing_signals.follow.isolation import isolated
 from opposing_signals.follow.per_sample import PerSampleLoss
 
 Safely = Callable[..., Any]
-"""Runs what must not fail in training: (what it does, work, *arguments) ↦ what the work gives, None if it failed."""
+"""Runs work that must not fail in training: (description, work, *arguments) ↦ the result, None if the work failed."""
 
 PATIENCE = 3
-"""Batches in which the calls are looked for before that is given up."""
+"""Number of batches in which the calls are looked for before giving up."""
 
 _CALL = "_compiled_call_impl"
-"""What `nn.Module.__call__` calls if it is set: below the hooks, and in front of a module's compiled form."""
+"""What `nn.Module.__call__` calls if it is set: it runs below the hooks, and before a module's compiled form."""
 
-_MANY = 64  # calls of a module in a step, at the most, among which the right one is looked for
+_MANY = 64  # most calls of a module per step among which the right one is searched for
 
 
 Made = dict[nn.Module, list[tuple[Any, Any, Any]]]
-"""Module ↦ its calls in a training step: arguments, named arguments, outputs."""
+"""Module ↦ its calls in a training step: (arguments, keyword arguments, outputs)."""
 
 
 class BatchLosses:
-    """Losses of the examples of each batch, while the training step computes them.
+    """Per-sample losses of each batch, taken while the training step computes them.
 
     Args:
-        module: In training.
+        module: The module in training.
         per_sample_loss: (module, batch) ↦ ``[n]``.
-        calls: The modules that it calls, in order; see `outermost_calls`.
-        take: Called with ``[n]`` losses, once a batch.
-        context: In which a training step computes, such as the autocast of mixed precision.
+        calls: The modules that `per_sample_loss` calls, in order; see `outermost_calls`.
+        take: Called with the ``[n]`` losses, once per batch.
+        context: Context in which a training step computes, such as the autocast of mixed precision.
         safely: See `Safely`.
     """
 
@@ -65,7 +65,7 @@ class BatchLosses:
         self._watched = {one: _watched(one) for one in calls}
         self._take = take
         self._made: Made = {one: [] for one in calls}
-        self._chosen: list[int] | None = None  # which call of its module each of `calls` is, in a training step
+        self._chosen: list[int] | None = None  # for each of `calls`, its number among its module's calls in a step
         self._batch: Any = None
         self._missed = 0
         self._draws: bool | None = None
@@ -73,7 +73,7 @@ class BatchLosses:
         self.failure = ""
 
     def open(self, batch: Any) -> None:
-        """The training step begins on ``batch``; None takes the arguments of the model's own call."""
+        """The training step on ``batch`` begins; None takes the arguments of the model's own call."""
         self._batch, self._is_taken = batch, False
         if not self.failure:
             for watched in self._watched.values():
@@ -87,7 +87,7 @@ class BatchLosses:
         self.release()
 
     def release(self) -> None:
-        """Leave the modules as they were."""
+        """Restore the modules."""
         for watched in self._watched.values():
             watched.remove(self)
         for calls in self._made.values():
@@ -105,12 +105,12 @@ class BatchLosses:
             if len(self._made[one]) <= place:
                 return
             calls.append(self._made[one][place])
-        self._is_taken = True  # what comes now is another pass over the batch
-        # At once, so that nothing is kept longer than without it.
+        self._is_taken = True  # any further call belongs to another pass over the batch
+        # Immediately, so that no tensor is kept alive longer than in plain training.
         self._safely("taking the batch's losses", self._replay, calls)
 
     def _look(self, made: Made) -> None:
-        """Find out, in a first batch, which of the module's calls are on the batch itself."""
+        """Find out, on the first batches, which of the modules' calls are on the batch itself."""
         if not any(made.values()):
             self._miss("the training step did not call the modules that per_sample_loss calls, or in a compiled whole")
             return
@@ -129,7 +129,7 @@ class BatchLosses:
             self._chosen, self._missed = chosen, 0
 
     def _fits(self, made: Made, chosen: list[int]) -> bool:
-        """Whether per_sample_loss asks for what these calls, the first few of all, were made with."""
+        """Whether per_sample_loss passes the inputs of these calls, the first few calls of all."""
         calls = [made[module][place] for module, place in zip(self._calls, chosen, strict=False)]
         asked: list[bool] = []
         try:
@@ -143,7 +143,7 @@ class BatchLosses:
     def _replay(self, calls: list[tuple[Any, Any, Any]]) -> bool:
         try:
             losses = self._evaluated(calls)
-        except Exception as error:  # whatever the user's function raises must not reach training
+        except Exception as error:  # no error of the user's function may reach training
             self._miss(f"per_sample_loss failed on the training batch: {first_line(error)}")
             return False
         if not isinstance(losses, Tensor) or losses.dim() != 1:
@@ -171,7 +171,7 @@ class BatchLosses:
         for watched in self._watched.values():
             watched.answer = answer
         has_cache = torch.is_autocast_cache_enabled()
-        torch.set_grad_enabled(False)  # contexts would take five times as long behind a long step
+        torch.set_grad_enabled(False)  # context managers would take five times as long after a long step
         torch.set_autocast_cache_enabled(False)  # see `uncached_casts`
         try:
             with self._context():
@@ -199,10 +199,10 @@ class _OutOfCallsError(Exception):
 
 
 class _Watched:
-    """A module whose calls are seen by some, also in its compiled form; what it is and does stays as it is.
+    """A module whose calls are passed to observers, also in its compiled form; its own behaviour does not change.
 
     Attributes:
-        answer: (module, arguments, named arguments) ↦ outputs, in place of its own.
+        answer: (module, arguments, keyword arguments) ↦ outputs that replace the module's own.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -212,7 +212,7 @@ class _Watched:
         self._original: Callable[..., Any] | None = None
 
     def add(self, who: Any, see: Callable[..., None]) -> None:
-        """Let ``who`` see each call: module, arguments, named arguments and outputs."""
+        """Let ``who`` observe each call by ``see``: module, arguments, keyword arguments and outputs."""
         module = self._module()
         if not self._seen_by and module is not None:
             state = vars(module)
@@ -220,7 +220,7 @@ class _Watched:
         self._seen_by[who] = see
 
     def remove(self, who: Any) -> None:
-        """The last one puts the module back as it was."""
+        """Stop observing for ``who``; after the last observer the module is restored."""
         module = self._module()
         if self._seen_by.pop(who, None) is not None and not self._seen_by and module is not None:
             _set_call(module, self._original)
@@ -247,7 +247,7 @@ def _watched(module: nn.Module) -> _Watched:
 
 
 def outermost_calls(module: nn.Module, work: Callable[[], Any]) -> list[nn.Module]:
-    """Which of the modules in ``module`` ``work`` calls, in order, those that are called within others left out."""
+    """The modules inside ``module`` that ``work`` calls, in order, without those called within other modules."""
     calls: list[nn.Module] = []
     depth = 0
 
@@ -278,7 +278,7 @@ def outermost_calls(module: nn.Module, work: Callable[[], Any]) -> list[nn.Modul
 
 
 def _eager_modules(module: nn.Module) -> list[nn.Module]:
-    """``module`` and those in it that are not part of a compiled one."""
+    """``module`` and its submodules, without those inside a compiled module."""
     if "_orig_mod" in module._modules or vars(module).get(_CALL) is not None:  # by torch.compile, module.compile
         return [module]
     within = [one for child in module.children() for one in _eager_modules(child)]
@@ -286,7 +286,7 @@ def _eager_modules(module: nn.Module) -> list[nn.Module]:
 
 
 def _set_call(module: nn.Module, call: Callable[..., Any] | None) -> None:
-    """Past `__setattr__`, which wrappers of modules pass on to what they wrap."""
+    """Set it without `__setattr__`, which module wrappers forward to what they wrap."""
     vars(module).pop(_CALL, None)
     if call is not None:
         vars(module)[_CALL] = call
@@ -295,7 +295,7 @@ def _set_call(module: nn.Module, call: Callable[..., Any] | None) -> None:
 def _same(call: tuple[Any, Any], inputs: tuple[Any, Any]) -> bool:
     """Whether two calls have the same tensors."""
     ones, others = ([leaf for leaf in tree_leaves(part) if isinstance(leaf, Tensor)] for part in (call, inputs))
-    if len(ones) < len(others) or not others:  # training may pass more, such as a count of items
+    if len(ones) < len(others) or not others:  # training may pass more, such as the number of items
         return False
     return all(
         any(one is other or (one.shape == other.shape and bool((one == other).all())) for one in ones)

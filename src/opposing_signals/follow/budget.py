@@ -1,4 +1,4 @@
-"""How much of the training time measuring may take."""
+"""The fraction of the training time that measuring may take."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ import torch
 Result = TypeVar("Result")
 
 MODEST = 0.015
-"""The share that is used where it suffices for `CHANGES` changes of `FEWEST` examples."""
+"""The fraction that is used where it suffices for `CHANGES` changes of `FEWEST` examples."""
 
 CHANGES = 50
 """One-step changes that a run should have at least."""
 
 FEWEST = 128
-"""Examples that are followed at the least, if there are as many."""
+"""Minimum number of examples that are followed, if there are as many."""
 
 GRACE = 1.0
-"""Seconds that `FEWEST` examples and `CHANGES` changes may take beyond the share, in a run too short for them."""
+"""Seconds that `FEWEST` examples and `CHANGES` changes may take beyond the budget, in a run too short for them."""
 
 SHORT = 4.0
-"""Seconds below which a training is such a run."""
+"""A training shorter than this many seconds is such a run."""
 
 LEAST = 16
-"""Examples that are followed even then, if there are as many."""
+"""Minimum number of examples followed even then, if there are as many."""
 
 ROOM = 2.0
-"""By how much a measurement may cost more than was estimated, in such a run."""
+"""Factor by which a measurement may cost more than estimated, in such a run."""
 
 KEPT = 0.25
 """Fraction of the budget reserved for measuring, however much watching the steps takes."""
 
 RESERVE = 0.2
-"""Part of the budget that is kept for steps at which something jumps."""
+"""Fraction of the budget reserved for steps at which something jumps."""
 
 
 class Budget:
-    """Keeps the seconds that measuring has taken at most at a share of those that the rest of training took.
+    """Keeps the time spent on measuring below a fraction of the rest of the training time.
 
-    Watching the training steps counts, too.
+    Observing the training steps counts, too.
 
-    Where the number of steps is known, what the whole training allows is spread over it; otherwise no more is spent
-    than what has passed allows.
+    If the number of steps is known, the budget of the whole training is spread over it; otherwise no more is spent than
+    the time passed so far allows.
 
     Args:
-        share: 0.05 is at most 5%; None is no limit.
-        steps: Of the training; None: unknown.
+        share: 0.05 allows at most 5%; None sets no limit.
+        steps: Number of training steps; None if unknown.
     """
 
     def __init__(self, share: float | None, steps: int | None = None) -> None:
@@ -64,13 +64,13 @@ class Budget:
         """Another training begins."""
         self.share = self._allowed
         self.spent = 0.0
-        self.watched = 0.0  # what of it passed while training steps ran
+        self.watched = 0.0  # the part of it that passed during training steps
         self.grace = 0.0
         self.costs: dict[str, float] = {}
         self._before = 0.0
         self._began: float | None = None
-        self._taken: deque[float] = deque(maxlen=20)  # seconds of the last steps without measuring
-        self._watched: deque[float] = deque(maxlen=20)  # seconds of watching in the same steps
+        self._taken: deque[float] = deque(maxlen=20)  # seconds of the last steps, excluding measurements
+        self._watched: deque[float] = deque(maxlen=20)  # seconds spent on observing the same steps
         self._mark: tuple[float, float] | None = None
 
     def begin(self) -> None:
@@ -90,7 +90,7 @@ class Budget:
 
     @property
     def overhead(self) -> float:
-        """What measuring took, as a share of what the rest of training took; 0 before it began."""
+        """Time spent on measuring over the time of the rest of training; 0 before training begins."""
         rest = self.seconds - self.spent
         return self.spent / rest if rest > 0 else 0.0
 
@@ -104,11 +104,11 @@ class Budget:
 
     @property
     def step_seconds(self) -> float:
-        """Time of a step, measuring left out: the lower quartile of the last ones, because the first are slow."""
+        """Time of a step without measuring: the lower quartile of recent steps, because the first ones are slow."""
         return _lower_quartile(self._taken)
 
     def allowance(self, step: int) -> float:
-        """Seconds that may be spent by the end of the training, or, where that is unknown, by now."""
+        """Seconds that may be spent by the end of the training or, if that is unknown, by now."""
         if self.share is None:
             return float("inf")
         return self._room(self.share, step, step if self.steps is None else self.steps) + self.grace
@@ -118,9 +118,9 @@ class Budget:
         return self.seconds - self.spent + max(0, steps - step) * self.step_seconds
 
     def _room(self, share: float, step: int, steps: int) -> float:
-        """Seconds that ``share`` allows by now, what watching the steps to come will take left out.
+        """Seconds that ``share`` allows by now, less what observing the remaining steps will take.
 
-        Of it a quarter is kept for measuring where steps are so short that watching would take more than the rest.
+        A quarter is kept for measuring where steps are so short that observing would take more than the rest.
         """
         allowed = share * self._rest(step, steps)
         each = statistics.median(self._watched) if self._watched else 0.0
@@ -128,13 +128,13 @@ class Budget:
         return allowed - to_come + max(0.0, self.watched + to_come - (1 - KEPT) * allowed)
 
     def allows(self, measurements: dict[str, int], step: int, is_urgent: bool = False) -> bool:
-        """Whether so many of each kind of measurement, at the last cost of each, still fit.
+        """Whether these numbers of measurements still fit, at the last known cost of each kind.
 
-        A kind without a known cost fits: it has to be measured once to know.
+        A kind of unknown cost fits: it has to be measured once to know.
 
         Args:
-            measurements: How many of each kind.
-            step: The present one.
+            measurements: Kind ↦ number.
+            step: The current one.
             is_urgent: Whether they may use the `RESERVE`.
         """
         if self.share is None:
@@ -146,11 +146,11 @@ class Budget:
         return self.spent + sum(costs) <= part * self.allowance(step)
 
     def stride(self, cost: float, step: int) -> int:
-        """Steps from one window to the next that spread what is left over the steps that are left.
+        """Steps between the starts of two windows that spread the remaining budget over the remaining steps.
 
         Args:
             cost: Seconds of a window.
-            step: The present one.
+            step: The current one.
         """
         if self.share is None or self.steps is None or not cost > 0:
             return 1
@@ -162,12 +162,12 @@ class Budget:
         """How many examples can be followed so that the run has `CHANGES` changes.
 
         Args:
-            reading: Seconds to read one.
-            fixed: Seconds of a measurement of none.
-            each: Seconds of a measurement for each of them.
-            available: The most.
+            reading: Seconds to read one example.
+            fixed: Fixed cost of a measurement in seconds.
+            each: Seconds per example of a measurement.
+            available: Number of examples there are.
             window: Successive steps that are measured each time.
-            step: The present one.
+            step: The current one.
         """
         if self.share is None:
             return available
@@ -195,11 +195,11 @@ class Budget:
 
     @contextmanager
     def measuring(self, kind: str, device: torch.device | None = None) -> Iterator[None]:
-        """Count what is done inside as a measurement of ``kind``.
+        """Count the time spent inside as a measurement of ``kind``.
 
         Args:
             kind: What is measured.
-            device: Where; on a GPU the work of training that is still under way is waited for first.
+            device: Where; on a GPU, pending work of the training is waited for first.
         """
         if device is not None and device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -211,9 +211,9 @@ class Budget:
             self.spent += self.costs[kind]
 
     def watching(self, work: Callable[..., Result], *arguments: Any) -> Result:
-        """What ``work`` gives while a training step runs; its time counts, and what it measures counts once.
+        """The result of ``work`` during a training step; its time counts, and a measurement within it counts once.
 
-        It is called several times in each step, and a context manager would cost more than much of what is done in it.
+        Called several times per step; a context manager would cost more than much of the work itself.
         """
         began, spent = time.perf_counter(), self.spent
         try:
@@ -224,7 +224,7 @@ class Budget:
             self.watched += seconds
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on from."""
+        """State for a resumed run."""
         return {
             "seconds": self.seconds,
             "spent": self.spent,
@@ -242,6 +242,6 @@ class Budget:
 
 
 def _lower_quartile(values: Iterable[float]) -> float:
-    """0 if there are none. Of the times of steps the first are slow, and others are disturbed."""
+    """0 if there are none. The first steps are slow and others are disturbed, hence the quartile."""
     ordered = sorted(values)
     return ordered[len(ordered) // 4] if ordered else 0.0

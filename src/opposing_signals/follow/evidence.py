@@ -1,7 +1,7 @@
-"""What the record of the training batches says: where the train loss stood out or diverged, and what was unusual there.
+"""What the record of the training batches shows: where the train loss spiked or diverged, and what was unusual there.
 
-A batch's loss jumps for reasons of three kinds: the batch is another one (a left-over of five examples, an odd row),
-the step before it was another one (learning rate, gradient), or the training leaves the region in which it converges.
+A batch's loss jumps for three kinds of reasons: the batch is unusual (a last batch of five examples, an odd row), the
+step before it was unusual (learning rate, gradient), or the training leaves the region in which it converges.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from opposing_signals.follow.jumps import FEWEST, REMEMBERED, bound
 from opposing_signals.record import Record, quantities
 
 SMALL = 0.5
-"""A batch is small if it has fewer examples than this times the usual number."""
+"""A batch is small if it has fewer examples than this fraction of the usual number."""
 
 JUMP = 1.5
 """A learning rate jumps if it grows by more than this factor from one step to the next."""
 
 BEFORE = 3
-"""Steps before another one in which a jump of the learning rate may be its reason."""
+"""Number of steps before a spike in which a jump of the learning rate may be its cause."""
 
 NAMED = 5
-"""Rows of a batch that are named."""
+"""Number of rows of a batch that are named."""
 
 GONE = 3.0
 """A training has diverged without overflow if its train loss ends above this many times that of its first steps."""
@@ -33,16 +33,16 @@ GONE = 3.0
 
 @dataclass(frozen=True)
 class BatchSpike:
-    """A step whose train loss stands out of those before it.
+    """A step whose train loss stands out from the steps before it.
 
     Attributes:
         step: t.
-        loss: Of the batch at θ_t.
+        loss: Loss of the batch at θ_t.
         usual: Median of the steps before.
         reasons: What was unusual, in words; empty if nothing was.
         rows: Indices of the rows of largest loss, −1 where not known.
-        losses: Of these rows.
-        share: Of what the batch's rows stand above the usual loss, the part that these rows carry; NaN if unknown.
+        losses: Losses of these rows.
+        share: Fraction of the batch's total excess over the usual loss that these rows carry; NaN if unknown.
     """
 
     step: int
@@ -63,10 +63,10 @@ class Divergence:
     """A training that diverged.
 
     Attributes:
-        step: The first whose train loss is not finite, or from which on it stays far above where it began.
-        is_finite: Whether it stayed finite.
+        step: The first step whose train loss is not finite, or from which it stays far above its initial value.
+        is_finite: Whether the loss stayed finite.
         row: Index of the first example whose loss was not finite, −1 where not known; None if there is none.
-        row_step: Its step.
+        row_step: The step of that example.
         before: Steps, train losses, gradient norms and learning rates of the last steps before.
         reasons: What was unusual before, in words.
     """
@@ -84,7 +84,7 @@ class Divergence:
 
 
 class Batches:
-    """The batches of a run, step by step, as far as the record has them."""
+    """The recorded batches of a run, step by step."""
 
     def __init__(self, record: Record) -> None:
         self._record = record

@@ -19,17 +19,17 @@ from opposing_signals.report.result import entry
 from opposing_signals.signals import Spike, Trajectory, find_spikes
 
 PAIRS = 3
-"""Opposing pairs that are told."""
+"""Number of opposing pairs that are reported."""
 
 _BATCHES = (quantities.TRAIN_LOSS, quantities.BATCH_LOSS)
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a record says.
+    """What a record shows.
 
     Attributes:
-        lines: For a reader; leading spaces indent what belongs to the line above.
+        lines: Text lines; leading spaces indent what belongs to the line above.
         findings: The same as JSON values: ``measured``, ``divergence``, ``pairs``, ``spikes``, ``batch_spikes``,
             ``groups``, ``sharpness``.
     """
@@ -46,16 +46,16 @@ class Explanation:
 
 
 def explain(folder: str | Path, spikes: int = 3, named_data: bool = False) -> Explanation:
-    """Say what a run's record shows: what was measured, where training diverged, which groups of examples oppose each
-    other, and who carried its loss spikes; draw it, and check figure 1's claims.
+    """Explain a run's record: what was measured, where training diverged, which groups of examples oppose each other,
+    and which ones carried its loss spikes. Draw it, and check figure 1's claims.
 
     The folder gets ``figure.png``, ``explanation.json``, ``claims.json`` and ``experiment.json``, which the report
     shows.
 
     Args:
-        folder: Of the record.
+        folder: The record's folder.
         spikes: How many spikes are explained.
-        named_data: Read also text that lies where the record says it does, for a record that is trusted.
+        named_data: Also read text from the place that the record names; for trusted records only.
 
     Raises:
         InputError: There is no record, or it has neither per-sample losses of two successive steps nor the losses of
@@ -69,7 +69,7 @@ def explain(folder: str | Path, spikes: int = 3, named_data: bool = False) -> Ex
     divergence = batches.divergence()
     lines += words.told_divergence(divergence)
     findings["divergence"] = None if divergence is None else divergence.as_json()
-    last = math.inf if divergence is None else divergence.step  # what follows has no reason but the divergence
+    last = math.inf if divergence is None else divergence.step  # later spikes are caused by the divergence
     found: list[Spike] = []
     if has_changes:
         pairs = trajectory.all_pairs[:PAIRS]
@@ -96,7 +96,7 @@ def explain(folder: str | Path, spikes: int = 3, named_data: bool = False) -> Ex
 
 
 def _check(trajectory: Trajectory) -> bool:
-    """Whether there are changes of per-sample losses; refuse what is damaged, or has nothing to explain."""
+    """Whether changes of per-sample losses were recorded; refuse a damaged record, or one with nothing to explain."""
     record = trajectory.record
     record.verify(
         (quantities.SAMPLE_LOSS, quantities.SHARPNESS, quantities.LEARNING_RATE, quantities.BATCH_INDEX, *_BATCHES)

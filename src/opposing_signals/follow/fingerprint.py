@@ -1,4 +1,4 @@
-"""Whether an example is still the same."""
+"""A fingerprint of an example, to detect that it has changed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 
 def fingerprint(example: Any, opaque: set[str] | None = None) -> str:
-    """sha256 of the numbers and texts in an example: tensors, arrays, pictures, and containers and objects of them.
+    """sha256 of the numbers and strings in an example: tensors, arrays, pictures, and containers and objects of them.
 
     Args:
-        example: Of any kind.
-        opaque: Gets the names of types that it cannot see inside.
+        example: An example of any type.
+        opaque: Collects the names of types whose content cannot be read.
     """
     digest = hashlib.sha256()
     passed: set[int] = set()
@@ -29,7 +29,7 @@ def fingerprint(example: Any, opaque: set[str] | None = None) -> str:
             digest.update(np.ascontiguousarray(part).tobytes())
         elif part is None or isinstance(part, (str, bytes, int, float, complex)):
             digest.update(repr(part).encode())
-        elif id(part) not in passed:  # an object may hold itself
+        elif id(part) not in passed:  # an object may contain itself
             passed.add(id(part))
             add_container(part)
 

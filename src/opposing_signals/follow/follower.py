@@ -1,4 +1,4 @@
-"""Following a training without any framework: what a plain loop, and every adapter, calls at each batch."""
+"""Following a training without a framework: the calls that a plain loop, and every adapter, makes for each batch."""
 
 from __future__ import annotations
 
@@ -50,35 +50,35 @@ class Follower:
         follower.close()
 
     At each step it writes the losses of the batch's own rows, from the training's forward pass, with their indices,
-    the batch size, the learning rate, the gradient's norm and the train loss. At some steps, as its budget allows and
+    the batch size, the learning rate, the gradient norm and the train loss. At some steps, as its budget allows and
     where something jumps, it measures the losses of a tracking set at θ_t, before the step, in evaluation mode. It
-    changes nothing that training sees: modes, buffers, gradients and random states are afterwards what they were.
+    changes nothing that training sees: modes, buffers, gradients and random states are restored.
 
-    It refuses what cannot work before the first step; from then on nothing that fails here reaches training: the
-    record ends with the reason.
+    It refuses what cannot work before the first step. After that, no failure here reaches training: the record ends
+    with the reason.
 
     Args:
-        dataset: With ``len`` and an index, without random transforms; or an iterable data set and ``ids``.
-        per_sample_loss: (model, batch) ↦ ``[n]``, one loss an example. The batch is what the training step gets.
-        folder: Where the record is written; where another run's stands, the next free of folder-2, folder-3, …
-        steps: How many the training will have; None if that is not known. The budget is spread over them.
-        track: How many examples to follow, drawn at random; or their indices; None for as many as the budget allows,
-            2,000 at the most.
-        every: Measure at the first ``consecutive`` of each so many steps, as long as the budget allows.
+        dataset: Has ``len`` and indexing, without random transforms; or is an iterable data set, with ``ids``.
+        per_sample_loss: (model, batch) ↦ ``[n]``, one loss per example. The batch is what the training step gets.
+        folder: Where the record is written; if it holds another run, the next free of folder-2, folder-3, …
+        steps: Number of training steps, over which the budget is spread; None if unknown.
+        track: Number of examples to follow, drawn at random; or their indices; None for as many as the budget allows,
+            at most 2,000.
+        every: Measure the first ``consecutive`` of every ``every`` steps, as long as the budget allows.
         consecutive: How many successive steps to measure each time; None: 4, or ``every`` if that is less.
-        budget: The largest share of the training time that measuring may take; None for no limit.
-        sharpness_every: Measure λ of the followed examples' mean loss in each so many-th window; None for never.
-        batch_size: Examples a forward pass of a measurement.
+        budget: Largest fraction of the training time that measuring may take; None for no limit.
+        sharpness_every: Measure λ of the followed examples' mean loss once per this many windows; None for never.
+        batch_size: Examples per forward pass of a measurement.
         collate: Examples ↦ batch; None takes that of the loader given to `batches`, or torch's own.
         show: Example ↦ picture ``[H, W]`` or ``[H, W, 3]`` uint8, or text, for figures and the report; None shows
             tensors ``[1 or 3, H, W]``.
-        label: Example ↦ its class; None takes y of a pair (x, y) if that is a whole number.
+        label: Example ↦ its class; None takes y of a pair (x, y) if it is a whole number.
         class_names: Names of classes that are whole numbers.
-        groups: Name ↦ indices, or example ↦ name: groups that are followed beside those that are found. Of indices
-            half of the examples that are drawn consist, as far as they reach.
-        ids: Example ↦ its number, of an iterable data set. One that takes a batch, too, and gives ``[n]``, such as
-            ``lambda example: example["id"]``, tells also which rows a training batch has.
-        seed: Of the drawing of examples.
+        groups: Name ↦ indices, or example ↦ name: groups that are followed beside those that are found. Half of the
+            drawn examples are taken from groups given by indices, as long as these last.
+        ids: Example ↦ its number, for an iterable data set. A function that also maps a batch to ``[n]``, such as
+            ``lambda example: example["id"]``, also identifies the rows of a training batch.
+        seed: Seed for drawing the examples.
 
     Raises:
         InputError: A setting that cannot work.
@@ -126,27 +126,27 @@ class Follower:
         self._collate = collate
         self._open = ExitStack()
         self._origin: dict[str, Any] = {}  # empty while no training runs
-        self._state: dict[str, Any] | None = None  # of the checkpoint that training goes on from
-        self._continuation: dict[str, Any] | None = None  # what a second call of fit goes on from
+        self._state: dict[str, Any] | None = None  # from the checkpoint that training resumes from
+        self._continuation: dict[str, Any] | None = None  # state from which a second call of fit continues
         self._number = self._first = 0
         self._optimizer: Any = None  # of the last step
         self._buffer = StepBuffer()
-        self._ended = ""  # why nothing is recorded any more
+        self._ended = ""  # why recording has ended
 
     @property
     def examples(self) -> TrackingSet:
-        """Those that are followed."""
+        """The examples that are followed."""
         return self._tracking.examples
 
     @property
     def drawn(self) -> DrawnIndices:
-        """Which examples the loader has drawn."""
+        """The indices that the loader has drawn."""
         return self._watch.drawn
 
     # -- a plain loop -------------------------------------------------------------------------------------------
 
     def batches(self, loader: DataLoader[Any]) -> Iterator[Any]:
-        """The batches of ``loader``, of which the follower then knows the indices."""
+        """The batches of ``loader``, whose indices the follower then knows."""
         self._collate = self._collate or _collate_of(loader)
         self.drawn.watch(loader)
         yield from loader
@@ -159,17 +159,17 @@ class Follower:
         batch: Any = None,
         batch_indices: Any = None,
     ) -> AbstractContextManager[Step]:
-        """Around forward, backward and ``optimizer.step()`` of a batch.
+        """Context around forward, backward and ``optimizer.step()`` of a batch.
 
-        Of batches whose gradients are accumulated each has one of these; they are one step, which ends with the one in
-        which an optimizer steps.
+        With gradient accumulation, each micro-batch has a context of its own. Together they are one step, which ends
+        with the micro-batch at which an optimizer steps.
 
         Args:
-            model: That ``per_sample_loss`` gets.
-            optimizer: Or several.
-            batch: That ``per_sample_loss`` gets, to tell the losses of its rows; None takes the arguments that the
-                model is called with, as fits a model that gets inputs and targets.
-            batch_indices: ``[n]``, where the batch's examples stand in the data set; None asks the loader given to
+            model: Passed to ``per_sample_loss``.
+            optimizer: One optimizer or several.
+            batch: Passed to ``per_sample_loss`` for the losses of the batch's rows; None takes the arguments of the
+                model's call, which suits a model that gets inputs and targets.
+            batch_indices: ``[n]`` indices of the batch's examples in the data set; None asks the loader given to
                 `batches`.
 
         Raises:
@@ -201,18 +201,18 @@ class Follower:
         described: dict[str, Any] | None = None,
         hooks: bool = True,
     ) -> None:
-        """Training begins, or goes on: read the first examples, check the losses, and begin the record.
+        """Begin or resume the training: read the first examples, check the losses, and open the record.
 
         Args:
-            model: In training.
+            model: The model in training.
             optimizers: At least one.
-            step: That training goes on at; None: at the follower's own count.
+            step: Step at which training resumes; None: at the follower's own count.
             to_device: Batch ↦ the batch as the training step gets it; None moves it to the model's device.
-            context: In which a training step computes, such as the autocast of mixed precision.
-            loader: Of the training: its sampler tells a batch's indices, its ``collate_fn`` puts a batch together.
-            iterator: Of the loader, if it has begun to draw.
-            described: What else the record's configuration says.
-            hooks: Whether optimizers tell by themselves when they step.
+            context: Context in which a training step computes, such as the autocast of mixed precision.
+            loader: The training's loader: its sampler gives a batch's indices, its ``collate_fn`` builds a batch.
+            iterator: The loader's iterator, if it has already begun to draw.
+            described: Further entries of the record's configuration.
+            hooks: Whether the optimizers' own hooks report their steps.
 
         Raises:
             InputError: Data, a loss function or a folder that cannot work.
@@ -266,19 +266,19 @@ class Follower:
         _open_followers.add(self)
 
     def expect(self, steps: int | None) -> None:
-        """Training will have so many steps, as far as a framework knows, unless the user has said it."""
+        """Set the number of steps that a framework expects, unless the user has given one."""
         self.budget.steps = steps if self._steps is None else self._steps
 
     def _goes_on(self, step: int | None) -> int | None:
-        """The step that an earlier record is cut back to; None for a new one."""
+        """The step to which an earlier record is cut back; None for a new record."""
         state = self._state
         if state is not None and state["begun"] and (self.folder / "configuration.json").is_file():
             return int(state["number"] if step is None else step)
         if self._continuation is not None and step is not None and step == self._number > 0:
-            self._state = self._continuation  # fit is called again, and goes on
+            self._state = self._continuation  # fit is called again and continues
             return step
         self._first = step or (int(state["number"]) if state is not None and state["begun"] else 0)
-        if state is None or not state["begun"]:  # another training begins
+        if state is None or not state["begun"]:  # a new training begins
             self._buffer = StepBuffer()
             self._tracking.forget(is_read=bool(self._ended))
         return None
@@ -287,7 +287,7 @@ class Follower:
         return self._state[name] if self._state is not None and self._state["begun"] else None
 
     def close(self, state: str | None = "complete") -> None:
-        """The training is over, and the record complete.
+        """End the training and complete the record.
 
         Args:
             state: None leaves the record as that of an interrupted run.
@@ -298,7 +298,7 @@ class Follower:
         self._let_go()
 
     def _close(self, state: str | None, has_others: bool = True) -> None:
-        """End the record with ``state``; ``has_others`` if other processes do the same now, and can be waited for."""
+        """End the record with ``state``; ``has_others`` if other processes do the same now and can be waited for."""
         try:
             if self._watch.is_complete:
                 self._note_step()
@@ -343,7 +343,7 @@ class Follower:
         )
 
     def _safely(self, what: str, work: Callable[..., Any], *arguments: Any) -> Any:
-        """What ``work`` gives; if it fails, the record ends with the reason and training goes on."""
+        """The result of ``work``; if it fails, the record ends with the reason and training goes on."""
         try:
             return self.budget.watching(work, *arguments)
         except Exception as error:
@@ -355,32 +355,32 @@ class Follower:
         self._ended = self._tracking.stopped = reason
         try:
             self._close(reason, has_others=False)
-        except Exception as error:  # a full disk, maybe
+        except Exception as error:  # for instance a full disk
             log.warning("opposing signals: %s", first_line(error))
 
     # -- the steps ----------------------------------------------------------------------------------------------
 
     def open(self, batch: Any = None, batch_indices: Any = None) -> Step:
-        """A batch begins: measure θ_t if it is the first of its step and its turn; watch the training step."""
+        """A batch begins: measure θ_t if a measurement is due and this is the step's first batch; observe the step."""
         if self._origin:
             self._safely("watching the batch", self._open_batch, batch, batch_indices)
         return self._watch.step or Step()
 
     def shut(self, failed: bool = False) -> None:
-        """The batch is over; if an optimizer has stepped, so is the step."""
+        """The batch is over; the step is, too, if an optimizer has stepped."""
         if self._origin:
             self._safely("noting the batch", self._shut_batch, failed)
 
     def at_gradient(self, optimizer: Optimizer) -> None:
-        """``optimizer`` has its gradient and steps now; for adapters of frameworks that tell it."""
+        """``optimizer`` has its gradient and steps now; for adapters of frameworks that report it."""
         self._watch.optimizers.at_gradient(optimizer)
 
     def add_loss(self, loss: Any) -> None:
-        """Add a batch's share of the step's own loss; for adapters of frameworks that give it."""
+        """Add a batch's part of the step's own loss; for adapters of frameworks that report it."""
         self._watch.add_loss(loss)
 
     def check_order(self) -> None:
-        """An epoch begins: see that an index still names the same example."""
+        """An epoch begins: check that an index still refers to the same example."""
         if self._origin:
             try:
                 self._tracking.check_order()
@@ -388,7 +388,7 @@ class Follower:
                 self._give_up(f"stopped: {first_line(error)}")
 
     def _open_batch(self, batch: Any, batch_indices: Any) -> None:
-        if self._watch.is_complete:  # an optimizer has stepped behind the last batch
+        if self._watch.is_complete:  # an optimizer has stepped after the last batch
             self._advance()
         if self._watch.step is None:
             self.budget.count_step()
@@ -410,7 +410,7 @@ class Follower:
             self._write_origin()
 
     def _note_step(self) -> bool:
-        """The step is complete: buffer it, without waiting for the device. True if it is time to write."""
+        """The step is complete: buffer it, without synchronizing with the device. True if it is time to write."""
         step = self._watch.take()
         self._number += 1
         is_full = self._buffer.add(step)
@@ -431,10 +431,10 @@ class Follower:
     # -- exact resume -------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to measure at the steps at which an uninterrupted one would.
+        """The state that lets a resumed run measure at the same steps as an uninterrupted one.
 
-        The record then holds every step before: a checkpoint never claims one that it lacks. Several processes must
-        call this together.
+        The record is written up to this step first, so that a checkpoint never claims a step that the record lacks. All
+        processes must call this together.
         """
         if self._origin:
             self._safely("writing", self._write_steps)
@@ -464,7 +464,7 @@ class Follower:
 
 
 class _Block(AbstractContextManager[Step]):
-    """`Follower.step`. As a generator it would take longer than much of what is done in it."""
+    """`Follower.step`. A generator would take longer than much of the work inside it."""
 
     def __init__(self, follower: Follower, enter: Callable[[], Step]) -> None:
         self._follower = follower
@@ -482,7 +482,7 @@ _open_followers: weakref.WeakSet[Follower] = weakref.WeakSet()
 
 @atexit.register
 def _close_at_exit() -> None:
-    """A script that ends without `Follower.close` leaves a whole record; complete only if it did not fail."""
+    """If a script ends without `Follower.close`, close its record, as complete only if the script did not fail."""
     for follower in list(_open_followers):
         follower.close(None if hasattr(sys, "last_value") else "complete")
 
@@ -492,5 +492,5 @@ def _listed(optimizer: Optimizer | Iterable[Optimizer]) -> list[Optimizer]:
 
 
 def _collate_of(loader: Any) -> Collate | None:
-    """How a loader puts examples together; None for one that does not."""
+    """The collate function of a loader; None if it has none."""
     return loader.collate_fn if isinstance(loader, DataLoader) and loader.batch_size is not None else None

@@ -1,4 +1,4 @@
-"""What a measurement leaves as it was, beside the model: random states, and the casts that autocast remembers."""
+"""State beside the model that a measurement restores: random states, and the casts that autocast caches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """Afterwards the random states of Python, NumPy and torch, on every device in use, are what they were before."""
+    """Restore the random states of Python, NumPy and torch, on every device in use, on exit."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002  (data sets still draw from it)
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
@@ -25,9 +25,9 @@ def isolated() -> Iterator[None]:
 
 @contextmanager
 def uncached_casts() -> Iterator[None]:
-    """Inside, autocast remembers no parameter that it casts.
+    """Inside, autocast caches no parameter that it casts.
 
-    One that is cast without a graph would be remembered for the training step, which would get no gradient of it.
+    The training step would use a parameter cast without a graph from the cache, and get no gradient of it.
     """
     was = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)

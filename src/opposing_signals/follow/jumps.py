@@ -1,4 +1,4 @@
-"""Steps at which something jumps, found while they pass."""
+"""Online detection of steps at which something jumps."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
     from opposing_signals.follow.step import Step
 
 REMEMBERED = 32
-"""Values that a new one is compared with."""
+"""Number of earlier values that a new one is compared with."""
 
 FEWEST = 8
-"""Values that there must be before a jump can be told."""
+"""Minimum number of values before a jump can be detected."""
 
-_SERVES = 8  # values for which a bound serves
+_SERVES = 8  # number of values for which a bound is reused
 
 UNUSUAL = 6.0
-"""A jump lies above the median by more than this many standard deviations, as the median absolute deviation gives
-them."""
+"""A jump lies more than this many standard deviations above the median; the standard deviation is estimated from the
+median absolute deviation."""
 
 
 def bound(seen: Iterable[float], unusual: float = UNUSUAL) -> float:
-    """What a value must exceed to stand out of those ``seen`` before it.
+    """The bound above which a value stands out from those ``seen`` before it.
 
     Args:
-        seen: At least one.
+        seen: Values, at least one.
         unusual: Standard deviations above the median.
     """
     median = _median(seen)
@@ -39,21 +39,21 @@ def bound(seen: Iterable[float], unusual: float = UNUSUAL) -> float:
 
 
 def _median(values: Iterable[float]) -> float:
-    ordered = sorted(values)  # of so few values faster than an array's
+    ordered = sorted(values)  # for so few values faster than a NumPy sort
     return ordered[len(ordered) // 2]
 
 
 class Jumps:
-    """Tells whether a value stands out of those before it."""
+    """Detects values that stand out from those before them."""
 
     def __init__(self) -> None:
         self._series: dict[str, _Series] = {}
-        self._pending: deque[tuple[list[str], Tensor, torch.cuda.Event]] = deque()  # on their way from the device
+        self._pending: deque[tuple[list[str], Tensor, torch.cuda.Event]] = deque()  # being copied from the device
 
     def look(self, step: Step) -> bool:
-        """Whether train loss, gradient or the largest loss of a row has jumped; told as soon as it is known.
+        """Whether train loss, gradient norm or the largest loss of a row has jumped; reported as soon as it is known.
 
-        On a GPU that may be some steps later: nothing is waited for.
+        On a GPU that may be some steps later, because nothing synchronizes.
         """
         named: list[tuple[str, Any]] = [("row", step.largest), ("loss", step.loss), ("gradient", step.gradient_norm)]
         if step.largest is None:
@@ -76,7 +76,7 @@ class Jumps:
         return sum(self.add(name, float(value)) for name, value in named) > 0
 
     def add(self, name: str, value: float) -> bool:
-        """Take the next ``value`` of ``name``; True if it jumps, or is not finite."""
+        """Add the next ``value`` of ``name``; True if it jumps or is not finite."""
         if not math.isfinite(value):
             return True
         if name not in self._series:
@@ -85,12 +85,12 @@ class Jumps:
 
 
 class _Series:
-    """The last values of one name, and the bound that they give."""
+    """The last values of one name, and the bound computed from them."""
 
     def __init__(self) -> None:
         self._seen: deque[float] = deque(maxlen=REMEMBERED)
         self._bound = math.inf
-        self._left = FEWEST  # values for which the bound still serves
+        self._left = FEWEST  # number of values for which the bound is still used
 
     def add(self, value: float) -> bool:
         """Whether ``value`` exceeds the bound."""

@@ -14,26 +14,26 @@ from opposing_signals.follow.adapter import Adapter
 
 
 class OpposingSignals(Adapter, Callback):
-    """`Follower` as a callback of Lightning: it follows any `LightningModule` as it is. Its arguments: see `Adapter`.
+    """`Follower` as a Lightning callback: it follows any `LightningModule` unchanged. For its arguments see `Adapter`.
 
     Automatic or manual optimization with any number of optimizers, minibatches, mixed precision, accumulated gradients;
     one process, or several under ``strategy="ddp"``.
-    A step is what passes until an optimizer has stepped, batch by batch.
+    A step lasts until an optimizer has stepped, over one or more batches.
     """
 
     @property
     def state_key(self) -> str:
-        """One for each folder, so that several of these can watch one training."""
+        """One key per folder, so that several callbacks can follow one training."""
         return self._generate_state_key(folder=self.wanted_folder)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Follow what a given loader draws; one that the module makes is there when training starts."""
+        """Follow what a given loader draws; a loader that the module makes exists only when training starts."""
         given = getattr(getattr(trainer.fit_loop, "_data_source", None), "instance", None)
         if isinstance(given, DataLoader):
             self.follower.drawn.watch(given)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the examples and begin the record, or cut it back to the checkpoint that training goes on from."""
+        """Read the examples and begin the record, or cut it back to the checkpoint that training resumes from."""
         if trainer.world_size != 1 and not isinstance(trainer.strategy, DDPStrategy):
             raise InputError(
                 f"OpposingSignals: {trainer.world_size} processes train under {type(trainer.strategy).__name__}: "
@@ -65,7 +65,7 @@ class OpposingSignals(Adapter, Callback):
         )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See that an index still names the same example."""
+        """Check that an index still refers to the same example."""
         if trainer.current_epoch:
             self.follower.check_order()
 
@@ -74,13 +74,13 @@ class OpposingSignals(Adapter, Callback):
         self.follower.open(batch)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """The gradient is there, and not yet clipped."""
+        """The gradient is complete and not yet clipped."""
         self.follower.at_gradient(optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the training step's own loss, without waiting for the device."""
+        """Keep the training step's own loss, without synchronizing with the device."""
         self.follower.add_loss(outputs.get("loss") if isinstance(outputs, dict) else outputs)
         self.follower.shut()
 
@@ -89,7 +89,7 @@ class OpposingSignals(Adapter, Callback):
         self.follower.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keep what was measured."""
+        """Keep what was measured so far."""
         self.follower.close(None)
 
     def state_dict(self) -> dict[str, Any]:
@@ -102,11 +102,11 @@ class OpposingSignals(Adapter, Callback):
 
 
 def _loader(trainer: Trainer) -> tuple[Any, Any]:
-    """The loader of the training, and its iterator, which Lightning makes before training begins."""
+    """The training's loader, and its iterator, which Lightning makes before training begins."""
     combined: Any = trainer.fit_loop._combined_loader
     loaders = [] if combined is None else combined.flattened
     if len(loaders) != 1:
         return None, None
-    with suppress(AttributeError, IndexError, TypeError):  # of another version of Lightning
+    with suppress(AttributeError, IndexError, TypeError):  # other versions of Lightning differ
         return loaders[0], combined._iterator.iterators[0]
     return loaders[0], None

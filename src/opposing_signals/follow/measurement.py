@@ -1,4 +1,4 @@
-"""What is measured at θ_t on the tracking set: its losses, and λ of their mean."""
+"""Measurements at θ_t on the tracking set: its losses, and λ of their mean."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ log = getLogger(__name__)
 
 
 class Measurement:
-    """Measures without a trace, in evaluation mode, and writes it into the record."""
+    """Measures in evaluation mode, without side effects, and writes the results into the record."""
 
     def __init__(self) -> None:
         self._tracker = EigenTracker(tolerance=0.05)
         self._examples: TrackingSet
         self._risk: EmpiricalRisk
-        self._mean: EmpiricalRisk | None = None  # whose curvature is measured
+        self._mean: EmpiricalRisk | None = None  # the mean loss whose curvature is measured
         self._parameters = 0
 
     def begin(
@@ -42,21 +42,21 @@ class Measurement:
         device: torch.device,
         context: Callable[[], AbstractContextManager[Any]],
     ) -> None:
-        """The examples are settled.
+        """Set the model and the examples.
 
         Args:
-            model: In training.
-            examples: Whose losses are measured.
-            device: Of the model.
-            context: In which a training step computes, such as the autocast of mixed precision.
+            model: The model in training.
+            examples: The examples whose losses are measured.
+            device: The model's device.
+            context: Context in which a training step computes, such as the autocast of mixed precision.
         """
         self._model, self._examples, self._device, self._mean = model, examples, device, None
-        self._failures: list[str] = []  # of this one of several processes, where the others wait for its losses
+        self._failures: list[str] = []  # failures of this process; the others still wait for its losses
         failed = (lambda error: self._failures.append(first_line(error))) if count() > 1 else None
         self._risk = examples.risk(model, device, context, failed)
 
     def losses(self, record: Record, step: int) -> str:
-        """Write the losses; what to say if they are not finite, and so the last."""
+        """Write the losses; returns a message if they are not finite, and so the last."""
         with isolated(), self._risk.probe():
             self._model.eval()
             losses = self._risk.sample_losses().losses.float().cpu().numpy()
@@ -70,7 +70,7 @@ class Measurement:
         return ""
 
     def sharpness(self, record: Record, step: int) -> str:
-        """Write λ; what to say if it cannot be measured."""
+        """Write λ; returns a message if it cannot be measured."""
         try:
             pairs = self._eigenpairs()
         except Exception as error:
@@ -88,8 +88,8 @@ class Measurement:
         return ""
 
     def _eigenpairs(self) -> Eigenpairs:
-        """Of several processes each measures a copy of the model: DistributedDataParallel's hooks on the parameters do
-        not outlive the change of precision with which the products are checked."""
+        """With several processes, each measures a copy of the model: DistributedDataParallel's hooks on the parameters
+        do not survive the change of precision in which the products are checked."""
         if self._mean is None:
             self._parameters = 0
             self._measured = copy.deepcopy(self._model) if count() > 1 else self._model
@@ -100,7 +100,7 @@ class Measurement:
             self._measured.load_state_dict(self._model.state_dict())
         check_trained(self._mean.parameters)
         parameters = flatten([parameter.detach() for parameter in self._mean.parameters])
-        if len(parameters) != self._parameters > 0:  # layers were frozen or freed: another space
+        if len(parameters) != self._parameters > 0:  # layers were frozen or unfrozen: the parameter space has changed
             self._tracker = EigenTracker(tolerance=self._tracker.tolerance)
         self._parameters = len(parameters)
         mean = self._mean
@@ -109,7 +109,7 @@ class Measurement:
             return self._tracker(lambda vectors: mean.hessian_products(vectors).products, parameters)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on from."""
+        """State for a resumed run."""
         return self._tracker.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

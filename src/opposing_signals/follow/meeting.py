@@ -1,4 +1,4 @@
-"""The processes that follow one training: none of them waits for one that follows no longer."""
+"""Coordination of the processes that follow one training: none of them waits for one that has stopped following."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from opposing_signals.errors import InputError
 from opposing_signals.processes import count, rank
 
 LAST = 30.0
-"""Seconds for which a process that ends waits for the others."""
+"""Seconds for which an ending process waits for the others."""
 
 _LEFT, _END = "left", "end"
 _runs = itertools.count()
 
 
 class Meeting:
-    """Where the processes see, before one waits for another in a collective operation, that all have come to it."""
+    """Lets processes check, before a collective operation, that all of them have reached it."""
 
     def __init__(self) -> None:
         self._store: Any = None
@@ -33,15 +33,15 @@ class Meeting:
             self._store = PrefixStore(f"opposing signals {run}", _get_default_store())
 
     def wait(self, where: str, is_end: bool = False) -> None:
-        """Wait until all processes are at ``where``, which has one name in the whole run.
+        """Wait until all processes are at ``where``, a name that is unique in the whole run.
 
         Args:
-            where: A step, and what is done there.
-            is_end: Whether this process is followed no longer behind it, and so waits for `LAST` seconds only.
+            where: The step, and what is done there.
+            is_end: Whether this process stops following afterwards, and so waits for at most `LAST` seconds.
 
         Raises:
-            InputError: One has left, has ended elsewhere or is not waited for any longer. Then all of them get it, so
-                that none goes on alone.
+            InputError: A process has left, has ended elsewhere or took too long. All processes get it, so that none
+                goes on alone.
         """
         if self._store is None:
             return
@@ -58,13 +58,13 @@ class Meeting:
             else:
                 time.sleep(0.002)
                 arrived = self._store.add(where, 0)
-        # The first one that knows decides for all.
+        # The first process that knows decides for all.
         decided = self._store.compare_set(f"decided {where}", "", reason or where).decode()
         if decided != where:
             raise InputError(decided)
 
     def leave(self, reason: str) -> None:
-        """This process follows no longer: the others need not wait for it."""
+        """This process stops following: the others need not wait for it."""
         if self._store is not None:
             self._store.set(_LEFT, f"process {rank() + 1} of {count()} follows no longer: {reason}")
             self._store = None

@@ -1,4 +1,4 @@
-"""When the optimizers of a training step, and the norm of the gradient that they step with."""
+"""When the optimizers of a training step, and the norm of the gradient with which they step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from opposing_signals.follow.batch_losses import Safely
 
 
 class OptimizerSteps:
-    """Sees the optimizers step, and puts together the Euclidean norm of the step's gradient, before it is clipped.
+    """Detects the optimizers' steps, and computes the Euclidean norm of the step's gradient before clipping.
 
     Args:
         safely: See `batch_losses.Safely`.
@@ -35,8 +35,8 @@ class OptimizerSteps:
         """Training begins.
 
         Args:
-            optimizers: Those of torch, or what a framework wraps around them.
-            hooks: Whether they tell by themselves when they step; otherwise `at_gradient` does.
+            optimizers: Torch optimizers, or a framework's wrappers around them.
+            hooks: Whether the optimizers' own hooks report their steps; otherwise `at_gradient` does.
         """
         self._optimizers = [innermost(optimizer) for optimizer in optimizers]
         _note_norms_of_clipping()
@@ -45,7 +45,7 @@ class OptimizerSteps:
             self._hook()
 
     def follow(self, optimizers: Sequence[Any]) -> None:
-        """These are the ones that step from now on."""
+        """Set the optimizers that step from now on."""
         optimizers = [innermost(optimizer) for optimizer in optimizers]
         if self._hooks and optimizers != self._optimizers:
             self._unhook()
@@ -67,7 +67,7 @@ class OptimizerSteps:
 
     @property
     def learning_rate(self) -> float:
-        """Of the first parameter group."""
+        """Learning rate of the first parameter group."""
         return float(self._optimizers[0].param_groups[0]["lr"])
 
     def open(self) -> None:
@@ -81,9 +81,9 @@ class OptimizerSteps:
             self.has_stepped = True
 
     def take(self) -> Tensor | float | None:
-        """The step is complete: the norm of its gradient; None if it is not known."""
+        """End the step: the norm of its gradient; None if it is not known."""
         norm = self._norm
-        if self._clipped and self._hooks:  # otherwise the framework has told it
+        if self._clipped and self._hooks:  # otherwise the framework has reported it
             norm = torch.stack([norm.detach().float() for norm in self._clipped]).norm()
         self._clipped.clear()
         self._norm, self._is_open, self.has_stepped = None, False, False
@@ -96,7 +96,7 @@ class OptimizerSteps:
         self._unhook()
 
     def _add(self, optimizer: Optimizer) -> None:
-        """Add the gradient of the parameters of one optimizer."""
+        """Add the gradient norm of one optimizer's parameters."""
         norm = self._safely("taking the gradient's norm", norm_of, optimizer)
         if norm is not None:
             self._norm = norm if self._norm is None else _hypot(self._norm, norm)
@@ -109,7 +109,7 @@ def _hypot(one: Tensor | float, other: Tensor | float) -> Tensor | float:
 
 
 def norm_of(optimizer: Optimizer) -> Tensor | float | None:
-    """Euclidean norm of the gradient that ``optimizer`` has; None if it has none, or a sparse one."""
+    """Euclidean norm of the gradient of ``optimizer``'s parameters; None if it has none, or a sparse one."""
     gradients = [
         gradient for group in optimizer.param_groups for p in group["params"] if (gradient := p.grad) is not None
     ]
@@ -117,10 +117,10 @@ def norm_of(optimizer: Optimizer) -> Tensor | float | None:
         return None
     try:
         norms = torch._foreach_norm(gradients)
-    except NotImplementedError:  # of a sparse one
+    except NotImplementedError:  # for a sparse gradient
         return None
     if all(norm.is_cpu and type(norm) is Tensor for norm in norms):
-        each: list[Any] = [norm.tolist() for norm in norms]  # one by one: behind a long step faster than stacked
+        each: list[Any] = [norm.tolist() for norm in norms]  # one by one: after a long step faster than stacked
         return math.hypot(*each)
     if len({norm.device for norm in norms}) > 1:
         return whole(torch.nn.utils.get_total_norm(gradients)).detach()
@@ -128,12 +128,12 @@ def norm_of(optimizer: Optimizer) -> Tensor | float | None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """``tensor``, put together if several processes hold parts of it."""
+    """``tensor``, gathered if several processes hold parts of it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def innermost(optimizer: Any) -> Optimizer:
-    """The optimizer within what frameworks wrap around it."""
+    """The optimizer inside the wrappers of frameworks."""
     while not type(optimizer).__module__.startswith("torch.optim") and isinstance(
         getattr(optimizer, "optimizer", None), Optimizer
     ):
@@ -153,13 +153,13 @@ def _after(steps: OptimizerSteps | None) -> None:
 
 
 _clipping: weakref.WeakSet[OptimizerSteps] = weakref.WeakSet()
-"""Who wants to know the norms that are computed for clipping."""
+"""Observers of the norms that are computed for clipping."""
 
 
 def _note_norms_of_clipping() -> None:
-    """Let `torch.nn.utils.clip_grad_norm_` tell the norm that it computes: the one before clipping, for nothing.
+    """Let `torch.nn.utils.clip_grad_norm_` report the norm that it computes, the one before clipping, at no extra cost.
 
-    Plain loops and transformers clip between backward and the optimizer's step, where nothing else can be seen of it.
+    Plain loops and transformers clip between backward and the optimizer's step, where no other hook could see it.
     """
     if hasattr(torch.nn.utils.clip_grad_norm_, "noted"):
         return
@@ -176,4 +176,4 @@ def _note_norms_of_clipping() -> None:
 
     clip_grad_norm_.noted = True  # type: ignore[attr-defined]
     for place in (torch.nn.utils, torch.nn.utils.clip_grad):
-        setattr(place, "clip_grad_norm_", clip_grad_norm_)  # noqa: B010  # of a module
+        setattr(place, "clip_grad_norm_", clip_grad_norm_)  # noqa: B010  # a module's attribute

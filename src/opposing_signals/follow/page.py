@@ -1,4 +1,4 @@
-"""What the report needs beside a record of one's own training: a figure, claims, and its description."""
+"""What the report needs beside a record of one's own training: a figure, claims, and a description."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCALE = "own"
-"""What stands in the place of a scale where a record is of one's own model."""
+"""Takes the place of the scale for a record of one's own model."""
 
 CLAIMS = (
     Claim(
@@ -50,7 +50,7 @@ CLAIMS = (
         "> 0.20",
     ),
 )
-"""Figure 1's claims and thresholds, where they need no more than losses."""
+"""Figure 1's claims and thresholds, as far as they need losses only."""
 
 EDGE = Claim(
     "own_edge",
@@ -59,7 +59,7 @@ EDGE = Claim(
     sharpness_over_threshold,
     "in [0.8, 2.0]",
 )
-"""For gradient steps of one size without momentum, whose threshold is 2/η, and only if λ was measured."""
+"""For gradient descent with a constant step size and no momentum, whose threshold is 2/η, if λ was measured."""
 
 
 def write(
@@ -68,8 +68,8 @@ def write(
     """Write ``figure.png``, ``claims.json`` and ``experiment.json`` into the record's folder.
 
     Args:
-        trajectory: Of the record.
-        lines: That the explanation tells.
+        trajectory: The run of the record.
+        lines: Lines of the explanation.
         found: Spikes of the measured losses, the largest first.
         has_changes: Whether losses of successive steps were measured.
         folder: As the user named it.
@@ -116,7 +116,7 @@ def write(
 
 
 def _batches(trajectory: Trajectory) -> Figure:
-    """The train loss, and the largest loss of a row, where nothing else was measured."""
+    """The train loss and the largest loss of a row, where nothing else was measured."""
     from opposing_signals.studies import style
 
     record = trajectory.record

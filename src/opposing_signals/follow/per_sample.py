@@ -1,4 +1,4 @@
-"""Per-sample losses: their form, and whether a function that gives them does."""
+"""Per-sample losses: their form, and checks that a function returns them."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from opposing_signals.errors import InputError, first_line
 from opposing_signals.follow.isolation import uncached_casts
 
 PerSampleLoss = Callable[[Any, Any], Tensor]
-"""(module, batch) ↦ ``[n]``, one loss an example of the batch."""
+"""(module, batch) ↦ ``[n]``, one loss per example of the batch."""
 
 CHECKED = 8
-"""Examples whose losses alone are held against those in a batch."""
+"""Number of examples whose losses are computed alone and compared with those in a batch."""
 
 _TOLERANCE = {torch.bfloat16: 0.05, torch.float16: 0.02}
-"""Largest relative difference between an example's loss alone and in a batch; a thousandth in other precisions."""
+"""Largest relative difference between an example's loss alone and in a batch; 0.001 in other precisions."""
 
 
 class Losses(nn.Module):
-    """Positions in the tracking set ↦ ``[n, 1]`` losses: the form that `EmpiricalRisk` takes a model in.
+    """Positions in the tracking set ↦ ``[n, 1]`` losses: the form of a model that `EmpiricalRisk` takes.
 
     Args:
-        module: In training.
+        module: The module in training.
         per_sample_loss: See `PerSampleLoss`.
-        batches: Of the tracking set, on the device.
+        batches: Batches of the tracking set, on the device.
         batch_size: Examples in each but the last.
         examples: Number of examples.
-        context: In which every forward pass runs, such as the autocast of mixed precision.
-        failed: Called with what a pass raises, whose losses are NaN then; None: it is raised.
+        context: Context in which every forward pass runs, such as the autocast of mixed precision.
+        failed: Called with the error of a pass, whose losses are then NaN; None: the error is raised.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Losses(nn.Module):
         super().__init__()
         self.module = module
         self.per_sample_loss = per_sample_loss
-        self.batch = batches.__getitem__  # a list of them would count as state of the model
+        self.batch = batches.__getitem__  # a list of batches would count as state of the model
         self.batch_size = batch_size
         self.examples = examples
         self.context = context
@@ -75,7 +75,7 @@ class Losses(nn.Module):
         return (losses if len(losses) == len(positions) else losses[positions - first])[:, None]
 
     def _in_float64(self, batch: Any) -> Any:
-        """The batch in the precision of the parameters while these are checked in float64."""
+        """The batch in the precision of the parameters, which are float64 during their check."""
         parameter = next(self.module.parameters(), None)
         if parameter is None or parameter.dtype is not torch.float64:
             return batch
@@ -87,18 +87,18 @@ class Losses(nn.Module):
 
 
 def sharded_parts(module: nn.Module) -> list[Any]:
-    """The parts of ``module`` whose parameters are sharded over processes, and gathered in a forward pass.
+    """The parts of ``module`` whose parameters are sharded over processes and gathered in a forward pass.
 
-    Behind one without a backward pass their ``reshard()`` makes the module's parameters those of the optimizer again.
+    After a forward pass without a backward pass, their ``reshard()`` restores the parameters that the optimizer holds.
     """
     return [part for part in module.modules() if callable(getattr(part, "reshard", None))]
 
 
 def check_shape(losses: Any, count: int) -> None:
-    """Refuse what is not one loss an example.
+    """Refuse anything but one loss per example.
 
     Args:
-        losses: What per_sample_loss gave.
+        losses: The result of per_sample_loss.
         count: Examples in the batch.
 
     Raises:
@@ -127,19 +127,19 @@ def check_single(
     alone: list[Any],
     context: Callable[[], AbstractContextManager[Any]],
 ) -> None:
-    """Refuse losses that are not those of single examples: each alone has the loss that it has in a batch.
+    """Refuse losses that depend on the other examples: each example must have the same loss alone and in a batch.
 
     The module is in evaluation mode, and no gradient is taken.
 
     Args:
-        module: In training.
+        module: The module in training.
         per_sample_loss: See `PerSampleLoss`.
-        together: A batch of all of ``alone``.
+        together: One batch of all examples in ``alone``.
         alone: Batches of one example.
-        context: In which the losses are computed, such as the autocast of mixed precision.
+        context: Context in which the losses are computed, such as the autocast of mixed precision.
 
     Raises:
-        InputError: The loss of an example depends on the others, or on chance, or the function changes the mode.
+        InputError: The loss of an example depends on the others or on randomness, or the function changes the mode.
     """
 
     def evaluated(batch: Any, count: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where a training that is followed leaves its record, and what the record says of it."""
+"""The folder of a followed training's record, and the record's configuration."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ log = getLogger(__name__)
 
 
 def free_folder(wanted: Path) -> Path:
-    """``wanted``, or the next of wanted-2, wanted-3, … if an earlier run's record stands there; in all processes.
+    """``wanted``, or the next of wanted-2, wanted-3, … if it holds an earlier run's record; the same in all processes.
 
-    A run that ended before its first step has left nothing that is kept.
+    A run that ended before its first step leaves nothing to keep.
     """
 
     def find() -> str:
@@ -40,7 +40,7 @@ def free_folder(wanted: Path) -> Path:
 
 
 def _is_free(folder: Path) -> bool:
-    """Whether no earlier run's record stands there.
+    """Whether the folder holds no earlier run's record.
 
     Raises:
         InputError: It is a file.
@@ -54,14 +54,14 @@ def _is_free(folder: Path) -> bool:
         try:
             with FileLock(folder / "lock", timeout=0):
                 described.unlink()
-        except Timeout:  # a run that has not written a row yet
+        except Timeout:  # a running process that has not written a row yet
             return False
     return True
 
 
 @contextmanager
 def writing(folder: Path, configuration: dict[str, Any]) -> Iterator[Record]:
-    """The record of the first process; of the others one that writes nothing."""
+    """The record in the first process; in the others one that writes nothing."""
     if is_first():
         with Record.writing(folder, configuration) as record:
             if count() > 1:
@@ -76,10 +76,10 @@ def configuration_of(name: str, model: nn.Module, optimizer: Optimizer, describe
     """The configuration of a record, as figures and claims read it.
 
     Args:
-        name: Of the run.
-        model: In training.
-        optimizer: The first.
-        described: What else it says.
+        name: The run's name.
+        model: The model in training.
+        optimizer: The first optimizer.
+        described: Further entries.
     """
     group = optimizer.param_groups[0]
     settings = {name: value for name, value in group.items() if isinstance(value, (bool, int, float, str))}

@@ -1,4 +1,4 @@
-"""Which examples a batch holds: read off the loader's sampler, in whose order the batches come."""
+"""Which examples a batch holds: read from the loader's sampler, in whose order the batches come."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, Subset
 class DrawnIndices:
     """The indices of the batches that a `DataLoader` has drawn and training has not seen yet.
 
-    Workers and prefetching draw ahead, but keep the order.
+    Workers and prefetching draw ahead but keep the order.
 
     Args:
-        dataset: The data set in whose terms an index is wanted. Where the loader reads a `Subset` of it, the subset's
-            places are translated; where it reads data of another length, its indices say nothing.
+        dataset: The data set that indices refer to. If the loader reads a `Subset` of it, the subset's positions are
+            translated; if it reads data of another length, its indices are not used.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -33,10 +33,10 @@ class DrawnIndices:
         """Follow what ``loader`` draws from now on.
 
         Args:
-            loader: What is no `DataLoader` with a sampler is left alone.
-            iterator: Of the loader, if it has begun to draw.
+            loader: Anything but a `DataLoader` with a sampler is ignored.
+            iterator: The loader's iterator, if it has already begun to draw.
         """
-        loader = getattr(loader, "base_dataloader", loader)  # within that of accelerate
+        loader = getattr(loader, "base_dataloader", loader)  # inside accelerate's wrapper
         if loader is self._loader or not self._is_indexed(loader):
             return
         self.forget()
@@ -50,7 +50,7 @@ class DrawnIndices:
             iterator._sampler_iter = self._noted(iterator._sampler_iter, self._epoch)
 
     def forget(self) -> None:
-        """Leave the loader alone."""
+        """Stop following the loader."""
         if self._loader is not None:
             _watching[self._loader].remove(self)
         self._loader = None
@@ -73,7 +73,7 @@ class DrawnIndices:
         return False
 
     def begin(self, sampler: Any) -> Iterator[Any]:
-        """An epoch begins; what an earlier one has drawn and nobody used is dropped."""
+        """An epoch begins; unused indices of an earlier epoch are dropped."""
         self._epoch += 1
         self._queue.clear()
         return self._noted(iter(sampler), self._epoch)
@@ -82,7 +82,7 @@ class DrawnIndices:
         for batch in batches:
             if epoch == self._epoch:
                 indices = None
-                with suppress(TypeError, ValueError):  # keys that are no numbers
+                with suppress(TypeError, ValueError):  # keys that are not numbers
                     drawn = batch if isinstance(batch, list) else np.asarray(batch).reshape(-1)
                     indices = [int(index) for index in drawn]
                     if self._translation is not None:
@@ -92,7 +92,7 @@ class DrawnIndices:
 
 
 class _Tap:
-    """Batches of indices as a sampler draws them, which are noted on their way."""
+    """A sampler's batches of indices, noted as they are drawn."""
 
     def __init__(self, sampler: Any, drawn: DrawnIndices) -> None:
         self._sampler = sampler
@@ -106,11 +106,11 @@ class _Tap:
 
 
 _watching: weakref.WeakKeyDictionary[DataLoader[Any], list[DrawnIndices]] = weakref.WeakKeyDictionary()
-"""Who wants to know what a loader draws."""
+"""Loader ↦ observers of what it draws."""
 
 
 def _let_loaders_be_watched() -> None:
-    """Let loaders tell what they draw, and stay as they are: frameworks make others from their samplers."""
+    """Make loaders report what they draw without changing them: frameworks build other loaders from their samplers."""
     original: Any = DataLoader._index_sampler  # a property
     if not hasattr(original.fget, "is_watched"):
 

@@ -1,4 +1,4 @@
-"""At which steps the tracking set is measured."""
+"""The steps at which the tracking set is measured."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from opposing_signals.follow.step import Step
 from opposing_signals.processes import agreed, count
 
 LOSSES, CURVATURE = "losses", "curvature"
-"""Kinds of measurements, whose cost the budget knows."""
+"""Kinds of measurements for which the budget knows the cost."""
 
 CONSECUTIVE = 4
-"""Successive steps of a window: three changes for four measurements."""
+"""Successive steps in a window: four measurements give three changes."""
 
 SHARED_LOOK = 8
 """Steps between decisions that several processes take together."""
 
 
 class Schedule:
-    """Windows of successive steps, spread over the run as the budget allows, and sooner where something jumps.
+    """Windows of successive steps, spread over the run as the budget allows, and earlier where something jumps.
 
     Args:
-        every: A window begins at the first of each so many steps, as long as the budget allows.
-        consecutive: Steps of a window; None: 4, or ``every`` if that is less.
-        sharpness_every: λ is measured in each so many-th window; None for never.
-        budget: What measuring may take.
+        every: A window begins every ``every`` steps, as long as the budget allows.
+        consecutive: Steps in a window; None: 4, or ``every`` if that is less.
+        sharpness_every: λ is measured once per this many windows; None for never.
+        budget: Limits the time for measurements.
 
     Raises:
         InputError: A setting that cannot work.
@@ -46,14 +46,14 @@ class Schedule:
         self.every, self.consecutive, self.sharpness_every = every, consecutive, sharpness_every
         self.budget = budget
         self._jumps = Jumps()
-        self._is_shared = False  # by several processes
+        self._is_shared = False  # shared by several processes
         self.forget()
 
     def forget(self) -> None:
         """Another training begins."""
         self._window: int | None = None  # the step at which the last window began
         self._windows = 0
-        self._next = 0  # the step at which it is looked again whether a window may begin
+        self._next = 0  # the next step at which a window may begin is checked
         self._has_jumped = False
 
     def begin(self) -> None:
@@ -61,19 +61,19 @@ class Schedule:
         self._is_shared = count() > 1
 
     def look(self, step: Step) -> None:
-        """Note whether a step has jumped; then measure the next ones."""
+        """Note whether a step has jumped; if so, the next ones are measured."""
         if self.budget.share is not None and self._jumps.look(step):
             self._has_jumped = True
 
     def due(self, step: int) -> tuple[bool, bool]:
-        """Whether the losses are measured at ``step``, and whether λ is, too."""
+        """Whether the losses are measured at ``step``, and whether λ is too."""
         is_inside = self._window is not None and step - self._window < self.consecutive
         if not is_inside and not self._begins(step):
             return False, False
         return True, self._wants_sharpness(self._windows - 1)
 
     def _begins(self, step: int) -> bool:
-        """Whether a window begins at ``step``; of several processes the first decides."""
+        """Whether a window begins at ``step``; with several processes the first one decides."""
         if not self._is_shared or self.budget.share is None:
             begins = self._may_begin(step)
         elif step % SHARED_LOOK:
@@ -104,7 +104,7 @@ class Schedule:
         return is_free or step >= self._next
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on from."""
+        """State for a resumed run."""
         return {"window": self._window, "windows": self._windows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

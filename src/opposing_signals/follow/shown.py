@@ -1,4 +1,4 @@
-"""What figures and the page show of the examples that are followed: pictures or texts, classes, groups."""
+"""How figures and the page show the followed examples: pictures or texts, classes, groups."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Groups = Mapping[str, Sequence[int]] | Callable[[Any], Any]
 
 
 class Shown:
-    """What the user says of an example.
+    """The user's description of an example.
 
     Args:
         show: Example ↦ picture ``[H, W]`` or ``[H, W, 3]`` uint8, or text. None shows what looks like a picture.
-        label: Example ↦ its class. None takes y of a pair (x, y) if that is a whole number.
+        label: Example ↦ its class. None takes y of a pair (x, y) if it is a whole number.
         class_names: Names of classes that are whole numbers.
         groups: Groups that are followed beside those that are found.
 
@@ -48,12 +48,12 @@ class Shown:
         self._show, self._label, self._class_names, self._groups = show, label, class_names, groups
 
     def write(self, folder: Path, indices: np.ndarray, examples: list[Any]) -> None:
-        """Write it into the record's ``folder``; where a function of the user fails, the record omits it.
+        """Write it into the record's ``folder``; if a function of the user fails, the record omits its result.
 
         Args:
-            folder: Of the record.
-            indices: ``[N]``, where the examples stand in the data set.
-            examples: N.
+            folder: The record's folder.
+            indices: ``[N]`` indices of the examples in the data set.
+            examples: The N examples.
 
         Raises:
             InputError: A class has no name.
@@ -77,7 +77,7 @@ class Shown:
 
 
 def _tried(what: str, work: Callable[[], Any]) -> Any:
-    """What a function of the user gives; None if it fails: a measurement does not depend on it."""
+    """The result of a user's function; None if it fails, since no measurement depends on it."""
     try:
         return work()
     except Exception as error:
@@ -103,7 +103,7 @@ def _pictures(examples: list[Any]) -> list[np.ndarray] | None:
 
 
 def _labels(examples: list[Any]) -> list[int] | None:
-    """y of each example (x, y), or what one calls "label" or "labels", if all of them are whole numbers."""
+    """y of each example (x, y), or its entry "label" or "labels", if all of them are whole numbers."""
     labels = []
     for example in examples:
         label = example[1] if isinstance(example, (list, tuple)) and len(example) == 2 else None

@@ -1,4 +1,4 @@
-"""A step that is followed, and steps waiting to be written."""
+"""A followed step, and steps waiting to be written."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from opposing_signals.processes import count
 from opposing_signals.record import Record, quantities
 
 WIDEST = 1024
-"""Rows of a batch whose losses are kept, at the most: those of the largest loss."""
+"""Maximum number of a batch's rows whose losses are kept: those of largest loss."""
 
 BUFFERED = 200
-"""Steps that are kept before they are written, at the most. A process that is killed loses them."""
+"""Maximum number of steps kept before they are written. A process that is killed loses them."""
 
 SECONDS = 5.0
-"""For which one process keeps them, at the most: several write after the same step, which no clock tells them."""
+"""Seconds for which a single process keeps them, at most; several must write after the same step and use no clock."""
 
 
 Indices = list[int] | Tensor
-"""``[n]`` of a batch. A list, or on the device where they are: torch and NumPy would take longer in a step."""
+"""``[n]`` indices of a batch: a list, or a tensor on its device; converting it would take longer within a step."""
 
 
 @dataclass
@@ -34,14 +34,14 @@ class Step:
 
     Attributes:
         loss: The training step's own loss; a plain loop may set it. None: the mean over the batch's rows.
-        gradient_norm: Of its gradient, before it is clipped.
+        gradient_norm: Norm of its gradient before clipping.
         number: t.
         learning_rate: η.
-        losses: ``[n]`` of each batch that the step trains on.
-        indices: Of the same examples, ``[n]``; None where they are not known.
-        is_given: Whether the loop has given the losses by itself.
-        values: The losses as numbers, where they are known without waiting for the device and few enough; else None.
-        largest: Of these.
+        losses: ``[n]`` losses of each batch that the step trains on.
+        indices: ``[n]`` indices of the same examples; None where they are not known.
+        is_given: Whether the loop itself has given the losses.
+        values: The losses as numbers, if they are known without synchronization and few enough; else None.
+        largest: The largest of these.
     """
 
     loss: Tensor | float | None = None
@@ -55,11 +55,11 @@ class Step:
     largest: float | None = None
 
     def record(self, losses: Tensor, indices: Any = None) -> None:
-        """Note the losses of examples that the step trains on, in place of what is found out by itself.
+        """Set the losses of examples that the step trains on, instead of those found automatically.
 
         Args:
             losses: ``[n]``, with or without a graph.
-            indices: ``[n]``, where they stand in the data set; None: not known.
+            indices: ``[n]`` indices in the data set; None if unknown.
         """
         if not self.is_given:
             self.is_given = True
@@ -69,35 +69,35 @@ class Step:
         self.add(losses.detach().reshape(-1), as_indices(indices))
 
     def add(self, losses: Tensor, indices: Indices | None) -> None:
-        """Note the ``[n]`` losses of a batch, and the indices if there are as many."""
+        """Add the ``[n]`` losses of a batch, and the indices if there are as many."""
         self.losses.append(losses)
-        # As numbers of Python, because behind a long step another operation of torch takes 30 µs.
+        # As Python numbers: after a long step, one more torch operation takes 30 µs.
         is_known = self.values is not None and losses.is_cpu and losses.numel() <= WIDEST
         self.values = [*(self.values or ()), *losses.tolist()] if is_known else None
         self.indices.append(indices if indices is not None and len(indices) == losses.numel() else None)
 
     @property
     def size(self) -> int:
-        """Examples whose losses are known."""
+        """Number of examples whose losses are known."""
         return sum(losses.numel() for losses in self.losses)
 
 
 class StepBuffer:
-    """Steps on their way into the record: one wait for the device and one write for many of them."""
+    """Steps to be written to the record: one synchronization and one write for many of them."""
 
     def __init__(self) -> None:
         self._steps: list[Step] = []
-        self._began = 0.0  # when the first of them came
+        self._began = 0.0  # when the first of them was added
         self._width: int | None = None
 
     def add(self, step: Step) -> bool:
-        """Take a complete step; True if it is time to write."""
+        """Add a complete step; True if it is time to write."""
         if step.values and len(step.values) <= WIDEST:
             step.largest = max(step.values)
             step.loss = sum(step.values) / len(step.values) if step.loss is None else step.loss
         elif step.loss is None and step.losses:
             step.loss = torch.cat([losses.float() for losses in step.losses]).mean()
-        step.values = None  # the tensors stay
+        step.values = None  # the tensors are kept
         now = time.monotonic()
         if not self._steps:
             self._began = now
@@ -105,11 +105,11 @@ class StepBuffer:
         return len(self._steps) >= BUFFERED or (now - self._began > SECONDS and count() == 1)
 
     def clear(self) -> None:
-        """Forget what is not written."""
+        """Drop what is not written yet."""
         self._steps.clear()
 
     def write(self, record: Record, with_others: bool = True) -> None:
-        """Append what the steps showed to ``record``, of all processes or of this one alone."""
+        """Append the steps to ``record``, those of all processes or of this one alone."""
         steps, self._steps = self._steps, []
         if not steps:
             return
@@ -166,14 +166,14 @@ def _gathered(rows: list[tuple[np.ndarray, np.ndarray]], loss: list[float]) -> t
 
 
 def _largest(losses: np.ndarray, width: int) -> np.ndarray | slice:
-    """Places of the ``width`` largest losses, or of all; what is not finite counts as the largest."""
+    """Positions of the ``width`` largest losses, or of all; non-finite losses count as the largest."""
     if len(losses) <= width:
         return slice(None)
     return np.sort(np.argpartition(-np.where(np.isnan(losses), np.inf, losses), width - 1)[:width])
 
 
 def _losses_of(steps: list[Step]) -> list[np.ndarray]:
-    """``[n]`` losses of the rows of each step; one transfer from the device for all."""
+    """``[n]`` losses of the rows of each step, in one transfer from the device."""
     parts = [losses.float() for step in steps for losses in step.losses]
     flat = torch.cat(parts).cpu().numpy() if parts else np.empty(0, np.float32)
     return np.split(flat, np.cumsum([step.size for step in steps])[:-1])
@@ -188,10 +188,10 @@ def _indices_of(step: Step) -> np.ndarray:
 
 
 def _to_floats(values: list[Tensor | float | None]) -> list[float]:
-    """In the precision of float32; NaN for None. One transfer from the device for all."""
+    """As float32; NaN for None. One transfer from the device for all."""
     tensors = [value.detach().reshape(()).float() for value in values if isinstance(value, Tensor)]
     device = max((tensor.device for tensor in tensors), key=str, default=None)
     transferred = iter(torch.stack([tensor.to(device) for tensor in tensors]).tolist() if tensors else ())
     numbers = [next(transferred) if isinstance(value, Tensor) else value for value in values]
-    with np.errstate(over="ignore"):  # infinite, as it is in torch
+    with np.errstate(over="ignore"):  # infinite, as in torch
         return np.array([math.nan if number is None else number for number in numbers], np.float32).tolist()

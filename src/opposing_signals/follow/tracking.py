@@ -1,4 +1,4 @@
-"""The examples that are followed: how many, and when their losses are measured."""
+"""The followed examples: how many, and when their losses are measured."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from opposing_signals.record import Record, quantities
 
 log = getLogger(__name__)
 
-_TIMED = 6  # steps that are timed before it is decided how many examples are followed
+_TIMED = 6  # steps that are timed before the number of followed examples is set
 
 
 class Tracking:
-    """Settles which examples are followed once a step's time is known, and measures them when it is their turn.
+    """Chooses the followed examples once the time of a step is known, and measures them when a measurement is due.
 
     Args:
-        examples: Makes the tracking set, anew for each training.
-        schedule: At which steps it is measured.
-        shown: What figures show of an example.
+        examples: Makes a new tracking set for each training.
+        schedule: The steps at which it is measured.
+        shown: How figures show an example.
         meet: See `Meeting.wait`.
     """
 
@@ -46,7 +46,7 @@ class Tracking:
     ) -> None:
         self.examples = examples()
         self.schedule = schedule
-        self.stopped = ""  # why nothing is measured any more
+        self.stopped = ""  # why measuring has stopped
         self.has_settled = False
         self.described: dict[str, Any] = {}  # for the record's provenance
         self._anew = examples
@@ -77,7 +77,7 @@ class Tracking:
         to_device: Callable[[Any], Any],
         context: Callable[[], AbstractContextManager[Any]],
     ) -> list[nn.Module]:
-        """Read the first examples, and see that their losses can be followed. See `TrackingSet.begin`.
+        """Read the first examples, and check that their losses can be followed. See `TrackingSet.begin`.
 
         Returns:
             The modules whose outputs per_sample_loss needs; see `outermost_calls`.
@@ -85,7 +85,7 @@ class Tracking:
         Raises:
             InputError: They cannot.
         """
-        check_shapes(model)  # which the first measurement would give to lazy layers, and draw their weights
+        check_shapes(model)  # the first measurement would initialize lazy layers
         if self.schedule.sharpness_every is not None and sharded_parts(model):
             raise InputError(
                 f"sharpness_every={self.schedule.sharpness_every}: the model's parameters are sharded over processes "
@@ -107,13 +107,13 @@ class Tracking:
         """The record is open.
 
         Args:
-            record: That is written.
-            folder: Of the record.
+            record: The record that is written.
+            folder: The record's folder.
             first: Step at which training begins.
-            indices: Of the examples that a resumed run goes on following; None in a new one.
+            indices: Indices of the examples that a resumed run keeps following; None for a new run.
 
         Raises:
-            InputError: A resumed run was begun with other examples.
+            InputError: The resumed run was begun with other examples.
         """
         self._record, self._folder, self._first = record, folder, first
         self.described = {"data": self._data("none tracked: too short a training")}
@@ -123,14 +123,14 @@ class Tracking:
             self._settle(self.examples.indices)
 
     def is_turn(self, step: int) -> bool:
-        """Whether θ_t is measured, or it is settled what is."""
+        """Whether θ_t is measured, or the examples are chosen, at this step."""
         if not self.has_settled:
             return step - self._first >= _TIMED
         self._due = (False, False) if self.stopped else self.schedule.due(step)
         return self._due[0]
 
     def measure(self, step: int) -> bool:
-        """Measure θ_t, whose turn it is; whether `described` has changed."""
+        """Measure θ_t, which is due; whether `described` has changed."""
         has_settled = self.has_settled
         if not has_settled:
             self._plan(step)
@@ -150,12 +150,12 @@ class Tracking:
         return not has_settled
 
     def look(self, step: Step) -> None:
-        """See whether a step has jumped: then the next ones are measured."""
+        """Note whether a step has jumped; if so, the next ones are measured."""
         if self.has_settled:
             self.schedule.look(step)
 
     def check_order(self) -> None:
-        """See that an index still names the same example.
+        """Check that an index still refers to the same example.
 
         Raises:
             InputError: It does not.
@@ -174,7 +174,7 @@ class Tracking:
             self._settle(self.examples.indices[:size])
 
     def _settle(self, indices: np.ndarray) -> None:
-        """Read the examples that are followed, and note which they are."""
+        """Read the followed examples, and record which they are."""
         checksum = self.examples.settle(indices, count())
         theirs = self._record.provenance.get("data", {}).get("sha256") or checksum
         if theirs != checksum:
@@ -196,7 +196,7 @@ class Tracking:
         return {"name": name, "sha256": checksum, "examples": examples}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to measure at the steps at which an uninterrupted one would."""
+        """The state that lets a resumed run measure at the same steps as an uninterrupted one."""
         return {
             "schedule": self.schedule.state_dict(),
             "tracker": self._measurement.state_dict(),
@@ -205,7 +205,7 @@ class Tracking:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`; the indices are given to `begin`."""
+        """Restore `state_dict`; the indices are passed to `begin`."""
         self.schedule.load_state_dict(state["schedule"])
         self._measurement.load_state_dict(state["tracker"])
         self.stopped = state["stopped"]

@@ -27,10 +27,10 @@ from opposing_signals.processes import alone
 log = getLogger(__name__)
 
 AUTOMATIC = 2000
-"""How many examples are followed at the most where the user does not say."""
+"""Maximum number of followed examples if the user gives none."""
 
-_REREAD = 4  # examples that are read again in each epoch, to see that they are still the same
-_TIMED = 256  # examples that are read at first, and timed, where the cost decides how many are followed
+_REREAD = 4  # examples that are read again in each epoch, to check that they have not changed
+_TIMED = 256  # first examples, read and timed if the cost decides how many are followed
 _PATIENCE = 0.25  # seconds after which that ends
 
 Collate = Callable[[list[Any]], Any]
@@ -38,21 +38,21 @@ Collate = Callable[[list[Any]], Any]
 
 
 class TrackingSet:
-    """Training examples, read once, and their losses under a module that trains on them.
+    """Training examples, read once, and their losses under a module in training.
 
     Args:
-        dataset: With ``len`` and an index, which must give the same example whenever it is asked for; or an
-            `IterableDataset` and ``ids``, whose first examples are followed.
+        dataset: Has ``len`` and indexing, and must return the same example for the same index; or an
+            `IterableDataset` with ``ids``, whose first examples are followed.
         per_sample_loss: See `PerSampleLoss`.
-        track: How many examples, drawn at random; or their indices; or None for as many as the budget allows, and
-            2,000 at the most.
-        batch_size: Examples a forward pass.
-        seed: Of the drawing.
-        ids: Example ↦ its number, of an iterable data set.
-        wanted: Indices of which half of what is drawn consists, as far as they reach.
+        track: Number of examples, drawn at random; or their indices; or None for as many as the budget allows, at most
+            2,000.
+        batch_size: Examples per forward pass.
+        seed: Seed for drawing the examples.
+        ids: Example ↦ its number, for an iterable data set.
+        wanted: Indices of preferred examples: half of those drawn are taken from them, as long as they last.
 
     Raises:
-        InputError: A setting that cannot work, a data set without index, or more examples than it has.
+        InputError: A setting that cannot work, a data set without indexing, or more examples than it has.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class TrackingSet:
 
     @property
     def available(self) -> str:
-        """How many examples there are to choose from, for a reader."""
+        """The number of examples to choose from, as text."""
         return str(len(self.dataset)) if self.has_index else "a stream of"
 
     def begin(
@@ -103,19 +103,19 @@ class TrackingSet:
         to_device: Callable[[Any], Any],
         context: Callable[[], AbstractContextManager[Any]],
     ) -> float:
-        """Read the first examples, and see that their losses are those of single examples.
+        """Read the first examples, and check that their losses are those of single examples.
 
         Args:
-            module: In training.
+            module: The module in training.
             collate: Examples ↦ batch; None: torch's own.
             to_device: Batch ↦ the batch as the training step gets it.
-            context: In which a training step computes, such as the autocast of mixed precision.
+            context: Context in which a training step computes, such as the autocast of mixed precision.
 
         Returns:
-            Seconds that reading an example takes.
+            Seconds to read one example.
 
         Raises:
-            InputError: An index gives another example the second time; the loss is not one number an example.
+            InputError: An index returns a different example the second time; the loss is not one number per example.
         """
         self._collate, self._to_device, self._context = collate or default_collate, to_device, context
         with isolated():
@@ -137,10 +137,10 @@ class TrackingSet:
         return seconds
 
     def cost(self, module: nn.Module, device: torch.device) -> tuple[float, float]:
-        """Seconds of a measurement of no examples, and of each example more.
+        """Seconds of a measurement: its fixed cost, and the cost per example.
 
-        The examples read so far are timed while caches hold them. All that are followed are read from memory, which
-        took twice as long with examples of 12 KB.
+        The examples read so far are timed while caches hold them. A measurement of all followed examples reads them
+        from memory, which took twice as long with examples of 12 KB.
         """
         count = min(len(self.examples), self._batch_size)
         few, many = self._timed(module, device, 1), self._timed(module, device, count)
@@ -157,14 +157,14 @@ class TrackingSet:
                     module.eval()
                     risk.sample_losses().losses.float().cpu()
                 seconds.append(time.perf_counter() - began)
-        return sorted(seconds)[1]  # the first is slow
+        return sorted(seconds)[1]  # the median, because the first is slow
 
     def settle(self, kept: np.ndarray, multiple: int = 1) -> str:
-        """Read the examples that are followed, and bring them to the device.
+        """Read the followed examples, and move them to the device.
 
         Args:
             kept: Their indices.
-            multiple: Every batch has so many companions of the same size: as many processes share the work.
+            multiple: Batches of one size come in multiples of this number, that of the processes that share the work.
 
         Returns:
             sha256 of the examples.
@@ -201,9 +201,9 @@ class TrackingSet:
         """The mean loss of the examples as a function of the parameters of ``module``, in its own precision.
 
         Args:
-            module: In training, or a copy of it.
-            device: Of the module.
-            context: In which every forward pass runs, such as the autocast of mixed precision.
+            module: The module in training, or a copy of it.
+            device: The module's device.
+            context: Context in which every forward pass runs, such as the autocast of mixed precision.
             failed: See `Losses`.
         """
         form = Losses(module, self.per_sample_loss, self._batches, self.batch_size, len(self), context, failed)
@@ -214,7 +214,7 @@ class TrackingSet:
         return self._batched(self.examples[:CHECKED])
 
     def check_order(self) -> None:
-        """See that indices still name the same examples.
+        """Check that indices still refer to the same examples.
 
         Raises:
             InputError: They do not.
@@ -280,7 +280,7 @@ def _risk(losses: Losses, device: torch.device) -> EmpiricalRisk:
 
 @contextmanager
 def evaluation(module: nn.Module) -> Iterator[None]:
-    """Inside, ``module`` is in evaluation mode and takes no gradients; modes and buffers are put back."""
+    """Inside, ``module`` is in evaluation mode without gradients; modes and buffers are restored on exit."""
     with ModelState().kept(module), torch.no_grad():
         module.eval()
         try:
@@ -291,7 +291,7 @@ def evaluation(module: nn.Module) -> Iterator[None]:
 
 
 def on_device(device: torch.device) -> Callable[[Any], Any]:
-    """Batch ↦ the batch with everything in it on ``device`` that can be moved: tensors, and objects with ``to``."""
+    """Batch ↦ the batch with everything movable in it on ``device``: tensors, and objects with a method ``to``."""
 
     class Movable(type):
         def __instancecheck__(cls, instance: Any) -> bool:
@@ -307,7 +307,7 @@ def on_device(device: torch.device) -> Callable[[Any], Any]:
 
 
 def _chosen(track: int | Sequence[int] | None, available: int, seed: int, wanted: Iterable[int] = ()) -> np.ndarray:
-    """Indices to follow; where the cost decides how many, in random order."""
+    """Indices to follow; in random order if the cost decides how many."""
     if available < 1:
         raise InputError("train_dataset is empty: expected at least one example")
     if track is None:
@@ -326,7 +326,7 @@ def _chosen(track: int | Sequence[int] | None, available: int, seed: int, wanted
 
 
 def _drawn(count: int, available: int, seed: int, wanted: Iterable[int]) -> np.ndarray:
-    """``[count]`` indices in random order, every other one of ``wanted`` until these are used up."""
+    """``[count]`` indices in random order, every other one from ``wanted`` until these are used up."""
     generator = np.random.default_rng(seed)
     drawn = generator.choice(available, count, replace=False)
     first = generator.permutation(np.unique(np.fromiter(wanted, np.int64)))

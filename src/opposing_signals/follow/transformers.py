@@ -10,11 +10,11 @@ from opposing_signals.follow.adapter import Adapter
 
 
 class OpposingSignals(Adapter, TrainerCallback):
-    """`Follower` as a callback of transformers' `Trainer`. Its arguments: see `Adapter`.
+    """`Follower` as a callback of transformers' `Trainer`. For its arguments see `Adapter`.
 
-    ``per_sample_loss`` gets the model and the batch as a dictionary, such as the data collator makes it; ``collate``
-    must be the trainer's ``data_collator`` if it has one that is not the default. The batch's own losses come from the
-    model's call in the training step.
+    ``per_sample_loss`` gets the model and the batch as a dictionary, as the data collator makes it; ``collate`` must be
+    the trainer's ``data_collator`` if that is not the default. The batch's own losses come from the model's call in the
+    training step.
     """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
@@ -34,7 +34,7 @@ class OpposingSignals(Adapter, TrainerCallback):
         )
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
-        """See that an index still names the same example."""
+        """Check that an index still refers to the same example."""
         if state.global_step:
             self.follower.check_order()
 
@@ -43,7 +43,7 @@ class OpposingSignals(Adapter, TrainerCallback):
         self.follower.open()
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
-        """A batch whose gradient is accumulated is over; the next one follows at once."""
+        """A micro-batch of an accumulated gradient is over; the next one follows at once."""
         self.follower.shut()
         self.follower.open()
 

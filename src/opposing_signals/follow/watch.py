@@ -1,4 +1,4 @@
-"""What a training step shows by itself: the losses of its batch's rows, their indices, and the optimizers' gradient."""
+"""What a training step reveals: the losses of its batch's rows, their indices, and the optimizers' gradient."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from opposing_signals.follow.per_sample import PerSampleLoss
 from opposing_signals.follow.sampling import DrawnIndices
 from opposing_signals.follow.step import Indices, Step, as_indices
 
-_MOST_BATCHES = 1024  # whose gradients are accumulated in a step
+_MOST_BATCHES = 1024  # most micro-batches accumulated in a step
 
 
 class StepWatch:
-    """Watches training steps, batch by batch; a step is over when an optimizer has stepped.
+    """Observes training steps, batch by batch; a step is over when an optimizer has stepped.
 
     Args:
-        dataset: In whose terms an index is wanted.
-        ids: Example ↦ its number, for batches whose indices no sampler tells.
+        dataset: The data set that indices refer to.
+        ids: Example ↦ its number, for batches whose indices no sampler gives.
         safely: See `batch_losses.Safely`.
     """
 
     def __init__(self, dataset: Any, ids: Callable[[Any], Any] | None, safely: Safely) -> None:
         self.drawn = DrawnIndices(dataset)
-        self.step: Step | None = None  # while it runs
+        self.step: Step | None = None  # the current one
         self._ids = ids
         self._safely = safely
         self.optimizers = OptimizerSteps(safely)
         self._rows: BatchLosses | None = None
-        self._batch: tuple[Any, Any] = None, None  # and its indices, if they are given
+        self._batch: tuple[Any, Any] = None, None  # the batch and its indices, if they are given
         self._is_open = self._has_rows = False
-        self._has_indices = False  # of any row so far
+        self._has_indices = False  # whether the index of any row is known so far
 
     def begin(
         self,
@@ -54,12 +54,12 @@ class StepWatch:
 
     @property
     def is_complete(self) -> bool:
-        """Whether an optimizer has stepped in the step that runs."""
+        """Whether an optimizer has stepped in the current step."""
         return self.step is not None and self.optimizers.has_stepped
 
     @property
     def missing(self) -> str:
-        """What of the batches' rows is not known, and why; empty if nothing is missing."""
+        """What is unknown about the batches' rows, and why; empty if nothing is."""
         if self._rows is not None and self._rows.failure:
             return f"not recorded: {self._rows.failure}"
         if self._has_indices or not self._has_rows:
@@ -73,8 +73,8 @@ class StepWatch:
         """A batch begins.
 
         Args:
-            number: Of the step, if it is its first batch.
-            batch: That per_sample_loss gets; None takes the arguments of the model's call.
+            number: Number of the step, used at its first batch.
+            batch: Passed to per_sample_loss; None takes the arguments of the model's call.
             batch_indices: ``[n]``; None asks the loader, or ``ids``.
 
         Raises:
@@ -100,7 +100,7 @@ class StepWatch:
             self._batch = None, None
 
     def take(self) -> Step:
-        """The step that is complete; the next one may begin."""
+        """Return the complete step; the next one may begin."""
         step, self.step = self.step, None
         assert step is not None
         self._has_indices = self._has_indices or any(indices is not None for indices in step.indices)
@@ -109,7 +109,7 @@ class StepWatch:
         return step
 
     def add_loss(self, loss: Any) -> None:
-        """Add a batch's share of the step's own loss; for adapters of frameworks that give it."""
+        """Add a batch's part of the step's own loss; for adapters of frameworks that report it."""
         if self.step is not None and isinstance(loss, Tensor) and loss.numel() == 1:
             loss = loss.detach().reshape(())
             self.step.loss = loss if self.step.loss is None else self.step.loss + loss
@@ -128,12 +128,12 @@ class StepWatch:
             self.step.add(losses, self._indices())
 
     def _indices(self) -> Indices | None:
-        """As given, by the loader's sampler, or by ``ids``, which takes a batch where examples name themselves."""
+        """The indices as given, from the loader's sampler, or from ``ids`` applied to the batch."""
         batch, given = self._batch
         if given is not None:
             return as_indices(given)
         indices: Indices | None = self.drawn.next()
         if indices is None and self._ids is not None and batch is not None:
-            with suppress(Exception):  # it may take single examples only
+            with suppress(Exception):  # ``ids`` may accept single examples only
                 indices = as_indices(self._ids(batch))
         return indices

@@ -1,4 +1,4 @@
-"""What explaining a record says of each thing that was found: for a reader, and as JSON."""
+"""The wording of each finding in an explanation, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from opposing_signals.signals import OpposingPair, Spike, Trajectory, name_group
 FLOOR = 3.0
 """A rise of the mean loss is a spike if it is more than this many times the typical change."""
 
-_NAMED = 20  # examples of a group that are named
-_QUOTED = 4  # texts of a group that are quoted
-_WIDTH = 70  # characters of a quotation
+_NAMED = 20  # number of examples named per group
+_QUOTED = 4  # number of texts quoted per group
+_WIDTH = 70  # width of a quotation in characters
 
 
 def is_spike(spike: Spike) -> bool:
-    """Whether the mean loss rose enough to be called one."""
+    """Whether the mean loss rose enough to call it a spike."""
     return not spike.typical > 0 or spike.rise > FLOOR * spike.typical
 
 
 def measured(trajectory: Trajectory) -> tuple[list[str], dict[str, Any]]:
-    """How much of the run was measured."""
+    """How much of the run was measured, as lines and as JSON."""
     record, origin = trajectory.record, trajectory.record.provenance
     steps = (
         np.asarray(record[quantities.SAMPLE_LOSS].steps) if quantities.SAMPLE_LOSS in record else np.empty(0, np.int64)
@@ -122,7 +122,7 @@ def spike_as_json(spike: Spike, trajectory: Trajectory, batches: Batches) -> dic
 
 
 def told_spikes(found: list[Spike], trajectory: Trajectory, batches: Batches) -> list[str]:
-    """Who carried the spikes of the measured losses; that there is none if there is none."""
+    """Which examples carried the spikes of the measured losses, or that there is no spike."""
     if not found:
         return ["the mean loss never rose in a measured step: there is no spike to explain"]
     spikes = [spike for spike in found if is_spike(spike)]
@@ -175,7 +175,7 @@ def told_groups(trajectory: Trajectory) -> tuple[list[str], dict[str, Any]]:
 
 
 def told_sharpness(record: Record) -> tuple[list[str], dict[str, Any] | None]:
-    """λ at the last measurement, and between which bounds the largest eigenvalue lies."""
+    """λ at the last measurement, and the bounds on the largest eigenvalue."""
     values = {}
     for quantity in (quantities.SHARPNESS, quantities.SHARPNESS_QUOTIENT, quantities.SHARPNESS_BOUND):
         if quantity not in record or not len(record[quantity]):

@@ -1,1 +1,1 @@
-"""Lightning callbacks that measure θ_t before the step and write what they see into the run's record, one file each."""
+"""Lightning callbacks that measure θ_t before the step and write to the run's record."""

@@ -1,4 +1,4 @@
-"""The curvature that minibatch gradient descent meets."""
+"""The curvature that minibatch SGD sees."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class BatchSharpness(Instrument):
     """Writes ``batch_sharpness``: the mean of gᵀHg/‖g‖² over random batches of the run's batch size, at θ_t.
 
     g and H are gradient and Hessian of one batch's loss (see `opposing_signals.curvature.batch_sharpness`). The batches
-    are other ones than those of training, drawn from the seed and the step. Beside it stands
-    ``batch_sharpness_error``, the standard error of the mean.
+    are not those of training but drawn from the seed and the step. ``batch_sharpness_error`` is the standard error of
+    the mean.
 
     Args:
-        batches: How many, at least 2.
+        batches: Number of batches, at least 2.
         seed: Of the batches.
 
     Raises:
@@ -52,7 +52,7 @@ class BatchSharpness(Instrument):
                 "BatchSharpness: batch=null: expected minibatch training; with full batches it is the curvature along "
                 "the gradient; leave batch_sharpness out of instruments"
             )
-        random = np.random.default_rng((self.seed, step))  # not the seed of an epoch's order, which training follows
+        random = np.random.default_rng((self.seed, step))  # not the seed of an epoch's order, which training uses
         orders = (torch.from_numpy(random.permutation(len(self.risk))) for _ in range(self.batches))
         values = [batch_sharpness(self.risk, order[: module.batches.size]) for order in orders]
         self.write(module, step, BATCH_SHARPNESS, float(np.mean(values)))

@@ -22,7 +22,7 @@ from opposing_signals.values import Count
 
 
 class BlockProbe(Instrument):
-    """Passes inputs that are no training examples through θ_t and writes what comes out.
+    """Passes inputs that are not training examples through θ_t and records the outputs.
 
     * ``probe_logits`` ``[P, C]``; under cross-entropy the class probabilities are their softmax.
     * ``probe_feature_norm`` ``[P]``: Euclidean norm of each probe's penultimate feature, the input of the last linear
@@ -31,20 +31,19 @@ class BlockProbe(Instrument):
     * ``probe_image`` ``[P, H, W, 3]`` uint8: the pictures, at step 0 only.
 
     Batch norm: a probe is normalized by the statistics of the first chunk of the step's own pass over its batch, held
-    constant. So it is treated as one more image of that chunk would be if one image more did not move the statistics,
-    and it does not move them: training is bit-identical with and without probes, and an image of that chunk would get
-    exactly its training output.
+    constant. It is treated like one more image of that chunk, except that it does not change the statistics. Training
+    is bit-identical with and without probes, and an image of that chunk would get exactly its training output.
 
-    Statistics and mean norm are taken inside the training pass, and the probes are passed between that and the
-    optimizer's update. No hook sees into a training pass that is compiled or recorded (``risk.compile_training``,
-    ``risk.cuda_graphs``); there the batch takes a second, plain forward pass at each measurement, which costs about a
-    third of a step and leaves the training pass and its rounding alone.
+    Statistics and mean norm are read by hooks inside the training pass; the probes are passed between that and the
+    optimizer's update. Hooks cannot see into a compiled or recorded training pass (``risk.compile_training``,
+    ``risk.cuda_graphs``). There each measurement takes a second, plain forward pass over the batch, which costs about a
+    third of a step and leaves the training pass and its rounding unchanged.
 
     Args:
         probes: Names or image files, see `probe_images`.
 
     Raises:
-        InputError: ``probes`` is no list, or empty; or the model's last layer with parameters is not linear, so that
+        InputError: ``probes`` is not a list, or empty; or the model's last layer with parameters is not linear, so that
             "penultimate feature" has no meaning.
     """
 
@@ -70,20 +69,20 @@ class BlockProbe(Instrument):
         self._inputs = dataset.normalize(self._images)
 
     def before_step(self, module: TrainingModule, step: int) -> None:
-        """Look into the training pass, if it can be looked into."""
+        """Observe the training pass, if hooks can see into it."""
         if not self.risk.is_one_graph:
             module.observe(self._observe())
 
     @contextmanager
     def _observe(self) -> Iterator[None]:
-        """Take the batch-norm statistics of the first chunk and the feature norms of every chunk that passes."""
+        """Capture the batch-norm statistics of the first chunk and the feature norms of every chunk."""
         with captured(self.risk.model) as statistics, self._feature_norms() as norms:
             yield
         self._seen = statistics, norms
 
     @contextmanager
     def _feature_norms(self) -> Iterator[list[Tensor]]:
-        """``[n]`` norms of the penultimate features of each chunk that passes."""
+        """``[n]`` norms of the penultimate features of each chunk evaluated inside."""
         norms: list[Tensor] = []
         hook = self._head.register_forward_pre_hook(
             lambda _, inputs: norms.append(inputs[0].detach().flatten(1).double().norm(dim=1))
@@ -94,7 +93,7 @@ class BlockProbe(Instrument):
             hook.remove()
 
     def at_gradient(self, module: TrainingModule, step: int) -> None:
-        """Pass the probes by the statistics that were seen."""
+        """Evaluate the probes with the captured statistics."""
         if self.risk.is_one_graph:
             with self._observe():
                 self.risk.sample_losses(module.batch)

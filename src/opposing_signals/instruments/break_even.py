@@ -1,4 +1,4 @@
-"""The top eigenvector at break-even, for other runs to be measured along."""
+"""The top eigenvector at break-even, along which other runs are measured."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class BreakEven(Instrument):
     _found = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run killed behind break-even only ends when it is resumed: without a step more."""
+        """A run that was killed after break-even ends at once when resumed, without another step."""
         assert isinstance(pl_module, TrainingModule)
         if self._found:
             pl_module.finish()
 
     def misses(self, step: int, is_measured: bool) -> bool:
-        """It waits for the first λ at the edge, and must see each."""
+        """It needs every λ, to find the first at the edge."""
         return is_measured and not self.is_due(step)
 
     def after_step(self, module: TrainingModule, step: int) -> None:
@@ -50,7 +50,7 @@ class BreakEven(Instrument):
             module.finish()
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether it has been found."""
+        """Whether the eigenvector has been found."""
         return {"found": self._found}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -65,7 +65,7 @@ def break_even_direction(reference: Record, parameters: int) -> Tensor:
         parameters: P of the model that is measured along v.
 
     Raises:
-        InputError: The reference never got there, or its model has another number of parameters.
+        InputError: The reference never reached the edge, or its model has another number of parameters.
     """
     if BREAK_EVEN_EIGENVECTOR not in reference or not len(reference[BREAK_EVEN_EIGENVECTOR]):
         raise InputError(

@@ -12,8 +12,8 @@ from opposing_signals.training.module import TrainingModule
 class GaussNewton(Instrument):
     """Writes the two parts of vᵀ∇²L(θ_t)v for the top eigenvector v.
 
-    ``sharpness_gauss_newton`` is the part of the loss's curvature in the outputs, ``sharpness_functional`` that of the
-    network's own in the weights (see `opposing_signals.curvature.CurvatureSplit`). They sum to the Rayleigh
+    ``sharpness_gauss_newton`` comes from the loss's curvature in the outputs, ``sharpness_functional`` from the
+    network's own curvature in the weights (see `opposing_signals.curvature.CurvatureSplit`). They sum to the Rayleigh
     quotient, ``sharpness_quotient``.
 
     It takes v from `Sharpness`, which must measure in the same steps.
@@ -22,7 +22,7 @@ class GaussNewton(Instrument):
     takes_from = (Sharpness,)
 
     def at_gradient(self, module: TrainingModule, step: int) -> None:
-        """The step's own pass may have to show v."""
+        """Measured here because v may come from the step's own pass."""
         top = top_eigenvector(module)
         split = curvature_split(self.risk, top.vector, top.batch)
         self.write(module, step, SHARPNESS_GAUSS_NEWTON, split.gauss_newton)

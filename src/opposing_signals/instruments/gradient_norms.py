@@ -1,4 +1,4 @@
-"""Norms of the training points' own gradients."""
+"""Norms of the per-example gradients."""
 
 from __future__ import annotations
 

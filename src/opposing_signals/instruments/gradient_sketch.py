@@ -1,4 +1,4 @@
-"""Random projections of the training points' own gradients."""
+"""Random projections of the per-example gradients."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from opposing_signals.values import Count
 class GradientSketch(Instrument):
     """Writes ``gradient_sketch`` ``[N, d]``: a random projection of ∇ℓ_i(θ_t) for every training point.
 
-    Their inner products are about those of the gradients, by which `find_pairs_by_gradients` finds opposing groups. The
-    projection is the same at every step.
+    Their inner products approximate those of the gradients, from which `find_pairs_by_gradients` finds opposing groups.
+    The projection is the same at every step.
 
     Args:
-        dimensions: d, numbers that are kept of a gradient.
+        dimensions: d, the length of a projection.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What all instruments share: when to measure, and where the measurement goes."""
+"""The base class of instruments: when to measure, and where results are written."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ Rule = TypeVar("Rule", bound=torch.optim.Optimizer)
 class Instrument(Callback):
     """Measures one quantity along a run; an instrument implements some of `before_step`, `at_gradient`, `after_step`.
 
-    An instrument changes nothing that training sees: what needs a pass of its own goes through `EmpiricalRisk`,
-    whose probes leave no trace. It is a callback, so that Lightning keeps its ``state_dict`` in checkpoints; when it
-    measures, the training module says.
+    An instrument changes nothing that training depends on: passes of its own go through `EmpiricalRisk`, whose probes
+    leave no trace. It is a callback so that Lightning keeps its ``state_dict`` in checkpoints; the training module
+    calls it.
 
     Attributes:
         reference: The record of the run that this run is compared with (the field ``reference``), if there is one.
-        takes_from: Of a class, and so are the next two: see `StepHooks`.
-        needs_training: See there.
-        ends_run: See there.
+        takes_from: See `StepHooks`.
+        needs_training: See `StepHooks`.
+        ends_run: See `StepHooks`.
 
     Args:
-        risk: What is being trained.
-        record: Where rows go.
+        risk: The risk being trained.
+        record: Where rows are written.
         every: Measure at steps t with t mod ``every`` < ``consecutive``.
-        consecutive: How many successive steps to measure each time. Two show a one-step change, and both phases of
-            the period-two oscillation at the edge of stability.
+        consecutive: Successive steps to measure each time. Two show a one-step change, and both phases of the
+            period-two oscillation at the edge of stability.
 
     Raises:
         InputError: ``consecutive`` is larger than ``every``.
@@ -59,7 +59,7 @@ class Instrument(Callback):
             raise InputError(f"{type(self).__name__}: consecutive={consecutive}: expected 1 to every={every}")
 
     def check_partners(self, name: str, instruments: Mapping[str, Instrument], steps: int) -> None:
-        """Refuse a run in which nothing measures what it takes from others, at the steps at which it takes it.
+        """Refuse a run in which no instrument measures what this one takes, at the steps that it needs.
 
         Args:
             name: Of the instrument in the configuration.
@@ -86,20 +86,20 @@ class Instrument(Callback):
         return f"every={self.every}, consecutive={self.consecutive}"
 
     def misses(self, step: int, is_measured: bool) -> bool:
-        """Whether it cannot do at ``step`` what it is for, given whether what it takes is measured there."""
+        """Whether it lacks at ``step`` what it takes from others, given whether that is measured there."""
         return self.is_due(step) and not is_measured
 
     def prepare(self, dataset: Dataset) -> None:
-        """Take from the training data what the measurement needs, before the run begins."""
+        """Prepare what the measurement needs from the training data, before the run begins."""
 
     def before_step(self, module: TrainingModule, step: int) -> None:
-        """Measure θ_step with passes of its own, or ask something of the step's pass."""
+        """Measure θ_step with passes of its own, or request something from the step's pass."""
 
     def at_gradient(self, module: TrainingModule, step: int) -> None:
-        """The step's pass is over, and the weights are still θ_step: for what needs both."""
+        """Measure after the step's pass, while the weights are still θ_step."""
 
     def after_step(self, module: TrainingModule, step: int) -> None:
-        """Take what the step's own forward pass saw of θ_step: ``module.forward_pass`` over ``module.batch``."""
+        """Record results of the step's own forward pass at θ_step: ``module.forward_pass`` over ``module.batch``."""
 
     def check_outputs(self, name: str) -> None:
         """Refuse a run whose passes keep no outputs, for an instrument that takes them.
@@ -116,11 +116,11 @@ class Instrument(Callback):
             )
 
     def plain_step_size(self, module: TrainingModule, hint: str) -> float:
-        """η of gradient descent without momentum and weight decay, for an instrument that makes sense for it alone.
+        """η of gradient descent without momentum and weight decay, for an instrument that is defined only for it.
 
         Args:
             module: Of the run.
-            hint: What to do about another rule.
+            hint: Advice for the error message.
 
         Raises:
             InputError: The run has another.
@@ -134,7 +134,7 @@ class Instrument(Callback):
         return group["lr"]
 
     def required_optimizer(self, module: TrainingModule, kind: type[Rule], name: str) -> Rule:
-        """The run's optimizer, for an instrument that makes sense with one kind only.
+        """The run's optimizer, for an instrument that is defined for one kind only.
 
         Args:
             module: Of the run.
@@ -160,18 +160,18 @@ class Instrument(Callback):
             module.scalars[quantity] = float(value)
 
     def is_due(self, step: int) -> bool:
-        """Whether the step is one of those that are measured."""
+        """Whether the step is to be measured."""
         return step % self.every < self.consecutive
 
 
 def announcing(products: Products, module: TrainingModule, most: int, spent: int = 0) -> Products:
-    """``products``, told to who looks on: on a large model or a slow machine each of them takes a while.
+    """``products`` with progress messages: on a large model or a slow machine each product takes a while.
 
     Args:
         products: Vectors ↦ their products with the Hessian.
         module: Of the run.
-        most: How many there may be.
-        spent: How many there were before.
+        most: Products at most, for the message.
+        spent: Products before these.
     """
 
     def announced(vectors: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What the integrator of gradient flow spends, and what it believes its error to be."""
+"""Cost and estimated error of the gradient-flow integrator."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Integration(Instrument):
     needs_training = True
 
     def after_step(self, module: TrainingModule, step: int) -> None:
-        """Both are left by the step just taken."""
+        """The optimizer holds both from the step just taken."""
         optimizer = self.required_optimizer(module, GradientFlow, "integration")
         self.write(module, step, FLOW_GRADIENTS, optimizer.evaluations)
         self.write(module, step, FLOW_ERROR, optimizer.error)

@@ -15,7 +15,7 @@ from opposing_signals.values import Count, Seed
 
 
 class Jacobian(Instrument):
-    """Writes how sensitive the network is to its inputs, and what of it is in the layers (talk, §3.1).
+    """Writes the network's sensitivity to its inputs, and the layers' part in it (talk, §3.1).
 
     ``jacobian_norm`` and ``jacobian_norm_max`` are mean and maximum of ‖∂f(x_i; θ_t)/∂x‖₂ over a fixed random subset of
     the training points. ``layer_norms`` ``[L]`` and ``layer_alignment`` ``[L - 1]`` are the largest singular values of

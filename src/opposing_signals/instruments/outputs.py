@@ -1,4 +1,4 @@
-"""What the network says about each training point."""
+"""The network's output for each training point."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from opposing_signals.training.module import TrainingModule
 class Outputs(Instrument):
     """Writes ``outputs`` ``[n, C]``: f(x_i; θ_t) for the points of the step's batch, in the batch's order.
 
-    Meant for full-batch training of small networks, where it draws the fit.
+    Meant for full-batch training of small networks, where it shows the fit.
 
     Raises:
         InputError: The run does not keep outputs.
@@ -22,5 +22,5 @@ class Outputs(Instrument):
         self.check_outputs("outputs")
 
     def after_step(self, module: TrainingModule, step: int) -> None:
-        """They are in the step's own forward pass."""
+        """The step's own forward pass has the outputs."""
         self.write(module, step, OUTPUTS, module.forward_pass.outputs.float().cpu().numpy())

@@ -23,9 +23,9 @@ from opposing_signals.values import Count, NotNegative
 class PreconditionedSharpness(Instrument):
     """Writes ``preconditioned_sharpness``, the largest eigenvalue of P⁻¹∇²L(θ_t), with quotient, residual and products.
 
-    P is the preconditioner with which Adam took the step to θ_t (see `opposing_signals.curvature.adam_preconditioner`),
-    so nothing is written at step 0. ``preconditioned_sharpness_quotient``, ``_residual`` and ``_bound`` are
-    those of P^(-1/2) H P^(-1/2), which is symmetric and has the same eigenvalues (see `EigenTracker`);
+    P is the preconditioner of Adam's step to θ_t (see `opposing_signals.curvature.adam_preconditioner`), so nothing is
+    written at step 0. ``preconditioned_sharpness_quotient``, ``_residual`` and ``_bound`` are those of P^(-1/2) H
+    P^(-1/2), which is symmetric and has the same eigenvalues (see `EigenTracker`);
     ``preconditioned_sharpness_products`` are the products spent.
     """
 

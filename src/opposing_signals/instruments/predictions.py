@@ -20,10 +20,10 @@ class Predictions(Instrument):
     """
 
     def prepare(self, dataset: Dataset) -> None:
-        """There must be classes, one a point.
+        """Refuse data without one class per point.
 
         Raises:
-            InputError: The targets are no classes, or more than a byte can number; or the run does not keep outputs.
+            InputError: The targets are not classes, or there are more than 256; or the run does not keep outputs.
         """
         if not dataset.is_classification or dataset.targets.ndim != 1 or dataset.output_width > 256:
             raise InputError(

@@ -36,7 +36,7 @@ class _AlongBreakEven(Instrument):
 
     @property
     def direction(self) -> Tensor:
-        """``[P]``, of unit length, beside the weights."""
+        """``[P]``, of unit length, on the weights' device."""
         return self._direction.to(self.risk.parameters[0])
 
 
@@ -50,10 +50,10 @@ class Projection(_AlongBreakEven):
 
 
 class FloorDistance(_AlongBreakEven):
-    """Writes ``floor_distance`` (∇L·v) / (vᵀ∇²L v): how far θ_t stands from the valley's floor along v, with its sign.
+    """Writes ``floor_distance`` (∇L·v) / (vᵀ∇²L v): the signed distance of θ_t from the valley floor along v.
 
-    The floor is where the second-order expansion of the full training loss in the direction v is lowest. There is
-    none, and the value is NaN, where the loss curves downwards along v.
+    The floor is the minimum of the second-order expansion of the full training loss along v. Where the curvature along
+    v is not positive there is none, and the value is NaN.
     """
 
     def before_step(self, module: TrainingModule, step: int) -> None:
@@ -67,7 +67,7 @@ class FloorDistance(_AlongBreakEven):
 class EffectiveStepSize(_AlongBreakEven):
     """Writes ``effective_step_size`` abs(Σ_j v_j η/(√v̂_j + ε)): Adam's parameter-wise step sizes along v (figure 6b).
 
-    v̂_t is the bias-corrected second moment with which the step from θ_t was taken.
+    v̂_t is the bias-corrected second moment used in the step from θ_t.
 
     Raises:
         InputError: The optimizer is not Adam.
@@ -76,7 +76,7 @@ class EffectiveStepSize(_AlongBreakEven):
     needs_training = True
 
     def after_step(self, module: TrainingModule, step: int) -> None:
-        """The optimizer's state is that of the step just taken."""
+        """Measured here because the optimizer's state is that of the step just taken."""
         optimizer = self.required_optimizer(module, torch.optim.Adam, "effective_step_size")
         group_of = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
         sizes = [_step_sizes(optimizer.state[parameter], group_of[parameter]) for parameter in self.risk.parameters]

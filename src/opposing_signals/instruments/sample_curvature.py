@@ -43,10 +43,10 @@ class SampleCurvature(Instrument):
     ) -> None:
         super().__init__(risk, record, every, consecutive)
         self.expansion = expansion
-        self.needs_training = expansion  # which takes the optimizer's step size
+        self.needs_training = expansion  # it takes the optimizer's step size
 
     def at_gradient(self, module: TrainingModule, step: int) -> None:
-        """The step's own pass may have to show v."""
+        """Measured here because v may come from the step's own pass."""
         v = top_eigenvector(module).vector
         along = sample_curvature(self.risk, v)
         self.write(module, step, SAMPLE_SLOPE, along.slopes.float().cpu().numpy())

@@ -10,9 +10,8 @@ from opposing_signals.training.module import TrainingModule
 class SampleLosses(Instrument):
     """Writes ``sample_loss`` ``[N]``: ℓ_i(θ_t) of every training point (§2).
 
-    When the step uses the whole training set its own forward pass has every ℓ_i(θ_t), and recording costs no extra
-    pass. Under minibatch training a pass over the training set is made at the steps that ``every`` and
-    ``consecutive`` name.
+    When the step uses the whole training set, its own forward pass has every ℓ_i(θ_t): no extra pass is needed. Under
+    minibatch training a pass over the training set is made at the steps that ``every`` and ``consecutive`` name.
     """
 
     def before_step(self, module: TrainingModule, step: int) -> None:

@@ -29,7 +29,7 @@ class SampleSharpness(Instrument):
     Args:
         count: Points of each kind.
         tolerance: See `opposing_signals.curvature.sample_sharpness`.
-        max_products: See there.
+        max_products: See `opposing_signals.curvature.sample_sharpness`.
         seed: Of the random points.
 
     Raises:
@@ -67,7 +67,7 @@ class SampleSharpness(Instrument):
             )
 
     def at_gradient(self, module: TrainingModule, step: int) -> None:
-        """The step's own pass has shown ℓ(θ_t)."""
+        """Measured here because ℓ(θ_t) comes from the step's own pass."""
         if self._losses is None:
             return
         changes = module.forward_pass.losses - self._losses.to(module.forward_pass.losses)
@@ -82,7 +82,7 @@ class SampleSharpness(Instrument):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep ℓ(θ_t) where the next step asks for the change."""
+        """Keep ℓ(θ_t) if the next step is measured."""
         assert isinstance(pl_module, TrainingModule)
         self._losses = pl_module.forward_pass.losses if self.is_due(pl_module.step + 1) else None
 

@@ -39,14 +39,14 @@ ProductsBy = Literal["exact", "differences"]
 
 _STEPS_BETWEEN_LOOKS = 24
 _TOLERATED = 0.5
-"""Error of differences over q, beyond which they are of no use."""
+"""Largest usable error of differences, over q."""
 
 
 def calls_between_looks(every: int, consecutive: int) -> int:
-    """After how many measurements the tracker looks for what it does not follow.
+    """Measurements between two looks of the tracker for eigenvalues that it does not follow.
 
-    After 24 steps, or at the next measurement; at every second one where each stands alone and steps lie between them,
-    in which an eigenvector is soon lost.
+    24 steps, or one measurement if that is longer. At most two where single measurements have steps between them: an
+    eigenvector is soon lost then.
     """
     calls = max(1, _STEPS_BETWEEN_LOOKS * consecutive // every)
     return min(calls, 2) if consecutive == 1 < every else calls
@@ -54,7 +54,7 @@ def calls_between_looks(every: int, consecutive: int) -> int:
 
 @dataclass(frozen=True)
 class TopEigenvector:
-    """What `Sharpness` shares with the instruments behind it.
+    """What `Sharpness` shares with later instruments.
 
     Attributes:
         vector: ``[P]``, the unit eigenvector of λ(θ_t).
@@ -66,7 +66,7 @@ class TopEigenvector:
 
 
 def top_eigenvector(module: TrainingModule) -> TopEigenvector:
-    """That of the step at hand, from its gradient on, for instruments that take from `Sharpness`."""
+    """The current step's, once it has its gradient, for instruments that take from `Sharpness`."""
     found = module.shared(TopEigenvector)
     assert found is not None  # see Instrument.check_partners
     return found
@@ -75,33 +75,32 @@ def top_eigenvector(module: TrainingModule) -> TopEigenvector:
 class Sharpness(Instrument):
     """Writes ``sharpness`` λ(θ_t) and its ``_quotient``, ``_residual``, ``_bound`` and ``_products``.
 
-    The quotient is q = vᵀHv, the residual ‖Hv − qv‖; λ is q and what the residual says is missing, see `EigenTracker`.
-    No eigenvalue exceeds the bound, see `Eigenpairs`. The products are those spent.
+    The quotient is q = vᵀHv, the residual ‖Hv − qv‖; λ is q corrected by the residual, see `EigenTracker`. No
+    eigenvalue exceeds the bound, see `Eigenpairs`. The products are those spent. It also writes ``eigenvector_share``
+    ``[tensors]``: the fraction of v's squared entries in each parameter tensor (figures 32 to 35), in the model's
+    order; and with k > 1 ``eigenvalues`` ``[k]``.
 
-    Beside them stands ``eigenvector_share`` ``[tensors]``: the share of v's squared entries in each parameter tensor
-    (figures 32 to 35), in the model's order; and with k > 1 ``eigenvalues`` ``[k]``.
-
-    Under full-batch training the first products come out of the step's own pass, which then costs two more gradients
-    (``max_products=2``) and not two more passes; where the whole set is one chunk, so do all others. Under minibatch
+    Under full-batch training the first products share the step's own pass, which then costs two more gradients
+    (``max_products=2``) rather than two more passes; if the whole set is one chunk, so do all others. Under minibatch
     training each measurement is a pass of its own over the whole training set. A later instrument of the same step
     finds v by `top_eigenvector`.
 
-    With ``products="differences"`` v is sought by differences of the training pass's gradient, one gradient each
-    (`GradientDifferences`), and the last product, of v itself, is exact: quotient and residual are what they are of
-    exact products. Where there is no exact one, it is a difference from both sides, and one line says why.
-    ``sharpness_error`` is how far that last product has moved q; it is a part of the bound. The loss has to be smooth,
-    without ReLUs: where differences are off by half of q, a run does not begin, and later one line says so.
+    With ``products="differences"`` v is found by differences of the training pass's gradient, one gradient each
+    (`GradientDifferences`), and the last product, of v itself, is exact: so are quotient and residual. Where there is
+    no exact product, the last is a central difference, and a warning says why. ``sharpness_error`` is how far that last
+    product has moved q, or its own error if larger; it is included in the bound. The loss has to be smooth, without
+    ReLUs: if the error exceeds half of q, a run does not begin; at later steps there is one warning.
 
     Args:
         tolerance: See `EigenTracker`, also for ``k`` and ``which``.
-        max_products: See there; 2 means one pass a step.
-        examples: L is the mean over so many training examples, evenly spaced, for data over which a pass takes too
-            long; None for all. A measurement is then always a pass of its own.
-        products: Whether all of them are exact, by double backward.
+        max_products: See `EigenTracker`; 2 means one pass per step.
+        examples: L is the mean over this many training examples, evenly spaced, for data over which a pass takes too
+            long; None for all. With a number, each measurement is a pass of its own.
+        products: ``"exact"``, all by double backward, or ``"differences"``.
 
     Raises:
-        InputError: There are fewer examples than that, or ``products`` is neither; at step 0, differences are of no
-            use.
+        InputError: There are fewer examples than that, or ``products`` is neither; at step 0, the error of differences
+            is too large.
     """
 
     def __init__(
@@ -132,7 +131,7 @@ class Sharpness(Instrument):
         self._has_warned = False
 
     def before_step(self, module: TrainingModule, step: int) -> None:
-        """Ask for the first products, or for the gradient; under minibatch training make them."""
+        """Request the first products, or the gradient; under minibatch training compute them."""
         if self._by_differences:
             if module.batches.is_full and self._batch is WHOLE:
                 module.request_gradient(partial(self._measure_by_differences, module, step))
@@ -162,7 +161,7 @@ class Sharpness(Instrument):
         self.write(module, step, SHARPNESS_ERROR, pairs.error)
 
     def _check_smooth(self, pairs: Eigenpairs, step: int) -> None:
-        """Refuse a run that begins with differences of no use; where they come to be of none, say so once."""
+        """Refuse a run whose differences are too inexact at step 0; warn once if they become so later."""
         if not pairs.error > _TOLERATED * abs(pairs.quotient) or self._has_warned:
             return
         off = pairs.error / abs(pairs.quotient)
@@ -176,7 +175,7 @@ class Sharpness(Instrument):
         log.warning(said)
 
     def _finish(self, differences: GradientDifferences, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Exact products; at the first measurement it is seen whether there are any."""
+        """Exact products, else central differences; the first measurement finds out which."""
         if self._has_exact is not False:
             try:
                 products = self.risk.hessian_products(vectors, self._batch).products

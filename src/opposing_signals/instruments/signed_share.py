@@ -1,4 +1,4 @@
-"""Share of the parameters that SplitSGD moves by a signed step."""
+"""Fraction of the parameters that SplitSGD moves by a signed step."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ class SignedShare(Instrument):
     needs_training = True
 
     def after_step(self, module: TrainingModule, step: int) -> None:
-        """It follows from the momenta that the step just taken has left."""
+        """Measured here because it follows from the momenta after the step."""
         optimizer = self.required_optimizer(module, SplitSGD, "signed_share")
         self.write(module, step, SIGNED_SHARE, float(optimizer.signed_share))

@@ -1,4 +1,4 @@
-"""The weights along a run, for other runs to branch off."""
+"""The weights along a run, from which other runs can branch off."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ class Snapshots(Instrument):
     """Writes ``parameters`` ``[P]``: θ_t, in the weights' precision."""
 
     def before_step(self, module: TrainingModule, step: int) -> None:
-        """At every step that ``every`` and ``consecutive`` name."""
+        """Copy the weights."""
         theta = flatten([parameter.detach() for parameter in self.risk.parameters])
         self.write(module, step, PARAMETERS, theta.cpu().numpy())

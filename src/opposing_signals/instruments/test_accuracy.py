@@ -12,15 +12,15 @@ from opposing_signals.training.module import TrainingModule
 
 
 class TestAccuracy(Instrument):
-    """Writes ``test_accuracy``: share of the test examples that the network classifies correctly at θ_t.
+    """Writes ``test_accuracy``: fraction of the test examples that the network classifies correctly at θ_t.
 
-    The network is in evaluation mode for it: batch norm normalizes by its running statistics.
+    The network is in evaluation mode: batch norm uses its running statistics.
 
     Raises:
-        InputError: In `prepare`, the data set has no test set or is no classification.
+        InputError: In `prepare`, the data set has no test set or is not a classification task.
     """
 
-    __test__ = False  # it is no test of pytest's
+    __test__ = False  # not a pytest test
     needs_training = True
 
     _inputs: torch.Tensor
@@ -36,7 +36,7 @@ class TestAccuracy(Instrument):
         self._inputs, self._targets = dataset.test_inputs, dataset.test_targets
 
     def before_step(self, module: TrainingModule, step: int) -> None:
-        """Classify in chunks of the size of the training's."""
+        """Classify in chunks of training's size."""
         self._inputs = self._inputs.to(self.risk.inputs)
         self._targets = self._targets.to(self.risk.inputs.device)
         correct = 0

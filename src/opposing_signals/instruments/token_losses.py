@@ -33,32 +33,32 @@ from opposing_signals.values import Count, Natural
 class TokenLosses(Instrument):
     """Follows −log p(next token) of every token of a fixed set of training sequences (figures 7 to 9).
 
-    A point is the number of a (context, next token): n T + t for the target at position t of training sequence n.
+    A point is the index of a (context, next token) pair: n T + t for the target at position t of training sequence n.
     Where training runs in 16 bits, losses are computed in float32, and a GPU may round the factors of products to TF32.
-    Rounded so on a CPU, the changes of a small GPT had an error of 5e-4 to 7e-3 of their size, and one of 9e-3 to 8e-2
-    in bfloat16. In other precisions losses are computed as in training.
+    With such rounding, emulated on a CPU, the loss changes of a small GPT had a relative error of 5e-4 to 7e-3, against
+    9e-3 to 8e-2 in bfloat16. In other precisions losses are computed as in training.
 
-    With ``keep`` null all losses are written at each measured step, one pass a step:
-    ``token_points`` ``[m]`` int64 once, and ``token_loss`` ``[m]``: ℓ_i(θ_t).
+    With ``keep`` null all losses are written at each measured step, one pass per step: ``token_points`` ``[m]`` int64
+    once, and ``token_loss`` ``[m]``: ℓ_i(θ_t).
 
     With ``keep`` k memory and disk are bounded however large the tracking set is. The changes of a measured step go
     through a `LossChangeStream`, which takes one pass at θ_t and one at θ_{t+1}, chunk by chunk, and a copy of θ_t:
     ``token_top`` ``[2, k]``: the points of the k largest rises and of the k largest falls, and ``token_top_loss``
     ``[2, 2, k]``: their losses, before and after the step;
     ``token_points`` ``[m]`` once: a uniform sample and the points of the paper's pairs, and ``token_followed``
-    ``[2, m]``: their losses, in front and behind; ``token_rising``: the share of all points whose loss rises.
-    Nothing is written of a step behind which a loss is not finite; that the run diverges, training finds itself.
+    ``[2, m]``: their losses before and after; ``token_rising``: the fraction of all points whose loss rises. Nothing is
+    written for a step before or after which a loss is not finite; training itself reports divergence.
 
     Args:
         consecutive: With ``keep`` null a change takes two successive steps.
         sequences: Sequences in the tracking set, evenly spaced in the data; None for all.
-        with_pattern: Sequences that hold each of the token patterns of `data.token_patterns`: those that are missing
-            are added, evenly spaced among those that hold it; 0 for none. Without them, rare tokens have few points.
+        with_pattern: Least number of sequences for each token pattern of `data.token_patterns`; missing ones are added,
+            evenly spaced among those with the pattern; 0 for none. Without them, rare tokens have few points.
         keep: k; None keeps all.
-        sample: Points of the sample that is followed with ``keep`` k.
+        sample: Size of the sample that is followed with ``keep`` k.
 
     Raises:
-        InputError: In `prepare`, the data are no text, or have fewer sequences.
+        InputError: In `prepare`, the data are not text, or have fewer sequences.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class TokenLosses(Instrument):
             torch.backends.cuda.matmul.allow_tf32 = before
 
     def _write_points(self, module: TrainingModule, step: int, points: np.ndarray) -> None:
-        """Once: every measured step has the same, also after an interruption."""
+        """Write them once: they are the same at every measured step, also after an interruption."""
         if TOKEN_POINTS not in self.record or not len(self.record[TOKEN_POINTS]):
             self.write(module, step, TOKEN_POINTS, points)
         elif not np.array_equal(followed := self.record[TOKEN_POINTS].values[0], points):

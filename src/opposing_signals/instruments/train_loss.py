@@ -10,7 +10,7 @@ from opposing_signals.training.module import TrainingModule
 class TrainLoss(Instrument):
     """Writes ``train_loss`` and, for classification, ``train_accuracy`` of the step's batch at θ_t.
 
-    The accuracy takes the outputs of the batch: under ``risk.keep_outputs=false`` there is none.
+    The accuracy needs the batch's outputs: with ``risk.keep_outputs=false`` there is none.
     """
 
     def after_step(self, module: TrainingModule, step: int) -> None:

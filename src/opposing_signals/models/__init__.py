@@ -1,4 +1,4 @@
-"""The architectures of the paper's experiments; torchvision's parts where it has them."""
+"""The architectures of the paper's experiments, built from torchvision's parts where it has them."""
 
 from opposing_signals.models.gpt import gpt
 from opposing_signals.models.mlp import mlp

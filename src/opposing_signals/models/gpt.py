@@ -12,13 +12,13 @@ from opposing_signals.values import Count
 class GPT(nn.Module):
     """GPT-2 (Radford et al. 2019) as nanoGPT pretrains it: no biases, no dropout, and a head tied to the embedding.
 
-    Positions are learned. Weights begin normal with standard deviation 0.02, those of the two projections into each
-    block's residual stream with 0.02/√(2 depth). A network of 6 blocks has 39 parameter tensors, the number that the
+    Positions are learned. Initial weights are normal with standard deviation 0.02, or 0.02/√(2 depth) for the two
+    projections into each block's residual stream. A network of 6 blocks has 39 parameter tensors, the number that the
     paper counts.
 
     Args:
         block: T, the largest number of tokens in a context.
-        vocabulary: V, the number of tokens that there are; the others: see `gpt`.
+        vocabulary: V, the number of different tokens; for the others see `gpt`.
 
     Raises:
         InputError: The heads do not share the width evenly.
@@ -65,7 +65,7 @@ def gpt(
         width: Of a token; 768 in GPT-2 small.
         depth: Number of blocks; 12 in GPT-2 small.
         heads: Of the attention; 12 in GPT-2 small.
-        vocabulary: V, which may be larger than ``outputs``: GPUs multiply faster by 50,304 than by GPT-2's 50,257.
+        vocabulary: V, which may be larger than ``outputs``: GPUs multiply faster with 50,304 than with GPT-2's 50,257.
             None is ``outputs``.
 
     Raises:

@@ -14,8 +14,8 @@ class ResNet(nn.Module):
     """Residual network of basic blocks with the CIFAR stem: 3x3 convolution, stride 1, no max-pool.
 
     He et al. 2016. The paper names ResNet-18 and leaves stem and initialization open; this is the common choice for
-    32x32 images, with torch's default initialization. In front of batch norm the scale of the initial weights sets
-    the effective step size: torchvision's larger weights train several times slower at the same η.
+    32x32 images, with torch's default initialization. Before batch norm, the scale of the initial weights sets the
+    effective step size: torchvision's larger weights train several times slower at the same η.
 
     Args:
         channels: Of the input.
@@ -56,7 +56,7 @@ class ResNet(nn.Module):
 
 
 class PaddedShortcut(nn.Module):
-    """Every second pixel in each direction, with ``added`` channels of zeros behind the others."""
+    """Every second pixel in each direction, with ``added`` channels of zeros after the others."""
 
     def __init__(self, added: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def resnet18(input_shape: tuple[int, ...], outputs: int, width: Count = 64) -> R
 
 
 def cifar_resnet(input_shape: tuple[int, ...], outputs: int, depth: Count, width: Count = 16) -> ResNet:
-    """The networks of He et al. 2016, section 4.2: three stages, with the shortcuts of option A, as they have there.
+    """The networks of He et al. 2016, section 4.2: three stages, with the shortcuts of option A, as there.
 
     Raises:
         InputError: No such network has ``depth`` layers: stem, 6 for each block of a stage, head.

@@ -11,10 +11,10 @@ from opposing_signals.values import Count
 class VisionTransformer(nn.Module):
     """Vision Transformer (Dosovitskiy et al. 2021) on patches of 4x4 pixels, without dropout.
 
-    The paper says "small Vision Transformer" and leaves the rest open. As in the original, a learned class token is
-    put in front of the patches, positions are learned, and the head reads the class token; weights of linear layers
-    have torch's default initialization, token and positions a standard deviation of 0.02. A network of 8 blocks has
-    104 parameter tensors; the paper counts 106 for its own.
+    The paper says "small Vision Transformer" and leaves the rest open. As in the original, a learned class token
+    precedes the patches, positions are learned, and the head reads the class token; weights of linear layers have
+    torch's default initialization, token and positions a standard deviation of 0.02. A network of 8 blocks has 104
+    parameter tensors; the paper counts 106 for its own.
 
     Args:
         input_shape: (channels, height, width) of an image.

@@ -1,4 +1,4 @@
-"""SGD on gradients that are clipped parameter by parameter (§4.1)."""
+"""SGD on gradients clipped entry by entry (§4.1)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class ClippedSGD(Rule):
     """g ← clamp(g, ± bound) entry by entry, and then SGD: m ← β m + g, θ ← θ − η m.
 
     Zhang et al. 2020 ("Why are adaptive methods good for attention models?") and Pan and Li 2023 study such clipping,
-    the latter of a fixed share of the entries instead of those above a fixed bound. Unlike a clipped norm it changes
-    the gradient's direction. ``.grad`` stays as it is, where
-    `torch.nn.utils.clip_grad_value_` overwrites it: what is measured after the step sees the gradient itself.
+    the latter of a fixed fraction of the entries instead of those above a fixed bound. Unlike clipping the norm, it
+    changes the gradient's direction. ``.grad`` is left unchanged, whereas `torch.nn.utils.clip_grad_value_` overwrites
+    it: measurements after the step see the gradient itself.
 
     Args:
         params: As for any torch optimizer.

@@ -1,11 +1,11 @@
 """Gradient flow θ' = −∇L(θ) by an explicit stabilized integrator (figures 22 to 27).
 
-The paper takes gradient descent with η 0.0005 for the flow. That is Euler's method: its error is of first order, and
-it is stable only for steps up to 2/λ. The sharp directions of L decay at once and then hardly move, so the flow is
-stiff, with real eigenvalues; a Runge-Kutta-Chebyshev method is made for that. Its s stages are stable for steps up to
+The paper approximates the flow by gradient descent with η 0.0005. That is Euler's method, which is of first order and
+stable only for steps up to 2/λ. The sharp directions of L decay at once and then hardly move, so the flow is stiff,
+with real eigenvalues; Runge-Kutta-Chebyshev methods are made for this. With s stages they are stable for steps up to
 0.65 s²/λ at second order, where s Euler steps reach 2s/λ.
 
-A network of ReLUs has a gradient that jumps at kinks. A substep over a kink errs by the jump times its length, so there
+A ReLU network's gradient jumps at kinks. A substep across a kink has an error of the jump times its length, so there
 every explicit method is of first order; the error estimate sees the jump and shortens the substep.
 """
 
@@ -25,44 +25,43 @@ from opposing_signals.values import Positive, expect
 Slope = Callable[[Tensor], Tensor]
 """``[P]`` θ ↦ ``[P]`` −∇L(θ)."""
 HORIZON = 100
-"""Steps like the last one whose length bounds the error; see `GradientFlow`."""
+"""Limits the tolerated error, in lengths of the last step; see `GradientFlow`."""
 Coefficients = tuple[float, list[tuple[float, float, float, float]]]
 """μ̃_1, and (μ_j, ν_j, μ̃_j, γ̃_j) for j = 2 to s."""
 
 _HEUN: Coefficients = (1.0, [(0.5, 0.0, 0.5, 0.0)])
 _SAFETY = 1.2  # on the measured spectral radius
 _AGREEMENT = 0.05  # relative change at which its power iteration has converged
-_ITERATIONS, _ITERATIONS_AGAIN = 20, 4  # at most: at first, and from the direction of last time
-_REMEASURE = 25  # substeps after which it is measured again, as it is after each one that is refused
-_FIRST = 1 / 16  # share of the interval that is tried first
+_ITERATIONS, _ITERATIONS_AGAIN = 20, 4  # at most: the first time, and from the last direction
+_REMEASURE = 25  # substeps after which it is measured again, as after each refused one
+_FIRST = 1 / 16  # first substep, as a fraction of the interval
 _TINY = 1e-300
-_SHORTEST = 1e-6  # share of the interval below which the flow is given up
+_SHORTEST = 1e-6  # shortest substep, as a fraction of the interval
 
 
 class GradientFlow(torch.optim.Optimizer):
-    """Follows the flow for a time ``lr`` at each step: one recorded step of the run is the interval that one step of
-    gradient descent with η = ``lr`` covers.
+    """Follows the flow for a time ``lr`` at each step, the time of one step of gradient descent with η = ``lr``.
 
-    A substep is Heun's where it is short against 1/λ, otherwise one of RKC2 (Sommeijer, Shampine and Verwer 1997, "RKC:
-    an explicit solver for parabolic PDEs") with as many stages as the spectral radius of the Hessian asks for. RKC2's
-    error estimate accepts or refuses it and sets the length of the next one. The radius is measured by a power
-    iteration on differences of gradients, which starts from the direction of last time.
+    A substep uses Heun's method if it is shorter than 2 over the Hessian's spectral radius, otherwise RKC2 (Sommeijer,
+    Shampine and Verwer 1997, "RKC: an explicit solver for parabolic PDEs") with as many stages as that radius needs.
+    RKC2's error estimate accepts or refuses the substep and sets the length of the next one. The radius is measured by
+    power iteration on differences of gradients, started from the last direction.
 
-    ``closure`` puts ∇L at the weights of the moment into ``.grad``; each stage calls it once. Running statistics of
-    batch norm move at each call. They decide nothing, because training normalizes by the chunk. The batch has to be
-    the whole training set: the flow of a minibatch loss is another one at every step.
+    ``closure`` puts ∇L at the current weights into ``.grad``; each stage calls it once. Each call updates batch norm's
+    running statistics. These have no effect, because training normalizes by the chunk. The batch has to be the whole
+    training set: a minibatch loss would have a different flow at every step.
 
     Attributes:
         evaluations: Gradients that the last step took.
-        error: Sum of the estimated errors ‖·‖ of its substeps.
+        error: Sum of the norms of its substeps' estimated errors.
 
     Args:
         params: As for any torch optimizer.
         lr: Time that a step covers.
-        tolerance: Largest estimated error of a substep, as a share of the distance from the first θ, or of `HORIZON`
-            times the length of the last step or of this one so far, whichever is less. (Noise lengthens the way, and
-            where the flow slows down the distance stays large: either alone would allow too much.) An error of
-            rounding is always allowed.
+        tolerance: Largest estimated error of a substep, as a fraction of the distance from the first θ, or of `HORIZON`
+            times the length of the last step or of this one so far, whichever is less. (Noise lengthens the path, and
+            where the flow slows down the distance stays large: either alone would allow too much.) Rounding error is
+            always allowed.
 
     Raises:
         InputError: ``lr`` or ``tolerance`` is not positive; in `step`, no substep is short enough.
@@ -79,7 +78,7 @@ class GradientFlow(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float]) -> float:  # type: ignore[override]  # the closure is needed
-        """Move θ by the flow over a time ``lr``; the loss at its beginning."""
+        """Move θ along the flow for a time ``lr``; returns the loss before."""
         (group,) = self.param_groups
         memory = self.state[self._parameters[0]]
         start = _flat(self._parameters)
@@ -146,7 +145,7 @@ class _Substep:
 def _substep(slope: Slope, position: Tensor, here: Tensor, time: float, radius: float) -> _Substep:
     """One step of Heun's method or of RKC2 with as many stages as are stable for ``radius``.
 
-    Stages are kept as displacements from ``position``, so that no digits are lost in their differences.
+    Stages are kept as displacements from ``position``, so that their differences lose no digits.
     """
     stages = 1 + int(math.sqrt(1 + 1.54 * time * radius))
     first, rest = _coefficients(stages) if time * radius > 2 else _HEUN
@@ -160,7 +159,7 @@ def _substep(slope: Slope, position: Tensor, here: Tensor, time: float, radius: 
 
 
 def _coefficients(stages: int) -> Coefficients:
-    """Those of RKC2 (Sommeijer et al. 1997, equations 2.3 to 2.6)."""
+    """Coefficients of RKC2 (Sommeijer et al. 1997, equations 2.3 to 2.6)."""
     w0 = 1 + 2 / 13 / stages**2
     value, first, second = [1.0, w0], [0.0, 1.0], [0.0, 0.0]  # Chebyshev polynomials and their derivatives at w0
     for j in range(2, stages + 1):
@@ -185,7 +184,7 @@ def _measure_radius(slope: Slope, position: Tensor, here: Tensor, memory: dict[s
     radius = memory.get("radius", 0.0)
     for _ in range(_ITERATIONS_AGAIN if "direction" in memory else _ITERATIONS):
         length = float(direction.norm())
-        if length == 0:  # at a stationary point nothing moves
+        if length == 0:  # a stationary point
             break
         direction = slope(position + direction * (distance / length)) - here
         previous, radius = radius, float(direction.norm()) / distance

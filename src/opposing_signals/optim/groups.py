@@ -20,7 +20,7 @@ class Rule(torch.optim.Optimizer):
     """An update rule whose settings are checked in each parameter group.
 
     Attributes:
-        ranges: Name of a setting ↦ what it may be; one that is None is left to the rule.
+        ranges: Name of a setting ↦ its range. A setting may be None, which leaves it to the rule.
 
     Raises:
         InputError: A setting is outside its range.
@@ -37,7 +37,7 @@ class Rule(torch.optim.Optimizer):
 
 
 def called(closure: Callable[[], float] | None) -> float | None:
-    """The loss of ``closure``, which puts gradients into ``.grad``, if there is one."""
+    """The loss of ``closure``, if there is one; it puts gradients into ``.grad``."""
     if closure is None:
         return None
     with torch.enable_grad():
@@ -61,7 +61,7 @@ def with_gradient(group: Group) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def momentum_buffers(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> list[Tensor]:
-    """m of each parameter, zero to begin with."""
+    """m of each parameter, initially zero."""
     for parameter in parameters:
         state = optimizer.state[parameter]
         if "momentum_buffer" not in state:
@@ -70,7 +70,7 @@ def momentum_buffers(optimizer: torch.optim.Optimizer, parameters: list[Tensor])
 
 
 def descend(optimizer: torch.optim.Optimizer, group: Group, parameters: list[Tensor], gradients: list[Tensor]) -> None:
-    """A step of SGD as torch takes it: m ← momentum m + g, θ ← θ − lr m."""
+    """A step of SGD as in torch: m ← momentum m + g, θ ← θ − lr m."""
     if not parameters:
         return
     if group["momentum"]:

@@ -1,4 +1,4 @@
-"""A quantile of the magnitudes of all entries of several tensors, of any number and on any device."""
+"""A quantile of the magnitudes of all entries of several tensors, of any size and on any device."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def magnitude_quantile(tensors: Sequence[Tensor], quantile: float) -> float:
     """The quantile of |x| over all entries x, interpolated linearly between order statistics as `torch.quantile` does.
 
     `torch.quantile` takes at most 16 million entries. NumPy finds the order statistics on the CPU, in float32 or more;
-    on a GPU the magnitudes are sorted where they are, so that a step does not copy them all to the CPU.
+    on a GPU the magnitudes are sorted there, so that a step does not copy them all to the CPU.
 
     Args:
         tensors: Any shapes; at least one entry.
         quantile: From 0 to 1.
 
     Returns:
-        ``inf`` if an order statistic that counts is not finite.
+        ``inf`` if an order statistic in use is not finite.
     """
     flat = [tensor.detach().abs().flatten() for tensor in tensors]
     flat = [x if x.dtype == torch.float64 else x.float() for x in flat]

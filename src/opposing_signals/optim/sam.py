@@ -1,4 +1,4 @@
-"""Sharpness-aware minimization, with one ascent step a batch (SAM) or a sample (1-SAM); §5."""
+"""Sharpness-aware minimization, with one ascent step per batch (SAM) or per sample (1-SAM); §5."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class SAM(Rule):
     """SGD with the gradient at θ + ρ ∇L/‖∇L‖ (Foret et al. 2021); the norm is over all parameters.
 
     The closure is called twice, at θ and at the perturbed weights, and ``.grad`` holds the latter gradient afterwards.
-    θ is put back to the bit before the step. Running statistics of batch norm move at both calls; they decide nothing
-    in training, which normalizes by the chunk.
+    θ is restored to the bit before the step. Both calls update batch norm's running statistics, which have no effect in
+    training, because it normalizes by the chunk.
 
     Args:
         params: As for any torch optimizer.
@@ -51,7 +51,7 @@ class SAM(Rule):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float]) -> float | None:  # type: ignore[override]  # the closure is needed
-        """Take one step; the loss at θ."""
+        """Take one step; returns the loss at θ."""
         loss = called(closure)
         seen = [(group["rho"], *with_gradient(group)) for group in self.param_groups]
         moved = [parameter for _, parameters, _ in seen for parameter in parameters]
@@ -75,7 +75,7 @@ class OneSAM(Rule):
     gradient of the batch. The step also needs the loss of each sample as a function of the weights, and which samples
     it uses: see `follow`.
 
-    The closure's pass over the batch only gives the loss; `ascended_gradient` costs two more gradients a sample, each
+    The closure's pass over the batch only gives the loss; `ascended_gradient` costs two more gradients per sample, each
     with weights of its own.
 
     Args:
@@ -105,17 +105,17 @@ class OneSAM(Rule):
         super().add_param_group(param_group)
 
     def follow(self, risk: EmpiricalRisk, batch: Callable[[], Batch]) -> None:
-        """Say what is trained.
+        """Set what is trained.
 
         Args:
             risk: Over the model of this optimizer's parameters.
-            batch: Called in each step, tells which examples it uses.
+            batch: Called in each step; returns the examples that it uses.
         """
         self._gradient = lambda rho: ascended_gradient(risk, batch(), rho)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step; the loss of ``closure`` at θ, if there is one."""
+        """Take one step; returns the loss of ``closure`` at θ, if there is one."""
         if self._gradient is None:
             raise InputError("1-SAM does not know its batches: expected a call of OneSAM.follow before the first step")
         loss = called(closure)
@@ -129,12 +129,12 @@ def ascended_gradient(risk: EmpiricalRisk, batch: Batch, rho: NotNegative) -> li
 
     Where the risk has weights, the mean is weighted, as L is.
 
-    It is computed in the precision of the weights. Examples are taken together (`torch.func.vmap`), as many as there
-    is room for copies of the weights.
+    It is computed in the precision of the weights. Examples are batched (`torch.func.vmap`), as many as copies of the
+    weights fit a limit.
 
     Raises:
-        InputError: Batch norm in training mode or another layer under which no example has a loss of its own, or one
-            that is random or cannot be evaluated with other weights for each example.
+        InputError: A layer couples examples, such as batch norm in training mode, is random, or cannot be evaluated
+            with different weights for each example.
     """
     if any(isinstance(module, _BatchNorm) and module.training for module in risk.model.modules()):
         raise InputError(
@@ -170,7 +170,7 @@ def _pieces(risk: EmpiricalRisk, batch: Batch, examples: int) -> Iterator[tuple[
 
 
 def _losses(risk: EmpiricalRisk, offsets: list[Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
-    """``[n]`` ℓ_i(θ + offset_i). The loss stays outside of `vmap`, which not every loss can take."""
+    """``[n]`` ℓ_i(θ + offset_i). The loss stays outside `vmap`, which cannot handle every loss."""
     weights = [p + offset for p, offset in zip(risk.parameters, offsets, strict=True)]
 
     def output(weights: list[Tensor], example: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sign SGD, of which Adam's largest steps are made (§4.1)."""
+"""Sign SGD, which Adam's largest steps resemble (§4.1)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from opposing_signals.values import Decay, Positive
 class SignSGD(Rule):
     """m ← β m + (1 − β) g, θ ← θ − η sign(m): Signum of Bernstein et al. 2018 ("signSGD").
 
-    It is not a descent method: every parameter moves by η until its m is exactly 0.
+    It is not a descent method: every parameter moves by η unless its m is exactly 0.
 
     Args:
         params: As for any torch optimizer.

@@ -18,39 +18,39 @@ from opposing_signals.optim.groups import DECAY, NOT_NEGATIVE, Group, Rule, call
 from opposing_signals.optim.quantile import magnitude_quantile
 from opposing_signals.values import Decay, Fraction, NotNegative, Positive, Range
 
-_GRAIN = 32_768  # entries that torch gives to one thread; with all buffers of the rule they fit a core's cache
+_GRAIN = 32_768  # entries that torch gives to one thread; with all of the rule's buffers they fit a core's cache
 
 Tensors = list[Tensor]
 
 
 class SplitSGD(Rule):
-    """Algorithm 1 of Rosenfeld and Risteski 2024. With g the gradient and m = 0 to begin with, step t is::
+    """Algorithm 1 of Rosenfeld and Risteski 2024. With g the gradient and initially m = 0, step t is::
 
         m ← β m + (1 − τ) g;  m̂ = m / (1 − τ^t)
         θ ← θ − η1 m̂ where |m̂| <= r, and θ − η2 sign(m̂) elsewhere
 
-    Two other methods bear the name and are unrelated: SplitSGD of Sordello, Dalmasso, He and Su (2019, "Robust learning
-    rate selection for stochastic optimization via splitting diagnostic"), which lowers the learning rate where two
-    threads of SGD disagree, and Split SGD of Kalamkar et al. 2020 for recommender systems, which keeps the two halves
-    of the bits of each float32 weight apart.
+    Two unrelated methods have the same name: SplitSGD of Sordello, Dalmasso, He and Su (2019, "Robust learning rate
+    selection for stochastic optimization via splitting diagnostic"), which lowers the learning rate where two threads
+    of SGD disagree, and Split SGD of Kalamkar et al. 2020 for recommender systems, which stores the two halves of each
+    float32 weight's bits separately.
 
-    Both step sizes are to be named, for a reader of Algorithm 1 may take the first for η1: ``lr``, which a scheduler of
-    PyTorch's scales, is η2, the counterpart of Adam's, whose step of a parameter is about ``lr`` as well; η1 is
-    ``sgd_lr``. `torch.optim.SGD` with dampening is not this rule with r = ∞: its buffer begins with g_1 undampened, and
-    it does not divide by 1 − τ^t.
+    Both step sizes must be given by name, because a reader of Algorithm 1 may take the first for η1. ``lr``, which
+    PyTorch's schedulers scale, is η2, the counterpart of Adam's ``lr``, about which Adam moves a parameter too; η1 is
+    ``sgd_lr``. `torch.optim.SGD` with dampening is not this rule with r = ∞: its buffer starts with the undampened g_1,
+    and it does not divide by 1 − τ^t.
 
-    t is counted by parameter, and a step in which a parameter has no gradient does not count, as in torch's Adam.
-    Momenta, counts and the threshold are in `state_dict`.
+    t is counted per parameter. A step in which a parameter has no gradient does not count, as in torch's Adam. Momenta,
+    counts and the threshold are in `state_dict`.
 
     Args:
         params: As for any torch optimizer; a group can set any of the numbers below.
         lr: η2, the size of signed steps.
-        sgd_lr: η1, the step size of the others; 0 leaves them where they are.
+        sgd_lr: η1, the size of the other steps; 0 leaves those parameters unchanged.
         momentum: β.
         dampening: τ.
         threshold: r; None takes ``quantile`` of the magnitudes of the first gradient, over all parameters.
-        quantile: Without effect when r is given.
-        foreach: Update many tensors a call. False: one after another, as the rule is written.
+        quantile: Determines r if it is None.
+        foreach: Update many tensors per call. False: one after another, as the rule is written.
         fused: Update by one kernel that `torch.compile` writes at the first step; it needs a C++ compiler on a CPU.
 
     Raises:
@@ -104,9 +104,9 @@ class SplitSGD(Rule):
 
     @property
     def signed_share(self) -> Tensor:
-        """``[]`` share of the parameters that the last step moved by a signed step; nan before the first.
+        """``[]``, the fraction of parameters that the last step moved by a signed step; nan before the first.
 
-        It is counted when it is asked for, from the momenta, and stays on their device.
+        It is computed on access, from the momenta, and stays on their device.
         """
         counts, entries = [], 0
         for group in self.param_groups:
@@ -135,7 +135,7 @@ class SplitSGD(Rule):
 
 
 class _Factors(NamedTuple):
-    """What a step needs: the limit on |m|, η1 / (1 − τ^t), η2, β and 1 − τ."""
+    """Factors of one step: the limit on |m|, η1 / (1 − τ^t), η2, β and 1 − τ."""
 
     limit: float
     plain: float
@@ -145,10 +145,10 @@ class _Factors(NamedTuple):
 
 
 def _factors(group: Group, step: int, dtype: torch.dtype) -> _Factors:
-    """Those of the t-th step of a group.
+    """Factors of the t-th step of a group.
 
-    |m̂| <= r is |m| <= r (1 − τ^t), so that m̂ need not be formed. The limit is a number of the parameters' type: every
-    path then compares with the same one.
+    |m̂| <= r is |m| <= r (1 − τ^t), so m̂ need not be formed. The limit is rounded to the parameters' dtype, so that
+    every path compares with the same number.
     """
     debias = 1 - group["dampening"] ** step
     limit = float(torch.tensor(min(group["threshold"] * debias, torch.finfo(dtype).max), dtype=dtype))
@@ -156,7 +156,7 @@ def _factors(group: Group, step: int, dtype: torch.dtype) -> _Factors:
 
 
 def _one_by_one(parameters: Tensors, gradients: Tensors, momenta: Tensors, factors: _Factors) -> None:
-    """The rule as it is written. A nan is not larger than the limit, and so reaches its parameter."""
+    """The rule as written. A nan is not larger than the limit, and so reaches its parameter."""
     limit, plain, signed, kept, added = factors
     for parameter, gradient, momentum in zip(parameters, gradients, momenta, strict=True):
         momentum.mul_(kept).add_(gradient * added)
@@ -164,7 +164,7 @@ def _one_by_one(parameters: Tensors, gradients: Tensors, momenta: Tensors, facto
 
 
 def _foreach(parameters: Tensors, gradients: Tensors, momenta: Tensors, factors: _Factors) -> None:
-    """The rule in operations that torch has for many tensors at once.
+    """The rule in torch's operations on many tensors at once.
 
     With c = clamp(m, ± limit), the sign of m − c is that of m where |m| > limit, and 0 elsewhere. Where it is not 0,
     c − limit x sign is exactly 0; elsewhere it is m.
@@ -183,7 +183,7 @@ def _foreach(parameters: Tensors, gradients: Tensors, momenta: Tensors, factors:
 
 
 def _blocks(*lists: Tensors) -> Iterator[list[Tensors]]:
-    """On a CPU, pieces that stay in its cache from one operation to the next: memory is what a step waits for."""
+    """On a CPU, pieces that stay in its cache from one operation to the next: memory bandwidth limits a step."""
     if lists[0][0].device.type != "cpu":
         yield list(lists)
         return
@@ -204,12 +204,12 @@ def _blocks(*lists: Tensors) -> Iterator[list[Tensors]]:
 
 @cache
 def _compiled() -> Callable[[Tensors, Tensors, Tensors, _Factors], None]:
-    """Not before it is called: torch imports its compiler for it, which takes a second."""
+    """The compiled rule, made on first use: torch imports its compiler for it, which takes a second."""
     return torch.compile(_one_by_one, dynamic=False)
 
 
 def _fused(parameters: Tensors, gradients: Tensors, momenta: Tensors, factors: _Factors) -> None:
-    """The rule as one kernel. Factors go in as tensors: numbers would be compiled in, and change from step to step."""
+    """The rule as one kernel. Factors are passed as tensors: numbers would be compiled in, but change each step."""
     as_tensor = torch.tensor(factors, dtype=parameters[0].dtype).to(parameters[0].device, non_blocking=True)
     # torch 2.13 loses what a compiled function writes into a CPU tensor without axes
     parameters, gradients, momenta = (

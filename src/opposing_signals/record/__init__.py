@@ -1,4 +1,4 @@
-"""What runs leave behind: records, and the quantities in them."""
+"""Records of runs, and the quantities in them."""
 
 from opposing_signals.record.record import Record, Series, WrittenElsewhere
 

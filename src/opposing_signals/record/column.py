@@ -13,14 +13,14 @@ from numpy.lib import format as npy
 from opposing_signals.errors import DamagedError, first_line
 
 CHECKSUM = "crc32"
-"""The last field of a row. It has 64 bits, so that the values of all rows are aligned alike."""
+"""The last field of a row. It has 64 bits to keep the values of all rows aligned."""
 
 
 class Column:
     """An appendable ``.npy`` file of (step, value, crc32) rows."""
 
     def __init__(self, path: Path, dtype: np.dtype | None = None) -> None:
-        """Open ``path``, creating it with ``dtype`` if it is not there or empty."""
+        """Open ``path``, creating it with ``dtype`` if it is missing or empty."""
         self.path = path
         if dtype is not None and (not path.exists() or path.stat().st_size == 0):
             self.dtype, self.rows, self.last_step = dtype, 0, -1
@@ -39,7 +39,7 @@ class Column:
         return buffer.getvalue()
 
     def extend(self, steps: np.ndarray, values: np.ndarray) -> None:
-        """Write rows behind the last one, and then count them.
+        """Write rows after the last one, and then count them.
 
         Raises:
             OSError: The disk is full (or worse).
@@ -59,12 +59,12 @@ class Column:
         """Forget the rows measured at ``step`` or later.
 
         Raises:
-            DamagedError: Of those that stay, one is damaged, or some of the ``counted`` are missing.
+            DamagedError: A row that stays is damaged, or some of the ``counted`` rows are missing.
         """
         rows = mapped(self.path)
         sound = sound_rows(rows)
         kept = int(np.searchsorted(rows["step"][:sound], step))
-        if counted is None:  # whether the first damaged row belongs to those that stay cannot be told
+        if counted is None:  # whether the first damaged row would stay is unknown
             counted = len(rows) if step and kept == sound else 0
         if sound < counted:
             raise DamagedError(what_is_wrong(self.path, sound, len(rows), counted))
@@ -87,13 +87,13 @@ def _checksums(rows: np.ndarray) -> list[int]:
 
 
 def sound_rows(rows: np.ndarray) -> int:
-    """How many rows there are in front of the first whose checksum is wrong."""
+    """The number of rows before the first one with a wrong checksum."""
     wrong = np.flatnonzero(np.array(_checksums(rows), np.uint64) != rows[CHECKSUM])
     return int(wrong[0]) if len(wrong) else len(rows)
 
 
 def what_is_wrong(path: Path, sound: int, rows: int, expected: int) -> str:
-    """The message about a damaged column: its first ``sound`` rows are as written, and it should hold ``expected``."""
+    """The message about a damaged column whose first ``sound`` rows are intact and which should hold ``expected``."""
     if sound < min(rows, expected):
         return f"{path} is damaged: the checksum of its row {sound} of {rows} is wrong"
     return f"{path} is damaged: it holds {rows} rows, expected {expected}"
@@ -103,7 +103,7 @@ def mapped(path: Path) -> np.ndarray:
     """The rows of a column counted so far, memory-mapped.
 
     Raises:
-        DamagedError: It is no such file.
+        DamagedError: It is not the file of a column.
         OSError: It cannot be read.
     """
     try:
@@ -123,7 +123,7 @@ def mapped(path: Path) -> np.ndarray:
 
 
 def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
-    """`os.pwrite` until everything is written: a nearly full disk takes a part first and fails on the rest."""
+    """`os.pwrite` until everything is written: a nearly full disk accepts a part first and fails on the rest."""
     view = memoryview(data)
     while view:
         written = os.pwrite(descriptor, view, offset)

@@ -1,20 +1,20 @@
 """Every quantity that a run of this package records: its name, shape, unit, and what writes it.
 
-A quantity is its own name, so it is what `Record` is asked for: ``record[SAMPLE_LOSS]``. N is the number of training
-examples, P the number of parameters, C the number of outputs; the instrument's settings give m, k and d.
+A quantity is its own name and the key into a `Record`: ``record[SAMPLE_LOSS]``. N is the number of training examples, P
+the number of parameters, C the number of outputs; the instrument's settings give m, k and d.
 """
 
 from __future__ import annotations
 
 
 class Quantity(str):
-    """The name of a recorded quantity, which knows what it means.
+    """The name of a recorded quantity, with its meaning.
 
     Attributes:
         shape: Of one row; empty for a number.
-        unit: Of its numbers: ``loss`` is that of the training loss, nats under cross-entropy; ``1`` has none.
+        unit: Of its numbers: ``loss`` is the training loss's (nats for cross-entropy); ``1`` means none.
         writer: The class or function that writes it.
-        meaning: One row, at θ_t.
+        meaning: Of one row, at θ_t.
     """
 
     shape: str
@@ -27,7 +27,7 @@ class Quantity(str):
         quantity.shape, quantity.unit, quantity.writer, quantity.meaning = shape, unit, writer, meaning
         return quantity
 
-    def __getnewargs__(self) -> tuple[str, ...]:  # type: ignore[override]  # a copy has the meaning, too
+    def __getnewargs__(self) -> tuple[str, ...]:  # type: ignore[override]  # a copy keeps the meaning
         return str(self), self.shape, self.unit, self.writer, self.meaning
 
 

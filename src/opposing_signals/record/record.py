@@ -1,20 +1,20 @@
-"""What a run leaves behind: one folder, one array a quantity, appended step by step.
+"""The record of a run: one folder with one array per quantity, appended step by step.
 
     <run>/
-      configuration.json    what was asked for (the part that decides the numbers)
+      configuration.json    the part of the configuration that decides the numbers
       provenance.json       where the numbers come from: versions, commit, machine, data set, wall time, other runs
-      state.json            how far the run is, "complete" or "stopped" with the reason, and how many rows it then had
+      state.json            "complete", or "stopped" with the reason, and the number of rows at that time
       sample_loss.npy       a structured array: field `step` int64, field `value` of the quantity's dtype and shape,
                             field `crc32` of the two
       sharpness.npy
       checkpoint.ckpt       the last resumable state of the training
-      running.txt           there while a process writes the run, and behind one that has died (then died.txt)
+      running.txt           exists while a process writes the run, and after one that died (then died.txt)
 
 Arrays are plain ``.npy`` files. The format reserves room in its header so that the first axis can grow in place
-(`numpy.lib.format.GROWTH_AXIS_MAX_DIGITS`); a row is written behind the last one and only then counted in the
-header. So a reader sees whole rows at any time, a killed writer leaves at most an uncounted tail, and appending costs
-one small write however long the run is. Cutting back lowers the count and leaves the bytes, so that a reader that
-has the file memory-mapped is never cut off. What a disk has changed is found by each row's checksum: `Record.verify`.
+(`numpy.lib.format.GROWTH_AXIS_MAX_DIGITS`); a row is written after the last one and only then counted in the header. So
+a reader sees whole rows at any time, a killed writer leaves at most an uncounted tail, and appending costs one small
+write however long the run is. Cutting back lowers the count and leaves the bytes, so that a reader with the file
+memory-mapped stays valid. Corruption on disk is detected by each row's checksum: `Record.verify`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from opposing_signals.record.quantities import Quantity
 
 log = getLogger(__name__)
 
-_BLOCK = 64  # rows that are copied at once
+_BLOCK = 64  # rows copied at once
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,12 @@ class Record:
 
     @property
     def is_complete(self) -> bool:
-        """True when every step that was asked for has been taken."""
+        """Whether the run has ended with every result it was meant to have."""
         return self.state == "complete"
 
     @property
     def checkpoint(self) -> Path:
-        """Where the last resumable state of the training is kept."""
+        """Path of the last resumable state of the training."""
         return self.folder / "checkpoint.ckpt"
 
     def __contains__(self, quantity: str) -> bool:
@@ -122,7 +122,7 @@ class Record:
 
         Raises:
             MissingQuantityError: The run did not record it; the message lists what it did record. It is a KeyError.
-            DamagedError: Its file is not what a run writes.
+            DamagedError: Its file is not as a run writes it.
         """
         if quantity not in self:
             held = ", ".join(self) or "nothing yet"
@@ -132,7 +132,7 @@ class Record:
         return Series(rows["step"], rows["value"])
 
     def verify(self, quantities: Iterable[str] | None = None) -> None:
-        """Read every row, or those of ``quantities`` that there are, and see that the files are as they were written.
+        """Read every row, or those of the recorded ``quantities``, and check that the files are as they were written.
 
         Raises:
             DamagedError: One is damaged or missing; the message names it.
@@ -154,7 +154,7 @@ class Record:
             raise DamagedError(f"{path} is missing: it held {noted} rows")
         rows = mapped(path)
         sound = sound_rows(rows)
-        if sound < len(rows):  # or its writer has cut it back in between, and written other rows there
+        if sound < len(rows):  # perhaps its writer has cut it back meanwhile and written other rows there
             rows = mapped(path)
             sound = sound_rows(rows)
         expected = len(rows) if noted is None else noted
@@ -175,13 +175,13 @@ class Record:
 
         Args:
             folder: The run's folder.
-            configuration: What decides the run's numbers.
-            wait: For the end of another process that writes it.
-            anew: Delete what the run has left there.
+            configuration: The part that decides the run's numbers.
+            wait: Whether to wait for another process that writes it.
+            anew: Whether to delete the run's files there first.
 
         Raises:
-            InputError: Another process writes it (unless ``wait``), or it was written by another configuration.
-            DamagedError: The configuration that it was written by is damaged (unless ``anew``).
+            InputError: Another process writes it (unless ``wait``), or it was written with another configuration.
+            DamagedError: The configuration stored in it is damaged (unless ``anew``).
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -234,7 +234,7 @@ class Record:
                 path.unlink(missing_ok=True)
 
     def append(self, quantity: str, step: int, value: np.ndarray | float) -> None:
-        """Write down that ``quantity`` had ``value`` at θ_step.
+        """Append a row: ``quantity`` had ``value`` at θ_step.
 
         Args:
             quantity: A file name without its ending.
@@ -249,7 +249,7 @@ class Record:
         self._column(quantity, step, array).extend(np.array([step]), array[None])
 
     def extend(self, quantity: str, steps: np.ndarray, values: np.ndarray) -> None:
-        """`append` of several rows at once, which costs little more than of one.
+        """`append` several rows at once, at little more than the cost of one.
 
         Args:
             quantity: A file name without its ending.
@@ -267,7 +267,7 @@ class Record:
         self._column(quantity, int(steps[0]), values[0]).extend(steps, values)
 
     def replace(self, quantity: str, series: Series) -> None:
-        """Let the rows of ``quantity`` be those of ``series``, instead of those that there are."""
+        """Replace the rows of ``quantity`` by those of ``series``."""
         if quantity in self._columns:
             self._columns.pop(quantity).close()
         self._path(quantity).unlink(missing_ok=True)
@@ -276,7 +276,7 @@ class Record:
             self.extend(quantity, series.steps[block], series.values[block])
 
     def _column(self, quantity: str, step: int, array: np.ndarray) -> Column:
-        """The column that a row is appended to, which must fit the rows that are there."""
+        """The column for a row with this step and value, after checking that it fits the existing rows."""
         if not self._writable:
             raise ValueError(f"{self.folder} is open for reading only")
         if quantity not in self._columns:
@@ -291,13 +291,13 @@ class Record:
         return column
 
     def cut(self, step: int, counted: Mapping[str, int] | None = None) -> None:
-        """Forget every row measured at ``step`` or later, before a run goes on from its checkpoint at ``step``.
+        """Forget every row measured at ``step`` or later, before a run resumes from its checkpoint at ``step``.
 
         Damage in the rows that are cut is not reported.
 
         Args:
             step: Of the checkpoint.
-            counted: The `rows` that there were when it was written; None if that is not known.
+            counted: `rows` when it was written; None if unknown.
 
         Raises:
             DamagedError: A row that stays is damaged or missing.
@@ -325,13 +325,13 @@ class Record:
         return {quantity: len(self[quantity]) for quantity in self}
 
     def sync(self) -> None:
-        """Bring the rows so far to the disk, so that a checkpoint never claims more than the record holds."""
+        """Flush the rows so far to disk, so that a checkpoint never claims more than the record holds."""
         for column in self._columns.values():
             column.sync()
         sync_folder(self.folder)
 
     def write_state(self, state: str) -> None:
-        """Set `state`; at the end of a run note how many rows there are."""
+        """Set `state`; at the end of a run also note the number of rows."""
         noted = {} if state == "running" else {"rows": self.rows}
         write_json(self.folder / "state.json", {"state": state, **noted})
 
@@ -341,7 +341,7 @@ class Record:
 
 
 class WrittenElsewhere(Record):
-    """A record that another process writes: nothing is written here, and no quantity is read."""
+    """A record written by another process: writing here does nothing, and no quantity can be read."""
 
     def __contains__(self, quantity: str) -> bool:
         return False
@@ -350,13 +350,13 @@ class WrittenElsewhere(Record):
         return iter(())
 
     def _leave(self, *arguments: Any, **keywords: Any) -> None:
-        """The other process does the same."""
+        """Do nothing: the other process does it."""
 
     append = extend = cut = sync = write_state = write_provenance = _leave
 
 
 def _delete(folder: Path) -> None:
-    """Delete a run, and nothing else that lies in its folder."""
+    """Delete a run's files, and nothing else in its folder."""
     for name in ("*.npy", "configuration.json", "provenance.json", "state.json", "checkpoint.ckpt"):
         for path in folder.glob(name):
             _remove(path)

@@ -1,4 +1,4 @@
-"""The gallery of committed results: what stands in ``results/README.md``, to be read without installing anything."""
+"""The gallery of committed results, ``results/README.md``, which can be read without installing anything."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from opposing_signals.report.sweep import Across, read_sweep
 PAGE = "README.md"
 THUMBNAILS = "thumbnails"
 WIDTH = 720
-"""Of a thumbnail in pixels, about that of a column of text; a tall picture is cut to its upper square."""
+"""Width of a thumbnail in pixels, about that of a column of text; a tall picture is cut to its upper square."""
 SINGLE = "single value"
-"""What is written beside a measured value without an interval."""
+"""Label of a measured value without an interval."""
 THEORY, CHECKS = "Theory and toy models", "Checks of the measurement"
 OUTCOMES = {
     "all by intervals": "Every claim holds, with its whole interval",
@@ -53,14 +53,14 @@ images (`docs/probes.md`).
 - **Loss spike**: one of the steps in which the train loss rises most."""
 QUALITY = 70
 DESCRIPTION = 0x010E
-"""The Exif field that holds the SHA-256 of the picture that a thumbnail was made of."""
+"""The Exif field that holds the SHA-256 of the thumbnail's source picture."""
 
 
 def write_gallery(folder: Path) -> tuple[Path, list[str]]:
     """Write the gallery of the results in ``folder``, with a thumbnail of each.
 
     Returns:
-        The page, and the results whose sentence was written for an earlier picture, so that it is left out.
+        The page, and the results whose sentence was written for an earlier picture and is therefore left out.
 
     Raises:
         InputError: There are no results in ``folder``, or one of them cannot be read.
@@ -83,7 +83,7 @@ def write_gallery(folder: Path) -> tuple[Path, list[str]]:
 
 
 def check_gallery(folder: Path) -> None:
-    """Refuse a gallery that is not the one of the results in ``folder``.
+    """Refuse a gallery that does not match the results in ``folder``.
 
     Raises:
         InputError: The page or a thumbnail is of other results.
@@ -102,7 +102,7 @@ def check_gallery(folder: Path) -> None:
 
 
 def render(results: list[Result], folder: Path) -> str:
-    """The page in Markdown; addresses are relative to ``folder``, in which the results lie."""
+    """The page in Markdown; links are relative to ``folder``, in which the results lie."""
     experiments = [(name, list(group)) for name, group in groupby(results, key=lambda result: result.name)]
     runs = {run.folder: run.training_seconds or 0 for result in results for run in result.runs}
     lines = [
@@ -138,7 +138,7 @@ def render(results: list[Result], folder: Path) -> str:
 
 
 def _counts(results: list[Result]) -> list[str]:
-    """A table of the verdicts by what was run, those on a single value apart."""
+    """A table of the verdicts by what was run, with verdicts on a single value counted separately."""
     columns = [f"{verdict}, {how}" for verdict in VERDICTS[:2] for how in ("interval", SINGLE)] + [*VERDICTS[2:]]
     counts: dict[str, Counter[str]] = {}
     for result in results:
@@ -158,12 +158,12 @@ def _kind(result: Result) -> str:
 
 
 def _is_single(claim: dict[str, Any]) -> bool:
-    """Whether one value decides, without an interval or several seeds."""
+    """Whether a single value decides, without an interval or several seeds."""
     return claim["interval"] is None and not claim.get("by_seed")
 
 
 def _outcome(result: Result) -> str:
-    """Which of `OUTCOMES` the result is listed under."""
+    """The entry of `OUTCOMES` under which the result is listed."""
     if result.outcome != "all":
         return result.outcome
     if not result.networks:
@@ -208,7 +208,7 @@ def _shown(result: Result, folder: Path) -> list[str]:
 
 
 def _claim(claim: dict[str, Any], result: Result, sweep: Across | None) -> str:
-    """A claim in a line: its verdict, name and statement, what was measured, and how it fares over a sweep's jobs."""
+    """A claim in a line: its verdict, name and statement, the measured value, and its outcomes over a sweep's jobs."""
     said = f"{SYMBOLS[claim['verdict']]} {claim['verdict']} {_text(claim['id'])}: {_text(claim['statement'])}"
     if value := measured(claim):
         single = f", {SINGLE}" if _is_single(claim) and result.networks and claim["source"] != CHECK else ""
@@ -223,7 +223,7 @@ def _claim(claim: dict[str, Any], result: Result, sweep: Across | None) -> str:
 
 
 def _machines(result: Result) -> str:
-    """On what the runs were trained, where all were trained on the same."""
+    """The machine on which the runs were trained, if it is the same for all."""
     machines = {
         (run.origin("machine", "device"), run.origin("machine", "threads")) for run in result.runs if run.provenance
     }
@@ -238,12 +238,12 @@ def _jobs(claims: dict[str, Across]) -> str:
 
 
 def _text(text: Any) -> str:
-    """``text`` as Markdown shows it, whatever characters are in it."""
+    """``text`` escaped for Markdown."""
     return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", str(text))
 
 
 def _results(folder: Path) -> list[Result]:
-    """Those in ``folder``, by their place in it.
+    """The results in ``folder``, sorted by path.
 
     Raises:
         InputError: There are none, or one is malformed.
@@ -261,14 +261,14 @@ def _flat(place: str) -> str:
 
 
 def _thumbnails(folder: Path, results: list[Result]) -> dict[Path, Picture]:
-    """Where the thumbnail of each picture lies."""
+    """Path of each thumbnail ↦ its picture."""
     return {
         folder / THUMBNAILS / _flat(result.place_in(folder)): result.picture for result in results if result.picture
     }
 
 
 def _made_of(path: Path) -> str:
-    """The SHA-256 of the picture that the thumbnail at ``path`` was made of; empty for none of today's width."""
+    """The SHA-256 of the picture behind the thumbnail at ``path``; empty if its width is not the current one."""
     try:
         with Image.open(path) as thumbnail:
             return str(thumbnail.getexif().get(DESCRIPTION, "")) if thumbnail.width == WIDTH else ""
@@ -280,7 +280,7 @@ def _shrink(picture: Picture, path: Path) -> None:
     try:
         with Image.open(picture.path) as full:
             upper = full.convert("RGB").crop((0, 0, full.width, min(full.height, full.width)))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # by the kind of the damage
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # each damage raises another
         raise DamagedError(f"{picture.path} cannot be shown: {first_line(error)}; draw it again") from None
     small = upper.resize((WIDTH, round(upper.height * WIDTH / upper.width)), Image.Resampling.LANCZOS)
     exif = Image.Exif()

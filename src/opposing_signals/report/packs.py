@@ -1,4 +1,4 @@
-"""The packed records of committed results, of which their explorers are made."""
+"""The packed records of committed results, from which their explorers are built."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from opposing_signals.report.page import PACKS, find_records, find_results
 
 @dataclass(frozen=True)
 class Packed:
-    """What `pack_results` has done.
+    """The outcome of `pack_results`.
 
     Attributes:
         written: The packed records.
-        notes: Of each run that was not packed, or without its training examples: why.
-        deleted: Packed records of runs that no result is drawn from any more.
+        notes: For each run that was not packed, or packed without its training examples: the reason.
+        deleted: Packed records of runs from which no result is drawn any more.
     """
 
     written: list[Path]
@@ -29,16 +29,16 @@ class Packed:
 
 
 def pack_results(folder: Path, records: Sequence[Path], limit: int, only: Collection[str] = ()) -> Packed:
-    """Pack the record of every run behind a result in ``folder``, beside the result.
+    """Pack the record of every run from which a result in ``folder`` is drawn, beside the result.
 
-    A result in ``folder/cpu/fig01_group_losses`` has its runs' records in ``folder/cpu/runs``. A run whose record is
-    not there, or of which there is one of another training under the same name, is left as it is.
+    A result in ``folder/cpu/fig01_group_losses`` has its runs' records in ``folder/cpu/runs``. A run is left as it is
+    if its record is missing, or if another training of the same name is found in its place.
 
     Args:
-        folder: Of the results.
-        records: Folders with records, packed ones among them; they are searched as for the report.
-        limit: Bytes of a packed record.
-        only: Names of the experiments; empty: all of them.
+        folder: Folder of the results.
+        records: Folders with records, also packed ones; searched as for the report.
+        limit: Maximum size of a packed record in bytes.
+        only: Names of the experiments; empty for all.
 
     Raises:
         InputError: There are no results, or a record is damaged or does not fit.

@@ -1,4 +1,4 @@
-"""The page of all results: figures, verdicts, where the numbers come from, and an explorer of every run."""
+"""The page of all results: figures, verdicts, the origin of the numbers, and an explorer of every run."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ PAGE = Path("outputs", "report", "index.html")
 PICTURES = "pictures"
 PACKED = "*.record.zip"
 PACKS = "runs"
-"""Beside the folders of the results of one scale: the packed records of their runs, each once."""
+"""Name of the folder of packed records, beside the results of one scale."""
 SYMBOLS = dict(zip(VERDICTS, "✓✗?–", strict=True))
 DEPTH = 3
-"""How many folders below a given one results are looked for."""
+"""Levels of folders below a given one that are searched for results."""
 SCALES = ("paper", "cpu", "smoke")
-"""The order in which results of one experiment stand."""
+"""The order of the results of one experiment."""
 
 
 def build(folders: list[Path], page: Path | None = None, named_data: bool = False) -> Path:
     """Write the page of every result in ``folders``, and beside it their pictures and an explorer of every run.
 
     A result is a folder with ``experiment.json``, ``claims.json`` and ``figure.png``, as an experiment writes it; a
-    run is a folder with a record. One that is malformed still has its place on the page, which says what is wrong with
-    it. Equal results give an equal page.
+    run is a folder with a record. A malformed one is still listed on the page, which says what is wrong with it. Equal
+    results give an equal page.
 
     Args:
-        folders: Searched with the three levels of folders below them; those that do not exist are passed over.
+        folders: Searched three levels deep; missing ones are skipped.
         page: The file to write; None: ``outputs/report/index.html``. Pictures are copied to ``pictures/`` and
             explorers written to ``runs/`` beside it.
-        named_data: Read also text that lies where a record says it does, for records that are trusted.
+        named_data: Also read text from the place that a record names; for trusted records only.
 
     Returns:
         The file that was written.
@@ -62,19 +62,19 @@ def build(folders: list[Path], page: Path | None = None, named_data: bool = Fals
     page = PAGE if page is None else page
     explorers: list[Explorer] = []
     if records:
-        from opposing_signals.report.explorer import build_explorers  # needs torch, the page alone does not
+        from opposing_signals.report.explorer import build_explorers  # needs torch, which the page alone does not need
 
         explorers = build_explorers(records, page.parent, results, named_data)
     pictures = [result.picture for result in results if result.picture]
     for picture in pictures:
         place = page.parent / picture_name(picture)
-        if not place.is_file():  # its name says what it holds
+        if not place.is_file():  # its name is the hash of its content
             with replacing(place) as unfinished:
                 shutil.copyfile(picture.path, unfinished)
     write_text(page, render(results, explorers))
     shown_now = {Path(picture_name(picture)).name for picture in pictures}
     for path in (page.parent / PICTURES).glob("[0-9a-f]" * 16 + ".png"):
-        if path.name not in shown_now:  # an earlier page's, which is there until this one is
+        if path.name not in shown_now:  # left by an earlier page, and kept until this one is written
             path.unlink()
     return page
 
@@ -82,8 +82,8 @@ def build(folders: list[Path], page: Path | None = None, named_data: bool = Fals
 def find_results(folders: Iterable[Path]) -> list[Result]:
     """Every result in ``folders``, in the order of the page: by experiment, then by scale, seed and folder.
 
-    Results of one experiment at one scale and seed from the same runs are one result, found in several places: the
-    picture drawn last stands for them.
+    Results of one experiment at one scale and seed from the same runs are copies of one result; the one with the
+    latest picture is kept.
     """
     labels: dict[Path, str] = {}
     sentences: dict[Path, Shown] = {}
@@ -105,7 +105,7 @@ def find_results(folders: Iterable[Path]) -> list[Result]:
 def find_records(folders: Iterable[Path]) -> list[Path]:
     """The folder of every run in ``folders``, by name; one of several copies of a run.
 
-    A packed record is unpacked into the user's cache; one that cannot be is told and left out.
+    A packed record is unpacked into the user's cache; if that fails, it is reported and left out.
     """
     folders = list(folders)
     found = {
@@ -115,7 +115,7 @@ def find_records(folders: Iterable[Path]) -> list[Path]:
         for path in given.glob("*/" * level + "configuration.json")
     }
     for path in [path for given in folders for level in range(DEPTH + 1) for path in given.glob("*/" * level + PACKED)]:
-        from opposing_signals.packing import unpacked  # needs torch, the page alone does not
+        from opposing_signals.packing import unpacked  # needs torch, which the page alone does not need
 
         try:
             found[path.resolve()] = unpacked(path)
@@ -126,11 +126,11 @@ def find_records(folders: Iterable[Path]) -> list[Path]:
 
 
 def render(results: list[Result], explorers: Sequence[Explorer] = ()) -> str:
-    """The page as HTML, without any reference to a file or an address but pictures and explorers beside it.
+    """The page as HTML, with no references except to pictures and explorers beside it.
 
     Args:
         results: In the order of `find_results`.
-        explorers: Of the runs.
+        explorers: Explorers of the runs.
     """
     environment = templates("report")
     environment.filters.update(number=number, interval=interval, threshold=threshold, duration=duration, moment=moment)
@@ -154,7 +154,7 @@ def render(results: list[Result], explorers: Sequence[Explorer] = ()) -> str:
 
 
 def picture_name(picture: Picture) -> str:
-    """Where a picture lies beside the page; equal pictures lie in one place."""
+    """File name of a picture beside the page; equal pictures share one file."""
     return f"{PICTURES}/{picture.sha256[:16]}.png"
 
 
@@ -168,7 +168,7 @@ def _identity(folder: Path) -> tuple[object, ...]:
 
 
 def reason(result: Result) -> str:
-    """What the result shows, if somebody has said so; otherwise the claims that do not hold, with their values."""
+    """The sentence on what the result shows, if there is one; otherwise the failed claims with their values."""
     if result.shown:
         return result.shown.sentence
     failed = [claim for claim in result.verdicts if claim["verdict"] != VERDICTS[0]]
@@ -187,9 +187,9 @@ def number(value: Any) -> str:
 
 
 def measured(claim: dict[str, Any]) -> str:
-    """A claim's value with its interval, in the digits that tell something; empty for no value.
+    """A claim's value with its interval, to significant digits; empty for no value.
 
-    These are two of the interval's width, or three of a value without one, and more where fewer would round a number
+    Two digits of the interval's width, or three of a value without an interval; more if rounding would put a number
     onto the threshold.
     """
     value, bounds = claim["value"], claim["interval"]
@@ -210,7 +210,7 @@ def spread(mean: float, deviation: float) -> str:
 
 
 def _places(numbers: list[float], size: float, digits: int, limits: list[float]) -> int:
-    """The decimal places that show ``digits`` digits of ``size`` and tell ``numbers`` from ``limits``."""
+    """The decimal places that show ``digits`` digits of ``size`` and keep ``numbers`` distinct from ``limits``."""
     places = digits - 1 - (math.floor(math.log10(size)) if size > 0 else 0)
     while places < 12 and any(round(x, places) in limits and x not in limits for x in numbers):
         places += 1
@@ -218,7 +218,7 @@ def _places(numbers: list[float], size: float, digits: int, limits: list[float])
 
 
 def _in_print(text: str) -> str:
-    """``text`` with a proper minus sign."""
+    """``text`` with a typographic minus sign."""
     return text.replace("-", "−")
 
 
@@ -228,7 +228,7 @@ def interval(bounds: Any) -> str:
 
 
 def threshold(text: Any) -> str:
-    """A claim's threshold with the signs of print."""
+    """A claim's threshold with typographic signs."""
     return _in_print(str(text).replace(">=", "≥").replace("<=", "≤"))
 
 
@@ -261,7 +261,7 @@ def _label(folder: Path, given: Path) -> str:
 
 
 def _order(result: Result) -> tuple[Any, ...]:
-    """Figures first, by their numbers; `Result.name` decides before everything else, so that names stay together."""
+    """Figures first, by number; then by `Result.name`, so that results of one name stay together."""
     is_figure = re.match(r"fig\d", result.name) is not None
     return (
         not is_figure,

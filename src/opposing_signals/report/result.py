@@ -20,12 +20,12 @@ VERDICTS = ("PASS", "FAIL", "INCONCLUSIVE", "NOT RUN")
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"IEND\xaeB`\x82"
 CLAIM_FIELDS = ("id", "statement", "source", "statistic", "threshold", "value", "interval", "verdict")
 CHECK = "a check of the measurement"
-"""The source of a claim that nobody makes: one that holds unless the code is wrong."""
+"""The source of a claim that the paper does not make: it holds unless the code is wrong."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG: where it lies, the SHA-256 of its bytes, its width and height in pixels."""
+    """A PNG: its path, the SHA-256 of its bytes, its width and height in pixels."""
 
     path: Path
     sha256: str
@@ -35,13 +35,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Run:
-    """One run behind a figure.
+    """One run from which a figure is drawn.
 
     Attributes:
-        name: What the experiment calls the run.
+        name: The experiment's name for the run.
         folder: Name of the folder that holds its record.
         settings: Its configuration, dotted field ↦ value in the notation of a command.
-        provenance: Where its numbers come from, as the record holds it.
+        provenance: The provenance in its record.
     """
 
     name: str
@@ -55,35 +55,35 @@ class Run:
 
     @property
     def network(self) -> str:
-        """The network that is trained, by name; empty if there is none."""
+        """Name of the trained network; empty if there is none."""
         model = self.settings.get("model", "")
         has_batch_norm = self.settings.get("model.batch_norm") == "true"
         return "" if model == "null" else network_name(model, self.settings.get("model.depth"), has_batch_norm)
 
     @property
     def trained(self) -> str:
-        """The network with its width, and the number of training images, as far as they are set."""
+        """The network with its width, and the number of training images, where known."""
         width, images = self.settings.get("model.width", ""), self.settings.get("data.images", "")
         parts = [self.network + (f" of width {width}" if width.isdecimal() else "")] if self.network else []
         return ", ".join([*parts, *([f"{int(images):,} images"] if images.isdecimal() else [])])
 
     @property
     def training_seconds(self) -> float | None:
-        """Training time in seconds; None if it is not noted."""
+        """Training time in seconds; None if it was not recorded."""
         seconds = self.origin("training_seconds")
         return seconds if isinstance(seconds, (int, float)) and math.isfinite(seconds) else None
 
 
 @dataclass(frozen=True)
 class Explorer:
-    """What the page of all results says about a run's explorer.
+    """The entry of a run's explorer on the page of all results.
 
     Attributes:
         folder: Name of the run's folder.
         link: Address of the explorer, relative to the page of all results; empty if there is none.
         summary: The run in a line.
-        problem: Why there is none.
-        views: What it can be opened at, in words, with the fragment of its address; a view for each opposing pair.
+        problem: Why there is no explorer.
+        views: Views on which it can open, each in words and with its URL fragment; one per opposing pair.
     """
 
     folder: str
@@ -95,17 +95,17 @@ class Explorer:
 
 @dataclass(frozen=True)
 class Result:
-    """What one folder of an experiment holds.
+    """The content of one folder of an experiment.
 
     Attributes:
         folder: Where it was found, relative to the current folder or to the folder that was searched.
-        name: The experiment's name; the folder's where the experiment's cannot be read.
+        name: The experiment's name; the folder's if the experiment's cannot be read.
         verdicts: The objects of ``claims.json``, each with every one of `CLAIM_FIELDS`.
-        reasons: Why a claim has no value, or what stands beside it, by its id.
-        notes: What the result says in words, a line each; leading spaces indent it.
-        shown: What it shows, in a sentence that somebody wrote; None if nobody did.
+        reasons: By claim id: why a claim has no value, or a remark on its value.
+        notes: What the result says in words, one line each; leading spaces indent it.
+        shown: A sentence, written by hand, on what it shows; None if there is none.
         picture: None if there is no figure.
-        problems: What could not be read, a sentence each; the other attributes then hold what could.
+        problems: What could not be read, one sentence each; the other attributes then hold the rest.
     """
 
     folder: str
@@ -125,9 +125,9 @@ class Result:
 
     @classmethod
     def read(cls, folder: Path, label: str, shown: Shown | None = None) -> Result:
-        """Read ``folder``, which the page calls ``label``. What is malformed becomes a problem, never an error.
+        """Read ``folder``, which the page calls ``label``. Malformed content becomes a problem, never an error.
 
-        A sentence in ``shown`` counts for the picture that it was written for alone.
+        A sentence in ``shown`` is used only for the picture for which it was written.
         """
         problems: list[str] = []
         described = _read_json(folder / "experiment.json", dict, problems)
@@ -162,9 +162,9 @@ class Result:
 
     @property
     def outcome(self) -> str:
-        """How much of what was claimed holds: ``all``, ``some`` or ``none`` of the claims.
+        """How many of the claims hold: ``all``, ``some`` or ``none``.
 
-        ``undecided`` where no claim holds and none fails; empty without claims but checks of the measurement.
+        ``undecided`` if none holds and none fails; empty if there are no claims except checks of the measurement.
         """
         verdicts = {claim["verdict"] for claim in self.verdicts if claim["source"] != CHECK}
         if VERDICTS[0] in verdicts:
@@ -172,7 +172,7 @@ class Result:
         return ("none" if VERDICTS[1] in verdicts else "undecided") if verdicts else ""
 
     def place_in(self, folder: Path) -> str:
-        """Where the result lies in ``folder``, with slashes; it has a picture."""
+        """The result's path relative to ``folder``, with slashes; the result must have a picture."""
         assert self.picture is not None, "a result without one is malformed"
         return self.picture.path.parent.relative_to(folder.resolve()).as_posix()
 
@@ -206,13 +206,13 @@ class Result:
 
     @property
     def training_seconds(self) -> float | None:
-        """Training time of all runs together, in seconds; None if no run has noted it."""
+        """Training time of all runs together, in seconds; None if none was recorded."""
         noted = [run.training_seconds for run in self.runs if run.training_seconds is not None]
         return sum(noted) if noted else None
 
     @property
     def origins(self) -> dict[str, list[str]]:
-        """What else is known about the origin of the numbers: label ↦ distinct values over the runs."""
+        """Further provenance: label ↦ distinct values over the runs."""
         machines, versions = ([_entries(run.origin(part)) for run in self.runs] for part in ("machine", "versions"))
         listed = {
             "Machine": (
@@ -228,7 +228,7 @@ class Result:
 
 
 def _read_json(path: Path, kind: type, problems: list[str]) -> Any:
-    """The content of ``path``, None and a problem if it is not a JSON ``kind``."""
+    """The content of ``path``; None, with a problem added, if it is not JSON of type ``kind``."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -260,7 +260,7 @@ def _sound(claims: list[Any], problems: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def _judged_again(claim: dict[str, Any]) -> dict[str, Any]:
-    """``claim``; an earlier PASS or FAIL that its interval does not decide is INCONCLUSIVE."""
+    """``claim``, but INCONCLUSIVE if an earlier PASS or FAIL is not decided by its interval."""
     value, interval = claim["value"], claim["interval"]
     numbers = [value, *interval] if isinstance(interval, list) and len(interval) == 2 else []
     decided = claim["verdict"] in VERDICTS[:2]
@@ -290,7 +290,7 @@ def _read_picture(path: Path, problems: list[str]) -> Picture | None:
     if not (content.startswith(PNG_START) and content.endswith(PNG_END)):
         problems.append(f"{path.name} is not a whole PNG file.")
         return None
-    width, height = struct.unpack(">II", content[len(PNG_START) :][:8])  # the first chunk begins with them
+    width, height = struct.unpack(">II", content[len(PNG_START) :][:8])  # the first fields of the first chunk
     return Picture(path, hashlib.sha256(content).hexdigest(), width, height)
 
 
@@ -304,7 +304,7 @@ def _run(name: str, described: Any) -> Run:
 
 
 def _settings(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
-    """Dotted field and value of every leaf; a class or function stands under the field that it fills."""
+    """Dotted field and value of every leaf; a class or function is listed under its parent field."""
     if not isinstance(tree, dict):
         yield ".".join(path), tree if isinstance(tree, str) else json.dumps(tree, ensure_ascii=False)
         return

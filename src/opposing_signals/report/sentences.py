@@ -1,4 +1,4 @@
-"""The two sentences beside a figure: what the paper's shows, and what ours shows. Neither can be computed."""
+"""The two sentences beside a figure: what the paper's figure shows, and what ours shows. Neither can be computed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from yaml import YAMLError
 from opposing_signals.errors import InputError
 
 FILE = "sentences.yaml"
-"""Beside results: the folder of one, relative to this file's, ↦ ``shows`` and ``drawn``."""
+"""File beside the results: path of a result's folder, relative to the file's ↦ ``shows`` and ``drawn``."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Shown:
     """What a result shows.
 
     Attributes:
-        sentence: In words.
-        drawn: When the picture was drawn that the sentence was written for, as ``experiment.json`` has it.
+        sentence: The sentence.
+        drawn: The time in ``experiment.json`` at which the picture of the sentence was drawn.
     """
 
     sentence: str
@@ -32,13 +32,13 @@ class Shown:
 
 @cache
 def paper() -> dict[str, str]:
-    """Experiment ↦ what the paper shows of it; experiments without a counterpart there are left out."""
+    """Experiment ↦ what the paper's figure shows; experiments without a figure in the paper are left out."""
     with resources.as_file(resources.files("opposing_signals.report") / "paper.yaml") as path:
         return {str(name): str(sentence) for name, sentence in OmegaConf.load(path).items()}
 
 
 def shown(folder: Path) -> dict[Path, Shown]:
-    """A result's folder ↦ what it shows, as the file `FILE` in ``folder`` says; empty without such a file.
+    """A result's folder ↦ what it shows, from the file `FILE` in ``folder``; empty without such a file.
 
     Raises:
         InputError: The file is malformed.

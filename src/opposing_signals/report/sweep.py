@@ -1,4 +1,4 @@
-"""One answer of a sweep whose jobs check the same claims, for instance over seeds: how each claim fares across them."""
+"""The outcome of a sweep whose jobs check the same claims, for instance over seeds."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Across:
     """One claim over the jobs of a sweep.
 
     Attributes:
-        values: Job ↦ measured value; None where the run could not tell.
-        mean: Of the values there are; None without any.
+        values: Job ↦ measured value; None if the run could not decide.
+        mean: Mean of the known values; None if there are none.
         deviation: Their sample standard deviation, with n - 1; None for fewer than two.
-        passed: In how many jobs the claim holds.
-        jobs: How many jobs checked it.
+        passed: Number of jobs in which the claim holds.
+        jobs: Number of jobs that checked it.
     """
 
     id: str
@@ -45,12 +45,12 @@ class Across:
 
 
 def conclude_sweep(folder: Path, jobs: Mapping[str, str]) -> None:
-    """Show how the claims of an experiment fare across the jobs of a sweep: a table, ``sweep.json`` and ``sweep.png``.
+    """Summarize the claims of an experiment across the jobs of a sweep: a table, ``sweep.json`` and ``sweep.png``.
 
     Args:
-        folder: Of the experiment; each job that was concluded has a folder in it.
-        jobs: Their labels, for instance ``seed=1`` ↦ folder of the run's record, empty where there is none; those that
-            were not concluded are left out.
+        folder: The experiment's folder; each concluded job has a folder in it.
+        jobs: Job label, for instance ``seed=1`` ↦ folder of the run's record, empty if there is none; jobs that were
+            not concluded are left out.
     """
     places = {job: folder / job.replace("/", "_") for job in jobs}
     concluded = {job: place for job, place in places.items() if (place / "claims.json").is_file()}
@@ -72,7 +72,7 @@ def conclude_sweep(folder: Path, jobs: Mapping[str, str]) -> None:
 
 
 def read_sweep(folder: Path) -> list[Across]:
-    """The claims of the sweep that was concluded in ``folder``; none where there was none.
+    """The claims of the sweep that was concluded in ``folder``; empty without a sweep.
 
     Raises:
         DamagedError: ``sweep.json`` is not what `conclude_sweep` writes.
@@ -87,10 +87,10 @@ def read_sweep(folder: Path) -> list[Across]:
 
 
 def across(folders: dict[str, Path]) -> list[Across]:
-    """Every claim over the jobs that checked it, in the order of the first of them.
+    """Every claim over the jobs that checked it, in the order of the first job.
 
     Args:
-        folders: Job ↦ where its result lies.
+        folders: Job ↦ folder of its result.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for job, folder in folders.items():

@@ -1,4 +1,4 @@
-"""The jobs of a sweep over each other: their losses, their sharpness, and each claim's values beside its threshold."""
+"""The jobs of a sweep in one figure: their losses, their sharpness, and each claim's values beside its threshold."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from opposing_signals.report.sweep import Across
 
 CLAIM_HEIGHT = 0.8
-"""Inches of a claim's row."""
+"""Height of a claim's row in inches."""
 SHADE = "#d5e8d8"
-"""Of what is claimed."""
+"""Colour of the claimed range."""
 
 
 def seeds_over_each_other(title: str, records: Mapping[str, Record], claims: Sequence[Across]) -> Figure:
     """Losses and sharpness of every job in the same axes, and below them a row for each claim.
 
     Args:
-        title: Of the figure.
+        title: Title of the figure.
         records: Job ↦ its run.
-        claims: Over the jobs.
+        claims: The claims over the jobs.
     """
     runs = {job: Trajectory(record) for job, record in records.items()}
     colours = dict(zip({**runs, **{job: None for claim in claims for job in claim.values}}, cycle(style.RUNS)))
@@ -59,7 +59,7 @@ def seeds_over_each_other(title: str, records: Mapping[str, Record], claims: Seq
 
 
 def _curves(runs: Mapping[str, Trajectory]) -> Iterator[tuple[str, dict[str, Series]]]:
-    """Train loss and sharpness of the jobs that have recorded them."""
+    """Train loss and sharpness of the jobs that recorded them."""
     losses = {}
     for job, run in runs.items():
         if SAMPLE_LOSS in run.record:
@@ -71,7 +71,7 @@ def _curves(runs: Mapping[str, Trajectory]) -> Iterator[tuple[str, dict[str, Ser
 
 
 def _draw_claim(axes: Axes, claim: Across, colours: Mapping[str, str]) -> None:
-    """A dot for each job on an axis of the claim's values; what is claimed is shaded, its ends are lines."""
+    """A dot for each job on an axis of the claim's values; the claimed range is shaded, with lines at its ends."""
     bounds = [float(number) for number in re.findall(r"[-+]?\d[\d.eE+-]*", claim.threshold)]
     known = {job: value for job, value in claim.values.items() if value is not None and np.isfinite(value)}
     low, high = min([*known.values(), *bounds]), max([*known.values(), *bounds])

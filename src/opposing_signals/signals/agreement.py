@@ -1,4 +1,4 @@
-"""Found pairs compared with those of another method, of other runs, or with the truth."""
+"""Comparison of found pairs with those of another method or of other runs, or with the ground truth."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Groups = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Match:
-    """How well found points are the wanted ones.
+    """Precision and recall of found points.
 
     Attributes:
         precision: Share of the found points that are wanted.
@@ -33,13 +33,13 @@ class Match:
 
 
 def match(found: np.ndarray, wanted: np.ndarray) -> Match:
-    """Members against members."""
+    """Compare two sets of points."""
     hits = len(np.intersect1d(found, wanted))
     return Match(hits / max(1, len(found)), hits / max(1, len(wanted)))
 
 
 def match_pair(found: Groups, wanted: Groups) -> Match:
-    """Pair against pair: a hit is a point in the right group, whichever way round the pair is."""
+    """Compare two pairs: a hit is a point in the right group; the pair may be flipped as a whole."""
 
     def aligned(one: np.ndarray, other: np.ndarray) -> int:
         return len(np.intersect1d(one, wanted[0])) + len(np.intersect1d(other, wanted[1]))
@@ -49,7 +49,7 @@ def match_pair(found: Groups, wanted: Groups) -> Match:
 
 
 def agreement(found: Sequence[OpposingPair], others: Sequence[OpposingPair]) -> list[float]:
-    """F1 of each found pair with the pair of ``others`` that is most like it; 0 if there are none."""
+    """F1 of each found pair with its best match among ``others``; 0 if ``others`` is empty."""
     return [max((match_pair(pair.groups, other.groups).f1 for other in others), default=0.0) for pair in found]
 
 
@@ -57,7 +57,7 @@ def stability(runs: Sequence[Sequence[OpposingPair]]) -> list[float]:
     """How well each run's dominant pair is found again in the other runs on the same data, such as other seeds.
 
     Returns:
-        One number a run: the mean over the other runs of `agreement`; 0 for a run without a pair.
+        One number per run: the mean of `agreement` over the other runs; 0 for a run without a pair.
     """
     return [
         float(np.mean([agreement(run[:1], other)[0] if run else 0.0 for j, other in enumerate(runs) if j != i]))
@@ -66,7 +66,7 @@ def stability(runs: Sequence[Sequence[OpposingPair]]) -> list[float]:
 
 
 def planted_groups(dataset: Dataset, feature: str) -> Groups | None:
-    """The bearers of a planted feature, by class: ``[k]`` and ``[k']`` indices; None if they are not of two classes."""
+    """Indices ``[k]`` and ``[k']`` of the points with a planted feature, by class; None unless of two classes."""
     bearers = np.flatnonzero(dataset.truth[feature])
     targets = dataset.targets.numpy()[bearers]
     groups = [bearers[targets == label] for label in np.unique(targets)]
@@ -74,6 +74,6 @@ def planted_groups(dataset: Dataset, feature: str) -> Groups | None:
 
 
 def nearest_planted(pair: OpposingPair, dataset: Dataset, features: Sequence[str]) -> tuple[str, Groups] | None:
-    """Of the planted pairs the one that a found pair is most like, with its feature; None if there is none."""
+    """The planted pair most like a found pair, with its feature; None if no pair was planted."""
     planted = {feature: groups for feature in features if (groups := planted_groups(dataset, feature)) is not None}
     return max(planted.items(), key=lambda item: match_pair(pair.groups, item[1]).f1, default=None)

@@ -6,10 +6,10 @@ import numpy as np
 import scipy
 
 ALIKE = 0.5
-"""Least cosine of a member with its group; a group's opponent has one below its negative."""
+"""Minimum cosine of a member with its group; two groups oppose each other if their cosine is below the negative."""
 
 TINY = float(np.finfo(np.float32).tiny)
-"""No vector counts as shorter: an interpolated point's loss does not change at all."""
+"""Lower bound on lengths, because the loss of an interpolated point does not change at all."""
 
 
 def lengths_of(vectors: np.ndarray) -> np.ndarray:
@@ -29,7 +29,7 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def clusters(units: np.ndarray, smallest: int, alike: float = ALIKE) -> list[np.ndarray]:
-    """Positions of the columns that belong together, average linkage of cosines, the largest cluster first."""
+    """Column indices of each cluster (average linkage of cosines), the largest cluster first."""
     if units.shape[1] < 2 * smallest:
         return []
     distance = np.clip(1 - units.T @ units, 0, 2)

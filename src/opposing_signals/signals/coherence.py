@@ -1,4 +1,4 @@
-"""How far what oscillates has a name: what classes explain of one-step changes, and what a group's members share."""
+"""How well labels describe the oscillation: variance explained by classes, and what a group's members share."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import numpy as np
 
 
 def class_r2(changes: np.ndarray, classes: np.ndarray) -> float:
-    """Share of the variance of Δ_i(t) that the class means explain, the part that all points have in common removed.
+    """Fraction of the variance of Δ_i(t) that class means explain, after the mean over all points is removed.
 
     With m(t) the mean over all points, m_c(t) that over the n_c points of class c,
 
         R² = Σ_t Σ_c n_c (m_c(t) − m(t))² / Σ_t Σ_i (Δ_i(t) − m(t))².
 
-    Near 1, classes oscillate as wholes; near `class_r2_by_chance`, what oscillates has nothing to do with classes. The
-    steps are pooled, so those of the largest changes count most.
+    Near 1, whole classes oscillate; near `class_r2_by_chance`, the oscillation is unrelated to classes. Steps are
+    pooled, so those of the largest changes count most.
 
     Args:
-        changes: ``[T, N]`` one-step changes Δ_i(t) of the steps that count.
+        changes: ``[T, N]`` one-step changes Δ_i(t) of the chosen steps.
         classes: ``[N]`` class of each point.
 
     Returns:
@@ -29,7 +29,7 @@ def class_r2(changes: np.ndarray, classes: np.ndarray) -> float:
 
 
 def class_variances(changes: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``[T]`` each: the two sums over points of `class_r2` at each step, explained and total."""
+    """Explained and total sum over points of `class_r2` at each step, ``[T]`` each."""
     names, members = np.unique(classes, return_inverse=True)
     sizes = np.bincount(members, minlength=len(names)).astype(np.float64)
     explained, total = np.zeros(len(changes)), np.zeros(len(changes))
@@ -41,7 +41,7 @@ def class_variances(changes: np.ndarray, classes: np.ndarray) -> tuple[np.ndarra
 
 
 def class_r2_by_chance(classes: np.ndarray) -> float:
-    """What `class_r2` is on average if the classes are dealt to the points at random: (C − 1) / (N − 1).
+    """Mean of `class_r2` if classes are assigned to points at random: (C − 1) / (N − 1).
 
     Args:
         classes: ``[N]`` class of each point.
@@ -50,13 +50,13 @@ def class_r2_by_chance(classes: np.ndarray) -> float:
 
 
 def directions(changes: np.ndarray) -> float:
-    """How many directions of R^N the one-step changes take: the participation ratio of their singular values.
+    """Effective number of directions in R^N of the one-step changes: participation ratio of their singular values.
 
     (Σ σ²)² / Σ σ⁴ over the singular values σ of Δ_i(t) − m(t), m(t) being the mean over the points: 1 if all changes
     are multiples of one vector, k if k orthogonal ones of equal size take turns.
 
     Args:
-        changes: ``[T, N]`` one-step changes Δ_i(t) of the steps that count.
+        changes: ``[T, N]`` one-step changes Δ_i(t) of the chosen steps.
 
     Returns:
         A number from 1 to T; NaN if the changes of a step never differ between points, or there are no steps.
@@ -68,7 +68,7 @@ def directions(changes: np.ndarray) -> float:
 
 
 def modal_share(labels: np.ndarray) -> float:
-    """Share of a group's members that have the label which most of them have.
+    """Fraction of a group's members that have its most common label.
 
     Args:
         labels: ``[k]`` label of each member: its class, or the chunk that it is normalized with.
@@ -77,7 +77,7 @@ def modal_share(labels: np.ndarray) -> float:
 
 
 def modal_share_by_chance(labels: np.ndarray, members: int) -> float:
-    """What `modal_share` is on average for a group of ``members`` points drawn without replacement.
+    """Mean of `modal_share` for a group of ``members`` points drawn without replacement.
 
     0.22 for 20 points of ten equal classes. Exact: a draw has at most m of each label with probability
     [x^k] Π_c Σ_{j≤m} C(n_c, j) x^j / C(N, k), and the mean of the largest count is Σ_m (1 − that).
@@ -90,7 +90,7 @@ def modal_share_by_chance(labels: np.ndarray, members: int) -> float:
     draws = math.comb(sum(sizes), members)
     mean = 0.0
     for most in range(members):
-        ways = [1] + [0] * members  # [x^0] to [x^k] of the product, in whole numbers
+        ways = [1] + [0] * members  # coefficients of x^0 to x^k in the product, as integers
         for size in sizes:
             factor = [math.comb(size, count) for count in range(most + 1)]
             ways = [

@@ -1,4 +1,4 @@
-"""The edge of stability: which sharpness a rule can bear, and when a run first has it (break-even)."""
+"""The edge of stability: the largest stable sharpness of an update rule, and when a run reaches it (break-even)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def edge_of_stability(record: Record) -> float | None:
     """2/η, the largest λ at which gradient steps of size η do not grow along the top eigenvector.
 
     Returns:
-        None for a run of another rule (momentum, Adam, SAM and the like have thresholds of their own), with weight
-        decay, whose loss is another one, or with a step size that changes.
+        None for other rules (momentum, Adam, SAM and the like have thresholds of their own), with weight decay, which
+        changes the loss, or if the step size varies.
     """
     optimizer = record.configuration.get("optimizer")
     if not isinstance(optimizer, Mapping) or record.configuration.get("before_update"):
         return None
     if LEARNING_RATE in record and len(np.unique(record[LEARNING_RATE].values)) > 1:
         return None
-    rule = str(optimizer.get("_target_", "SGD")).rpartition(".")[2]  # computations of the theory name no class
+    rule = str(optimizer.get("_target_", "SGD")).rpartition(".")[2]  # jobs of the theory name no class
     return edge_of_rule(rule, optimizer)
 
 
@@ -42,5 +42,5 @@ def edge_of_rule(rule: str, settings: Mapping[str, Any]) -> float | None:
 
 
 def reaches(sharpness: np.ndarray | float, edge: float) -> np.ndarray:
-    """Whether λ is at the edge or beyond: at λ = 2/η a step reverses the offset in full, and it no longer shrinks."""
+    """Whether λ is at the edge or beyond: at λ = 2/η a step flips the offset without shrinking it."""
     return np.asarray(sharpness) >= edge

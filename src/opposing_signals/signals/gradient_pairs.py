@@ -1,8 +1,8 @@
-"""Opposing pairs by the alignment of per-sample gradients: an independent way beside the loss series.
+"""Opposing pairs by the alignment of per-sample gradients: a method independent of the loss series.
 
-A member's own gradient, in random projection (`GradientSketch`), points where its group's points, and that of the
-other group's members points the other way: a step that helps one hurts the other. Its length does not matter, because
-a group that is fitted already still opposes the other.
+The gradients of a group's members, in random projection (`GradientSketch`), point in one direction, and those of the
+other group's members in the opposite one: a step that helps one group hurts the other. Gradient lengths are ignored,
+because a group that is already fitted still opposes the other.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from opposing_signals.signals.pairs import OpposingPair, described_pair
 from opposing_signals.signals.search import active_rows
 
 SEEDS = 400
-"""Points that are compared with each other in a phase: those with the longest gradients."""
+"""Points compared with each other in a phase: those with the largest gradients."""
 
 
 def find_pairs_by_gradients(
     sketches: Series, changes: Series | None = None, *, phases: int = 8, smallest_group: int = 4
 ) -> list[OpposingPair]:
-    """The opposing pairs of a run by the alignment of per-sample gradients, the one that stands out most first.
+    """The opposing pairs of a run by the alignment of per-sample gradients, the most outstanding first.
 
-    Without losses a pair's window is the phase that shows it, and it is left open which of its groups rises.
+    Without losses, a pair's window is the phase in which it was found, and which of its groups rises is unknown.
 
     Args:
         sketches: ``values`` ``[S, N, d]`` random projections of ∇ℓ_i(θ_t), each at its step t.
         changes: ``values`` ``[T, N]`` one-step changes; without them a pair's amplitude is not given.
-        phases: How many parts of the run are searched, at the most one a measured step.
-        smallest_group: Points in a group at the least.
+        phases: Number of parts of the run that are searched; at most one per measured step.
+        smallest_group: Minimum number of points in a group.
     """
     found: list[OpposingPair] = []
     steps = np.asarray(sketches.steps)
@@ -45,7 +45,7 @@ def find_pairs_by_gradients(
 
 
 def _with_losses(pair: OpposingPair, changes: Series) -> OpposingPair:
-    """The pair with what the losses of its members say: its window is where they are active around its phase."""
+    """The pair with step, window, amplitude and spike share from its members' losses, where active around its phase."""
     steps, (first, last) = np.asarray(changes.steps), pair.window
     rows = int(np.searchsorted(steps, first)), int(np.searchsorted(steps, last, "right"))
     if rows[0] >= rows[1]:  # no change was recorded in the phase
@@ -91,7 +91,7 @@ def _aligned(vectors: np.ndarray, phase: tuple[int, int], smallest: int) -> list
 
 
 def _distinct(found: list[OpposingPair]) -> list[OpposingPair]:
-    """Each pair once, where it stands out most and its groups oppose each other most purely; by that, falling."""
+    """Each pair once, where contrast times opposition is largest; in descending order of that product."""
     kept: list[OpposingPair] = []
     for pair in sorted(found, key=lambda pair: pair.contrast * pair.correlation):
         if all(len(np.intersect1d(pair.members, other.members)) < min(pair.size, other.size) / 2 for other in kept):

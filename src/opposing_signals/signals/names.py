@@ -11,20 +11,20 @@ from opposing_signals.data import Dataset
 from opposing_signals.signals.pairs import OpposingPair
 
 CHANCE = 0.01
-"""A class or background names a group only where random groups of its size have as much of it less often than this."""
+"""A class or background names a group only if random groups of its size have that much of it more rarely than this."""
 
 EDGE = 4
-"""Pixels at each side of a picture 32 pixels wide that are its background."""
+"""Width in pixels of the border that counts as background, for a picture 32 pixels wide."""
 
 MIDDLE = 1 / 3
-"""Share of the middle of a picture, half as high and wide, beyond which a colour is that of what is shown."""
+"""A colour is that of the object shown if it fills more than this fraction of the middle (half as high and wide)."""
 
 UNCHANGED = {"deer", "sheep", "fish", "aircraft"}
 """Words that are their own plural."""
 
 
 def name_pair(dataset: Dataset, pair: OpposingPair) -> str:
-    """Both groups by what they share, the rising one first."""
+    """Name both groups by what they share, the rising one first."""
     rising, falling = (name_group(dataset, group) for group in pair.groups)
     return f"{rising} against {falling}"
 
@@ -32,9 +32,9 @@ def name_pair(dataset: Dataset, pair: OpposingPair) -> str:
 def name_group(dataset: Dataset, group: np.ndarray) -> str:
     """For instance "airplanes on white", "automobiles in red", "mixed images on blue" or "x in [−0.9, −0.7]".
 
-    Named are the one to three classes that are commoner in the group than by chance and hold half of it or more, and
-    the colour of the background, or else ("in") of the middle, if most have it and more than by chance. A group without
-    any of these is of "mixed images".
+    The name lists the one to three classes that are more frequent in the group than by chance and together hold at
+    least half of it, and the colour of the background, or else ("in") of the middle, if most members have it and more
+    than by chance. A group with none of these is called "mixed images".
     """
     if dataset.inputs.shape[1:] == (1,) and dataset.inputs.is_floating_point() and not dataset.is_classification:
         x = dataset.inputs[group].ravel()
@@ -68,7 +68,7 @@ def _classes(dataset: Dataset, group: np.ndarray) -> str:
 
 
 def _by_chance(count: int, members: int, having: int, points: int) -> float:
-    """Chance that of ``members`` random points ``count`` or more are among the ``having`` ones."""
+    """Probability that at least ``count`` of ``members`` random points are among the ``having`` ones."""
     return float(scipy.stats.hypergeom.sf(count - 1, points, having, members))
 
 
@@ -98,7 +98,7 @@ def _shared(images: np.ndarray, group: np.ndarray, colours_of: Callable[[np.ndar
 
 
 def backgrounds(images: np.ndarray) -> list[str]:
-    """The colour of each picture's sides in a word; empty if they are of no one colour, or of a dull one.
+    """The colour of each picture's border in a word; empty if it has no single colour, or a dull one.
 
     Args:
         images: ``[n, height, width, 3]`` or ``[n, height, width]``, uint8.
@@ -113,7 +113,7 @@ def middles(images: np.ndarray) -> list[str]:
 
 
 def _inside(images: np.ndarray, tall: int, wide: int) -> np.ndarray:
-    """``[height, width]`` bool: pixels at least so far from the sides."""
+    """``[height, width]`` bool: pixels at least ``tall`` and ``wide`` pixels away from the border."""
     height, width = images.shape[1:3]
     inside = np.zeros((height, width), bool)
     inside[tall : height - tall, wide : width - wide] = True
@@ -121,7 +121,7 @@ def _inside(images: np.ndarray, tall: int, wide: int) -> np.ndarray:
 
 
 def _commonest(images: np.ndarray, where: np.ndarray, share: float) -> list[str]:
-    """The word for the commonest colour ``where``, of each picture; empty if no more than ``share`` of it has that."""
+    """The most frequent colour of each picture within ``where``; empty if it fills no more than ``share`` of it."""
     pictures = images[..., None].repeat(3, axis=3) if images.ndim == 3 else images
     words = _colours(pictures[:, where].astype(float))
     shares = np.stack([(words == word).mean(1) for word in _WORDS])

@@ -18,23 +18,23 @@ from opposing_signals.values import Count, Fraction
 class OpposingPair:
     """Two groups of training points whose losses move in opposite directions, step after step.
 
-    A step t is that of the change from θ_t to θ_{t+1}.
+    Step t is the change from θ_t to θ_{t+1}.
 
     Attributes:
-        rising: ``[k]`` indices of the group whose loss rises at `step`, those that swing most first.
+        rising: ``[k]`` indices of the group whose loss rises at `step`, the largest swings first.
         falling: ``[k']`` indices of the group whose loss falls.
-        rising_scores: ``[k]`` how well each follows the pair: cosine of its changes with the pair's course.
+        rising_scores: ``[k]`` cosine of each member's changes with the pair's course, the groups' mean difference.
         falling_scores: ``[k']`` the same for the other group.
-        step: At which the groups are furthest apart.
+        step: Step at which the groups' changes are furthest apart.
         window: First and last step in which the pair is active.
-        correlation: Pearson's correlation of the groups' mean one-step changes over the window, `step` left out; by
-            gradients the cosine of the groups' mean gradients.
+        correlation: Pearson's correlation of the groups' mean one-step changes over the window, without `step`; for
+            pairs found by gradients, the cosine of the groups' mean gradients.
         amplitude: Median over the window of half the gap between the groups' mean one-step changes.
-        contrast: How far the pair stands out: median length of its members' vectors over that of all points'; by loss
-            series of the weaker group, by gradients of the stronger one.
-        p_value: Chance that a run without any pair shows this one, corrected for all that were tried; NaN by gradients,
-            where there is no such test, and where the groups were not searched for.
-        spike_share: Share of the rise of all rising points that the members carry, mean over the steps in which the
+        contrast: Median length of the members' vectors over that of all points' vectors: for loss series of the weaker
+            group, for gradients of the stronger one.
+        p_value: Under the null hypothesis of no pair, corrected for all candidates; NaN for pairs found by gradients,
+            which have no such test, and for groups that were not searched for.
+        spike_share: Fraction of the rise of all rising points that the members carry, mean over the steps in which the
             train loss rises most.
     """
 
@@ -70,16 +70,16 @@ def find_pairs(changes: Series, *, level: Fraction = 0.05, smallest_group: Count
     """The opposing pairs of a run with all their members, the one of largest amplitude first.
 
     Args:
-        changes: ``values`` ``[T, N]`` one-step changes Δ_i(t), each at its step t; those from the first one on that is
-            not finite are left out.
-        level: Chance of any pair at all in a run in which every point's changes have signs of their own.
-        smallest_group: Points in a group at the least.
+        changes: ``values`` ``[T, N]`` one-step changes Δ_i(t), each at its step t; ignored from the first non-finite
+            one on.
+        level: Probability of finding any pair in a run in which the signs of every point's changes are independent.
+        smallest_group: Minimum number of points in a group.
     """
     changes = while_finite(changes)
     values = changes.values
     if len(values) < SHORTEST or values.shape[1] < 2 * smallest_group or not np.any(values):
         return []
-    # Small matrices: threads gain nothing, and wait for each other where another process has a core.
+    # Small matrices: threads gain nothing, and they wait for each other where another process uses a core.
     with threadpool_limits(1, user_api="blas"):
         found = Search(values, level, smallest_group).pairs()
     steps = changes.steps
@@ -93,19 +93,19 @@ def find_pairs(changes: Series, *, level: Fraction = 0.05, smallest_group: Count
 
 
 def outliers_of(pair: OpposingPair, changes: Series, size: int = 20) -> OpposingPair:
-    """The pair of the ``size`` members of each group that swing most: the outliers of §2, measured anew."""
+    """The pair of the ``size`` members of each group that swing most (the outliers of §2), with new statistics."""
     cut = described_pair(changes, pair.rising[:size], pair.falling[:size], pair.window)
     return pair if cut is None else replace(cut, p_value=pair.p_value)
 
 
 def described_pair(changes: Series, one: np.ndarray, other: np.ndarray, window: tuple[int, int]) -> OpposingPair | None:
-    """Two groups as a pair, whether they oppose each other or not.
+    """Two given groups as a pair, whether they oppose each other or not.
 
     Args:
         changes: ``values`` ``[T, N]`` one-step changes.
-        one: Points of a group.
-        other: Points of the other.
-        window: First and last step in which they are looked at.
+        one: Points of the first group.
+        other: Points of the second group.
+        window: First and last step that are considered.
 
     Returns:
         None if the changes of fewer than four steps of the window are known.
@@ -139,7 +139,7 @@ def described_pair(changes: Series, one: np.ndarray, other: np.ndarray, window: 
 
 
 def _spike_share(changes: np.ndarray, members: np.ndarray, share: float = 0.05) -> float:
-    """Share of the rise that ``members`` carry, mean over the steps of most rise; NaN if the mean never rises."""
+    """Fraction of the rise that ``members`` carry, mean over the steps of largest rise; NaN if the mean never rises."""
     rises = np.array([row.mean(dtype=np.float64) for row in changes])
     rows = np.argsort(-rises, kind="stable")[: max(1, round(share * len(rises)))]
     shares = [

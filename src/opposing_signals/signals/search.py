@@ -1,27 +1,27 @@
 """The search for opposing pairs in the changes of a run, and its test against chance.
 
 An opposing pair is two groups of points whose losses move against each other, step after step (§2). Among many points
-some such groups arise by chance, so a finder needs a null: *every point's changes have signs of their own*, whatever
-their sizes. The search keeps to it by splitting the steps in two. Groups are looked for in one half, and whether their
-members hold together is tested in the other, of which the search has seen nothing (sample splitting, Cox 1975):
+some such groups arise by chance. The null hypothesis is that *the signs of every point's changes are independent*,
+whatever their sizes. To test it, the steps are split in two: groups are searched for in one half, and whether their
+members move together is tested in the other, held-out half (sample splitting, Cox 1975):
 
-1. Windows of many lengths are searched. In each the points that stand out are clustered by the cosine of their changes
+1. Windows of many lengths are searched. In each, the points that stand out are clustered by the cosine of their changes
    (average linkage), and clusters that oppose each other are candidates.
-2. A candidate's p-value is the largest of three. Two are of the held-out steps: that one group's members, each with
-   random signs, go against the other group's mean this much (Chernoff's bound), for either group. So a group that moves
-   alone has no opponent, however strongly it moves. The third is that two groups which have nothing to do with each
-   other correlate this negatively (Student's t), over all steps of the window, for the clusters were not made by their
-   opposition; it counts once for each window, and each cluster that could have been the opponent. Held-out steps alone
-   are too few for it in a window of 14 steps, and the pairs of a ResNet-18 at a step size of 0.1 live no longer. The
-   k-th candidate in order of energy spends 1/k of the level (weighted Bonferroni correction, Holm 1979), so the chance
-   of any false pair in a run is about the level at the most.
+2. A candidate's p-value is the largest of three. Two use the held-out steps, one per group: the probability that the
+   group's members, with random signs, oppose the other group's mean this much (Chernoff's bound). So a group that moves
+   alone has no opponent, however strongly it moves. The third is the probability that two unrelated groups correlate
+   this negatively (Student's t). It may use all steps of the window, because clusters are not formed by their
+   opposition, and it must: held-out steps alone are too few in a window of 14 steps, and the pairs of a ResNet-18 at a
+   step size of 0.1 live no longer. It is multiplied by the number of windows and of possible opponents. The k-th
+   candidate in order of energy spends 1/k of the level (weighted Bonferroni correction, Holm 1979), so the probability
+   of any false pair in a run is at most about the level.
 3. A point is a member of a confirmed pair if it follows the pair's course significantly (Benjamini and Hochberg 1995),
-   if its size is on a logarithmic scale nearer to the group's than to a typical point's, and if it follows no other
-   pair's course better while this pair is active. Members whose courses differ are pairs of their own.
-4. The search is repeated without the members while their pair is active, because at the edge of stability all pairs
-   alternate in time with each other, and a weak one hides behind a strong one.
+   if its size on a logarithmic scale is nearer to the group's than to a typical point's, and if it follows no other
+   pair's course better while this pair is active. Members with different courses are split into separate pairs.
+4. The search is repeated without the members while their pair is active: at the edge of stability all pairs alternate
+   in phase, so that a strong pair hides a weak one.
 
-Cost and memory grow linearly with the number of points: only `SEEDS` of a kind are compared with each other.
+Cost and memory grow linearly with the number of points: only `SEEDS` per criterion are compared with each other.
 """
 
 from __future__ import annotations
@@ -35,48 +35,48 @@ import scipy
 from opposing_signals.signals.alignment import ALIKE, TINY, clusters, correlation, lengths_of, unit
 
 SEEDS = 250
-"""Points of a window that are compared with each other: so many by size, by size beside their usual one, and by how
-well they follow what most points have in common."""
+"""Points of a window that are compared with each other, for each of three criteria: largest size, largest size relative
+to the usual one, and closest to what most points have in common."""
 
 ONE_COURSE = 0.9
 """Pairs whose courses have a cosine above this are merged."""
 
 SHORTEST = 12
-"""Steps in a window at the least: half of them find a pair, the others test it."""
+"""Minimum number of steps in a window: half of them find a pair, the others test it."""
 
 CANDIDATES = 40
-"""Candidates that are tested in a round."""
+"""Maximum number of candidates tested in a round."""
 
 ROUNDS = 3
-"""How many times the search is repeated."""
+"""Maximum number of rounds of the search."""
 
 DEPENDENT = 0.1
-"""Successive changes of the typical point depend on each other if they correlate by more than this. Differences of
-losses with noise do (-0.5); then no step next to one that was searched serves as a test."""
+"""Successive changes of the typical point count as dependent if their correlation exceeds this in absolute value.
+Differences of noisy losses have −0.5; then no step next to a searched one serves as a test."""
 
 FADE = 0.1
 """A pair is active while its amplitude is above this fraction of its peak."""
 
 LULL = 4
-"""Steps for which the amplitude may stay below `FADE`: an oscillation passes through zero, and varies in size."""
+"""Steps for which the amplitude may stay below `FADE`: an oscillation passes through zero and varies in size."""
 
 FEWEST = 4
-"""Steps over which two groups are compared, at the least."""
+"""Minimum number of steps over which two groups are compared."""
 
 _SLOPES = np.geomspace(0.05, 500, 80)
-"""Where Chernoff's bound is evaluated; entries have size 1 at the most."""
+"""Where Chernoff's bound is evaluated; entries have size at most 1."""
 
 
 @dataclass(eq=False)
 class Candidate:
-    """Two groups of columns, and the rows in which they are looked at.
+    """Two groups of columns, and the rows over which they are compared.
 
     Attributes:
         groups: ``[k]`` and ``[k']`` columns.
         rows: First row and one past the last.
-        energy: Of the searched changes along the groups' directions, in units of each member's noise.
+        energy: Size of the searched changes along the groups' directions, in units of each member's noise.
         weights: ``[k]`` and ``[k']``, how much each member counts in its group's mean when the pair is tested.
-        tried: Clusters among which the second group is the most opposed one, times windows that were searched.
+        tried: Number of clusters that could have been the second group, times the number of windows searched.
         p_value: See `pairs.OpposingPair`.
     """
 
@@ -96,7 +96,7 @@ class Candidate:
 class Search:
     """The search of one run.
 
-    Each row is divided by the size of its median change, so that phases in which everything moves more do not outweigh
+    Each row is divided by its median absolute change, so that phases in which everything moves more do not outweigh
     the others.
     """
 
@@ -116,9 +116,9 @@ class Search:
         self.smallest = smallest
 
     def _halves(self) -> tuple[np.ndarray, np.ndarray]:
-        """Which rows are searched, and in which the finds are tested.
+        """The rows that are searched, and the held-out rows.
 
-        Rows come in runs of two or more, for what alternates at every step has one sign in every other row.
+        Rows come in blocks of two or more: in every other row, an alternation at every step has constant sign.
         """
         row = np.arange(len(self.changes))
         if abs(self._dependence()) > DEPENDENT:
@@ -126,7 +126,7 @@ class Search:
         return row % 4 < 2, row % 4 >= 2
 
     def _dependence(self) -> float:
-        """Median over the points of the correlation of successive changes, here around zero."""
+        """Median over the points of the uncentred correlation of successive changes."""
         here, there = self.changes[:-1], self.changes[1:]
         products = np.einsum("tn,tn->n", here, there)
         sizes = np.sqrt(np.einsum("tn,tn->n", here, here) * np.einsum("tn,tn->n", there, there))
@@ -147,17 +147,17 @@ class Search:
         return [pair for pair in kept if self._opposes(pair)]
 
     def _opposes(self, pair: Candidate) -> bool:
-        """Whether the groups, with the members that they have in the end, move against each other.
+        """Whether the groups, with their final members, move against each other.
 
         As in the test against chance each step counts alike: where the train loss leaps, all groups rise together, and
-        a few such steps would outweigh all others. The step of the largest gap is left out, for it has been chosen.
+        a few such steps would outweigh all others. The step of the largest gap is left out, since it selected the pair.
         """
         one, other = (self.changes[slice(*pair.rows), group].mean(1, dtype=np.float64) for group in pair.groups)
         at = int(np.abs(one - other).argmax())
         return correlation(np.delete(one, at), np.delete(other, at)) < -ALIKE
 
     def _free(self, rows: tuple[int, int], kept: list[Candidate]) -> np.ndarray:
-        """Columns that belong to none of the pairs that are active in a window."""
+        """Columns that belong to no pair that is active in the window."""
         is_free = np.full(self.changes.shape[1], True)
         for pair in kept:
             if pair.rows[0] < rows[1] and rows[0] < pair.rows[1]:
@@ -188,7 +188,7 @@ class Search:
             return []
         directions = np.array([unit(part[:, core].sum(1)) for core in cores])
         along = [direction @ part[:, core] for direction, core in zip(directions, cores, strict=True)]
-        noise = [  # of each member: what of its changes does not follow the group, and no less than of a quiet point
+        noise = [  # per member: the part of its changes that does not follow the group, at least that of a quiet point
             np.sqrt(
                 np.maximum(np.square(lengths[core]) - np.square(one), 0) / (len(part) - 1)
                 + np.square(0.3 * self.typical)
@@ -220,7 +220,7 @@ class Search:
         return part - part.mean(0)
 
     def _seeds(self, part: np.ndarray, lengths: np.ndarray, usual: np.ndarray) -> np.ndarray:
-        """Columns that may belong to a pair: long ones, unusually long ones, and those that go with the rest."""
+        """Candidate columns: the largest, the unusually large, and those that follow the common directions."""
         count = min(SEEDS, len(lengths))
         scores = [lengths, lengths.astype(np.float64) / usual]  # most points may not move at all
         if len(part) >= 2 * SHORTEST:  # in fewer rows chance directions are as common as any other
@@ -234,7 +234,7 @@ class Search:
     # -- testing --------------------------------------------------------------------------------------------------
 
     def _confirmed(self, candidates: list[Candidate]) -> list[Candidate]:
-        """Those whose p-value in the held-out rows, corrected for all that are tried, is below the level."""
+        """The candidates whose p-value, corrected for all that are tested, is below the level."""
         total = ROUNDS * float(np.sum(1 / np.arange(1, CANDIDATES + 1)))
         for number, pair in enumerate(candidates, 1):
             pair.p_value = min(1.0, self._p_value(pair) * total * number)
@@ -254,7 +254,7 @@ class Search:
         return max(float(by_chance) * pair.tried, alone)
 
     def _weighted(self, pair: Candidate, rows: np.ndarray) -> list[np.ndarray]:
-        """``[m, k]`` of each group: its members' changes in some rows of the pair's window, as each counts."""
+        """Weighted changes of each group's members in some rows of the pair's window, ``[m, k]`` per group."""
         return [
             self._part(pair.rows, rows, group).astype(np.float64) * weight
             for group, weight in zip(pair.groups, pair.weights, strict=True)
@@ -263,7 +263,7 @@ class Search:
     # -- members --------------------------------------------------------------------------------------------------
 
     def _settled(self, pairs: list[Candidate]) -> list[Candidate]:
-        """The pairs with their members among all points; each point in the pair whose course it follows best."""
+        """The pairs with members from all points; each point joins the pair whose course it follows best."""
         for _ in range(3):
             pairs, courses = self._merged(pairs)
             if not pairs:
@@ -273,7 +273,7 @@ class Search:
         return pairs
 
     def _merged(self, pairs: list[Candidate]) -> tuple[list[Candidate], np.ndarray]:
-        """The pairs and their courses ``[k, T]``; those of one course are one pair, for nothing tells them apart."""
+        """The pairs and their courses ``[k, T]``; pairs of one course are merged, since nothing tells them apart."""
         kept: list[Candidate] = []
         courses = np.zeros((0, len(self.changes)), np.float32)
         for pair in pairs:
@@ -304,7 +304,7 @@ class Search:
         return one - other
 
     def _with_members(self, pair: Candidate, courses: np.ndarray, number: int) -> Candidate | None:
-        """The pair with all points that follow its course, of ``[k, m]`` all pairs' while it is active, best.
+        """The pair with all points that follow its course best among the ``courses`` ``[k, m]`` of all pairs.
 
         None if a group is too small.
         """
@@ -332,7 +332,7 @@ class Search:
         return replace(pair, groups=(groups[0], groups[1]))
 
     def _parted(self, pair: Candidate) -> list[Candidate]:
-        """The pairs that a confirmed one mixes: those whose members are active at different times."""
+        """The pairs that a confirmed pair mixes, if its members are active at different times."""
         settled = self._settled([pair])
         if not settled:
             return []
@@ -355,7 +355,7 @@ class Search:
 
 
 def _sign_bound(entries: np.ndarray) -> float:
-    """Chernoff's bound of the chance that entries of these sizes, with random signs, have a sum as low as theirs."""
+    """Chernoff's bound on the probability that entries of these sizes, with random signs, have a sum this low."""
     total, largest = float(entries.sum()), float(np.abs(entries).max(initial=0))
     if total >= 0:
         return 1.0
@@ -368,7 +368,7 @@ def _sign_bound(entries: np.ndarray) -> float:
 
 
 def _distinct(candidates: list[Candidate]) -> list[Candidate]:
-    """Each pair once, where its energy is highest; by falling energy, `CANDIDATES` at the most."""
+    """Each pair once, where its energy is highest; by descending energy, at most `CANDIDATES`."""
     kept: list[Candidate] = []
     for pair in sorted(candidates, key=lambda pair: -pair.energy):
         if all(_shared(pair, other) < 0.5 for other in kept):
@@ -385,11 +385,11 @@ def _shared(one: Candidate, other: Candidate) -> float:
 
 
 def active_rows(gap: np.ndarray, rows: tuple[int, int]) -> tuple[int, int]:
-    """First and one past the last row around the largest gap in ``rows`` in which a pair is active.
+    """First row and one past the last row, around the largest gap in ``rows``, in which a pair is active.
 
     Args:
         gap: ``[T]`` difference of the groups' mean one-step changes.
-        rows: Where the peak is looked for.
+        rows: Range in which the largest gap is sought.
     """
     gap = np.abs(gap)
     envelope = scipy.ndimage.maximum_filter1d(gap, 2 * LULL + 1, mode="nearest")

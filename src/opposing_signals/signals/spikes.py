@@ -13,7 +13,7 @@ from opposing_signals.signals.steps import between, while_finite
 from opposing_signals.signals.trajectory import Trajectory
 
 REACH = 16
-"""Of spikes with fewer measured changes between them the largest stands for all."""
+"""Of several spikes with fewer measured changes than this between them, only the largest is kept."""
 
 LEAST = 2.0
 """A pair belongs to a spike if one group falls and the other carries more than this many times its share of points."""
@@ -26,15 +26,15 @@ class Spike:
     Attributes:
         step: t; the loss rises from θ_t to θ_{t+1}.
         before: Mean loss of the recorded points at θ_t.
-        after: At θ_{t+1}.
-        typical: Median size of the mean loss's one-step change over the run, to compare with.
+        after: The same at θ_{t+1}.
+        typical: Median size of the mean loss's one-step change over the run, for comparison.
         rising: ``[k]`` points whose loss rises together, the strongest at this step first.
         falling: ``[k']`` those that move against them; empty if no pair is active here.
         change: Mean one-step change of the rising and of the falling group at this step.
         share: Σ Δ_i of the rising group over Σ Δ_i of all points that rise at this step.
-        expected: The share of the points that the rising group is.
-        correlation: Of the two groups' mean one-step changes around the spike, the spike left out; None if no pair is
-            active here, and then the groups are the selection of §2 at this step.
+        expected: Size of the rising group as a fraction of all points.
+        correlation: Correlation of the two groups' mean one-step changes around the spike, without the spike; None if
+            no pair is active here, and then the groups are the selection of §2 at this step.
     """
 
     step: int
@@ -57,12 +57,12 @@ class Spike:
 def find_spikes(trajectory: Trajectory, count: int = 3) -> list[Spike]:
     """The largest rises of the mean loss, the largest first, with their groups.
 
-    Of rises within `REACH` measured changes of each other the largest stands for all. What follows the first loss that
-    is not finite is left out.
+    Of rises within `REACH` measured changes of each other only the largest is kept. Everything after the first
+    non-finite loss is ignored.
 
     Args:
         trajectory: A run with per-sample losses.
-        count: How many at the most.
+        count: Maximum number of spikes.
     """
     changes = while_finite(trajectory.changes)
     if not len(changes):

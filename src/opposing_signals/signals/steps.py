@@ -1,4 +1,4 @@
-"""Series cut and differenced by their steps: a run may have been measured at some of its steps only."""
+"""Series cut and differenced by step; a run may have been measured at only some of its steps."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import numpy as np
 from opposing_signals.record import Series
 
 NOT_SUCCESSIVE = "it was not measured at enough successive steps"
-"""Why a statistic of successive steps is not given."""
+"""Reason given where a statistic of successive steps is missing."""
 
 
 def between(series: Series, first: float, last: float) -> Series:
-    """What was measured from step ``first`` to step ``last``, both included."""
+    """The part of ``series`` from step ``first`` to step ``last``, both included."""
     steps = np.asarray(series.steps)
     start, stop = np.searchsorted(steps, first), np.searchsorted(steps, last, "right")
     return Series(steps[start:stop], np.asarray(series.values[start:stop]))
@@ -22,7 +22,7 @@ def one_step_changes(series: Series) -> Series:
     steps, values = np.asarray(series.steps), series.values
     rows = np.flatnonzero(np.diff(steps) == 1)
     changes = np.empty((len(rows), *values.shape[1:]), values.dtype)
-    for i, row in enumerate(rows):  # a run's losses need not fit twice into memory
+    for i, row in enumerate(rows):  # row by row: a run's losses may not fit into memory twice
         np.subtract(values[row + 1], values[row], out=changes[i, ...])
     return Series(steps[rows], changes)
 
@@ -50,9 +50,9 @@ def rising_share(changes: Series) -> Series:
 
 
 def reversals(changes: Series) -> Series:
-    """``values`` ``[T']`` bool: whether a change has the opposite sign of that a step before, where both are known.
+    """``values`` ``[T']`` bool: whether a change has the opposite sign of the previous one, where both are known.
 
-    A change of zero reverses nothing; one that is NaN is not known.
+    A change of zero reverses nothing; a NaN counts as unknown.
 
     Args:
         changes: ``values`` ``[T]`` one-step changes.
@@ -65,7 +65,7 @@ def reversals(changes: Series) -> Series:
 
 
 def stretches(series: Series, least: int) -> list[Series]:
-    """The parts of ``series`` that were measured at every step, ``least`` steps long or longer."""
+    """The parts of ``series`` measured at every step, each at least ``least`` steps long."""
     steps = np.asarray(series.steps)
     parts = np.split(np.arange(len(steps)), np.flatnonzero(np.diff(steps) != 1) + 1)
     return [

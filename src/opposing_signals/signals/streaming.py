@@ -1,4 +1,4 @@
-"""Loss changes of a step for more points than can be kept, such as every token of a text: the largest, and a sample."""
+"""Loss changes of one step for more points than memory holds, such as all tokens of a text: the largest, a sample."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from opposing_signals.errors import InputError
 
 @dataclass(frozen=True)
 class StreamedLosses:
-    """Losses of some points in front of a step and behind it.
+    """Losses of some points before and after a step.
 
     Attributes:
         ids: ``[m]`` int64, which points.
@@ -46,19 +46,19 @@ class StreamedLosses:
 class LossChangeStream:
     """The selection of §2 over a stream: the k largest rises and falls of a step and a uniform sample of all points.
 
-    Memory holds 2k + ``sample`` points and the chunk at hand, however many pass. The result depends neither on the
-    order of the stream nor on its chunks: ties go to the smaller id, and a point is in the sample if its id has one of
-    the smallest hashes (a bottom-k sample, Cohen and Kaplan 2007). So every step of a run has the *same* sample, whose
-    losses can be followed, and streams over disjoint parts of the data can be merged.
+    Memory holds 2k + ``sample`` points and the current chunk, however long the stream. The result depends neither on
+    the order of the stream nor on its chunks: ties go to the smaller id, and a point is in the sample if its id has one
+    of the smallest hashes (a bottom-k sample, Cohen and Kaplan 2007). So every step of a run has the *same* sample,
+    whose losses can be followed, and streams over disjoint parts of the data can be merged.
 
     Args:
         k: Size of the groups of rises and of falls.
         sample: Size of the sample; 0 for none.
-        seed: Of the hash, from 0 on; another one draws another sample.
+        seed: Seed of the hash, 0 or more; another seed draws another sample.
 
     Attributes:
         count: Points seen.
-        rising: Those with Δ_i > 0.
+        rising: Number of points with Δ_i > 0.
 
     Raises:
         InputError: ``k`` < 1 or ``sample`` < 0.
@@ -71,27 +71,27 @@ class LossChangeStream:
             raise InputError(f"sample={sample}: expected at least 0 points")
         self.count = 0
         self.rising = 0
-        self._rises = _Smallest(k, _falls_of)  # keys by functions with a name: a stream can go to another process
+        self._rises = _Smallest(k, _falls_of)  # keys by named functions, so that a stream can be pickled
         self._falls = _Smallest(k, _rises_of)
         self._sample = _Smallest(sample, partial(_hashes_of, seed=seed))
 
     def update(self, ids: ArrayLike, before: ArrayLike, after: ArrayLike) -> None:
-        """Take a chunk of the stream; over the whole of it no id may come twice.
+        """Add a chunk of the stream; no id may occur twice in the whole stream.
 
         Args:
             ids: ``[n]`` int64, not negative.
-            before: ``[n]`` ℓ_i(θ_t), float32 or float64; a tensor must rest on the CPU.
+            before: ``[n]`` ℓ_i(θ_t), float32 or float64; a tensor must be on the CPU.
             after: ``[n]`` ℓ_i(θ_{t+1}).
 
         Raises:
-            InputError: The three have not one length, or a loss is not finite.
+            InputError: The three differ in length, or a loss is not finite.
         """
         points = StreamedLosses(np.asarray(ids, dtype=np.int64), np.asarray(before), np.asarray(after))
         if points.ids.ndim != 1 or not points.ids.shape == points.before.shape == points.after.shape:
             shapes = ", ".join(str(list(part.shape)) for part in (points.ids, points.before, points.after))
             raise InputError(f"ids, losses before and losses after of shapes {shapes}: expected one length")
         changes = points.changes
-        if not np.isfinite(changes.sum(dtype=np.float64)):  # one sum sees every value that is not finite
+        if not np.isfinite(changes.sum(dtype=np.float64)):  # any non-finite value makes the sum non-finite
             first = points[np.flatnonzero(~np.isfinite(changes))[:1]]
             raise InputError(
                 f"the loss of point {first.ids[0]} goes from {first.before[0]} to {first.after[0]}: expected finite "
@@ -105,7 +105,7 @@ class LossChangeStream:
         self.rising += int(np.count_nonzero(changes > 0))
 
     def merge(self, other: LossChangeStream) -> None:
-        """Add what a stream over other points has seen, with the same k, sample and seed."""
+        """Merge in a stream over other points with the same k, sample and seed."""
         for ours, theirs in (
             (self._rises, other._rises),
             (self._falls, other._falls),
@@ -132,7 +132,7 @@ class LossChangeStream:
 
 
 class _Smallest:
-    """The points with the smallest keys, in their order, ties by id."""
+    """The points with the smallest keys, in ascending order, ties by id."""
 
     def __init__(self, size: int, keys: Callable[[StreamedLosses], np.ndarray]) -> None:
         self.size = size
@@ -141,9 +141,9 @@ class _Smallest:
         self.points = StreamedLosses(np.empty(0, dtype=np.int64), nothing, nothing)
 
     def update(self, points: StreamedLosses, keys: np.ndarray) -> None:
-        """``keys`` ``[n]`` are those of ``points``, which the caller may have at hand."""
+        """Add ``points`` with their ``keys`` ``[n]``, which the caller may have computed already."""
         if len(self.points) == self.size > 0:
-            # Once the group is full few points come near it, and one comparison sorts out all others.
+            # Once the group is full, few points can still enter it, and one comparison rejects all others.
             last = self.points[np.array([-1])]
             rows = np.flatnonzero(keys <= self.keys(last)[0])
             points, keys = points[rows], keys[rows]

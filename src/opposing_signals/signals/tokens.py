@@ -1,4 +1,4 @@
-"""Text: opposing groups of (context, next token)s, named by the tokens that they share (figures 7 to 9)."""
+"""Text: opposing groups of (context, next token) points, named by the tokens that they share (figures 7 to 9)."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from opposing_signals.signals.steps import one_step_changes
 from opposing_signals.signals.streaming import StreamedLosses
 
 LONGEST_SUFFIX = 8
-"""Tokens of context that two members of a group are compared by, at the most."""
+"""Maximum number of context tokens by which two members of a group are compared."""
 
 SHARED = 3
-"""Tokens of context that the points of a group in a pair share, at the most."""
+"""Maximum number of context tokens that the points of a group in a pair share."""
 
 MOST = 4
-"""Pairs of tokens that are given, at the most."""
+"""Maximum number of token pairs returned."""
 
 NAMED = 2
-"""Groups of tokens that name one side of a pair."""
+"""Number of token groups that name one side of a pair."""
 
 
 @dataclass(frozen=True)
 class TokenGroup:
-    """Points that share their next token, and maybe the end of their contexts.
+    """Points with the same next token and, possibly, the same end of context.
 
     Attributes:
         points: ``[k]``, in the order in which they were given.
         target: The shared next token.
-        suffix: The tokens in front of it that they share, at most `LONGEST_SUFFIX`; maybe none.
+        suffix: The shared tokens just before it, at most `LONGEST_SUFFIX`; may be empty.
     """
 
     points: np.ndarray
@@ -53,7 +53,7 @@ class TokenPair:
     """Two groups of tokens whose losses are compared.
 
     Attributes:
-        pair: Of the track's columns.
+        pair: Members are columns of the track.
         names: What the tokens of its rising and of its falling group share.
     """
 
@@ -62,7 +62,7 @@ class TokenPair:
 
 
 class Contexts:
-    """The (context, next token)s of a text by their numbers (see `TokenLosses`)."""
+    """The (context, next token) points of a text by their numbers (see `TokenLosses`)."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -76,21 +76,21 @@ class Contexts:
         return context, int(self.dataset.targets[row, position])
 
     def behind(self, point: int, count: int = 3) -> tuple[int, ...]:
-        """Up to ``count`` tokens behind the next one, as the text goes on."""
+        """Up to ``count`` tokens of the text that follow the next token."""
         targets = self.dataset.targets.reshape(-1)[int(point) + 1 : int(point) + 1 + count]
         return tuple(targets.tolist())
 
     def printed(self, context: Sequence[int], target: int) -> tuple[str, str]:
         """A context and its next token as text, with line breaks written ``\\n``.
 
-        GPT-2 cuts some characters into several tokens. Where the next token ends such a character, all of it is
-        printed as that token, as in the paper; bytes that are no text are written ``\\xe2``.
+        GPT-2 splits some characters into several tokens. If the next token completes such a character, the whole
+        character is printed as that token, as in the paper; bytes that are not valid text are written ``\\xe2``.
         """
         names = self.dataset.class_names
         front = "".join(names[token] for token in context).encode("utf-8", "surrogateescape")
         start = _incomplete(front)
         token = front[start:] + names[target].encode("utf-8", "surrogateescape")
-        text = front[:start].decode("utf-8", "ignore")  # what is left of a character cut at the beginning
+        text = front[:start].decode("utf-8", "ignore")  # drops the rest of a character cut at the beginning
         return text.replace("\n", "\\n"), token.decode("utf-8", "backslashreplace").replace("\n", "\\n")
 
     def name(self, group: TokenGroup) -> str:
@@ -101,14 +101,13 @@ class Contexts:
 def token_groups(points: Sequence[int] | np.ndarray, contexts: Contexts, smallest: int = 5) -> list[TokenGroup]:
     """Group points by next token and by shared end of their contexts, the largest group first.
 
-    Points with one next token are a group. Where at least half of a group, and ``smallest``, go on to share one token
-    more of their contexts, those become a group of their own, and so on; what is left stays a group if it is large
-    enough.
+    Points with the same next token form a group. If at least half of a group, and ``smallest``, also share one more
+    token of context, these form a group of their own, and so on; the rest stays a group if it is large enough.
 
     Args:
-        points: Numbers of (context, next token)s.
-        contexts: Where they are looked up.
-        smallest: Points in a group at the least.
+        points: Numbers of (context, next token) points.
+        contexts: Contexts used to look them up.
+        smallest: Minimum number of points in a group.
     """
     ends = {int(point): contexts.of(point, LONGEST_SUFFIX) for point in points}
     by_target: dict[int, list[int]] = {}
@@ -134,14 +133,14 @@ def token_groups(points: Sequence[int] | np.ndarray, contexts: Contexts, smalles
 
 
 def shared_endings(points: np.ndarray, contexts: Contexts, smallest: int = 5) -> list[TokenGroup]:
-    """Every group of points that share their next token and the last 0, 1, 2 or 3 tokens in front of it.
+    """Every group of points that share their next token and the last 0, 1, 2 or 3 tokens before it.
 
     Of groups with the same points the one with the longest shared context is kept.
 
     Args:
-        points: Numbers of (context, next token)s.
-        contexts: Where they are looked up.
-        smallest: Points in a group at the least.
+        points: Numbers of (context, next token) points.
+        contexts: Contexts used to look them up.
+        smallest: Minimum number of points in a group.
     """
     shared: dict[tuple[int, tuple[int, ...]], list[int]] = {}
     for point in points.tolist():
@@ -162,7 +161,7 @@ def _group(members: list[int], target: int, ends: dict[int, tuple[tuple[int, ...
 
 
 def _incomplete(text: bytes) -> int:
-    """Where a UTF-8 character begins that ``text`` breaks off; its length if there is none."""
+    """Index at which ``text`` cuts a UTF-8 character off; the length of ``text`` if it cuts none off."""
     decoder = getincrementaldecoder("utf-8")("replace")
     decoder.decode(text)
     return len(text) - len(decoder.getstate()[0])
@@ -172,11 +171,11 @@ class TokenTrack:
     """Losses of the tokens that a run has followed, and the opposing pairs among them.
 
     Args:
-        record: Of a run with the instrument `TokenLosses`.
+        record: Record of a run with the instrument `TokenLosses`.
         dataset: The run's text.
 
     Attributes:
-        points: ``[m]``, the numbers of the (context, next token)s.
+        points: ``[m]``, the numbers of the (context, next token) points.
         before: ``values`` ``[T, m]``: ℓ_i(θ_t) for each t for which ℓ_i(θ_{t+1}) is known too.
         changes: ``values`` ``[T, m]`` one-step changes Δ_i(t).
     """
@@ -198,14 +197,14 @@ class TokenTrack:
             self.changes = Series(steps, values[:, 1] - values[:, 0])
 
     def at(self, step: int, columns: np.ndarray | slice = slice(None)) -> StreamedLosses:
-        """Losses of some of the tracked tokens at θ_step and behind the step."""
+        """Losses of some of the tracked tokens before and after a step."""
         before = self.before.at(step)[columns]
         return StreamedLosses(self.points[columns], before, before + self.changes.at(step)[columns])
 
     def largest(self, step: int, k: int) -> tuple[StreamedLosses, StreamedLosses]:
         """The k largest rises of all tracked tokens at a step, and the k largest falls.
 
-        A run that has kept the largest only has no more of them than it kept.
+        A run that recorded only its largest changes has no more of them than it recorded.
         """
         if TOKEN_TOP in self.record:
             ids, losses = (self.record[name].at(step) for name in (TOKEN_TOP, TOKEN_TOP_LOSS))
@@ -221,7 +220,7 @@ class TokenTrack:
         the step at which the two groups are furthest apart.
 
         Returns:
-            None if the followed text lacks one of the two, or too few steps were measured.
+            None if the followed text lacks one of the two groups, or too few steps were measured.
         """
         if pair not in self._named:
             self._named[pair] = self._find_named(pair)
@@ -245,8 +244,8 @@ class TokenTrack:
     def pairs(self) -> list[TokenPair]:
         """The dominant opposing pairs of tokens, the one of largest amplitude first.
 
-        Single tokens are noisy under minibatches: what is searched by `find_pairs` are the mean changes of
-        `shared_endings`. A side of a pair may hold several of them; those that swing most name it.
+        Single tokens are noisy under minibatches, so `find_pairs` searches the mean changes of `shared_endings`. A side
+        of a pair may hold several of these; those that swing most name it.
         """
         groups = shared_endings(self.points, self.contexts)
         column = {point: number for number, point in enumerate(self.points.tolist())}
@@ -268,7 +267,7 @@ class TokenTrack:
         return sorted(found, key=lambda one: -one.pair.amplitude)[:MOST]
 
     def _name(self, groups: Sequence[TokenGroup]) -> str:
-        """The groups that swing most, each of which has most of its points to itself."""
+        """The groups that swing most; one is skipped if it shares half of its points or more with a larger swing."""
         named: list[TokenGroup] = []
         for group in groups:
             if all(2 * len(np.intersect1d(group.points, other.points)) < len(group.points) for other in named):

@@ -24,18 +24,18 @@ from opposing_signals.signals.steps import between, one_step_changes
 from opposing_signals.signals.tokens import TokenTrack
 
 DOMINANT = 4
-"""Pairs of a run that figures draw and claims check: those of largest amplitude."""
+"""Maximum number of pairs that figures draw and claims check: those of largest amplitude."""
 
 
 class Trajectory:
     """What a record holds and what follows from it, each computed once.
 
     Args:
-        record: Of the run.
+        record: The run's record.
         pairing: Keyword arguments of `find_pairs`.
         own_data: The field ``data`` of the configuration that the user's own command has composed; None for a record
-            from anywhere, whose data set is made as `opposing_signals.data.recorded` allows.
-        named_data: Whether a record from anywhere may name the text that is read.
+            of unknown origin, whose data set is built as `opposing_signals.data.recorded` allows.
+        named_data: Whether a record of unknown origin may name the text file that is read.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Trajectory:
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """What decided the run's numbers."""
+        """The configuration that determines the run's numbers."""
         return self.record.configuration
 
     @cached_property
@@ -63,7 +63,7 @@ class Trajectory:
             return recorded(described, self.record.folder, named_data=self._named_data)
         if described == without_root(own):
             return instantiate(own)
-        # A job of a sweep over data: its own command has written this record, so what it names was asked for.
+        # A job of a sweep over data: its own command wrote this record, so the user asked for the data that it names.
         return recorded(described, self.record.folder, own.get("root"), named_data=True)
 
     @property
@@ -166,10 +166,10 @@ class Trajectory:
 
     @cached_property
     def pairs(self) -> list[OpposingPair]:
-        """The dominant ones by their outliers, at most 20 of a group (§2); the largest amplitude first.
+        """The dominant pairs, each reduced to at most 20 outliers per group (§2); the largest amplitude first.
 
-        Only pairs whose mean changes correlate negatively as they are; one that opposes beside leaps which all points
-        share is among `all_pairs` alone.
+        Only pairs whose mean changes correlate negatively. A pair that opposes only apart from leaps which all points
+        share is in `all_pairs` alone.
         """
         opposed = [pair for pair in self.all_pairs if pair.correlation < -ALIKE]
         outliers = [outliers_of(pair, self.changes) for pair in opposed]
@@ -193,7 +193,7 @@ class Trajectory:
 
     @property
     def title(self) -> str:
-        """What a figure of the run draws, for instance "planted_mlp: mlp, planted (480 images), η = 0.03"."""
+        """Title of a figure of the run, for instance "planted_mlp: mlp, planted (480 images), η = 0.03"."""
         data = self.record.provenance["data"]["name"]
         return f"{self.configuration['run']['name']}: {self.network}, {data}, η = {self.step_size:g}"
 
@@ -209,9 +209,9 @@ class Runs(dict[str, Trajectory]):
     """The complete runs of an experiment by name, and what became of the others.
 
     Args:
-        complete: By name.
+        complete: The complete runs by name.
         stopped: Runs whose loss is not finite, up to that step.
-        failures: Name ↦ why it is not complete; of every run that was stopped, and of those that never began.
+        failures: Name ↦ reason, for every run that was stopped or never began.
     """
 
     def __init__(
@@ -226,10 +226,10 @@ class Runs(dict[str, Trajectory]):
 
     @property
     def with_stopped(self) -> dict[str, Trajectory]:
-        """The complete runs, and those that were stopped as far as they came."""
+        """The complete runs, and the stopped ones as far as they got."""
         return {**self, **self.stopped}
 
     @classmethod
     def of(cls, trajectories: Mapping[str, Trajectory]) -> Runs:
-        """``trajectories`` themselves, or complete runs if they say nothing about others."""
+        """``trajectories`` themselves if they are `Runs`; else as complete runs."""
         return trajectories if isinstance(trajectories, cls) else cls(trajectories)

@@ -22,9 +22,9 @@ from opposing_signals.signals.trajectory import Runs, Trajectory
 
 PASS, FAIL, INCONCLUSIVE, NOT_RUN = "PASS", "FAIL", "INCONCLUSIVE", "NOT RUN"
 _LEAST_TEXT = 30
-"""Columns that a statement must have in a table."""
+"""Minimum width of a statement in a table, in columns."""
 _FRAME = 3
-"""Columns of frame and padding beside each cell of a table."""
+"""Columns of frame and padding per cell of a table."""
 COLOURS = {PASS: "green", FAIL: "red", INCONCLUSIVE: "yellow", NOT_RUN: "dim"}
 
 
@@ -37,10 +37,10 @@ class Estimate:
     """A measured statistic.
 
     Attributes:
-        value: Of the statistic.
-        interval: 95% interval of the value; None where none was computed.
-        reason: A remark that belongs to the value.
-        decides: False for a value without a known interval that is too uncertain for a verdict.
+        value: Value of the statistic.
+        interval: 95% interval of the value; None if none was computed.
+        reason: A remark on the value.
+        decides: False if the value has no known interval and is too uncertain for a verdict.
     """
 
     value: float
@@ -56,7 +56,7 @@ class Threshold:
     """``"< -0.8"``, ``"> 5"``, ``">= 0.5"``, ``"<= 1"`` or ``"in [0.8, 2.0]"``.
 
     Raises:
-        InputError: The text is none of these.
+        InputError: The text has another form.
     """
 
     _COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}  # noqa: RUF012
@@ -81,7 +81,7 @@ class Threshold:
     def verdict(self, estimate: Estimate) -> str:
         """PASS if all of the estimate's interval meets the threshold, FAIL if none of it does, else INCONCLUSIVE.
 
-        A value that has no interval is exact and decides by itself, unless it says otherwise.
+        A value without an interval is exact and decides by itself, unless `Estimate.decides` is False.
         """
         low, high = estimate.interval or (estimate.value, estimate.value)
         if not estimate.decides or not all(map(math.isfinite, (estimate.value, low, high))):
@@ -94,13 +94,13 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a claim: the fields of ``claims.json``, in its order.
+    """The outcome of a claim: the fields of ``claims.json``, in its order.
 
     Attributes:
-        value: Of the statistic; over several seeds their median. None if it is not known.
-        seed: Of the run, or the seeds.
+        value: Value of the statistic; over several seeds their median. None if it is unknown.
+        seed: Seed of the run, or the seeds.
         reason: Why there is no value or no decision, or a remark on the value.
-        by_seed: Over several seeds, the seed, value, interval and verdict of each.
+        by_seed: Over several seeds: seed, value, interval and verdict of each.
     """
 
     id: str
@@ -123,16 +123,16 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement that runs confirm or refute.
+    """A statement that the runs confirm or refute.
 
     Attributes:
         id: For instance ``"fig01a"``.
         statement: What is claimed, in a sentence.
         source: Where the paper claims it.
-        statistic: Runs by name ↦ `Estimate`, or CannotTellError; the first line of its docstring describes it.
-        threshold: One text, or one for each scale.
-        seeds: Where runs differ in their seed: ``"each"``, the statistic is that of each seed's runs, or
-            ``"together"``, it compares them.
+        statistic: Runs by name ↦ `Estimate`, or raises CannotTellError; the first line of its docstring describes it.
+        threshold: One text, or one per scale.
+        seeds: For runs that differ in their seed: ``"each"`` evaluates the statistic per seed, ``"together"`` on all of
+            them, to compare seeds.
     """
 
     id: str
@@ -146,7 +146,7 @@ class Claim:
         """The threshold at a scale.
 
         Raises:
-            InputError: There is none, or its text is none.
+            InputError: There is none, or its text is malformed.
         """
         by_scale = {scale: self.threshold} if isinstance(self.threshold, str) else self.threshold
         if scale not in by_scale:
@@ -159,7 +159,7 @@ class Claim:
     def check(self, trajectories: Mapping[str, Trajectory], scale: str, seed: int) -> Verdict:
         """The verdict on these runs.
 
-        INCONCLUSIVE: the runs cannot tell, or the interval of the value contains the threshold. NOT RUN: there are no
+        INCONCLUSIVE: the runs cannot decide, or the interval of the value contains the threshold. NOT RUN: there are no
         runs.
         """
         runs = Runs.of(trajectories)
@@ -168,7 +168,7 @@ class Claim:
         if self.seeds == "together" or len(seeds) < 2:
             return self._check(runs, scale, seed)
         checked = over_seeds([self._check(_of_seed(runs, one), scale, one) for one in sorted(seeds)])
-        lost = [name for name in runs.failures if name not in runs.stopped]  # of a seed that cannot be told
+        lost = [name for name in runs.failures if name not in runs.stopped]  # their seed is unknown
         if lost and checked.verdict == PASS:
             return replace(checked, verdict=INCONCLUSIVE, reason=f"{checked.reason}; failed: {', '.join(lost)}")
         return checked
@@ -179,7 +179,7 @@ class Claim:
         reason = "; ".join(trajectories.failures.values()) or "the run is missing"
         if trajectories:
             try:
-                with np.errstate(divide="ignore", invalid="ignore"):  # what is not finite decides nothing
+                with np.errstate(divide="ignore", invalid="ignore"):  # a non-finite value decides nothing
                     estimate = self.statistic(trajectories)
             except ZeroDivisionError:
                 estimate = Estimate(math.inf)
@@ -209,26 +209,35 @@ class Claim:
 
 
 def _of_seed(runs: Runs, seed: int) -> Runs:
-    """The runs of one seed, by their names in a grid without seeds; a run that never began may belong to any seed."""
+    """The runs of one seed, named as in a grid without seeds; a run that never began may belong to any seed."""
     begun = {**runs, **runs.stopped}
     others = {name for name, run in begun.items() if run.configuration.get("seed", seed) != seed}
+    names = _names_without_seed({name: run for name, run in begun.items() if name not in others})
     complete, stopped = (
-        {_without_seed(name): run for name, run in part.items() if name not in others} for part in (runs, runs.stopped)
+        {names[name]: run for name, run in part.items() if name not in others} for part in (runs, runs.stopped)
     )
-    failures = {_without_seed(name): why for name, why in runs.failures.items() if name not in others}
+    failures = {names.get(name, without_seed(name)): why for name, why in runs.failures.items() if name not in others}
     return Runs(complete, stopped, failures)
 
 
-def _without_seed(name: str) -> str:
-    """A job's name in a grid without seeds: "run=vgg11_sgd,seed=2" is there called "vgg11_sgd"."""
+def _names_without_seed(begun: Mapping[str, Trajectory]) -> dict[str, str]:
+    """Each job's name in a grid without seeds: in one of runs alone that of its run, where no two jobs share it."""
+    names = {name: without_seed(name) for name in begun}
+    of_runs = {name: str(run.configuration.get("run", {}).get("name", "")) for name, run in begun.items()}
+    is_of_runs = not any("=" in name for name in names.values()) and all(of_runs.values())
+    return of_runs if is_of_runs and len({*of_runs.values()}) == len(of_runs) else names
+
+
+def without_seed(name: str) -> str:
+    """A job's name in a grid without seeds, for instance "vgg11_sgd" for "run=vgg11_sgd,seed=2"."""
     parts = [part for part in name.split(",") if not part.startswith("seed=")]
     return parts[0].removeprefix("run=") if len(parts) == 1 else ",".join(parts) or name
 
 
 def over_seeds(verdicts: Sequence[Verdict]) -> Verdict:
-    """The verdicts on one claim at several seeds as one: it passes where every seed does, and fails where one does.
+    """Merge the verdicts on one claim at several seeds: it passes if every seed passes, and fails if any seed fails.
 
-    Its reason says in how many of them the claim passes.
+    The reason gives the number of seeds at which the claim passes.
     """
     passed = sum(verdict.verdict == PASS for verdict in verdicts)
     values = [verdict.value for verdict in verdicts if verdict.value is not None]
@@ -258,7 +267,7 @@ def _description(statistic: Statistic) -> str:
 
 
 def verdict_table(verdicts: Sequence[Verdict], title: str, console: Console) -> RenderableType:
-    """The verdicts for a terminal: a table, or a few lines for each where a table is too narrow for statements."""
+    """The verdicts for a terminal: as a table, or as a few lines each if a table is too narrow for the statements."""
     headings = ["claim", "threshold", "value", "95% interval", "verdict"]
     rows = [
         [

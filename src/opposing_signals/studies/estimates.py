@@ -1,4 +1,4 @@
-"""Statistics over steps with intervals that account for the dependence between successive steps."""
+"""Statistics over steps, with intervals that account for the dependence between successive steps."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from opposing_signals.signals.alignment import correlation
 from opposing_signals.studies.claim import Estimate
 
 FEWEST = 8
-"""The fewest values that an interval is computed from; fewer than for steps, since spikes are rarer."""
+"""Minimum number of values for an interval; fewer than for steps, since spikes are rarer."""
 
 DRAWS = 500
 
 CORRELATION = (-1.0, 1.0)
-"""Between which a correlation lies."""
+"""Range of a correlation."""
 
 SMALLEST = float(np.finfo(np.float32).tiny)
-"""What a value is compared with counts as no smaller: the loss of an interpolated point does not change at all."""
+"""Lower bound on reference values, because the loss of an interpolated point does not change at all."""
 
 _NORMAL = float(scipy.stats.norm.ppf(0.975))
 
@@ -29,9 +29,9 @@ Statistic = Callable[[np.ndarray], float]
 
 
 def over_steps(statistic: Statistic, steps: int, within: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
-    """``statistic`` of all rows from 0 to ``steps`` − 1 with its 95% `interval`; too few decide nothing.
+    """``statistic`` of all rows from 0 to ``steps`` − 1 with its 95% `interval`; too few rows decide nothing.
 
-    ``within`` are the least and the largest value that the statistic can have.
+    ``within`` is the range of the statistic.
     """
     if steps < FEWEST:
         reason = f"{steps} values over steps; a verdict needs {FEWEST}"
@@ -67,11 +67,11 @@ def random_groups(examples: int, size: int) -> list[np.ndarray]:
 def interval(statistic: Statistic, steps: int) -> tuple[float, float]:
     """95% interval of a statistic of ``steps`` dependent rows.
 
-    The bootstrap of single rows gives the interval's shape as if they were independent (Efron 1979); it is stretched
-    around the value by the square root of `dependence` of the rows' influences, and by the quantile of Student's t that
-    the uncertainty of that factor asks for. Block bootstraps without the second are too narrow: of nominal 95% a
-    moving-block bootstrap covers 76% for AR(1) with ρ = 0.8 and 200 steps, and one with the block length of Politis and
-    White (2004) and critical values of fixed-b asymptotics 92%.
+    The bootstrap of single rows gives the interval's shape as if the rows were independent (Efron 1979). It is
+    stretched around the value by the square root of the `dependence` of the rows' influences, and by the quantile of
+    Student's t for the uncertainty of that factor. Block bootstraps are too narrow without this quantile: of nominal
+    95%, a moving-block bootstrap covers 76% for AR(1) with ρ = 0.8 and 200 steps, and one with the block length of
+    Politis and White (2004) and critical values of fixed-b asymptotics 92%.
     """
     rows = np.arange(steps)
     value = statistic(rows)
@@ -85,11 +85,11 @@ def interval(statistic: Statistic, steps: int) -> tuple[float, float]:
 
 
 def dependence(values: np.ndarray) -> tuple[float, int]:
-    """How many times larger the variance of the mean of ``values`` ``[n]`` is than if they were independent.
+    """Ratio of the variance of the mean of ``values`` ``[n]`` to its variance if they were independent.
 
-    The long-run variance over the variance. It is estimated by the first B cosine transforms (Lazarus, Lewis, Stock and
-    Watson 2018) after an AR(1) fit has been taken out (Andrews and Monahan 1992), whose coefficient is corrected for
-    its bias (Kendall 1954).
+    This is the long-run variance over the variance, estimated by the first B cosine transforms (Lazarus, Lewis, Stock
+    and Watson 2018) after an AR(1) fit has been removed (Andrews and Monahan 1992), whose coefficient is corrected for
+    bias (Kendall 1954).
 
     Returns:
         The factor, at least 0.1, and the degrees of freedom B of its estimate.

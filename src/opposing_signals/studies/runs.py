@@ -1,4 +1,4 @@
-"""Access to the runs of a statistic; if they lack what it needs, CannotTellError gives the reason."""
+"""Access to the runs of a statistic; CannotTellError gives the reason if they lack what it needs."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ Trajectories = Mapping[str, Trajectory]
 """The runs of an experiment by name."""
 
 FEWEST_STEPS = 10
-"""A statistic over fewer steps than this is not given."""
+"""Minimum number of steps for a statistic."""
 
 
 def need(count: int, what: str, least: int = FEWEST_STEPS) -> None:
     """Refuse a statistic of fewer than ``least`` values.
 
     Raises:
-        CannotTellError: There are ``count`` of ``what``.
+        CannotTellError: There are only ``count`` of ``what``.
     """
     if count < least:
         raise CannotTellError(f"{count} of the {least} needed {what}")
 
 
 def only_run(trajectories: Trajectories) -> Trajectory:
-    """The run of an experiment that has one."""
+    """The run of an experiment with a single run."""
     (trajectory,) = trajectories.values()
     return trajectory
 
@@ -48,7 +48,7 @@ def break_even(trajectory: Trajectory, name: str = "") -> int:
     """The step at which λ first reaches 2/η.
 
     Raises:
-        CannotTellError: It never does; ``name`` is said where there are several runs.
+        CannotTellError: It never does; ``name`` is given if there are several runs.
     """
     if trajectory.break_even is None:
         raise CannotTellError(f"{name}: {trajectory.no_break_even}".removeprefix(": "))
@@ -70,7 +70,7 @@ def dominant_pairs(trajectory: Trajectory, name: str = "") -> list[OpposingPair]
     """The dominant opposing pairs of a run, at least one.
 
     Raises:
-        CannotTellError: None was found; ``name`` is said where there are several runs.
+        CannotTellError: None was found; ``name`` is given if there are several runs.
     """
     if not trajectory.pairs:
         why = f"; {NOT_SUCCESSIVE}" if len(trajectory.changes) < FEWEST_STEPS else ""

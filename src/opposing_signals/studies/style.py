@@ -28,23 +28,23 @@ if TYPE_CHECKING:
 
 INK = "#22252b"
 MUTED = "#7a7f87"
-# Okabe and Ito's palette, which colour-blind readers can tell apart; a pair's groups are a dark and a light tone.
+# The palette of Okabe and Ito, safe for colour-blind readers; a pair's groups are a dark and a light tone.
 PAIRS = (("#0072B2", "#56B4E9"), ("#D55E00", "#E69F00"), ("#00674F", "#3CC29B"), ("#8E3B74", "#DE9CC6"))
 GROUPS: tuple[dict[str, Any], ...] = (
     {"color": PAIRS[0][0], "linestyle": "-", "marker": "o"},
     {"color": PAIRS[1][0], "linestyle": (0, (5, 1)), "marker": "s"},
 )
-"""The two groups of a pair where it is drawn by itself: colour, line and marker each tell them apart."""
+"""The two groups of a pair drawn by itself: they differ in colour, line and marker."""
 ALARM = "#B3261E"
 RUNS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#f0f1f3"
 """Marks a range of steps, drawn under the lines."""
 LINES: tuple[Any, ...] = ("-", (0, (5, 1)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1)), (0, (1, 2)))
-"""The lines of several runs in one panel, beside their colours."""
+"""Line styles of several runs in one panel, in addition to their colours."""
 DPI = 150
-"""Pixels an inch."""
+"""Pixels per inch."""
 LARGEST_PNG = 1_000_000
-"""Bytes, above which a picture, which then is one of many photographs, gets a palette."""
+"""Size in bytes above which a picture, usually of many photographs, is saved with a palette."""
 
 _LOOK: Any = {
     "axes.edgecolor": MUTED,
@@ -70,8 +70,8 @@ _LOOK: Any = {
     "ytick.labelcolor": INK,
     "ytick.labelsize": 8,
 }
-_INCHES_A_LETTER = 0.115  # of a title
-_INCHES_A_NOTE = 0.135  # of a line under the panels
+_INCHES_A_LETTER = 0.115  # in a title
+_INCHES_A_NOTE = 0.135  # in a line under the panels
 
 
 def look() -> AbstractContextManager[None]:
@@ -80,7 +80,7 @@ def look() -> AbstractContextManager[None]:
 
 
 def figure(width: float, height: float, title: str) -> Figure:
-    """An empty figure of ``width`` x ``height`` inches with a title, its lines broken where they do not fit."""
+    """An empty figure of ``width`` x ``height`` inches with a title, which is wrapped to fit."""
     new = Figure(figsize=(width, height), layout="constrained")
     lines = [_broken(line, int(width / _INCHES_A_LETTER)) for line in title.splitlines()]
     new.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=12, fontweight="bold")
@@ -88,7 +88,7 @@ def figure(width: float, height: float, title: str) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write ``figure`` to ``path``, PNG or PDF; a PNG of more than `LARGEST_PNG` bytes with 256 colours."""
+    """Write ``figure`` to ``path`` as PNG or PDF; a PNG of more than `LARGEST_PNG` bytes is reduced to 256 colours."""
     figure.savefig(path, dpi=DPI)
     if path.suffix == ".png" and path.stat().st_size > LARGEST_PNG:
         with Image.open(path) as picture:
@@ -97,11 +97,11 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _broken(line: str, letters: int) -> str:
-    """As few lines of at most ``letters`` as there can be, of about the same length.
+    """As few lines of at most ``letters`` as possible, of about equal length.
 
-    "x = 1" stays in one of them, and what stands in parentheses does.
+    "x = 1" and text in parentheses are not broken.
     """
-    whole = re.sub(r" = |\([^()]*\)", lambda part: part[0].replace(" ", "\u00a0"), line)  # no place to break
+    whole = re.sub(r" = |\([^()]*\)", lambda part: part[0].replace(" ", "\u00a0"), line)  # no line breaks there
     parts = narrower = _wrapped(whole, letters)
     width = min(letters, max(map(len, parts), default=0))
     while len(narrower) == len(parts) > 1 and max(map(len, narrower)) <= width:
@@ -120,7 +120,7 @@ def draw(axes: Axes, series: Series, **look: Any) -> None:
 
 
 def draw_sharpness(axes: Axes, trajectory: Trajectory, edge: float | None, **look: Any) -> None:
-    """λ, the shade between it and what no eigenvalue exceeds (see `curvature.Eigenpairs`), and 2/η if it is given."""
+    """λ, shaded up to its upper bound (see `curvature.Eigenpairs`), and 2/η if it is given."""
     record = trajectory.record
     draw(axes, record[SHARPNESS], **{"color": INK, "label": "λ", **look})
     if SHARPNESS_BOUND in record:
@@ -142,12 +142,12 @@ def draw_close(
     """The mean losses of groups at some steps, step by step.
 
     Args:
-        axes: To draw in.
+        axes: Axes to draw in.
         steps: ``[t]``.
         values: ``[t, N]`` losses.
-        groups: Points of each.
-        looks: Of each.
-        names: Of each, for the legend.
+        groups: Points of each group.
+        looks: Look of each group.
+        names: Name of each group, for the legend.
     """
     for group, look, name in zip_longest(groups, looks, names):
         line = {"marker": "o", "markersize": 2.5, **look}
@@ -181,7 +181,7 @@ def mark_break_even(axes: Axes, step: int | None) -> None:
 
 
 def mark_edge(axes: Axes, edge: float | None) -> None:
-    """A horizontal line at 2/η, named at its end; nothing where that is no edge of stability."""
+    """A horizontal line at 2/η, named at its end; nothing if ``edge`` is None."""
     if edge is not None:
         mark_level(axes, edge, "2/η")
 
@@ -193,7 +193,7 @@ def mark_level(axes: Axes, level: float, name: str, place: tuple[float, float] =
 
 
 def broken(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A line that ends where steps were not measured: NaN between two that do not follow each other."""
+    """A line that is interrupted by NaN where steps were not measured."""
     gaps = np.flatnonzero(np.diff(steps) > 1) + 1
     return np.insert(steps.astype(float), gaps, np.nan), np.insert(values.astype(float), gaps, np.nan)
 
@@ -204,7 +204,7 @@ def wrapped(text: str, letters: int) -> str:
 
 
 def legend_above(axes: Axes, columns: int = 1) -> None:
-    """A legend between the title and the panel, where it covers no curve; none where nothing has a name."""
+    """A legend between the title and the panel, where it covers no curve; none if nothing is labelled."""
     rows = -(-len(axes.get_legend_handles_labels()[1]) // columns)
     if not rows:
         return
@@ -215,16 +215,16 @@ def legend_above(axes: Axes, columns: int = 1) -> None:
 
 
 def legend_beside(figure: Figure, axes: Axes) -> None:
-    """The legend of one panel, right of all of them: for long names."""
+    """The legend of one panel, to the right of all panels: for long names."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
 
 
 def name_verdicts(
     figure: Figure, verdicts: Sequence[Verdict], failures: Mapping[str, str] = MappingProxyType({})
 ) -> None:
-    """Say under the panels what became of each of the figure's claims, and below them which runs failed, and why.
+    """Write the verdict on each of the figure's claims under the panels, and below them which runs failed, and why.
 
-    The figure grows by what is said, so that the panels keep their size.
+    The figure grows with this text, so that the panels keep their size.
     """
     room = int(15 * figure.get_figwidth())
     lines = [line for one in verdicts for line in _wrapped(_told(one), room, indent="    ")]
@@ -265,7 +265,7 @@ def looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def about(what: str, trajectories: Mapping[str, Trajectory]) -> str:
-    """A title that names what is drawn: "…: ResNet-18 and VGG-11, cifar10 (5,000 images), η = 0.1 and 0.2"."""
+    """A title that names the subject: "…: ResNet-18 and VGG-11, cifar10 (5,000 images), η = 0.1 and 0.2"."""
     runs = trajectories.values()
     sizes: dict[str, list[str]] = {}
     for run in runs:
@@ -283,7 +283,7 @@ def rule_name(trajectory: Trajectory) -> str:
 
 
 def _listed(values: Iterable[str]) -> str:
-    """For instance "a, b and c", each once; what stands in parentheses behind all of them stands once at the end."""
+    """For instance "a, b and c", without repetition; a part in parentheses that all share is given once at the end."""
     once = list(dict.fromkeys(values))
     heads, _, ends = zip(*(value.partition(" (") for value in once), strict=True)
     if len(once) > 1 and ends[0] and len(set(ends)) == 1:

@@ -15,8 +15,8 @@ class Batches:
 
     Args:
         examples: N.
-        size: Examples a batch; None for full-batch training.
-        seed: Of the order. Epoch e is a permutation drawn from (seed, e) alone.
+        size: Examples per batch; None for full-batch training.
+        seed: Of the order. Epoch e is a permutation drawn only from (seed, e).
 
     Raises:
         InputError: The batch is larger than the data or not positive.
@@ -33,7 +33,7 @@ class Batches:
         self._first_step: Callable[[], int] = lambda: 0
 
     def begin_at(self, first_step: Callable[[], int]) -> None:
-        """Ask ``first_step`` for the step to begin with at the start of each pass."""
+        """Call ``first_step`` for the first step whenever an iteration starts."""
         self._first_step = first_step
 
     @property

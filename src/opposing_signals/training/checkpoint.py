@@ -1,4 +1,4 @@
-"""Checkpoints by time, written so that a run killed at any moment can go on."""
+"""Checkpoints at time intervals, written so that a run killed at any moment can resume."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from opposing_signals.record import Record
 class TimedCheckpoint(Checkpoint):
     """Saves the training state every ``seconds``, when a signal tells the process to end, and at the end.
 
-    The record is brought to the disk first, so a checkpoint never claims a step that the record lacks; the file is
-    replaced as a whole, so a kill leaves the old one or the new one.
+    The record is synced to disk first, so a checkpoint never claims a step that the record lacks. The file is replaced
+    atomically, so a kill leaves the old one or the new one.
 
     Args:
-        record: Beside which the checkpoint lies.
-        seconds: Between checkpoints.
-        saved: Called behind each.
+        record: Its folder holds the checkpoint.
+        seconds: Interval between checkpoints.
+        saved: Called after each.
         extends: What the run takes over from another one (`training.extension`); None: nothing.
     """
 
@@ -66,7 +66,7 @@ class TimedCheckpoint(Checkpoint):
         interruption.end_steps()
 
     def state_dict(self) -> dict[str, Any]:
-        """How many rows the record has, which a run that goes on from here must find, and what it takes over."""
+        """The record's number of rows, which a resumed run must find, and what the run takes over."""
         return {"rows": self.record.rows, **({"extends": self.extends} if self.extends else {})}
 
     def save(self, trainer: Trainer) -> None:
@@ -80,11 +80,11 @@ class TimedCheckpoint(Checkpoint):
 
 @dataclass(frozen=True)
 class Begun:
-    """What there is of a run: its checkpoint's, or nothing.
+    """The state of a run: its checkpoint's, or nothing.
 
     Attributes:
-        steps: That have been taken.
-        rows: Of each quantity that its record had; None: there is no checkpoint.
+        steps: Steps taken.
+        rows: Rows of each quantity in its record; None: there is no checkpoint.
         extends: What it takes over from another run; empty: nothing.
     """
 
@@ -94,16 +94,16 @@ class Begun:
 
 
 def begun(path: Path) -> Begun:
-    """What there is of a run with the checkpoint ``path``.
+    """The state of a run with the checkpoint ``path``.
 
     Raises:
-        DamagedError: It is no whole checkpoint, or holds anything but tensors and plain values.
+        DamagedError: It is not a whole checkpoint, or holds anything but tensors and plain values.
     """
     if not path.is_file():
         raise DamagedError(f"{path} is damaged: it is no file")
     try:
         with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():  # PyTorch itself does not look at the checksums that it writes
+            if damaged := archive.testzip():  # PyTorch itself does not check the checksums that it writes
                 raise DamagedError(f"{path} is damaged: the checksum of its part {damaged} is wrong")
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         noted = checkpoint["callbacks"][TimedCheckpoint.__qualname__]
@@ -111,5 +111,5 @@ def begun(path: Path) -> Begun:
         return Begun(int(checkpoint["global_step"]), rows, dict(noted.get("extends") or {}))
     except (OSError, DamagedError):
         raise
-    except Exception as error:  # of many kinds: a stranger's file may hold anything
+    except Exception as error:  # of many kinds: a foreign file may hold anything
         raise DamagedError(f"{path} is damaged or no checkpoint: {first_line(error)}") from None

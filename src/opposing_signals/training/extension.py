@@ -1,11 +1,11 @@
-"""A run that takes over what a complete run of the same training has recorded, and measures only what that lacks.
+"""Runs that take over the results of a complete run of the same training, and measure only what is missing.
 
-Two runs train alike if their configurations differ in name and instruments alone (`training_key`). What one of them has
-recorded holds for the other. What is missing is measured in one of two ways: at the snapshots of θ_t that the complete
-run has recorded, or while the training is repeated without the other instruments. Either way the train loss of each
-step is held against the recorded one, so that two trainings which went apart are never mixed.
+Two runs train identically if their configurations differ only in name and instruments (`training_key`). What one of
+them has recorded holds for the other. What is missing is measured in one of two ways: at the snapshots of θ_t that the
+complete run has recorded, or while the training is repeated without the other instruments. Either way the train loss of
+each step is compared with the recorded one, so that two trainings that diverged are never mixed.
 
-A run that differs from a complete one in more steps alone goes on where that ends (`begin`).
+A run that differs from a complete one only in having more steps continues where that ends (`begin`).
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ Way = Literal["snapshots", "training"]
 WAYS: tuple[Way, ...] = ("snapshots", "training")
 """How the missing instruments measure, the cheaper first."""
 LOOKED_AT = (TRAIN_LOSS, PARAMETERS)
-"""The quantities that tell whether a complete run can be extended."""
+"""The quantities that decide whether a complete run can be extended."""
 
 
 class DepartedError(Exception):
-    """The training went another way than that of the complete run, or its snapshots do not give its losses.
+    """The training departed from that of the complete run, or its snapshots do not reproduce its losses.
 
     Attributes:
         way: How the missing instruments were measured.
@@ -60,11 +60,11 @@ class Extension:
 
     Attributes:
         source: The complete run.
-        way: How the others measure.
-        taken: Names of the instruments that do not measure here.
-        measured: Names of the instruments that measure here: those that ``source`` lacks, and those from which they
-            take a finding of the same step.
-        quantities: That are taken over.
+        way: How the remaining instruments measure.
+        taken: Names of the instruments whose results are taken over.
+        measured: Names of the instruments that measure here: those that ``source`` lacks, and those whose results of
+            the same step they need.
+        quantities: Quantities taken over.
         losses: The train loss of ``source``.
     """
 
@@ -87,25 +87,25 @@ class Extension:
         return f"taken over from {self.source.folder}: {', '.join(self.taken) or 'nothing'}; {measured}"
 
     def complete(self, record: Record) -> None:
-        """Copy the quantities into ``record``, whose other instruments have measured, and complete it."""
+        """Copy the quantities into ``record``, once its other instruments have measured, and mark it complete."""
         self.source.verify(self.quantities)
         for quantity in self.quantities:
             record.replace(quantity, self.source[quantity])
         record.write_state("complete")
-        if not self.measured and self.source.checkpoint.is_file():  # it holds the weights behind the last step
+        if not self.measured and self.source.checkpoint.is_file():  # it holds the weights after the last step
             _copy_checkpoint(self.source, record)
 
 
 def begin(
     config: DictConfig, record: Record, instruments: Mapping[str, StepHooks], ways: Collection[Way]
 ) -> tuple[Begun, Extension | None]:
-    """Where the run goes on from, and what it takes over.
+    """Where the run resumes, and what it takes over.
 
     Args:
         config: Of the run.
         record: Of the run.
         instruments: All of the configuration, by name.
-        ways: Those that may be gone.
+        ways: The allowed ones.
     """
     start = begun(record.checkpoint) if record.checkpoint.exists() else Begun()
     if start.steps and not start.extends:
@@ -127,9 +127,9 @@ def _found(
     ways: Collection[Way],
     interrupted: Mapping[str, Any],
 ) -> Extension | None:
-    """The extension that leaves least to do; of one that was ``interrupted``, with that provenance, the same again."""
+    """The extension that leaves least to measure; if one was ``interrupted`` (its provenance), the same again."""
     if any(instrument.ends_run or not _written(instrument) for instrument in instruments.values()):
-        return None  # an instrument of one's own may take anything from the others
+        return None  # a user's own instrument may take anything from the others
     possible = [
         extension
         for source in _complete(config, record, training_key)
@@ -143,9 +143,9 @@ def _found(
 
 
 def _continued(config: DictConfig, record: Record) -> bool:
-    """Whether there is a complete run that differs from this one in fewer steps alone.
+    """Whether there is a complete run that differs from this one only in having fewer steps.
 
-    Its rows and its checkpoint are then copied into ``record``, and the run goes on as one that was interrupted there.
+    Its rows and checkpoint are then copied into ``record``, and the run resumes as if interrupted there.
     """
 
     def alike(configuration: Mapping[str, Any]) -> str:
@@ -160,7 +160,7 @@ def _continued(config: DictConfig, record: Record) -> bool:
             continue
         end = begun(source.checkpoint)
         if end.extends or (end.steps, end.rows) != (steps(source), source.rows):
-            continue  # it ended before its last step, or holds what others have measured
+            continue  # it ended early, or holds results taken over from another run
         for quantity in source:
             record.replace(quantity, source[quantity])
         record.write_provenance({**source.provenance, "continues": source.folder.name})
@@ -171,13 +171,13 @@ def _continued(config: DictConfig, record: Record) -> bool:
 
 
 def _complete(config: DictConfig, record: Record, alike: Callable[[Mapping[str, Any]], str]) -> Iterator[Record]:
-    """The complete records beside that of ``config``, of configurations that are ``alike``."""
+    """The complete records next to that of ``config`` whose configurations are ``alike``."""
     if config.run_dir is not None or record.folder != run_folder(config):
         return
     ours = alike(decisive(config))
     for path in sorted(record.folder.parent.glob("*/configuration.json")):
         other = Record(path.parent)
-        with suppress(DamagedError):  # whoever needs that run is told
+        with suppress(DamagedError):  # whoever needs that run gets the error
             if other.folder != record.folder and alike(other.configuration) == ours and other.is_complete:
                 yield other
 
@@ -197,7 +197,7 @@ def _copy_checkpoint(source: Record, record: Record) -> None:
 
 
 def _extension(config: DictConfig, source: Record, instruments: Mapping[str, StepHooks], way: Way) -> Extension | None:
-    """That of ``source``, if there is something in it to take over and the missing instruments can go this ``way``."""
+    """The extension of ``source``, if it has something to take over and the missing instruments can go this ``way``."""
     ours, theirs = decisive(config)["instruments"], source.configuration.get("instruments")
     if not isinstance(theirs, dict) or TRAIN_LOSS not in source or config.steps - 1 not in source[TRAIN_LOSS].steps:
         return None
@@ -215,7 +215,7 @@ def _extension(config: DictConfig, source: Record, instruments: Mapping[str, Ste
     is_due = {step for name in measured for step in range(config.steps) if instruments[name].is_due(step)}
     is_possible = {
         "training": bool(quantities),
-        "snapshots": count() == 1  # elsewhere the disk may be another one
+        "snapshots": count() == 1  # other processes may have another disk
         and source.checkpoint.is_file()
         and not any(instruments[name].needs_training for name in measured)
         and is_due <= ({*source[PARAMETERS].steps.tolist()} if PARAMETERS in source else set()),
@@ -225,14 +225,14 @@ def _extension(config: DictConfig, source: Record, instruments: Mapping[str, Ste
 
 
 def _written(instrument: StepHooks) -> list[str]:
-    """The quantities that an instrument of the package writes; none of another."""
+    """The quantities that an instrument of this package writes; none for a foreign one."""
     kind = type(instrument)
     is_ours = kind.__module__.startswith("opposing_signals.")
     return [str(quantity) for quantity in QUANTITIES.values() if is_ours and quantity.writer == kind.__name__]
 
 
 class SameTraining(Callback):
-    """Ends a training whose loss is not that which the complete run has recorded.
+    """Ends a training whose loss differs from that recorded by the complete run.
 
     Raises:
         DepartedError: In the step in which the losses differ.
@@ -255,8 +255,8 @@ class SameTraining(Callback):
 class ReplayedModule(TrainingModule):
     """A training whose weights are not computed but read from the snapshots of a complete run.
 
-    Only the steps at which something is due have a pass. The weights behind the last step are those of the complete
-    run's checkpoint.
+    Only steps with a measurement have a pass. The weights after the last step are those of the complete run's
+    checkpoint.
 
     Args:
         module: The training, with the instruments that measure.
@@ -277,7 +277,7 @@ class ReplayedModule(TrainingModule):
             super().training_step(batch, batch_idx)
         else:
             assert not isinstance(optimizer, list)
-            optimizer.step()  # by which Lightning counts
+            optimizer.step()  # Lightning counts steps by this call
         if step + 1 == self._steps:
             checkpoint = torch.load(self._source.checkpoint, map_location=self.device, weights_only=True, mmap=True)
             self.load_state_dict(checkpoint["state_dict"])

@@ -1,4 +1,4 @@
-"""Whether the chosen model, data, loss and augmentation fit together, found out before anything is trained."""
+"""Checks, before any training, that the chosen model, data, loss and augmentation are compatible."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from opposing_signals.data import Dataset
 from opposing_signals.errors import InputError, first_line, refusal
 
 OF_CLASSES = ("torch.nn.CrossEntropyLoss", "opposing_signals.losses.logistic_loss")
-"""Losses that take numbers for targets as well, and then mean something else."""
+"""Losses that also accept real-valued targets, but then mean something else."""
 
 
 def fitting(config: DictConfig, dataset: Dataset) -> tuple[nn.Module, Any]:
-    """Model and loss of ``config``, tried on two examples; that leaves no trace.
+    """Model and loss of ``config``, tried on two examples without side effects.
 
     Raises:
-        InputError: They do not fit to the data, or to each other.
+        InputError: They are not compatible with the data, or with each other.
     """
     if not dataset.is_classification and config.loss.get("_target_") in OF_CLASSES:
         raise InputError(

@@ -1,4 +1,4 @@
-"""A run that leaves another just before a loss spike, with the training loss of a few points changed."""
+"""A run that branches off another just before a loss spike, with the training loss of a few points changed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from opposing_signals.values import Count, Natural, Seed
 
 Kind = Literal["control", "remove_pair", "downweight_pair", "relabel_pair", "remove_random"]
 DOWNWEIGHTED = 0.5
-"""What a point of the pair counts under ``downweight_pair``."""
+"""Weight of a point of the pair under ``downweight_pair``."""
 
-_CANDIDATES = 50  # spikes that are looked at, the largest first
+_CANDIDATES = 50  # spikes to consider, the largest first
 
 
 def branch(
@@ -32,18 +32,18 @@ def branch(
     window: Count,
     draw: Seed = 0,
 ) -> dict[str, Any]:
-    """Put ``module`` where the reference was before its spike, and change what it trains on.
+    """Set ``module`` to the reference's weights before a spike, and change its training data or weights.
 
-    The pair is that of the steps before the branch that swings most in the last ``window`` of them: the spike has no
-    part in its choice.
+    The pair is found in the steps before the branch, as the one that swings most in the last ``window`` of them. The
+    spike itself plays no part in the choice.
 
     Args:
         module: At its initialization.
         reference: A complete run with per-sample losses at every step and snapshots.
-        kind: What is done.
+        kind: The intervention.
         spike: Its rank; 1 is the largest.
-        lead: Steps between the branch and the spike at the least.
-        window: Steps in front of the branch.
+        lead: Least number of steps between the branch and the spike.
+        window: Steps before the branch.
         draw: Seed of the random points.
 
     Returns:
@@ -76,7 +76,7 @@ def branch(
 
 
 def _point(reference: Record, rank: int, lead: int, window: int) -> tuple[int, int, OpposingPair]:
-    """The snapshot to begin at, the spike behind it, and the pair that dominates before."""
+    """The step of the snapshot to begin at, that of the spike after it, and the dominant pair before it."""
     trajectory = Trajectory(reference)
     snapshots = np.asarray(reference[PARAMETERS].steps)
     found = 0

@@ -1,4 +1,4 @@
-"""Train what a configuration describes and write its record."""
+"""Trains the run that a configuration describes and writes its record."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ log = getLogger(__name__)
 def train(config: DictConfig, record: Record, logger: Logger | None) -> None:
     """Train from the record's checkpoint, or from the start if there is none, until ``config.steps`` are taken.
 
-    What a complete run beside it has recorded of the same training is not measured again, see `training.extension`.
+    Results that a complete run of the same training has recorded are not measured again, see `training.extension`.
 
     Args:
         config: data, model, loss, optimizer, risk, batch, instruments, steps, seed, trainer, threads and
             checkpoint_seconds; with reference, the record of that run must be complete; augmentation and before_update
             may be left out.
         record: Open for writing.
-        logger: Of Lightning, to which scalars are mirrored; None: nowhere.
+        logger: Lightning logger that also receives the scalars; None: none.
 
     Raises:
         InputError: A setting that cannot work.
@@ -115,14 +115,14 @@ def _train(
         **{**config.trainer, **devices},
         max_steps=config.steps,
         max_epochs=-1,
-        logger=logger if logger and extension is None else False,  # what is taken over is shown with the rest
+        logger=logger if logger and extension is None else False,  # taken-over results are logged with the rest
         callbacks=[
             *instruments.values(),
             *([] if extension is None else [SameTraining(extension)]),
             *(_of_first(config, record, instruments, note_time, extends) if is_first() else []),
         ],
         enable_checkpointing=is_first(),
-        enable_progress_bar=False,  # ours shows the run's steps, not those of an endless epoch
+        enable_progress_bar=False,  # our own bar shows the run's steps, not those of an endless epoch
         enable_model_summary=False,
         inference_mode=False,
         default_root_dir=record.folder,
@@ -149,7 +149,7 @@ def _train(
         if extension is None or extension.measured:
             trainer.fit(module, ckpt_path=record.checkpoint if start.steps else None, weights_only=True)
     except BaseException:
-        with suppress(NotWrittenError):  # where the disk is full, the failure that said so is the one to tell
+        with suppress(NotWrittenError):  # if the disk is full, report the first failure, not this one
             note_time()
         raise
     note_time()
@@ -202,9 +202,9 @@ def _check_processes(risk: EmpiricalRisk, batch: slice) -> None:
 
 
 def _devices(config: DictConfig) -> dict[str, Any]:
-    """Lightning's settings: in each process it trains on one device, and knows nothing of the others.
+    """Lightning's settings: in each process it trains on one device, unaware of the others.
 
-    The risk adds up what they find, so Lightning's own strategies for several devices would add it up again.
+    The risk sums gradients over processes; Lightning's own multi-device strategies would sum them again.
     """
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if count() > 1 else 1
     for field, running in (("devices", here), ("num_nodes", count() // here)):
@@ -232,14 +232,14 @@ def _devices(config: DictConfig) -> dict[str, Any]:
 
 
 def set_gpu_arithmetic(is_rounded: bool, autotune: bool = False) -> None:
-    """Say whether the GPU rounds the factors of float32 products to TF32, as by itself it does in convolutions alone.
+    """Set whether the GPU rounds the factors of float32 products to TF32, by default done only in convolutions.
 
-    Its kernels give the same bits each time, where PyTorch has such (elsewhere it warns): a run can be resumed, and
-    goes the same way with and without instruments. With ``autotune`` cuDNN measures which of them are fastest.
+    Kernels are deterministic where PyTorch has such ones (elsewhere it warns), so that a run can be resumed, and is the
+    same with and without instruments. With ``autotune`` cuDNN measures which of them are fastest.
     """
     torch.backends.cudnn.benchmark = autotune
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = is_rounded
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS gives other bits now and then
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling every new tensor would take a pass over it.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set through a class
@@ -252,7 +252,7 @@ def _of_first(
     saved: Callable[[], None],
     extends: dict[str, Any],
 ) -> list[Callback]:
-    """What only the first process has. Nothing here waits for the others, which have the same state."""
+    """Callbacks of the first process only. None of them waits for the others, which have the same state."""
     return [
         Progress(record.folder.name, config.steps, instruments),
         TimedCheckpoint(record, config.checkpoint_seconds, saved, extends),
@@ -260,7 +260,7 @@ def _of_first(
 
 
 def _check_stateless(config: DictConfig) -> None:
-    """A snapshot holds the weights alone, so an optimizer that remembers more than they cannot go on from it."""
+    """A snapshot holds only the weights, so an optimizer with other state cannot resume from it."""
     optimizer = config.optimizer
     if not optimizer._target_.endswith(".SGD") or optimizer.get("momentum", 0) or config.batch is not None:
         raise InputError(
@@ -270,7 +270,7 @@ def _check_stateless(config: DictConfig) -> None:
 
 
 def _earlier(record: Record) -> dict[str, Any]:
-    """The provenance that earlier processes have left; without a sound note the run's time begins here."""
+    """The provenance that earlier processes have left; if it is damaged, the training time starts at zero."""
     try:
         earlier = record.provenance
         return {**earlier, "training_seconds": float(earlier.get("training_seconds", 0.0))}
@@ -280,7 +280,7 @@ def _earlier(record: Record) -> dict[str, Any]:
 
 
 def _check_same_data(record: Record, earlier: dict[str, Any], dataset: Dataset) -> None:
-    """Refuse to go on with other data than those that the run was begun with."""
+    """Refuse to resume with other data than those that the run was begun with."""
     noted = earlier.get("data")
     begun_with = noted.get("sha256") if isinstance(noted, dict) else None
     if begun_with not in (None, dataset.checksum):
@@ -291,7 +291,7 @@ def _check_same_data(record: Record, earlier: dict[str, Any], dataset: Dataset) 
 
 
 def quieten_lightning() -> None:
-    """Filter Lightning's advice that does not apply: data rest on the device, and ours is the progress bar."""
+    """Filter Lightning's advice that does not apply: data reside on the device, and the progress bar is our own."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         getLogger(name).setLevel("ERROR")
     warnings.filterwarnings("ignore", module="lightning.*")

@@ -26,13 +26,13 @@ Shared = TypeVar("Shared")
 
 
 class StepHooks(Protocol):
-    """What looks at a run's steps, and changes nothing that training sees.
+    """Hooks that observe a run's steps and change nothing that training depends on.
 
     Attributes:
-        takes_from: Kinds of hooks whose findings of the same step it takes (`TrainingModule.shared`, or their scalars),
-            at its gradient or behind the step: so their order does not count.
+        takes_from: Kinds of hooks whose results of the same step it uses (`TrainingModule.shared`, or their scalars),
+            in `at_gradient` or `after_step`, so that their order does not matter.
         needs_training: Whether it reads more than θ_t, the data and the step's batch, such as the optimizer, running
-            statistics or other steps: then it cannot be measured from snapshots of a run.
+            statistics or other steps. Then it cannot measure from snapshots of a run.
         ends_run: Whether it may end the run before its last step.
     """
 
@@ -41,44 +41,45 @@ class StepHooks(Protocol):
     ends_run: ClassVar[bool]
 
     def is_due(self, step: int) -> bool:
-        """Whether the others are called at ``step``."""
+        """Whether the other hooks are called at ``step``."""
 
     def before_step(self, module: TrainingModule, step: int) -> None:
-        """The weights are θ_step, and the step's pass is to come; a request for it is made here."""
+        """Called before the step's pass, at θ_step; requests to that pass are made here."""
 
     def at_gradient(self, module: TrainingModule, step: int) -> None:
-        """The pass is over, ``.grad`` holds ∇L, and the weights are still θ_step; not where the loss is not finite."""
+        """Called after the pass, if the loss is finite: ``.grad`` holds ∇L, and the weights are still θ_step."""
 
     def after_step(self, module: TrainingModule, step: int) -> None:
-        """The weights are θ_{step+1}; ``module.forward_pass`` is still that of θ_step."""
+        """Called after the update: the weights are θ_{step+1}; ``module.forward_pass`` is still that of θ_step."""
 
 
 class TrainingModule(LightningModule):
-    """Gradient steps on an `EmpiricalRisk`: gradient descent or minibatch SGD, as the batches say.
+    """Gradient steps on an `EmpiricalRisk`: gradient descent or minibatch SGD, depending on the batches.
 
     Optimization is manual: a batch's gradient is accumulated in chunks with weight 1/N per sample, and then one
-    optimizer step is taken. So ``global_step`` is the paper's step t.
+    optimizer step is taken, so that ``global_step`` is the paper's step t.
 
     Args:
         risk: What is trained.
         optimizer: Parameters ↦ optimizer.
         batches: Which examples each step uses.
-        augmentation: (batch's inputs, step) ↦ what the step sees of them; None leaves them as they are.
+        augmentation: (batch's inputs, step) ↦ the inputs that the step trains on; None leaves them as they are.
 
     Attributes:
         risk: What is trained.
         batches: Which examples each step uses.
-        augmentation: What the step sees of them.
-        instruments: Whose hooks are called at each step, in this order.
+        augmentation: Makes the inputs that a step trains on.
+        instruments: Their hooks are called at each step, in this order.
         step: t of the last step begun.
         batch: The examples that it uses.
-        forward_pass: ℓ_i(θ_t) of the step's batch, seen before the step.
+        forward_pass: ℓ_i(θ_t) of the step's batch, before the update.
         loss: Their mean.
-        scalars: What instruments measured in this step, for the logger.
-        before_update: What changes gradient or step sizes between a step's pass and its update (`training.schedule`).
-        announce: Tells who looks on what a step is doing that takes long; `Progress` sets it.
-        stop_reason: Why training cannot go on; empty as long as it can.
-        is_finished: Whether the run has shown what it is for, before its last step; see `finish`.
+        scalars: Scalars that instruments measured in this step, for the logger.
+        before_update: Functions that change the gradient or step sizes between a step's pass and its update
+            (`training.schedule`).
+        announce: Shows the user what a long step is doing; `Progress` sets it.
+        stop_reason: Why training cannot continue; empty as long as it can.
+        is_finished: Whether the run has reached its purpose before its last step; see `finish`.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class TrainingModule(LightningModule):
         return optimizer
 
     def train_dataloader(self) -> Batches:
-        """The batches; they hold indices, the data rest on the device."""
+        """The batches; they hold indices, the data reside on the device."""
         return self.batches
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -161,16 +162,16 @@ class TrainingModule(LightningModule):
             self.trainer.should_stop = True
 
     def _augmented(self, batch: Batch) -> AbstractContextManager[Any]:
-        """The step's view of its batch; instruments' own passes before and behind the step see the data as they are."""
+        """Augment the step's batch; instruments' own passes before and after the step see the original data."""
         if self.augmentation is None:
             return nullcontext()
         assert isinstance(batch, torch.Tensor)
         return self.risk.seen_as(self.augmentation(self.risk.inputs[batch], self.step), batch)
 
     def _closure(self, batch: Batch) -> Callable[[], float]:
-        """∇L of the batch into ``.grad`` at the weights of the moment, for optimizers that take several a step.
+        """Puts ∇L of the batch at the current weights into ``.grad``, for optimizers with several gradients per step.
 
-        The first call is made at θ_t and finds what the step's pass has left there.
+        The first call is made at θ_t and uses the gradient that the step's pass has left there.
         """
         is_first = True
 
@@ -184,33 +185,33 @@ class TrainingModule(LightningModule):
 
         return closure
 
-    # -- what instruments ask of a step, and tell each other ------------------------------------------------------
+    # -- what instruments request from a step, and share with each other ------------------------------------------
 
     def observe(self, observer: AbstractContextManager[Any]) -> None:
-        """Enter ``observer`` around the coming step's own pass, for what can only be seen inside it."""
+        """Enter ``observer`` around the coming step's own pass, for what is visible only inside it."""
         self._observers.append(observer)
 
     def request_products(self, vectors: torch.Tensor, then: Callable[[CurvaturePass], None]) -> None:
-        """Let the coming step's pass compute ∇²L v_j of its batch as well; asked for in front of the step.
+        """Let the coming step's pass compute ∇²L v_j of its batch as well; to be called before the step.
 
         Args:
             vectors: ``[k, P]``.
-            then: Called with what the pass saw, its products and slopes those of ``vectors``, in front of all
+            then: Called with the pass's results, with products and slopes of ``vectors``, before any
                 `StepHooks.at_gradient`.
         """
         self.risk.check_products()  # here, because the step's own pass is observed
         self._requests.append((vectors, then))
 
     def request_gradient(self, then: Callable[[torch.Tensor], None]) -> None:
-        """Let ``then`` have the coming step's own ``[P]`` ∇L of its batch, in front of all `StepHooks.at_gradient`."""
+        """Call ``then`` with ``[P]`` ∇L of the coming step's own batch, before any `StepHooks.at_gradient`."""
         self._gradient_requests.append(then)
 
     def share(self, finding: Any) -> None:
-        """Let the instruments that come later in this step take ``finding``; see `shared`."""
+        """Make ``finding`` available to later instruments of this step; see `shared`."""
         self._shared.append(finding)
 
     def shared(self, kind: type[Shared]) -> Shared | None:
-        """What was shared last in this step of the type ``kind``; None if nothing was."""
+        """The latest finding of type ``kind`` shared in this step; None if there is none."""
         return next((finding for finding in reversed(self._shared) if isinstance(finding, kind)), None)
 
     def _pass(self, batch: Batch, requested: list[torch.Tensor]) -> ForwardPass:
@@ -238,7 +239,7 @@ class TrainingModule(LightningModule):
     # -- exact resume -------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the random state beside what Lightning keeps."""
+        """Add the random state to what Lightning keeps."""
         checkpoint["random_state"] = {"cpu": torch.get_rng_state()}
         if self.risk.inputs.is_cuda:
             checkpoint["random_state"]["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -248,7 +249,7 @@ class TrainingModule(LightningModule):
         self._random_state = checkpoint["random_state"]
 
     def on_fit_start(self) -> None:
-        """Move the data beside the weights and restore the random state."""
+        """Move the data to the weights' device and restore the random state."""
         self.risk.to(self.device)
         if "cpu" in self._random_state:
             torch.set_rng_state(self._random_state["cpu"])

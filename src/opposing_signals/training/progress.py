@@ -1,4 +1,4 @@
-"""Progress with time left."""
+"""Progress of a run, with the time left."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from opposing_signals.record.quantities import SHARPNESS, TRAIN_LOSS
 from opposing_signals.training.module import TrainingModule
 
 Kind = frozenset[str]
-"""Names of what is measured in a step: steps of one kind take about as long."""
+"""Names of the instruments due in a step: steps of one kind take about equally long."""
 
-_REMEMBERED = 20  # steps of a kind whose mean time is expected of the next one
-_SECONDS = {True: 0.2, False: 20.0}  # between two updates of the bar on a terminal, or two lines in a log
+_REMEMBERED = 20  # recent steps of a kind whose mean time predicts the next one
+_SECONDS = {True: 0.2, False: 20.0}  # between updates of the bar on a terminal, or between lines in a log
 _LEAST_BAR = 6
-_ROWS = 2  # that the bar needs; tqdm draws none on a terminal that tells fewer
+_ROWS = 2  # that the bar needs; tqdm draws none on a terminal that reports fewer
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
 
 
 class TimeLeft:
-    """How long the rest of a run takes, where steps that measure something take longer than others.
+    """Estimates the time left in a run, in which steps that measure something take longer than others.
 
-    The first step is one of its kind: eigenvectors are found without a start, memory is taken, kernels are chosen.
+    The first step is timed apart: eigenvectors have no warm start, memory is allocated, kernels are chosen.
 
     Args:
-        kinds: Of all steps that are to come.
+        kinds: Of all remaining steps.
     """
 
     def __init__(self, kinds: Iterable[Kind]) -> None:
@@ -42,7 +42,7 @@ class TimeLeft:
         self._seconds: defaultdict[Kind, deque[float]] = defaultdict(lambda: deque(maxlen=_REMEMBERED))
 
     def note(self, kind: Kind, seconds: float) -> None:
-        """A step is over."""
+        """Record the time of a finished step."""
         self._to_come[kind] -= 1
         if self._first is None:
             self._first = kind, seconds
@@ -51,13 +51,13 @@ class TimeLeft:
 
     @property
     def seconds(self) -> float | None:
-        """Of all steps that are to come; None before one of the most frequent kind is over, the first step aside."""
+        """Time of all remaining steps; None until one of the most frequent kind is over, the first step not counted."""
         if self._usual not in self._seconds:
             return None
         return sum(count * self._expected(kind) for kind, count in self._to_come.items() if count > 0)
 
     def _expected(self, kind: Kind) -> float:
-        """Mean of its kind, else of the one nearest to it; if only the first step was of it, between that and this."""
+        """Mean of its kind, else of the nearest; if only the first step was of the kind, between these two."""
         nearest = min(self._seconds, key=lambda known: len(kind ^ known))
         seconds = sum(self._seconds[nearest]) / len(self._seconds[nearest])
         if self._first is not None and self._first[0] == kind != nearest:
@@ -66,12 +66,12 @@ class TimeLeft:
 
 
 class Progress(Callback):
-    """One bar over the run's steps: steps done, time left, loss, sharpness. In a log file, a line now and then.
+    """One bar over the run's steps: steps done, time left, loss, sharpness. In a log file, a line every 20 seconds.
 
     Args:
-        name: Of the run; it is shortened where the terminal is narrow.
+        name: Of the run; shortened on a narrow terminal.
         steps: Of the whole run.
-        instruments: What is measured along it, by name; each says at which steps (`Instrument.is_due`).
+        instruments: By name; each tells at which steps it measures (`Instrument.is_due`).
     """
 
     def __init__(self, name: str, steps: int, instruments: dict[str, Any]) -> None:
@@ -86,7 +86,7 @@ class Progress(Callback):
         self._left: TimeLeft
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin where the run begins, which is not at zero when it goes on from a checkpoint."""
+        """Begin at the run's first step, which is not 0 if it resumes from a checkpoint."""
         assert isinstance(pl_module, TrainingModule)
         self._done = trainer.global_step
         self._left = TimeLeft(self._kind(step) for step in range(self._done, self.steps))
@@ -144,7 +144,7 @@ class Progress(Callback):
         return [part for part in (self._activity or left, *values) if part]
 
     def _name(self) -> str:
-        """As much of the name as leaves room for the rest of the bar."""
+        """The name, shortened to leave room for the rest of the bar."""
         rest = ", ".join([f" 100%|{'':{_LEAST_BAR}}| {self._done}/{self.steps}", *self._details()])
         room = _columns() - len(rest)
         return self.name if len(self.name) <= room else self.name[: max(room - 1, 0)] + "…"
@@ -165,5 +165,5 @@ class Progress(Callback):
 
 
 def _columns() -> int:
-    """COLUMNS, or the width of the terminal; 80 of one that does not tell it."""
+    """COLUMNS, or the width of the terminal; 80 if it is unknown."""
     return shutil.get_terminal_size().columns

@@ -1,4 +1,4 @@
-"""What is done to gradients and step sizes between a step's pass and its update."""
+"""Changes of gradients and step sizes between a step's pass and its update."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ STEP_SIZES = ("lr", "sgd_lr")
 
 
 class WarmUpAndDecay:
-    """Step sizes that grow linearly and then fall along a cosine, as nanoGPT's.
+    """Linear warm-up of the step sizes, then cosine decay, as in nanoGPT.
 
     At step t < ``warm_up`` the optimizer's step sizes are multiplied by (t + 1)/(warm_up + 1), and from there on by a
     factor that falls from 1 to ``floor`` at step ``decay_until``, where it stays.
 
     Args:
-        warm_up: Steps.
-        decay_until: Step.
+        warm_up: Number of warm-up steps.
+        decay_until: Step at which the decay ends.
         floor: Smallest factor after the warm-up.
 
     Raises:
@@ -36,14 +36,14 @@ class WarmUpAndDecay:
         self.floor = floor
 
     def factor(self, step: int) -> float:
-        """By which step sizes are multiplied at ``step``."""
+        """Multiplier of the step sizes at ``step``."""
         if step < self.warm_up:
             return (step + 1) / (self.warm_up + 1)
         fallen = min(1.0, (step - self.warm_up) / (self.decay_until - self.warm_up))
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * fallen)) / 2
 
     def __call__(self, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Set the step sizes of ``step``; those of the configuration are kept beside them, also in checkpoints."""
+        """Set the step sizes of ``step``; the optimizer's groups keep the configured ones, also in checkpoints."""
         for group in optimizer.param_groups:
             for field in STEP_SIZES:
                 if field in group:
@@ -54,7 +54,7 @@ class GradientClipping:
     """Scale a gradient longer than ``norm`` to that length (Pascanu et al. 2013).
 
     Args:
-        norm: Largest ‖∇L‖ with which an update is made.
+        norm: Largest ‖∇L‖ used in an update.
     """
 
     def __init__(self, norm: Positive) -> None:

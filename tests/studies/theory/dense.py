@@ -1,4 +1,4 @@
-"""The two-layer model in full vectors by automatic differentiation, written apart from the package."""
+"""The two-layer model in full vectors by automatic differentiation, independent of the package."""
 
 import numpy as np
 import torch

@@ -115,7 +115,7 @@ def test_slow_phase_is_the_flow_without_b_o(epsilon, delta, beta_norm):
 
 
 def test_sharpening_after_b_o_is_gone_follows_the_slow_phase():
-    """λ(t) = αc²(t) from the moment b_o is negligible, to 1e-6, over the whole of the growth."""
+    """λ(t) = αc²(t) once b_o is negligible, to 1e-6, over the whole growth."""
     model = TwoLayerModel(100, 300, alpha=1e5, beta_norm=8.0)
     path = f.gradient_flow(model)
     begin = 4 * path.minimum_sharpness_time

@@ -40,7 +40,7 @@ def failing(check, names, where=True):
 
 
 def several(low, high):
-    """Six numbers, which are integrated together for the price of about one."""
+    """Six numbers, integrated together at about the cost of one."""
     return st.lists(st.floats(low, high), min_size=6, max_size=6).map(np.array)
 
 
@@ -74,7 +74,7 @@ def test_theorem_conclusions_hold_where_the_proofs_conditions_do_and_k_is_not_ne
 
 
 def test_the_condition_of_theorem_3_1_is_not_enough_near_k_1():
-    """ln k vanishes, and with it the condition on α; but λ(0) < 3α and the time bound need α of the size of ‖β‖."""
+    """ln k vanishes, and with it the condition on α; but λ(0) < 3α and the time bound need α of the order of ‖β‖."""
     check = th.check_grid(1.0, 1.01, 8.0)
     assert bool(check.conditions["beta"])
     assert bool(check.conditions["theorem_3_1"])
@@ -85,7 +85,7 @@ def test_the_condition_of_theorem_3_1_is_not_enough_near_k_1():
 
 
 def test_the_condition_of_theorem_3_1_is_far_from_necessary():
-    """k = 10, ‖β‖ = 8: the proof asks for α ≥ 21,364; from α = 72 on everything but the rate holds."""
+    """k = 10, ‖β‖ = 8: the proof requires α ≥ 21,364; from α = 72 on everything but the rate holds."""
     alpha = np.array([74.0, 200.0, 1000.0, 20_000.0])
     check = th.check_grid(alpha, 10.0, 8.0)
     assert not check.conditions["theorem_3_1"].any()

@@ -1,4 +1,4 @@
-"""The jobs of §3.3: what they record agrees with the mathematics, and bad input is refused in one line."""
+"""The jobs of §3.3: their records agree with the mathematics, and bad input is refused in one line."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,6 @@
 """Batch norm in training mode: two reductions and two linear combinations for its second derivative.
 
-Where several processes have a piece each of a chunk (`over_processes`), the reductions go over all of them, in the
+Where several processes each have a piece of a chunk (`over_processes`), the reductions run over all of them, in the
 forward pass and in both derivatives.
 """
 
@@ -30,7 +30,7 @@ from opposing_signals.processes import summed
 aten = torch.ops.aten
 
 _OVER_PROCESSES = -1
-"""In place of the number by which PyTorch names its kernel."""
+"""Kernel number of the code below, in addition to PyTorch's own numbers."""
 
 
 class _BatchNorm(Function):
@@ -79,11 +79,11 @@ class _BatchNormBackward(Function):
         ∂φ/∂x = −γ s/n (s K x̂ + (x̂·g) P u + (x̂·u) P g) + a P g
         ∂φ/∂γ = s K
 
-    so that beside four reductions, two of them known from the first backward, both are linear combinations of u, g
-    and x with one coefficient a channel.
+    so that, apart from four reductions, two of them known from the first backward, both are linear combinations of u, g
+    and x with one coefficient per channel.
 
-    Over processes, n and the reductions are those of the whole chunk. ∂γ, ∂β and ∂φ/∂γ are what a process contributes,
-    because gradients are added up over processes at last.
+    Over processes, n and the reductions are those of the whole chunk. ∂γ, ∂β and ∂φ/∂γ are one process's contributions,
+    because gradients are summed over processes at the end.
     """
 
     @staticmethod
@@ -116,7 +116,7 @@ class _BatchNormBackward(Function):
                 in_weight, in_bias = channel_moments(slope, values, mean, inverse_deviation)
             means = _over_chunk(ctx, in_weight, in_bias)
         ctx.save_for_backward(slope, values, weight, mean, inverse_deviation, *means)
-        if in_values is not None:  # a sum with other slopes is another tensor, and has no origin
+        if in_values is not None:  # a sum with other slopes is a new tensor, without an origin
             in_values.origin = slope.detach(), values.detach(), gamma, mean, inverse_deviation, *means
         return in_values, in_weight if mask[1] else None, in_bias if mask[2] else None
 
@@ -158,7 +158,7 @@ class _BatchNormBackward(Function):
 
 
 def _over_chunk(ctx: Any, *sums: Tensor) -> Iterable[Tensor]:
-    """``[C]`` sums over this process's values of a channel as means over those of the chunk."""
+    """``[C]`` sums over this process's values of a channel, as means over all values of the chunk."""
     together = torch.stack(sums)
     return ((summed(together) if ctx.is_split else together) / ctx.size).unbind()
 
@@ -176,9 +176,9 @@ def slope_through_batch_norm(
 def channel_moments(values: Tensor, by: Tensor, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """``[C]`` values·(scale (by − mean)) and 1·values, of ``[n, C, ...]`` values and by, ``[C]`` mean and scale.
 
-    They are the two reductions of batch norm's own backward.
+    These are the two reductions of batch norm's own backward.
     """
-    # On a GPU the kernel leaves both reductions out where there is no weight; they do not depend on it.
+    # Without a weight, the GPU kernel skips both reductions; they do not depend on its value.
     _, dot, total = aten.native_batch_norm_backward(
         values, by, scale, None, None, mean, scale, True, 0.0, [False, True, True]
     )
@@ -188,7 +188,7 @@ def channel_moments(values: Tensor, by: Tensor, mean: Tensor, scale: Tensor) -> 
 def channel_combination(constant: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
     """``[n, C, ...]``: constant + Σ coefficient x tensor, with a ``[C]`` constant and ``[C]`` coefficients."""
     (coefficient, tensor), *others = terms
-    if tensor.is_contiguous():  # there addcmul is not vectorized when two operands broadcast
+    if tensor.is_contiguous():  # here addcmul is not vectorized when two operands broadcast
         result = torch.mul(tensor, per_channel(coefficient, tensor)).add_(per_channel(constant, tensor))
     else:  # without ``out`` addcmul takes several times as long in channels_last
         result = torch.empty_like(tensor)
@@ -209,7 +209,7 @@ def batch_norm(call: BatchNorm) -> Tensor:
 
 
 class _OverProcesses(TorchFunctionMode):
-    """Calls the kernel above also where no second derivative is wanted."""
+    """Calls the kernel above even where no second derivative is wanted."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -219,14 +219,14 @@ class _OverProcesses(TorchFunctionMode):
 
 
 _RULES = {F.batch_norm: batch_norm, torch.batch_norm: as_in_torch(batch_norm)}
-"""`F.batch_norm` as it is before `captured` or `frozen` patch it: theirs calls this one."""
+"""`F.batch_norm` before `captured` or `frozen` patch it; their replacement calls this one."""
 
 
 @contextmanager
 def over_processes(is_split: bool) -> Iterator[None]:
     """Inside, each process has a piece of the same chunk, over which batch norm takes its statistics, if ``is_split``.
 
-    All processes have to make the same calls in the same order, in forward and backward passes.
+    All processes must make the same calls in the same order, in forward and backward passes.
     """
     with statistics_over_processes() if is_split else nullcontext(), _OverProcesses() if is_split else nullcontext():
         yield

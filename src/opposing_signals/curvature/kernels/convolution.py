@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 
 class _Geometry(NamedTuple):
-    """What `aten.convolution` takes behind input, weight and bias; never transposed."""
+    """Arguments of `aten.convolution` after input, weight and bias; never transposed."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -54,10 +54,10 @@ class _Convolution(Function):
 
 
 class _ConvolutionBackward(Function):
-    """(g, x, W) ↦ (∂x, ∂W, ∂b): bilinear each, so that their own derivatives are convolutions of the same kind.
+    """(g, x, W) ↦ (∂x, ∂W, ∂b): each is bilinear, so its derivatives are convolutions of the same kind.
 
-    A g that comes out of a batch norm is not kept, but computed again from what the batch norm keeps: it would be a
-    quarter of the graph's memory, and is one linear combination.
+    A g that comes out of a batch norm is not stored but recomputed from what the batch norm stores: storing it would
+    take a quarter of the graph's memory, and it is one linear combination.
     """
 
     @staticmethod
@@ -96,12 +96,12 @@ class _ConvolutionBackward(Function):
 
 
 def of_each_axis(value: int | Sequence[int], dimensions: int) -> tuple[int, ...]:
-    """Stride, padding or dilation as torch takes it, one number for all axes or one for each, as one for each."""
+    """Stride, padding or dilation with one number per axis, from one number for all axes or one for each."""
     return (value,) * dimensions if isinstance(value, int) else tuple(value) * (dimensions // len(value))
 
 
 def convolution_of(native: Callable[..., Tensor], dimensions: int) -> Callable[..., Tensor]:
-    """``native``, which is `torch.conv1d`, `torch.conv2d` or `torch.conv3d`, for so many ``dimensions``."""
+    """``native`` with these derivatives: `torch.conv1d`, `torch.conv2d` or `torch.conv3d`, by ``dimensions``."""
 
     def convolution(
         input: Tensor,  # noqa: A002  # the name that callers of F.conv2d use

@@ -1,4 +1,4 @@
-"""Attention, group norm, weight norm and activations: PyTorch's first derivative and a second one of our own."""
+"""Attention, group norm, weight norm and activations: PyTorch's first derivative and our own second one."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ group_norm, native_weight_norm = F.group_norm, torch._weight_norm
 
 
 class _Recomputed(Function):
-    """A function whose first derivative runs in a kernel that has no second derivative, or none with the same bits.
+    """A function whose first derivative runs in a kernel without a second derivative, or without one of the same bits.
 
-    Its first derivative is PyTorch's own, its second that of ``twice``, the same function written such that PyTorch
-    can differentiate it twice; each recomputes the function from its inputs.
+    Its first derivative is PyTorch's own, its second that of ``twice``, the same function in a form that PyTorch can
+    differentiate twice. Each recomputes the function from its inputs.
     """
 
     @staticmethod
@@ -82,7 +82,7 @@ def twice_group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """PyTorch's kernel for the first derivative is another one where a graph is asked for: same values, other bits."""
+    """`F.group_norm`; PyTorch's kernel for the first derivative rounds differently where a graph is asked for."""
     if weight is None or bias is None:
         return group_norm(input, num_groups, weight, bias, eps)
 

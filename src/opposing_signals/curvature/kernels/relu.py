@@ -26,7 +26,7 @@ class _ReLU(Function):
 
 
 class _ReLUBackward(Function):
-    """g ↦ g where the output is positive; almost everywhere constant in the output."""
+    """g ↦ g where the output is positive; constant in the output almost everywhere."""
 
     @staticmethod
     def forward(ctx: Any, slope: Tensor, output: Tensor) -> Tensor:

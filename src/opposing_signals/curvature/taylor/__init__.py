@@ -5,10 +5,10 @@ so, for every example at once, the slope ∇ℓ_i·v = ℓ_i₁ and the curvatur
 §13). A convolution costs five convolutions, where nested forward mode spends eight and a Hessian-vector product nine;
 nothing is kept for a backward pass.
 
-What is linear acts on the coefficients, what is bilinear convolves them, normalizations are written out here, some
-functions are composed of others, and the rest are expanded by PyTorch's nested forward mode. The last is silently wrong
-through the fused kernels of layer norm and of batch norm in training mode and through some of linear algebra (torch
-2.13): the former have rules of their own, and `sample_curvature` looks for what is left.
+Linear functions act on each coefficient, bilinear ones convolve the coefficients, normalizations are written out here,
+some functions are composed of others, and the rest use PyTorch's nested forward mode. That is silently wrong for the
+fused kernels of layer norm and of batch norm in training mode and for some of linear algebra (torch 2.13). The former
+have rules of their own; the check in `sample_curvature` catches the latter.
 """
 
 from opposing_signals.curvature.taylor import rules

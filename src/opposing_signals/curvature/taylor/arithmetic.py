@@ -11,7 +11,7 @@ from opposing_signals.curvature.taylor.jet import Jet, coefficients_of
 
 
 def added(terms: Sequence[Tensor | None]) -> Tensor | None:
-    """Of those that are not zero; the first may be overwritten."""
+    """Sum of the terms that are not zero; the first may be overwritten."""
     present = [term for term in terms if term is not None]
     if not present:
         return None

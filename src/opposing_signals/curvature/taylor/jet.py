@@ -18,9 +18,9 @@ from opposing_signals.curvature.any_order import DERIVATIVES
 from opposing_signals.errors import InputError
 
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {}
-"""What a function does to jets; filled by `opposing_signals.curvature.taylor.rules`."""
+"""Functions ↦ their rules for jets; filled by `opposing_signals.curvature.taylor.rules`."""
 COMPOSED: dict[Callable[..., Any], Callable[..., Any]] = {}
-"""The same function, composed of others; filled there, too."""
+"""Functions ↦ themselves, composed of others; filled there, too."""
 _FUSED_NORM = re.compile("(batch|layer|group|instance)_norm")
 _IN_PLACE: dict[str, Callable[..., Any]] = {
     name + "_": getattr(Tensor, name) for name in ("relu", "add", "sub", "mul", "div", "tanh", "sigmoid", "clamp")
@@ -67,14 +67,14 @@ class Jet(Tensor):
         """x₀, x₁, x₂.
 
         Raises:
-            InputError: A view of it, or what it is a view of, was written in place.
+            InputError: A view of it, or the tensor that it views, was written in place.
         """
         if self.memory.is_overwritten:
             raise _in_place()
         return self._coefficients
 
     def assign(self, coefficients: Coefficients) -> None:
-        """Hold others, which are of no view."""
+        """Replace the coefficients by others that share no memory with a view."""
         self._coefficients, self.memory = coefficients, _Memory()
 
     @classmethod
@@ -160,7 +160,7 @@ def _varies(value: Any) -> bool:
 def _assign(target: Any, value: Jet) -> Jet:
     if not isinstance(target, Jet):
         raise _in_place()
-    coefficients = value.coefficients  # of the target itself, where the function does nothing, as inactive dropout
+    coefficients = value.coefficients  # may be the target's own, where the function does nothing, as inactive dropout
     target.memory.is_overwritten = True
     target.assign(coefficients)
     return target
@@ -183,7 +183,7 @@ def _in_place() -> InputError:
 
 @contextmanager
 def refusing_what_stops() -> Iterator[None]:
-    """Refuse a function that meets a jet with an error of its own, for which the model itself has no cause.
+    """Turn an error that a function raises on jets, and not on tensors, into an `InputError`.
 
     Raises:
         InputError: There was one.
@@ -209,11 +209,11 @@ def _jets(parts: Sequence[Any]) -> Any:
 
 
 def _per_coefficient(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A function linear in its one jet."""
+    """Apply a function that is linear in its one jet."""
     leaves, tree = tree_flatten((args, kwargs))
     place = next(i for i, leaf in enumerate(leaves) if isinstance(leaf, Jet))
     results: list[Any] = []
-    of_slopes = Tensor.reshape if func is Tensor.view else func  # they may be expanded where x₀ is dense
+    of_slopes = Tensor.reshape if func is Tensor.view else func  # they may be expanded tensors where x₀ is dense
     for coefficient in leaves[place].coefficients:
         if coefficient is None:
             results.append(None)
@@ -246,7 +246,7 @@ def _nested(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
         return jvp(function, values[:half], values[half:])
 
     jets = [orders(leaves[i]) for i in places]
-    x0, x1, x2 = ([jet[order].contiguous() for jet in jets] for order in range(3))  # jvp refuses what is expanded
+    x0, x1, x2 = ([jet[order].contiguous() for jet in jets] for order in range(3))  # jvp refuses expanded tensors
     try:
         expansion: Any = jvp(slope, (*x0, *x1), (*x1, *(2 * part for part in x2)))
     except RuntimeError as error:

@@ -46,16 +46,14 @@ def _scaled_and_shifted(values: Jet, weight: Any, bias: Any, shape: list[int]) -
 
 
 def batch_norm(*args: Any, **named: Any) -> Jet:
-    """γ (x − mean) / √(var + eps) + β, all of them jets, in fewer passes than `_normalized` takes: per channel a few
-    reductions, then linear combinations of x's coefficients.
-    """
+    """γ (x − mean) / √(var + eps) + β of jets, by a few reductions per channel: fewer passes than `_normalized`."""
     call = BatchNorm(*args, **named)
     x0, x1, x2 = orders(call.input)
     one, zero = x0.new_ones(x0.shape[1]), x0.new_zeros(x0.shape[1])
     if call.training or call.running_mean is None or call.running_var is None:
         count = x0.numel() // x0.shape[1]
         axes = [axis for axis in range(x0.ndim) if axis != 1]
-        # Centred first: in float32 the mean of a product is no covariance where means are large.
+        # Centred first: in float32 the mean of a product loses the covariance where means are large.
         x0, x1 = (part - per_channel(part.mean(axes), part) for part in (x0, x1))
 
         def moments(values: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What the functions of PyTorch do to jets, where nested forward mode is slow or wrong."""
+"""Rules for PyTorch's functions on jets, where nested forward mode is slow or wrong."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ aten = torch.ops.aten
 
 
 def _affine(function: Callable[..., Tensor], axes: int) -> Callable[..., Jet]:
-    """Linear layers and convolutions over so many ``axes``: bilinear in input and weight, plus a bias."""
+    """Linear layers and convolutions over ``axes`` spatial axes: bilinear in input and weight, plus a bias."""
 
     def rule(
         input: Any,  # noqa: A002  # the name that callers use
@@ -55,10 +55,10 @@ def _embedding(
     padding_idx: int | None = None,
     max_norm: float | None = None,
     norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,  # noqa: ARG001  # as the next, of the gradient alone
+    scale_grad_by_freq: bool = False,  # noqa: ARG001  # like the next, affects only the gradient
     sparse: bool = False,  # noqa: ARG001
 ) -> Jet:
-    if max_norm is not None:  # the weights are renormalized, and a direction stays what it is
+    if max_norm is not None:  # renormalizes the weights, but not a direction
         torch.embedding_renorm_(constant(weight), input, max_norm, norm_type)
     if padding_idx is not None and isinstance(weight, Jet):  # training never moves that row
         first, *rest = weight.coefficients
@@ -97,7 +97,7 @@ def _huber(
 def _soft_margin(
     input: Any,  # noqa: A002
     target: Any,
-    size_average: None = None,  # noqa: ARG001  # as `reduce` long superseded
+    size_average: None = None,  # noqa: ARG001  # deprecated, like `reduce`
     reduce: None = None,  # noqa: ARG001
     reduction: str = "mean",
 ) -> Any:
@@ -138,7 +138,7 @@ RULES.update(
         torch.instance_norm: as_in_torch(instance_norm),
     }
 )
-# Functions whose second derivatives PyTorch lacks in forward mode, or has others of, by others.
+# Functions whose second derivatives PyTorch lacks in forward mode, or gets different, composed of others.
 COMPOSED.update(
     {
         F.silu: lambda x, **_: silu(x),

@@ -1,4 +1,4 @@
-"""The explorer of every run: which are to be written anew, and what cannot be read."""
+"""The explorers of all runs: which ones to write, and which records cannot be read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from opposing_signals.templates import templates
 log = getLogger(__name__)
 
 SCRIPTS = ("data", "state", "choices", "charts", "overview", "cards", "step", "pair", "example", "input")
-"""Parts of the page's script, in their order."""
+"""Parts of the page's script, in order."""
 
 
 def build_explorers(
@@ -33,13 +33,13 @@ def build_explorers(
 ) -> list[Explorer]:
     """Write the explorer of every run into ``report``, the folder with the page of all results.
 
-    A run whose record has not changed since its explorer was written is passed over. A record that cannot be read
-    becomes a problem, never an error.
+    A run is skipped if its record has not changed since its explorer was written. A record that cannot be read becomes
+    a problem, never an error.
 
     Args:
         records: The runs' folders.
         report: Explorers are written to ``runs/`` in it.
-        results: What is drawn of the runs; an explorer leads back to it.
+        results: The figures drawn from the runs; an explorer links back to them.
         named_data: See `opposing_signals.data.recorded`.
     """
     explorers: list[Explorer] = []
@@ -63,7 +63,7 @@ def build_explorers(
             raise
         except InputError as error:
             explorers.append(Explorer(name, "", "", without_place(error, folder)))
-        except Exception as error:  # a record may come from anywhere and hold anything; the page is for the others too
+        except Exception as error:  # a record of unknown origin may hold anything, and must not break the page
             log.debug("%s", folder, exc_info=True)
             said = " ".join(str(error).split())
             explorers.append(
@@ -78,15 +78,15 @@ def build_explorer(folder: Path, target: Path, named_data: bool = False) -> tupl
     """Write the explorer of the run in ``folder`` to ``target``, unless it is there already.
 
     Args:
-        folder: Of the record.
-        target: Of the explorer.
+        folder: Folder of the record.
+        target: Folder of the explorer.
         named_data: See `opposing_signals.data.recorded`.
 
     Returns:
-        Name of the folder with its data, and the content of their ``run.js``.
+        Name of the folder with its data, and the content of its ``run.js``.
 
     Raises:
-        InputError: What is in ``folder`` is no readable record.
+        InputError: ``folder`` holds no readable record.
         NotWrittenError: ``target`` cannot be written.
     """
     record = Record(folder)
@@ -98,7 +98,7 @@ def build_explorer(folder: Path, target: Path, named_data: bool = False) -> tupl
         return f"data-{key}", read(target / f"data-{key}")
     record.verify((SAMPLE_LOSS, TRAIN_LOSS, SHARPNESS, LEARNING_RATE))
     examples = Examples.of(trajectory)
-    # Without its data set a run is worth another attempt the next time, when the data may be there.
+    # A run without its data set is tried again the next time, when the data may be there.
     place = target / f"data-{key}{'-incomplete' if examples.problem else ''}"
     shutil.rmtree(place, ignore_errors=True)
     try:
@@ -141,7 +141,7 @@ def _check(record: Record) -> None:
 
 
 def _described(trajectory: Trajectory) -> dict[str, str]:
-    """What the head of the page says."""
+    """The entries of the page's head."""
     record, configuration = trajectory.record, trajectory.configuration
     name = str(entry(configuration, "run", "name") or record.folder.resolve().name)
     step_size = _step_size(trajectory)
@@ -163,7 +163,7 @@ def _described(trajectory: Trajectory) -> dict[str, str]:
 
 
 def _step_size(trajectory: Trajectory) -> float | None:
-    """η; None if the configuration does not say."""
+    """η; None if the configuration has none."""
     given = entry(trajectory.configuration, "optimizer", "lr")
     return float(given) if isinstance(given, (int, float)) and given > 0 else None
 

@@ -20,26 +20,26 @@ from opposing_signals.report.result import entry
 from opposing_signals.signals import OpposingPair, Trajectory, fallers, name_pair, risers
 
 SHOWN = 24
-"""Risers and fallers of a step, as in the grids of Appendix H."""
+"""Risers and fallers per step, as in the grids of Appendix H."""
 STEPS = 50
 """Steps in a file."""
 BLOCK = 32
 """Training examples in a file."""
 MOST_LINES = 16
-"""Numbers a step of a quantity that is drawn as lines, at the most."""
+"""Most numbers per step of a quantity that is drawn as lines."""
 SERIES_BYTES = 16 << 20
-"""Losses over the steps are kept for as many points as fit into this, the members of pairs in any case."""
+"""Losses over the steps are kept for as many points as fit into this, and always for the members of pairs."""
 
 
 @dataclass(frozen=True)
 class _Selection:
-    """Who rises and who falls.
+    """The risers and fallers of each step.
 
     Attributes:
         steps: ``[T']`` the t with θ_t and θ_{t+1} recorded.
-        points: Of each of them, the indices of its risers and of its fallers, the largest change first.
-        losses: Of each of them, ``[2, risers + fallers]`` ℓ_i(θ_t) and ℓ_i(θ_{t+1}) of these points.
-        share: ``[T']`` share of all points with Δ_i > 0.
+        points: For each step, the indices of its risers and of its fallers, the largest change first.
+        losses: For each step, ``[2, risers + fallers]`` ℓ_i(θ_t) and ℓ_i(θ_{t+1}) of these points.
+        share: ``[T']`` fraction of all points with Δ_i > 0.
         finite: How many of the steps come before the first loss that is not finite.
     """
 
@@ -51,7 +51,7 @@ class _Selection:
 
 
 def write_data(trajectory: Trajectory, examples: Examples, described: dict[str, str], place: Path) -> dict[str, Any]:
-    """Write every file of ``place``, ``run.js`` last; the content of that."""
+    """Write all files of ``place``, ``run.js`` last; returns the content of ``run.js``."""
     record = trajectory.record
     notices = _notices(trajectory, examples)
     run: dict[str, Any] = {**described, **_over_steps(trajectory), "classes": examples.class_names}
@@ -117,7 +117,7 @@ def _notices(trajectory: Trajectory, examples: Examples) -> list[str]:
 
 
 def is_part(record: Record) -> bool:
-    """Whether the record keeps a part of the training examples alone, as a packed one can."""
+    """Whether the record holds only a part of the training examples, as a packed one may."""
     return isinstance(entry(record.provenance, "packed", "examples"), int) and SAMPLE_LOSS in record
 
 
@@ -146,7 +146,7 @@ def _over_steps(trajectory: Trajectory) -> dict[str, Any]:
 
 
 def _write_other(trajectory: Trajectory, place: Path) -> list[dict[str, str]]:
-    """Every other quantity of few numbers a step, a file each; what they are."""
+    """Write the other quantities with few numbers per step, one file each; returns their descriptions."""
     record, found = trajectory.record, []
     for name, quantity in QUANTITIES.items():
         if name in (SAMPLE_LOSS, TRAIN_LOSS, SHARPNESS, SHARPNESS_BOUND) or name not in record:
@@ -163,7 +163,7 @@ def _write_other(trajectory: Trajectory, place: Path) -> list[dict[str, str]]:
 
 def _selected(trajectory: Trajectory) -> _Selection:
     changes = trajectory.changes
-    # A copy of the steps: those of the record lie far apart on the disk, one a row.
+    # A copy of the steps, since those of the record lie far apart on the disk, one per row.
     recorded = Series(np.array(trajectory.losses.steps), trajectory.losses.values)
     points, losses, shares = [], [], []
     finite = len(changes)
@@ -180,7 +180,7 @@ def _selected(trajectory: Trajectory) -> _Selection:
 
 
 def _ranked(selection: _Selection, pairs: list[OpposingPair], points: int) -> tuple[np.ndarray, np.ndarray]:
-    """The points that are kept in the order of the files, and ``[N]`` the place of each in it."""
+    """The points that are kept, in the order of the files, and ``[N]`` the rank of each point, −1 if it is not kept."""
     appearances, first = np.zeros(points, np.int64), np.full(points, len(selection.steps))
     for row, groups in enumerate(selection.points):
         for group in groups:
@@ -197,7 +197,7 @@ def _ranked(selection: _Selection, pairs: list[OpposingPair], points: int) -> tu
 
 
 def _write_steps(selection: _Selection, rank: np.ndarray, place: Path) -> dict[str, Any]:
-    """Risers and fallers; what of them goes over all steps."""
+    """Write risers and fallers; returns their summaries over all steps."""
     means = np.zeros((2, len(selection.steps)))
     for start in range(0, len(selection.steps), STEPS):
         rows = range(start, min(start + STEPS, len(selection.steps)))
@@ -246,7 +246,7 @@ def _write_examples(
     pairs: list[OpposingPair],
     place: Path,
 ) -> dict[str, Any]:
-    """What the points that are kept look like, and their losses."""
+    """Write the descriptions, pictures and losses of the points that are kept."""
     times = np.zeros((2, len(trajectory.losses.values[0])), np.int64)
     for groups in selection.points:
         for side, group in enumerate(groups):
@@ -311,7 +311,7 @@ def _write(place: Path, name: str, content: dict[str, Any]) -> None:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """On a full disk the error names the file."""
+    """Add the file's name to the error of a full disk."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""How training examples are shown: by picture, text, numbers, or by their index alone."""
+"""How training examples are shown: by picture, text or numbers, or by their index alone."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from opposing_signals.report.result import entry
 from opposing_signals.signals import Trajectory
 
 LONGEST_SIDE = 96
-"""Pixels of a picture at the most."""
+"""Largest side of a picture in pixels."""
 COLUMNS = 8
-"""Pictures beside each other in a sheet."""
+"""Pictures per row of a sheet."""
 LONGEST_TEXT = 600
-"""Characters of a text at the most."""
+"""Maximum number of characters of a text."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Examples:
     """Pictures or captions of a run's training examples.
 
     Attributes:
-        dataset: None if it cannot be had.
-        problem: Why not.
+        dataset: None if it is not available.
+        problem: Why it is not available.
         kind: ``"image"``, ``"text"``, ``"number"`` or ``"none"``.
     """
 
@@ -42,7 +42,7 @@ class Examples:
 
     @classmethod
     def of(cls, trajectory: Trajectory) -> Examples:
-        """Those of the run, loaded again if they are one of the package's data sets and still the same ones."""
+        """The examples of a run, loaded again if they are one of the package's data sets and unchanged."""
         try:
             dataset = _same_data(trajectory)
         except InputError as error:
@@ -77,7 +77,7 @@ class Examples:
         return f"x = {', '.join(f'{v:.3g}' for v in x)}; y = {', '.join(f'{v:.3g}' for v in y)}".replace("-", "−")
 
     def sheet(self, points: np.ndarray) -> Image.Image:
-        """The pictures of ``points``, `COLUMNS` beside each other, none larger than `LONGEST_SIDE`."""
+        """The pictures of ``points``, `COLUMNS` per row, none larger than `LONGEST_SIDE`."""
         assert self.dataset is not None
         assert self.dataset.images is not None
         pictures = self.dataset.images[points]
@@ -101,10 +101,10 @@ class Examples:
 
 
 def _same_data(trajectory: Trajectory) -> Dataset:
-    """What the run was trained on.
+    """The data set on which the run was trained.
 
     Raises:
-        InputError: It cannot be had, or is no longer the same.
+        InputError: It is not available, or has changed.
     """
     record = trajectory.record
     if not is_known(trajectory.configuration.get("data")):
@@ -123,6 +123,6 @@ def _same_data(trajectory: Trajectory) -> Dataset:
 
 
 def without_place(error: InputError, folder: Path) -> str:
-    """What ``error`` says about a file of the record in ``folder``; the page does not tell where that lies."""
+    """The message of ``error`` without the path of the record's ``folder``, which the page must not reveal."""
     name = folder.resolve().name
     return str(error).replace(f"{folder}{os.sep}", f"{name}: ").replace(str(folder), name)

@@ -13,20 +13,20 @@ from opposing_signals.signals import OpposingPair, Trajectory
 from opposing_signals.studies import style
 
 NAMED = 4
-"""Points of a group whose x is written out."""
+"""Number of a group's points whose x is written out."""
 
 
 def chebyshev(trajectories: Mapping[str, Trajectory], zoom: int = 30) -> Figure:
-    """Two pairs on the curve and their losses: the one nearest to an interval and its neighbours, and the largest.
+    """Two pairs on the curve and their losses: the pair closest to an interval and its neighbours, and the largest.
 
     Also shows train loss and sharpness of the whole run.
 
     Args:
         trajectories: One run that recorded its outputs.
-        zoom: Steps shown around a pair's selecting step.
+        zoom: Steps shown around the step at which a pair was selected.
 
     Raises:
-        InputError: The run fits no function of one variable.
+        InputError: The run is not a regression in one variable.
     """
     (trajectory,) = trajectories.values()
     trajectory.curve  # noqa: B018  refuses another kind of data set

@@ -19,7 +19,7 @@ from opposing_signals.studies.estimates import random_groups
 from opposing_signals.studies.groups.figures import draw_pair
 
 ZOOM = 40
-"""Steps shown around a pair's selecting step."""
+"""Steps shown around the step at which a pair was selected."""
 
 
 def descents(trajectories: Mapping[str, Trajectory], title: str, by_time: bool = False) -> Figure:
@@ -27,7 +27,7 @@ def descents(trajectories: Mapping[str, Trajectory], title: str, by_time: bool =
 
     Args:
         trajectories: One per job.
-        title: Of the figure.
+        title: Title of the figure.
         by_time: The upper panels show time Σ η instead of steps, to compare step sizes.
     """
     figure = style.figure(max(12, 3 * len(trajectories)), 7.4, style.about(title, trajectories))
@@ -77,9 +77,9 @@ def _job(name: str, trajectory: Trajectory) -> str:
 
 
 def _draw_dominant_pair(axes: Axes, name: str, trajectory: Trajectory) -> None:
-    """The mean losses of the dominant pair's groups around its selecting step, and how often their gap turns.
+    """The mean losses of the dominant pair's groups around its selecting step, and how often their gap reverses.
 
-    Groups that drift apart correlate as strongly as groups that alternate: only the turns tell them from each other.
+    Groups that drift apart correlate as strongly as groups that alternate; only the reversals distinguish them.
     """
     axes.set_xlabel("step")
     if not trajectory.pairs:
@@ -101,7 +101,7 @@ def _draw_dominant_pair(axes: Axes, name: str, trajectory: Trajectory) -> None:
 def group_variance(trajectories: Mapping[str, Trajectory]) -> Figure:
     """The variance of one-step changes of all dominant pairs' groups and of random groups, side by side over seeds.
 
-    Beside it stands the dominant pair of the first seed of each network and rule.
+    The other panels show the dominant pair of the first seed for each network and rule.
     """
     kinds: dict[str, list[Trajectory]] = {}
     for trajectory in trajectories.values():
@@ -136,7 +136,7 @@ def _described(trajectory: Trajectory) -> str:
 
 
 def _draw_variances(axes: Axes, place: float, room: float, trajectory: Trajectory) -> None:
-    """A dot for each group of each dominant pair, one for as many random points, and a bar at the median of each."""
+    """A dot for each group of each dominant pair and for random groups of equal size, with a bar at each median."""
     groups, random = [], []
     for pair in trajectory.pairs:
         changes = np.asarray(between(trajectory.changes, *pair.window).values, np.float64)

@@ -35,7 +35,7 @@ METRICS: tuple[tuple[Metric, str], ...] = (
     (SAMPLE_CURVATURE, "curvature on the full loss's top eigenvector"),
 )
 NEGLIGIBLE_SHARE = 0.01
-"""A tensor that never holds more of v than this is left out, as in the paper."""
+"""A tensor whose fraction of v never exceeds this is left out, as in the paper."""
 
 
 # -- figure 2 ---------------------------------------------------------------------------------------------------------
@@ -44,8 +44,8 @@ NEGLIGIBLE_SHARE = 0.01
 def outlier_metrics(trajectories: Mapping[str, Trajectory]) -> Figure:
     """Four metrics of the points of each dominant pair and of as many random points, over steps; medians.
 
-    The top eigenvalue of a point's own Hessian costs too much for every point: it is drawn for the points whose loss
-    rose or fell most in the last step.
+    The top eigenvalue of a point's own Hessian is too costly for all points: it is drawn for the points whose loss rose
+    or fell most in the last step.
     """
     (trajectory,) = trajectories.values()
     figure = style.figure(11, 7, style.about("Opposing outliers and random points by four metrics", trajectories))
@@ -73,7 +73,7 @@ def outlier_metrics(trajectories: Mapping[str, Trajectory]) -> Figure:
 
 
 def _draw_metric(axes: Axes, trajectory: Trajectory, measured: Series) -> None:
-    """The median of each pair where it is active, and of one random group of a pair's size."""
+    """The median of each pair while it is active, and of one random group of a pair's size."""
     steps, values = np.asarray(measured.steps), np.asarray(measured.values)
     size = 40
     for number, pair in enumerate(trajectory.pairs_in_time):
@@ -96,13 +96,13 @@ def _draw_metric(axes: Axes, trajectory: Trajectory, measured: Series) -> None:
 
 
 def _set_scale(axes: Axes) -> str:
-    """Logarithmic, around zero linear where a metric is zero or negative, which the returned words for a title say."""
+    """Logarithmic, or linear around zero if a metric is zero or negative; the returned words for the title say so."""
     values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines])
     sizes = np.abs(values[values != 0])
     if len(sizes) == len(values) and (values > 0).all():
         axes.set_yscale("log")
     elif len(sizes):
-        decade = np.ceil(np.log10(np.quantile(sizes, 0.02)))  # a tick inside the linear part would lie on that of 0
+        decade = np.ceil(np.log10(np.quantile(sizes, 0.02)))  # a tick inside the linear part would overlap the one at 0
         axes.set_yscale("symlog", linthresh=float(10**decade))
         return f"\n(axis linear between −{10**decade:g} and {10**decade:g}, logarithmic beyond)"
     return ""
@@ -114,12 +114,12 @@ def _set_scale(axes: Axes) -> str:
 def curvature_share(trajectories: Mapping[str, Trajectory], title: str) -> Figure:
     """Share of the squared entries of v in each parameter tensor, over the steps at which it was measured.
 
-    A layer is a parameter tensor: this counting gives the paper's 38 for VGG-11 with batch norm and its 39 for a
-    nanoGPT of 6 blocks without biases; a standard ResNet-18 has 62 of them (the paper counts 45), our Vision
-    Transformer 104 (106). Tensors that never hold more than 0.01 are left out; the last linear layer is always shown.
+    A layer is a parameter tensor: this count gives the paper's 38 for VGG-11 with batch norm and its 39 for a nanoGPT
+    of 6 blocks without biases; a standard ResNet-18 has 62 (the paper counts 45), our Vision Transformer 104 (106).
+    Tensors that never hold more than 0.01 are left out; the last linear layer is always shown.
 
     Args:
-        title: Of the figure.
+        title: Title of the figure.
     """
     (trajectory,) = trajectories.values()
     measured = trajectory.record[EIGENVECTOR_SHARE]
@@ -129,7 +129,7 @@ def curvature_share(trajectories: Mapping[str, Trajectory], title: str) -> Figur
     head = style.about(f"{title} ({len(shown)} of {len(names)} tensors)", trajectories)
     figure = style.figure(11, 1.8 + 0.2 * len(shown), head)
     axes = figure.subplots()
-    # Successive measured steps are columns of equal width, however far apart the steps are.
+    # Successive measurements are columns of equal width, however far apart their steps are.
     image = axes.imshow(
         shares[:, shown].T, aspect="auto", cmap="magma_r", norm=PowerNorm(0.5, 0, 1), interpolation="none"
     )
@@ -157,13 +157,13 @@ def shown_tensors(names: Sequence[str], shares: np.ndarray) -> list[int]:
 
 
 def readable_tensors(names: Sequence[str]) -> list[str]:
-    """Names of parameter tensors for a figure: of a plain sequence of layers "convolution 3, weight", not "0.8.weight".
+    """Readable names of parameter tensors: in a plain sequence of layers "convolution 3, weight", not "0.8.weight".
 
     In such a sequence a bias belongs to the layer of the weight before it. Blocks are counted from 1; the parts
     of a block keep their names.
 
     Args:
-        names: Of all tensors in the model's order, as ``named_parameters`` gives them.
+        names: Names of all tensors in the model's order, as ``named_parameters`` gives them.
     """
     if all(
         not name.rpartition(".")[0].replace(".", "") or name.rpartition(".")[0].replace(".", "").isdigit()
@@ -192,7 +192,7 @@ def readable_tensors(names: Sequence[str]) -> list[str]:
 
 
 def _of_sequence(names: Sequence[str]) -> list[str]:
-    """Features first, as "0.i", then linear layers; of two in a row the second is a normalization."""
+    """Features first, as "0.i", then linear layers; a layer directly after a convolution is a batch norm."""
     kinds: dict[str, str] = {}
     counts = Counter[str]()
     for layer in dict.fromkeys(name.rpartition(".")[0] for name in names):
@@ -214,10 +214,10 @@ def _of_sequence(names: Sequence[str]) -> list[str]:
 
 
 def mlp_phases(trajectories: Mapping[str, Trajectory], zoom: int = 40) -> Figure:
-    """Train loss, λ, and the size of the projection on v at break-even; the dominant pair's losses from close.
+    """Train loss, λ, and the size of the projection on v at break-even; and the dominant pair's losses in detail.
 
     Args:
-        zoom: Steps shown of the pair, around its selecting step.
+        zoom: Steps shown around the step at which the pair was selected.
     """
     (trajectory,) = trajectories.values()
     figure = style.figure(12, 6.6, style.about("Losses, sharpness and projection over the steps", trajectories))

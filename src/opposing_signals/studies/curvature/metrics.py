@@ -15,12 +15,12 @@ from opposing_signals.signals.trajectory import Trajectory
 
 LOSS_CHANGE, STEP_ALONG_V = "loss_change", "step_along_v"
 Metric: TypeAlias = str
-"""`LOSS_CHANGE`, or a quantity of every point: `GRADIENT_NORM` or `SAMPLE_CURVATURE`."""
+"""`LOSS_CHANGE`, or a per-point quantity: `GRADIENT_NORM` or `SAMPLE_CURVATURE`."""
 SizeAlongV: TypeAlias = str
 """`STEP_ALONG_V`, or the quantity `EFFECTIVE_STEP_SIZE`."""
 
 SMOOTH = 9
-"""Measured steps over which figures and claims take the running median of feature norms under minibatches."""
+"""Window in measured steps of the running median of feature norms under minibatches, for figures and claims."""
 
 
 def metric_of_points(trajectory: Trajectory, metric: Metric) -> Series:
@@ -36,7 +36,7 @@ def relative_feature_norms(trajectory: Trajectory, window: int = 1) -> Series:
 
     Args:
         trajectory: A run with the instrument `BlockProbe`.
-        window: Measured steps of the running median; 1 leaves the values unchanged.
+        window: Window of the running median in measured steps; 1 leaves the values unchanged.
     """
     probes, batch = trajectory.record[PROBE_FEATURE_NORM], trajectory.record[MEAN_FEATURE_NORM]
     norms = np.asarray(probes.values) / np.asarray(batch.values)[:, None]
@@ -69,11 +69,11 @@ def sizes_by_floor_distance(
 
 
 def moving_average(values: np.ndarray, span: int) -> np.ndarray:
-    """``[T]`` mean of each value and the ``span`` // 2 on either side of it; at both ends over fewer.
+    """``[T]`` mean of each value and the ``span`` // 2 on either side of it; at both ends over fewer values.
 
     Args:
         values: ``[T]`` at successive steps.
-        span: Number of values that are averaged; an even number counts as the next odd one.
+        span: Number of values to average; an even number counts as the next odd one.
     """
     sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     rows = np.arange(len(values))
@@ -82,7 +82,7 @@ def moving_average(values: np.ndarray, span: int) -> np.ndarray:
 
 
 def detrended(values: np.ndarray, span: int) -> np.ndarray:
-    """``[T]`` values less their `moving_average`."""
+    """``[T]`` values minus their `moving_average`."""
     return values - moving_average(values, span)
 
 

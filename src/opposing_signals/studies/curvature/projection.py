@@ -18,7 +18,7 @@ from opposing_signals.studies.curvature.metrics import SizeAlongV, sizes_by_floo
 
 ZOOM = 80
 WIDE = 10
-"""Ratio of the largest to the smallest size from which on their axis is logarithmic."""
+"""Ratio of the largest to the smallest size above which their axis is logarithmic."""
 
 
 def projection(
@@ -26,7 +26,7 @@ def projection(
 ) -> Figure:
     """Projections of the rules' iterates on v over steps; Adam's effective step size against distance to the floor.
 
-    The effective step size ignores momentum and gradient; the step that Adam takes along v is shown as well.
+    The effective step size ignores momentum and gradient, so Adam's actual step along v is shown as well.
 
     Args:
         trajectories: One run per rule.
@@ -83,7 +83,7 @@ def _draw_against_distance(
 
 
 def _draw_floor(axes: Axes, trajectory: Trajectory, break_even: int | None, colour: str) -> None:
-    """The floor is where the expansion of the loss along v is lowest: the projection less the signed distance."""
+    """The floor is the minimum of the loss's expansion along v: the projection minus the signed distance."""
     along, distance = trajectory.record[PROJECTION], trajectory.record[FLOOR_DISTANCE]
     measured = np.isin(along.steps, distance.steps)
     style.draw(axes, along, color=colour, label="Adam")

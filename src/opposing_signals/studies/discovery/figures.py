@@ -18,7 +18,7 @@ def discovered_pairs(trajectories: Mapping[str, Trajectory], pairs: int = 4, thu
     """One row per run: when the pairs are active, the losses of the most outstanding one, and images of its groups.
 
     Args:
-        trajectories: Runs; where gradients were sketched, the agreement of both ways is given.
+        trajectories: Runs; if gradients were sketched, the agreement of both methods is given.
         pairs: The largest number shown per run.
         thumbnails: Images shown per group.
     """
@@ -57,7 +57,7 @@ def _draw_courses(axes: Axes, name: str, trajectory: Trajectory, count: int) -> 
 
 
 def _draw_losses(axes: Axes, trajectory: Trajectory) -> None:
-    """Of the pair of largest amplitude, around the steps in which it is active."""
+    """Losses of the pair of largest amplitude, around the steps in which it is active."""
     losses = trajectory.losses
     if trajectory.all_pairs:
         pair = trajectory.all_pairs[0]
@@ -73,13 +73,13 @@ def _draw_losses(axes: Axes, trajectory: Trajectory) -> None:
 def planted_pair(
     trajectories: Mapping[str, Trajectory], features: Sequence[str], thumbnails: int = 40, zoom: int = 32
 ) -> Figure:
-    """The dominant pair as it was found above the planted pair that it is most like: losses and members of both.
+    """The dominant pair found, above the planted pair most like it: losses and members of both.
 
     Args:
         trajectories: One run on data with planted features.
         features: The planted features that the network uses.
         thumbnails: Images shown per group.
-        zoom: Steps shown, around the one at which the pair has grown to half of its largest amplitude.
+        zoom: Steps shown, around the step at which the pair has reached half of its largest amplitude.
     """
     (trajectory,) = trajectories.values()
     dataset = trajectory.dataset
@@ -91,7 +91,7 @@ def planted_pair(
     matched = match_pair(pair.groups, truth)
     found = pair.groups
     if len(np.intersect1d(found[0], truth[0])) < len(np.intersect1d(found[1], truth[0])):
-        found = found[::-1]  # the same way round as the truth
+        found = found[::-1]  # in the order of the planted groups
     figure = style.figure(14, 6.6, trajectory.title)
     rows = figure.subplots(2, 3, width_ratios=[1.25, 1, 1])
     steps, values = trajectory.losses_between(*pair.window)

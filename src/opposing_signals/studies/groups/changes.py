@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import cycle
 
 import numpy as np
 import scipy
@@ -11,29 +12,39 @@ from matplotlib.figure import Figure
 from opposing_signals.signals import Trajectory
 from opposing_signals.signals.steps import rising_share
 from opposing_signals.studies import style
+from opposing_signals.studies.claim import without_seed
 
 
 def share_increasing(trajectories: Mapping[str, Trajectory]) -> Figure:
-    """Share of training points whose loss rises, at each step of each run."""
+    """Share of training points whose loss rises, at each step of each run; a run's seeds share a panel."""
+    runs: dict[str, list[Trajectory]] = {}
+    for name, trajectory in trajectories.items():
+        runs.setdefault(without_seed(name), []).append(trajectory)
     title = style.about("Share of the training points whose loss rises at each step", trajectories)
-    figure = style.figure(3.9 * max(2, len(trajectories)), 3.8, title)
-    panels = np.atleast_1d(figure.subplots(1, len(trajectories), sharey=True))
-    for axes, (name, trajectory), colour in zip(panels, trajectories.items(), style.RUNS, strict=False):
-        shares = rising_share(trajectory.changes)
+    figure = style.figure(3.9 * max(2, len(runs)), 3.8, title)
+    panels = np.atleast_1d(figure.subplots(1, len(runs), sharey=True))
+    for axes, (name, seeds) in zip(panels, runs.items(), strict=True):
         axes.axhspan(0.4, 0.6, color=style.GREY, zorder=0)
-        axes.plot(shares.steps, shares.values, ".", color=colour, markersize=3)
-        style.mark_break_even(axes, trajectory.break_even)
-        late = shares if trajectory.break_even is None else trajectory.after_break_even(shares)
-        over = "all steps" if late is shares else "the steps from break-even on"
-        median = f"median {np.median(late.values):.4g}" if len(late) else "no value"
-        axes.set(xlabel=style.step_label(trajectory), ylim=(0, 1))
-        axes.set_title(f"{name}: {median}\nover {over}", fontsize=9)
+        medians, over = [], "all steps"
+        for trajectory, colour, marker in zip(seeds, cycle(style.RUNS), cycle(".x+1"), strict=False):
+            shares = rising_share(trajectory.changes)
+            label = f"seed {trajectory.configuration.get('seed')}" if len(seeds) > 1 else None
+            axes.plot(shares.steps, shares.values, marker, color=colour, markersize=3, label=label)
+            style.mark_break_even(axes, trajectory.break_even)
+            if trajectory.break_even is not None:
+                shares, over = trajectory.after_break_even(shares), "the steps from break-even on"
+            medians.append(f"{np.median(shares.values):.3g}" if len(shares) else "no value")
+        label = style.step_label(seeds[0]) if len(seeds) == 1 else "step (dotted: break-even)"
+        axes.set(xlabel=label, ylim=(0, 1))
+        axes.set_title(f"{name}: median {', '.join(medians)}\nover {over}", fontsize=9)
+        if len(seeds) > 1:
+            axes.legend(loc="upper right", ncols=len(seeds), fontsize=8)
     panels[0].set_ylabel("share of points with Δᵢ > 0 (grey: 0.4 to 0.6)")
     return figure
 
 
 def change_distribution(trajectories: Mapping[str, Trajectory], panels: int = 4) -> Figure:
-    """Histogram of the one-step changes Δ_i at several steps, beside a Gaussian of equal variance.
+    """Histogram of the one-step changes Δ_i at several steps, with a Gaussian of equal variance.
 
     Args:
         panels: Steps shown, evenly spaced from break-even (or from the start) to the end.

@@ -18,7 +18,7 @@ from opposing_signals.signals import OpposingPair, Trajectory, name_pair
 from opposing_signals.studies import style
 
 SMALLEST = 32
-"""The least height of an image on a sheet, in pixels."""
+"""Minimum height of an image on a sheet, in pixels."""
 
 
 def group_losses(trajectories: Mapping[str, Trajectory], thumbnails: int = 10, zoom: int = 30) -> Figure:
@@ -27,7 +27,7 @@ def group_losses(trajectories: Mapping[str, Trajectory], thumbnails: int = 10, z
     Below, all pairs are shown around the same step: a spike of the train loss.
 
     Args:
-        thumbnails: Images shown a group.
+        thumbnails: Images shown per group.
         zoom: Steps shown around the spike.
     """
     (trajectory,) = trajectories.values()
@@ -62,9 +62,9 @@ def group_losses(trajectories: Mapping[str, Trajectory], thumbnails: int = 10, z
 
 
 def spike_of(trajectory: Trajectory, pairs: Sequence[OpposingPair]) -> int:
-    """The step of the most prominent peak of the train loss, among those at which the most pairs are active.
+    """The step of the most prominent peak of the train loss, among the steps at which the most pairs are active.
 
-    Without any peak it is the first pair's selecting step, or the middle of the run.
+    Without any peak, the selecting step of the first pair, or the middle of the run.
     """
     losses = trajectory.mean_loss
     peaks, described = scipy.signal.find_peaks(losses.values, prominence=0)
@@ -111,12 +111,12 @@ def draw_pair(axes: Axes, trajectory: Trajectory, pair: OpposingPair, number: in
     """The mean losses of a pair's groups, of as many random points and of all points, from step to step.
 
     Args:
-        axes: To draw in.
-        trajectory: Of the run.
+        axes: Axes to draw in.
+        trajectory: The run.
         pair: The pair.
-        number: Its number, from 0: its colours.
+        number: The pair's number, from 0, which sets its colours.
         first: The first step that is shown.
-        last: The last.
+        last: The last step that is shown.
     """
     steps, values = trajectory.losses_between(first, last)
     names = [f"{number + 1}{letter}" for letter in "ab"]
@@ -128,7 +128,7 @@ def draw_pair(axes: Axes, trajectory: Trajectory, pair: OpposingPair, number: in
 
 
 def _random_points(trajectory: Trajectory, pair: OpposingPair, number: int) -> np.ndarray:
-    """As many as the larger of the pair's groups has."""
+    """As many random points as the larger of the pair's groups has."""
     size = max(map(len, pair.groups))
     return np.random.default_rng(number).choice(trajectory.losses.values.shape[1], size, replace=False)
 
@@ -141,7 +141,7 @@ def _correlation(pair: OpposingPair) -> str:
 def draw_members(
     figure: Figure, place: SubplotSpec, dataset: Dataset, pair: OpposingPair, number: int, count: int
 ) -> None:
-    """Images of a pair's groups, one group above the other, each under its name; nothing where there are no images."""
+    """Images of a pair's groups, one group above the other, each under its name; nothing if there are no images."""
     if dataset.images is None:
         return
     sheets = GridSpecFromSubplotSpec(2, 1, place)

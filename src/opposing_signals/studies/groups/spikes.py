@@ -1,4 +1,4 @@
-"""Loss spikes: the two groups of examples that moved against each other around each, and who they are."""
+"""Loss spikes: the two groups of examples that moved against each other around each spike, and their members."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from opposing_signals.studies.groups.figures import draw_images
 
 
 def loss_spikes(trajectory: Trajectory, spikes: Sequence[Spike], thumbnails: int = 20, zoom: int = 24) -> Figure:
-    """A row a spike: the losses of its two groups against each other, and their images, where there are any.
+    """A row per spike: the losses of its two groups against each other, and their images, if there are any.
 
     Args:
-        trajectory: The run that the spikes are of.
+        trajectory: The run with the spikes.
         spikes: As `opposing_signals.signals.find_spikes` gives them; at least one.
-        thumbnails: Images shown a group.
+        thumbnails: Images shown per group.
         zoom: Steps shown around a spike.
     """
     has_images = trajectory.dataset.images is not None

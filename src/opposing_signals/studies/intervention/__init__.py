@@ -1,1 +1,1 @@
-"""What happens to a spike without the groups that make it."""
+"""What happens to a spike without the groups that cause it."""

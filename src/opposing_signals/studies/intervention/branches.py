@@ -1,4 +1,4 @@
-"""Branches that leave one run just before its spikes, beside each other."""
+"""Branches that leave one run just before its spikes, compared with each other."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Branches:
     """The branches of one spike.
 
     Attributes:
-        step: Of the reference, at which they begin.
-        spike_step: At which the reference spikes.
-        runs: Kind of intervention ↦ run; of several random draws, ``"remove_random 1"`` and so on.
-        untouched: ``[N]`` bool, the points that no branch touches.
+        step: Step of the reference at which they begin.
+        spike_step: Step at which the reference spikes.
+        runs: Kind of intervention ↦ run; several random draws are ``"remove_random 1"`` and so on.
+        untouched: ``[N]`` bool, the points that no branch changes.
     """
 
     step: int
@@ -32,7 +32,7 @@ class Branches:
         return [name for name in self.runs if name.split()[0] == kind]
 
     def loss(self, name: str) -> Series:
-        """Mean loss of the untouched points at each step of the reference's count."""
+        """Mean loss of the untouched points at each step, counted as in the reference."""
         losses = self.runs[name].losses
         return Series(
             np.asarray(losses.steps) + self.step, np.asarray(losses.values)[:, self.untouched].mean(1, dtype=np.float64)
@@ -42,8 +42,8 @@ class Branches:
         """Largest one-step rise of that loss; 0 if it never rises.
 
         Args:
-            name: Of the branch.
-            behind: Rises more than so many steps after the reference's spike do not count; None: all count.
+            name: Name of the branch.
+            behind: Rises more than this many steps after the reference's spike are ignored; None counts all.
         """
         rises = one_step_changes(self.loss(name))
         if behind is not None:
@@ -51,7 +51,7 @@ class Branches:
         return max(0.0, float(rises.values.max(initial=0.0)))
 
     def sharpness(self, name: str) -> float:
-        """Median over the branch of λ of the loss that it trains on."""
+        """Median over the branch of the sharpness λ of its own training loss."""
         return float(np.median(self.runs[name].sharpness.values))
 
 

@@ -1,4 +1,4 @@
-"""The causal check: a run branched just before its spikes, with and without the pair that dominates there."""
+"""The causal test: a run branched just before its spikes, with and without the pair that dominates there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOOKS = {
 
 
 def intervention(trajectories: Mapping[str, Trajectory]) -> Figure:
-    """One row a spike, in the order of their steps: loss of the untouched points, sharpness, and the spike's size."""
+    """One row per spike, in the order of their steps: loss of the untouched points, sharpness, and the spike's size."""
     spikes = sorted(branches_by_spike(trajectories).values(), key=lambda branches: branches.step)
     title = style.about("A run branched just before its spikes, with and without the dominant pair", trajectories)
     figure = style.figure(12, 2.7 * len(spikes) + 1.6, title)

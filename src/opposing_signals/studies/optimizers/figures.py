@@ -25,20 +25,20 @@ LABELS: dict[str, str] = {
     SIGNED_SHARE: "share of signed steps",
 }
 PLAIN_BAND = (0.2, 0.3)
-"""The paper's share of signed steps: 70% to 80% of the parameters take the plain step (Appendix F.1)."""
+"""The paper's fraction of signed steps: 70% to 80% of the parameters take the plain step (Appendix F.1)."""
 SIGNED_BAND = (0.1, 0.25)
-"""The same by §4.2."""
+"""The same fraction by §4.2."""
 TONES = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.88, 256)))
-"""Without the tones that are too light for a line."""
+"""viridis without the tones that are too light for a line."""
 
 # -- figures 6a and 37 ------------------------------------------------------------------------------------------------
 
 
 def sgd_groups(trajectories: Mapping[str, Trajectory], zoom: int = 40) -> Figure:
-    """The train loss; of each dominant pair its losses around the selecting step, and its images.
+    """The train loss, and the losses and images of each dominant pair around its selecting step.
 
     Args:
-        zoom: Steps shown of each pair.
+        zoom: Steps shown per pair.
     """
     (trajectory,) = trajectories.values()
     pairs = trajectory.pairs_in_time
@@ -64,7 +64,7 @@ def sgd_groups(trajectories: Mapping[str, Trajectory], zoom: int = 40) -> Figure
 
 
 def _shown(pair: OpposingPair, zoom: int) -> tuple[int, int]:
-    """First and last of the steps shown of a pair: around its selecting step, while it is active."""
+    """First and last step shown of a pair: around its selecting step, while it is active."""
     first = int(np.clip(pair.step - zoom // 2, pair.window[0], max(pair.window[0], pair.window[1] - zoom)))
     return first, min(first + zoom, pair.window[1] + 1)
 
@@ -105,7 +105,7 @@ def plain_step_sizes(trajectories: Mapping[str, Trajectory], dampening: float = 
 
 
 def _draw_final_losses(axes: Axes, split: Mapping[Rule, Trajectory], adam: Mapping[Rule, Trajectory]) -> None:
-    """The final train loss over η1, and Adam's with 10% to each side; a run that was stopped has none."""
+    """The final train loss over η1, and Adam's with a band of ±10%; a run that was stopped has none."""
     ends = {rule.sgd_lr or 0.0: final(run).mean() for rule, run in split.items()}
     ends = {size: end for size, end in ends.items() if np.isfinite(end)}
     plain = {size: end for size, end in ends.items() if size}
@@ -143,7 +143,7 @@ def learning_rates(trajectories: Mapping[str, Trajectory], quantity: Quantity) -
     """Figures 41 and 42: Adam and SplitSGD over learning rates.
 
     Args:
-        quantity: What is drawn.
+        quantity: The quantity drawn.
     """
     runs = Runs.of(trajectories).with_stopped
     figure, panels = _panels(runs, f"Adam and SplitSGD over learning rates: {LABELS[quantity]}", 3)
@@ -187,7 +187,7 @@ def _draw_run(panels: Sequence[Axes], run: Trajectory, quantities: Sequence[str]
         if quantity in run.record:
             series = run.record[quantity]
             steps, values = np.asarray(series.steps), np.asarray(series.values, float)
-            steps, values = steps[np.isfinite(values)], values[np.isfinite(values)]  # a stopped run's last loss is not
+            steps, values = steps[np.isfinite(values)], values[np.isfinite(values)]  # not the last of a stopped run
             if quantity == TRAIN_LOSS and len(values):
                 values = moving_average(values, steps_of_epoch(run))
             axes.plot(steps, values, **line)
@@ -226,7 +226,7 @@ def _draw_final(axes: Axes, runs: Mapping[str, Trajectory], names: Sequence[str]
 
 
 def _finish(panels: Sequence[Axes], runs: Mapping[str, Trajectory]) -> None:
-    """Labels; the loss is cut off a little above where the runs start, and begins a little below their lowest."""
+    """Add labels, and limit the loss axis to 1.5 times the smallest initial loss."""
     for axes, quantity in zip(panels, LABELS, strict=False):
         axes.set(xlabel="step", ylabel=LABELS[quantity])
         if quantity == SIGNED_SHARE:
@@ -238,7 +238,7 @@ def _finish(panels: Sequence[Axes], runs: Mapping[str, Trajectory]) -> None:
 
 
 def _band(axes: Axes, interval: tuple[float, float], before: str = "") -> None:
-    """Where the paper has the share, told in the title, where no curve crosses it."""
+    """Shade the paper's range of the fraction, and name it in the title, where no curve crosses it."""
     axes.axhspan(*interval, color=style.GREY, zorder=0)
     axes.set_title(f"{before}grey: the paper's {interval[0]:.0%} to {interval[1]:.0%}")
 

@@ -1,4 +1,4 @@
-"""Runs under several update rules: what each rule is, and where its run ends."""
+"""Runs under several update rules: the settings of each rule, and the final values of its run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Rule:
     """An update rule with its settings.
 
     Attributes:
-        name: Of its class, for instance ``"SGD"``, ``"Adam"`` or ``"SplitSGD"``.
+        name: Name of its class, for instance ``"SGD"``, ``"Adam"`` or ``"SplitSGD"``.
         lr: Learning rate; for SplitSGD η2, the size of a signed step.
         sgd_lr: η1, SplitSGD's plain step size; None for other rules.
         momentum: β; None for rules that have none.
@@ -58,12 +58,12 @@ def under(trajectories: Mapping[str, Trajectory], name: str, dampening: float | 
 
 
 def final(trajectory: Trajectory, quantity: Quantity = TRAIN_LOSS) -> np.ndarray:
-    """What a run ends with: its batches' losses over the steps of the last epoch, or its last test accuracy.
+    """Final values of a run: its batches' losses over the steps of the last epoch, or its last test accuracy.
 
-    The mean of the former is the final train loss. Runs of one seed and size have it over the same batches.
+    The mean of these losses is the final train loss. Runs of one seed and size end with the same batches.
 
     Returns:
-        ``[T]``; a run that was stopped ends with an infinite loss, and with the accuracy of a guess.
+        ``[T]``; a run that was stopped ends with an infinite loss, and with chance accuracy.
     """
     is_stopped = trajectory.record.state.startswith("stopped")
     if quantity == TEST_ACCURACY:

@@ -1,4 +1,4 @@
-"""Figures 46 to 54: the images whose loss rises and falls most in a step, with what the network says they are."""
+"""Figures 46 to 54: the images whose loss rises and falls most in a step, with the network's predictions."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ RIGHT, WRONG = style.PAIRS[0][0], style.PAIRS[1][0]
 
 
 def outlier_grids(trajectories: Mapping[str, Trajectory], moments: Sequence[float]) -> Figure:
-    """24 images of most positive and 24 of most negative Δ_i at each moment, then the same for the found pairs.
+    """The 24 images of most positive and of most negative Δ_i at each moment, then the same for the found pairs.
 
-    The true label stands above an image, the predictions before and after the step stand below it.
+    The true label is above an image, the predictions before and after the step are below it.
 
     Args:
         trajectories: One run with the instrument `Predictions`, on images.
-        moments: When to look, as parts of the run.
+        moments: When to look, as fractions of the run.
 
     Raises:
-        InputError: The data are no images.
+        InputError: The data are not images.
     """
     (trajectory,) = trajectories.values()
     dataset = trajectory.dataset
@@ -65,7 +65,7 @@ def _draw(axes: Axes, dataset: Dataset, panel: Panel, group: np.ndarray, rows: i
         sheet[top : top + height, left : left + width] = dataset.images[point]
         true = int(dataset.targets[point])
         middle = left + width / 2
-        # Hundreds of texts would slow the layout down.
+        # Hundreds of texts would slow down the layout.
         style_of: dict[str, Any] = {"ha": "center", "fontsize": 7, "in_layout": False}
         axes.text(middle, top - 1.5 * scale, names[true], va="bottom", color=style.INK, weight="bold", **style_of)
         for line, predicted in enumerate((panel.before[point], panel.after[point])):

@@ -19,7 +19,7 @@ class Panel:
 
     Attributes:
         title: How the groups were selected.
-        step: t of the step θ_t ↦ θ_{t+1}.
+        step: t of the step from θ_t to θ_{t+1}.
         rising: ``[k]`` indices of the points whose loss rises, the largest rise first.
         falling: ``[k']`` indices of those whose loss falls.
         before: ``[N]`` class predicted at θ_t for every training point.
@@ -39,7 +39,7 @@ def outlier_panels(trajectory: Trajectory, moments: Sequence[float], count: int 
 
     Args:
         trajectory: A run with the instrument `Predictions`.
-        moments: When to look, as fractions of the run: 0.25 is step 250 of 1,000. The nearest recorded step counts.
+        moments: When to look, as fractions of the run: 0.25 is step 250 of 1,000. The nearest recorded step is taken.
         count: Points in a group.
     """
     steps = np.asarray(trajectory.changes.steps)
@@ -53,7 +53,7 @@ def outlier_panels(trajectory: Trajectory, moments: Sequence[float], count: int 
 
 
 def pair_panels(trajectory: Trajectory) -> list[Panel]:
-    """The same for the pairs that were found, each at the step at which its groups are furthest apart."""
+    """The same for the pairs that were found, each at the step at which its groups' changes are furthest apart."""
     dataset = trajectory.dataset
     return [
         _panel(

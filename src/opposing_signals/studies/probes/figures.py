@@ -24,7 +24,7 @@ from opposing_signals.studies.probes.paths import (
 
 _INPUT, _OTHER, _MEAN = style.RUNS[0], style.RUNS[1], style.MUTED
 _REST: dict[str, Any] = {"color": "#c3c7cd", "linewidth": 0.6, "zorder": 1}
-"""Of the classes that do not lead."""
+"""Look of the classes that do not lead."""
 
 
 # -- figures 5, 10, 11, 13 to 21 --------------------------------------------------------------------------------------
@@ -33,11 +33,11 @@ _REST: dict[str, Any] = {"color": "#c3c7cd", "linewidth": 0.6, "zorder": 1}
 def block_probe(trajectories: Mapping[str, Trajectory], probe: str) -> Figure:
     """The input, its class logits, its class probabilities where the dominant class changes, and its feature norm.
 
-    Of the steps from break-even on (of all under another rule than gradient descent) that of `ProbePath.shown_step` is
-    shown: θ before and after it in bold, and one step more to either side.
+    The probabilities are shown around `ProbePath.shown_step`, chosen from break-even on (for rules other than gradient
+    descent from the start): θ before and after that step in bold, and one more step on either side.
 
     Args:
-        probe: Which of the run's probes.
+        probe: Name of one of the run's probes.
     """
     (trajectory,) = trajectories.values()
     path = probe_path(trajectory, probe)
@@ -59,9 +59,9 @@ def _draw_panels(figure: Figure, grid: GridSpec, trajectory: Trajectory, path: P
 
 
 def _class_looks(path: ProbePath, first: int, shown: int | None = None, leading: int = 3) -> list[dict[str, Any]]:
-    """Look of each class: a colour for those that lead, grey for the others.
+    """Look of each class: a colour for the leading ones, grey for the others.
 
-    It leads that dominates before or after the ``shown`` step, or has the largest mean probability from ``first`` on.
+    A class leads if it dominates before or after the ``shown`` step, or by mean probability from ``first`` on.
     """
     rows = np.searchsorted(path.steps, [] if shown is None else [shown, shown + 1])
     by_mean = np.argsort(-path.probabilities[path.steps >= first].mean(0))
@@ -98,7 +98,7 @@ def _described(probe: str) -> str:
 def _draw_input(
     figure: Figure, place: SubplotSpec, trajectory: Trajectory, path: ProbePath, looks: Sequence[dict[str, Any]]
 ) -> None:
-    """The picture above the colours of the classes that lead."""
+    """The picture, above the colours of the leading classes."""
     inner = GridSpecFromSubplotSpec(2, 1, place, height_ratios=[1, 0.7])
     picture, legend = figure.add_subplot(inner[0]), figure.add_subplot(inner[1])
     _show(picture, path.picture, "input")
@@ -134,7 +134,7 @@ def _draw_probabilities(
     looks: Sequence[dict[str, Any]],
     logits: Axes,
 ) -> None:
-    """At four successive steps, the middle two those of `ProbePath.shown_step`; marked in ``logits``."""
+    """At four successive steps, the middle two around `ProbePath.shown_step`, which is marked in ``logits``."""
     if step is None:
         axes = figure.add_subplot(place)
         axes.axis("off")
@@ -170,11 +170,11 @@ def _plot_norms(axes: Axes, positions: np.ndarray, path: ProbePath, **look: Any)
 
 
 def probe_under_flow(trajectories: Mapping[str, Trajectory], probe: str, flow: str, descent: str) -> Figure:
-    """The input, its class logits under gradient flow and under gradient descent, and both norms, over time Σ η.
+    """The input, its class logits under gradient flow and gradient descent, and both norms, over time Σ η.
 
     Args:
         trajectories: The two runs; one that failed is left out.
-        probe: Which of their probes.
+        probe: The probe.
         flow: Name of the run under gradient flow.
         descent: Name of the run under gradient descent, whose break-even is marked.
     """
@@ -211,13 +211,13 @@ def probe_under_flow(trajectories: Mapping[str, Trajectory], probe: str, flow: s
 
 
 def probe_under_adam(trajectories: Mapping[str, Trajectory], probe: str, adam: str, descent: str) -> Figure:
-    """The input, its logits, probabilities and norm under Adam, and what its norm leaves of its peak at equal loss.
+    """The input, its logits, probabilities and norm under Adam, and the norm relative to its peak at equal loss.
 
-    Beside the norms stands that under gradient descent.
+    The norm under gradient descent is drawn in the same panel.
 
     Args:
         trajectories: The two runs; one that failed is left out.
-        probe: Which of their probes.
+        probe: The probe.
         adam: Name of the run under Adam.
         descent: Name of the run under gradient descent.
     """
@@ -257,14 +257,14 @@ _RULES = ("Adam", "gradient descent")
 
 
 def _draw_decline(axes: Axes, trajectories: Mapping[str, Trajectory], probe: str, colours: Mapping[str, str]) -> None:
-    """Norm over its peak so far against the smallest train loss so far; dotted the smallest that both runs reach."""
+    """Norm over its peak so far against the smallest train loss so far; dotted: the smallest that both runs reach."""
     for (name, colour), line, rule in zip(colours.items(), style.LINES, _RULES, strict=False):
         if name not in trajectories:
             continue
         path, losses = probe_path(trajectories[name], probe), trajectories[name].record[TRAIN_LOSS]
         lowest = np.minimum.accumulate(losses.values)
         rows = np.isin(path.steps, losses.steps)
-        rows[-1] = False  # the level is a mean over two steps
+        rows[-1] = False  # the level averages two steps, so the last has none
         axes.plot(
             lowest[np.isin(losses.steps, path.steps[rows])],
             (path.level / np.maximum.accumulate(path.level))[rows[:-1]],
@@ -285,11 +285,11 @@ def _draw_decline(axes: Axes, trajectories: Mapping[str, Trajectory], probe: str
 
 
 def probe_family(trajectories: Mapping[str, Trajectory], probes: Sequence[str]) -> Figure:
-    """Feature norm of every colour block beside the mean over the data, with rise, oscillation and decline as numbers.
+    """Feature norm of every colour block and its mean over the data, with rise, oscillation and decline as numbers.
 
     Args:
-        trajectories: A row a run.
-        probes: A column a block.
+        trajectories: One run per row.
+        probes: One block per column.
     """
     title = style.about("Colour blocks: rise, oscillation and decline of the feature norm", trajectories)
     figure = style.figure(3 * len(probes), 0.9 + 2.5 * len(trajectories), title)
@@ -326,7 +326,7 @@ def _pattern(path: ProbePath, break_even: int | None) -> str:
 
 
 def colour_neighbours(trajectories: Mapping[str, Trajectory]) -> Figure:
-    """Blocks of colours and the training images whose pixels are nearest to them, with class and distance.
+    """Blocks of colour and the training images whose pixels are closest to them, with class and distance.
 
     Args:
         trajectories: One run of `opposing_signals.studies.probes.measure.colour_neighbours`.

@@ -18,15 +18,15 @@ from opposing_signals.record.quantities import COLOUR, NEIGHBOUR, NEIGHBOUR_DIST
 
 
 def colour_neighbours(config: DictConfig, record: Record, logger: Any) -> None:  # noqa: ARG001 (jobs have one signature)
-    """The training images nearest to blocks of one colour (figure 12).
+    """The training images closest to blocks of one colour (figure 12).
 
     ``neighbours``: ``colours``, names as for `named_colour`, and the ``count`` of images. Records for the i-th colour
     at step i ``colour`` ``[3]`` uint8, ``neighbour`` ``[count]``, indices of training images, the nearest first, and
     ``neighbour_distance`` ``[count]``, see `nearest_to_colour`.
 
     Raises:
-        InputError: An unknown colour, no list of colours, a count that is not from 1 to N, data without pictures, or a
-            seed, which would change nothing.
+        InputError: An unknown colour, no list of colours, a count outside 1 to N, data without pictures, or a seed,
+            which would change nothing.
     """
     refuse_seed(config)
     dataset: Dataset = instantiate(config.data)

@@ -21,7 +21,7 @@ from opposing_signals.record.quantities import (
 from opposing_signals.signals.trajectory import Trajectory
 
 MEDIAN = 5
-"""Values of which a norm's peak and end are the median."""
+"""Number of values over which a norm's peak and end are medians."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class ProbePath:
     Attributes:
         name: As in the instrument's ``probes``.
         picture: ``[H, W, 3]`` uint8.
-        steps: ``[T]``, at which it was passed through.
+        steps: ``[T]``, the measured steps.
         logits: ``[T, C]``.
-        norm: ``[T]``, of its penultimate feature.
+        norm: ``[T]``, norm of its penultimate feature.
         mean_norm: ``[T]``, the mean of that norm over the training data.
     """
 
@@ -56,9 +56,9 @@ class ProbePath:
 
     @cached_property
     def course(self) -> np.ndarray:
-        """``[T - 1]``: the running median of `level`, which neither a leap nor the last oscillation moves.
+        """``[T - 1]``: the running median of `level`, robust to a single leap and to the last oscillation.
 
-        Of five values; at the start the first value itself, at the end the median of the last five.
+        Over five values; at the start the first value itself, at the end the median of the last five.
         """
         course = scipy.ndimage.median_filter(self.level, MEDIAN, mode="nearest")
         course[-(MEDIAN // 2) :] = np.median(self.level[-MEDIAN:])
@@ -66,12 +66,12 @@ class ProbePath:
 
     @cached_property
     def peak(self) -> int:
-        """The row of the highest value of `course`, the first of equals."""
+        """The first row of the highest value of `course`."""
         return int(np.argmax(self.course))
 
     @property
     def growth_over_mean(self) -> float:
-        """Growth of `course` from the start to its peak, over the growth of the data's mean norm meanwhile."""
+        """Growth of `course` from the start to its peak, over the growth of the data's mean norm in that time."""
         mean = _over_two(self.mean_norm)
         return self.rise * float(mean[0] / mean[self.peak])
 
@@ -101,8 +101,8 @@ class ProbePath:
     def shown_step(self, first_step: int) -> int | None:
         """The step t from ``first_step`` on whose change the probability panels show.
 
-        Of the steps between which the dominant class changes it is the one with the largest `alternation`; only if the
-        dominant class never changes, all steps count.
+        Among the steps that change the dominant class, the one with the largest `alternation`; if there are none, among
+        all steps.
 
         Returns:
             None if four steps in a row were not measured.
@@ -117,7 +117,7 @@ class ProbePath:
         return int(steps[np.argmax(np.where(changes, values, -1) if changes.any() else values)])
 
     def dominant_class(self, first_step: int) -> int:
-        """The class of the largest mean probability from ``first_step`` on."""
+        """The class with the largest mean probability from ``first_step`` on."""
         return int(self.probabilities[self.steps >= first_step].mean(0).argmax())
 
     def successive_changes(self, first_step: int) -> np.ndarray:
@@ -135,7 +135,7 @@ def _over_two(values: np.ndarray) -> np.ndarray:
 
 
 def check_probe(name: str, probes: Sequence[str], run: str) -> None:
-    """Refuse a probe that a run does not pass.
+    """Refuse a probe that a run does not have.
 
     Raises:
         InputError: It is none of the run's ``probes``.
@@ -151,8 +151,8 @@ def probe_path(trajectory: Trajectory, name: str) -> ProbePath:
     """The probe ``name`` along a run with the instrument `BlockProbe`.
 
     Raises:
-        InputError: The run passed no such probe, or did so at one step only; its loss is not cross-entropy, so that a
-            softmax of its outputs means nothing.
+        InputError: The run has no such probe, or measured it at one step only; or its loss is not cross-entropy, so
+            that a softmax of its outputs means nothing.
     """
     configuration = trajectory.configuration
     probes = [str(probe) for probe in configuration["instruments"].get("block_probe", {}).get("probes", [])]
@@ -185,9 +185,9 @@ def times(trajectory: Trajectory, steps: np.ndarray) -> np.ndarray:
 
 
 def norm_at_loss(trajectory: Trajectory, path: ProbePath, loss: float) -> float:
-    """`ProbePath.level` where the train loss is at most ``loss`` for the first time, over its peak until then.
+    """`ProbePath.level` when the train loss first falls to ``loss``, relative to its peak until then.
 
-    NaN if the run did not reach it.
+    NaN if the run did not reach that loss.
     """
     losses = trajectory.record[TRAIN_LOSS]
     reached = path.steps[np.isin(path.steps, np.asarray(losses.steps)[np.asarray(losses.values) <= loss])]

@@ -22,7 +22,7 @@ from opposing_signals.studies.text.tables import Section, found_sections, named_
 from opposing_signals.templates import templates
 
 WIDTH = 62
-"""Characters of a context that are drawn."""
+"""Number of characters of a context that are drawn."""
 
 
 def token_pair(trajectories: Mapping[str, Trajectory], pair: str, title: str, rows: int = 12, zoom: int = 60) -> Figure:
@@ -30,7 +30,7 @@ def token_pair(trajectories: Mapping[str, Trajectory], pair: str, title: str, ro
 
     Args:
         pair: One of `token_patterns.PAIRS`.
-        title: Of the figure.
+        title: Title of the figure.
         rows: Contexts shown per group, those whose loss changed most.
         zoom: Steps shown around the selecting step.
     """
@@ -60,7 +60,7 @@ def token_pair(trajectories: Mapping[str, Trajectory], pair: str, title: str, ro
 def _draw_losses(
     axes: Axes, track: TokenTrack, found: TokenPair, span: tuple[float, float], colours: Sequence[str]
 ) -> None:
-    """The mean losses of both groups and of all tracked tokens, from the first to the last step of ``span``."""
+    """The mean losses of both groups and of all tracked tokens, over the steps of ``span``."""
     shown = between(track.before, *span)
     steps = shown.steps
     for name, group, colour in zip(found.names, found.pair.groups, colours, strict=True):
@@ -92,10 +92,10 @@ def _draw_section(axes: Axes, section: Section, colour: str) -> None:
 
 
 def token_losses(trajectories: Mapping[str, Trajectory], pairs: Sequence[str], zoom: int = 60) -> Figure:
-    """Losses of the named pairs and of those that were found, over the run and around their selecting steps.
+    """Losses of the named pairs and of the pairs found, over the run and around their selecting steps.
 
     Args:
-        pairs: Of `token_patterns.PAIRS`.
+        pairs: Names from `token_patterns.PAIRS`.
         zoom: Steps around the selecting step.
     """
     (trajectory,) = trajectories.values()
@@ -119,13 +119,13 @@ def token_losses(trajectories: Mapping[str, Trajectory], pairs: Sequence[str], z
 def token_tables(
     trajectories: Mapping[str, Trajectory], folder: Path, pair: str, rows: int = 20, largest: int = 200
 ) -> None:
-    """Write ``tables.txt`` and ``tables.html``: a named pair's contexts, and the groups of one step's largest changes.
+    """Write ``tables.txt`` and ``tables.html``: a named pair's contexts, and one step's largest changes by group.
 
     Args:
-        folder: Of the experiment.
+        folder: The experiment's folder.
         pair: One of `token_patterns.PAIRS`.
         rows: Contexts per group.
-        largest: Rises, and falls, that are grouped by next token and shared context.
+        largest: Number of rises, and of falls, that are grouped by next token and shared context.
     """
     (trajectory,) = trajectories.values()
     track = trajectory.tokens
@@ -153,13 +153,13 @@ def adam_and_splitsgd(
     window: int = 50,
     zoom: int = 100,
 ) -> Figure:
-    """Train loss of both, their last oscillations in common, and SplitSGD's share of signed steps.
+    """Train loss of both, their oscillations over the last steps of both runs, and SplitSGD's fraction of signed steps.
 
     Args:
         trajectories: One run per rule.
         adam: Name of the run under Adam.
         split: Name of the run under SplitSGD.
-        window: Steps of the running mean that is taken from the losses.
+        window: Steps of the running mean that is subtracted from the losses.
         zoom: Steps at the end of the shorter run whose oscillations are shown.
     """
     end = min((int(one.record[TRAIN_LOSS].steps[-1]) for one in trajectories.values()), default=0)

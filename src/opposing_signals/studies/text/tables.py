@@ -10,7 +10,7 @@ from opposing_signals.signals.streaming import StreamedLosses
 from opposing_signals.signals.tokens import TokenPair, TokenTrack, token_groups
 
 CONTEXT = 32
-"""Tokens of a context that are printed."""
+"""Number of context tokens that are printed."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def named_sections(track: TokenTrack, found: TokenPair, rows: int) -> list[Secti
     sections = []
     for name, columns in zip(found.names, found.pair.groups, strict=True):
         changes = track.changes.at(step)[columns]
-        rises = changes.mean() > 0  # both may, if they do not oppose each other
+        rises = changes.mean() > 0  # both groups may rise, if they do not oppose each other
         losses = track.at(step, columns[np.argsort(-changes if rises else changes, kind="stable")[:rows]])
         verb = "rises" if rises else "falls"
         title = f"{plain(name)}: the loss {verb} by {abs(changes.mean()):.2f} at step {step}, mean of {len(columns)}"

@@ -5,7 +5,7 @@ Parameters are flat arrays ``θ = [w (D), c (L − 1)]``. With ``C = c_1 ⋯ c_{
 
     ∂f/∂w = C z;   ∂f/∂c_i = (C/c_i) a;   ∂²f/∂w∂c_i = (C/c_i) z;   ∂²f/∂c_i∂c_j = C/(c_i c_j) a  (i ≠ j),
 
-and all else is 0. Products without one or two factors are formed without division, so that a layer may be 0.
+and all others are 0. Products without one or two factors are formed without division, so that a layer may be 0.
 
 **Depth.** The loss depends on ``Cw`` only, so ``c_i² − c_j²`` and ``c_i² − ‖w‖²`` are constant along gradient flow, for
 every loss. From ``c_i = ‖w‖ = 1`` all layers stay balanced, and under square loss the flow ends at ``Cw = [β, 0]``,
@@ -32,10 +32,10 @@ LossJet = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.nd
 
 @dataclass(frozen=True)
 class DeepProblem:
-    """Points to fit, and with what.
+    """Points to fit, and the loss and depth of the model.
 
     Attributes:
-        z: Inputs ``[n, D]``: ``x`` and ``x_o`` beside each other.
+        z: Inputs ``[n, D]``: ``x`` and ``x_o`` concatenated.
         y: Targets ``[n]``; labels 0 or 1 under logistic loss.
         signs: Sign of the opposing signal, 0 where there is none, ``[n]``.
         direction: Unit vector ``[D]`` of weight space along which the outliers oppose each other.
@@ -130,7 +130,7 @@ def gradient(theta: np.ndarray, problem: DeepProblem) -> np.ndarray:
 def descend(
     theta: np.ndarray, problem: DeepProblem, step_size: float, steps: int
 ) -> Iterator[tuple[np.ndarray, Evaluation]]:
-    """Gradient descent: the iterates θ_0 … θ_steps with what was evaluated there; ends early where one diverged.
+    """Gradient descent: the iterates θ_0 … θ_steps with their evaluations; ends early if an iterate diverges.
 
     Raises:
         InputError: The step size is not positive or ``steps`` is below 1.
@@ -149,9 +149,9 @@ def descend(
 
 
 def flow_end(theta: np.ndarray, problem: DeepProblem, horizon: float) -> np.ndarray:
-    """Where gradient flow from ``θ`` is at time ``horizon``, ``[P]``.
+    """The point ``[P]`` of gradient flow from ``θ`` at time ``horizon``.
 
-    The solver switches to an implicit method when ``b_o`` is gone: its rate α is far above that of the rest.
+    The solver switches to an implicit method once ``b_o`` has decayed, because its rate α is far above the other rates.
 
     Raises:
         IntegrationError: The solver fails; the message has time and state.
@@ -205,4 +205,4 @@ def _logistic(f: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
 
 
 _JETS: dict[str, LossJet] = {"square": _square, "logistic": _logistic}
-"""Loss, and its first and second derivatives by f, at every point."""
+"""Loss, and its first and second derivatives with respect to f, at every point."""

@@ -1,7 +1,7 @@
 """The two-layer model in closed form: balance, end of the flow, its two phases, and the step sizes that are stable.
 
-The paper proves lower bounds; these are equalities, and inequalities without conditions on α. `docs/theory.md` puts
-them beside theorems 3.1 and 3.2.
+The paper proves lower bounds; these are equalities, and inequalities without conditions on α. `docs/theory.md` compares
+them with theorems 3.1 and 3.2.
 
 **Balance.** The loss depends on ``cb`` and ``cb_o`` only, so ``(b, b_o, c) → (e^{−s}b, e^{−s}b_o, e^s c)`` leaves it
 unchanged. Its derivative in ``s`` is 0: ``c ∂_cL = bᵀ∇_bL + b_oᵀ∇_{b_o}L``. Hence ``Q = c² − ‖b‖² − ‖b_o‖²`` is
@@ -10,7 +10,7 @@ constant along gradient flow, as in every linear network, whatever α is; the in
 **End of the flow.** ``Q = 0`` bounds the trajectory, since ``c⁴ = ‖cb‖² + ‖cb_o‖²`` and the loss bounds the right-hand
 side. A gradient flow of a polynomial that stays bounded converges to a stationary point; these are the origin and the
 minima ``cb = β, b_o = 0``. ``cε`` never crosses ‖β‖ (there, ``(cε)' = −εc(δ² + αo) ≤ 0``), so ``ε' = c(‖β‖ − cε) > 0``
-and ε, which starts above 0, rules the origin out. At the minimum ``c² − ‖β‖²/c² = Q``; for ``Q = 0``, ``c² = ‖β‖``.
+and ε, which starts above 0, excludes the origin. At the minimum ``c² − ‖β‖²/c² = Q``; for ``Q = 0``, ``c² = ‖β‖``.
 """
 
 from __future__ import annotations
@@ -153,12 +153,12 @@ def fast_phase(t: Real, alpha: Real, k: Real) -> tuple[Real, Real]:
     m = 1 / (1 + np.asarray(k, dtype=float))
     decay = np.exp(-2 * alpha * m * t)
     c_squared = m / (1 - (1 - m) * decay)
-    # o = c² − m, written so that it keeps its relative accuracy when it is tiny.
+    # o = c² − m, written to keep its relative accuracy when it is tiny.
     return c_squared, m * (1 - m) * decay / (1 - (1 - m) * decay)
 
 
 def slow_phase(t: Real, epsilon: Real, delta: Real, beta_norm: Real) -> ReducedState:
-    """Gradient flow from ``(ε, δ, 0, c)`` with ``c² = ε² + δ²`` in closed form: the sharpening after ``b_o`` is gone.
+    """Closed-form gradient flow from ``(ε, δ, 0, c)`` with ``c² = ε² + δ²``: the sharpening after ``b_o`` has decayed.
 
     Let C and E solve ``C' = ‖β‖E``, ``E' = ‖β‖C`` from c and ε, and ``D = 1 + 2∫C²``. Then ``c = C/√D``, ``ε = E/√D``,
     ``δ = δ(0)/√D`` solve the flow, since ``D'/(2D) = c² = ε² + δ²``. So while ``c² ≪ ‖β‖`` the sharpness ``αc²`` grows

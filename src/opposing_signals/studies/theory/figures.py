@@ -31,7 +31,7 @@ AVERAGE = style.PAIRS[3][0]
 
 
 def toy_valley(trajectories: Mapping[str, Trajectory]) -> Figure:
-    """The valley before and after sharpening with the iterates on the curves, and both over the steps."""
+    """The valley before and after sharpening with the iterates on the curves, and both groups' losses over steps."""
     (trajectory,) = trajectories.values()
     record, break_even = trajectory.record, trajectory.break_even
     w, magnitude = record[WEIGHT].values, record[MAGNITUDE].values
@@ -66,7 +66,7 @@ def toy_valley_animation(trajectories: Mapping[str, Trajectory], path: Path) -> 
     (trajectory,) = trajectories.values()
     w, magnitude = trajectory.record[WEIGHT].values, trajectory.record[MAGNITUDE].values
     figure = style.figure(5.2, 3.6, "Gradient descent while the valley sharpens")
-    figure.set_layout_engine("none")  # it would lay out every frame anew
+    figure.set_layout_engine("none")  # it would recompute the layout of every frame
     axes = figure.add_axes((0.1, 0.15, 0.87, 0.66))
 
     def draw(step: int) -> list[Line2D]:
@@ -109,7 +109,7 @@ def _draw_iterates(axes: Axes, w: np.ndarray, magnitude: float, trajectory: Traj
 
 
 def three_phases(trajectories: Mapping[str, Trajectory], title: str) -> Figure:
-    """Train loss, the outlier groups' losses, λ with 2/η and the size of ``b_o`` along the signal; a column a run."""
+    """Train loss, the outlier groups' losses, λ with 2/η and the size of ``b_o`` along the signal; a column per run."""
     columns = len(trajectories)
     if columns == 1:
         figure = style.figure(11, 5.6, title)

@@ -1,9 +1,9 @@
 """Gradient flow and gradient descent of the two-layer model of §3.3.
 
-The reduced flow, equations (17) to (20), is stiff in (ε, δ, o, c): ``b_o`` dies at rate αc², everything else moves at
-rate ‖β‖. With ``S(t) = ∫c²dt`` it is not: ``δ = δ(0)e^{−S}`` and ``b_o = b_o(0)e^{−αS}`` hold exactly, so three
-equations remain, for (ε, c, S), and an explicit method of order 8 takes about a hundred steps at tight tolerance for
-any d1, d2 and α ≥ 1.
+The reduced flow, equations (17) to (20), is stiff in (ε, δ, o, c): ``b_o`` decays at rate αc², everything else at rate
+‖β‖. With ``S(t) = ∫c²dt`` it is not: ``δ = δ(0)e^{−S}`` and ``b_o = b_o(0)e^{−αS}`` hold exactly, so three equations
+remain, for (ε, c, S), and an explicit method of order 8 takes about a hundred steps at tight tolerance for any d1, d2
+and α ≥ 1.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class FlowPath:
         t: Times of the solver's own steps, ``[T]``.
         states: The states at ``t``, every field ``[T]``.
         sharpness: λ at ``t``, ``[T]``.
-        turn_time: First time from which ``c`` grows: the t1 of the proof of theorem 3.1. 0 if it grows from the start;
+        turn_time: First time from which ``c`` grows: t1 in the proof of theorem 3.1. 0 if it grows from the start;
             None if it never does.
         minimum_sharpness_time: Time of the smallest λ: where the decrease of theorem 3.1 ends.
         at: Dense output: the state at any times in ``[0, t[-1]]``.
@@ -79,7 +79,7 @@ class DescentPath:
 
     Attributes:
         states: θ_0 … θ_T, every field ``[T + 1, ...]``.
-        log_b_o: ``ln|b_o|``, ``[T + 1, ...]``: tells the size where the field ``b_o`` has underflowed to 0.
+        log_b_o: ``ln|b_o|``, ``[T + 1, ...]``: the size also where the field ``b_o`` has underflowed to 0.
         loss: Population loss, ``[T + 1, ...]``.
         sharpness: λ, ``[T + 1, ...]``; NaN where the iterate is not finite.
         diverged: Whether the last iterate is not finite, ``[...]``.
@@ -96,13 +96,13 @@ class DescentPath:
 def gradient_flow(model: TwoLayerModel, initial: ReducedState | None = None, horizon: float | None = None) -> FlowPath:
     """Integrate the reduced flow, equations (17) to (20).
 
-    It has converged when the residual ``√(2L − α)`` falls below 1e-8 ‖β‖: a small gradient would not tell the minimum
-    from the saddle at 0.
+    It has converged when the residual ``√(2L − α)`` falls below 1e-8 ‖β‖; a small gradient would not distinguish the
+    minimum from the saddle at 0.
 
     Args:
         model: The model; only α, ‖β‖ and, without ``initial``, d1 and d2 matter.
         initial: State at t = 0; that of §3.3 if None.
-        horizon: Last time; None stops at convergence. From starts with ``‖b_o‖ > c``, which §3.3 has not, that may take
+        horizon: Last time; None stops at convergence. From starts with ``‖b_o‖ > c``, unlike §3.3's, that may take
             long: c falls to about ``ε‖β‖/(αo)``, where b_o hardly decays, and the equations become stiff.
 
     Raises:
@@ -164,8 +164,8 @@ def gradient_flow(model: TwoLayerModel, initial: ReducedState | None = None, hor
 def gradient_flow_grid(alpha: Real, beta_norm: Real, initial: ReducedState, samples: int = 600) -> FlowGrid:
     """Integrate many reduced flows at once; ``alpha``, ``beta_norm`` and the initial state broadcast to the grid.
 
-    Points are stacked and integrated together, each in its own logarithmic time, in which the fast death of ``b_o`` and
-    the slow sharpening take a like share.
+    Points are stacked and integrated together, each in its own logarithmic time, in which the fast decay of ``b_o`` and
+    the slow sharpening take comparable shares.
 
     Raises:
         InputError: Fewer than 2 samples.
@@ -250,9 +250,9 @@ def _final_rates(alpha: Real, beta_norm: Real, start: ReducedState) -> tuple[Rea
 
 
 def _horizon(alpha: Real, beta_norm: Real, start: ReducedState, decay_times: float) -> Real:
-    """A time by which the flow has converged: it leaves the neighbourhood of the saddle at 0, then the rest decays.
+    """A time by which the flow has converged: time to leave the saddle at 0, and then for the rest to decay.
 
-    ``decay_times`` is how far, in units of the slowest decay time.
+    ``decay_times`` is the length of the decay in units of the slowest decay time.
     """
     size = np.maximum(np.hypot(start.epsilon, start.c), 1e-12)
     slowest, _ = _final_rates(alpha, beta_norm, start)
@@ -277,12 +277,12 @@ def _solve(
     """SciPy's `solve_ivp` with DOP853 at tight tolerance that raises IntegrationError with time and state.
 
     The callers bound ``max_step`` by twice the fastest decay time at the end of the flow (1/‖β‖ for the initialization
-    of §3.3). Near the minimum the method would take steps at its limit of stability, and there its interpolant errs by
-    up to 1e-5 although the steps themselves are right.
+    of §3.3). Near the minimum the method would otherwise take steps at its stability limit, where its interpolant errs
+    by up to 1e-5 although the steps themselves are right.
     """
 
     def checked(t: float, y: np.ndarray) -> np.ndarray:
-        # A derivative that is not finite makes the step-size control loop for ever.
+        # A non-finite derivative makes the step-size control loop forever.
         derivative = right_hand_side(t, y)
         if not np.isfinite(derivative).all():
             raise IntegrationError(_failure(t, y, "the derivative is not finite"))

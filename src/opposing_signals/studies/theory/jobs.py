@@ -33,7 +33,7 @@ log = getLogger(__name__)
 PATH_FIELDS = ("t", quantities.SHARPNESS, "b_o", "c_squared", "b_squared", "o_bound")
 """The rows of the quantity ``path``, each over the times of one trajectory of gradient flow."""
 LARGEST = 1e12
-"""Largest α, k or ratio of a grid: beyond it the first phase takes less than float64 resolves of the second."""
+"""Largest α, k or ratio of a grid: beyond it the first phase is shorter than float64 resolves within the second."""
 
 
 def toy_valley(config: DictConfig, record: Record, logger: Any) -> None:  # noqa: ARG001 (jobs have one signature)
@@ -124,8 +124,8 @@ def sampled_descent(config: DictConfig, record: Record, logger: Any) -> None:  #
             record.append(quantities.SCALAR_LAYERS, step, theta[len(problem.direction) :])
         _stop_unless(step == steps, step + 1, record)
         if loss == "square":
-            # The slowest rate at the end is at least that of w off β, C² = ‖β‖^{2(L−1)/L}; the way there takes longer
-            # the more layers grow together.
+            # The slowest rate at the end is at least that of w off β, C² = ‖β‖^{2(L−1)/L}; reaching the end takes
+            # longer the more layers grow together.
             horizon = 20.0 * layers / model.beta_norm ** (2 / layers)
             end = deep.flow_end(start, problem, horizon)
             record.append(quantities.FLOW_SHARPNESS, 0, np.linalg.eigvalsh(deep.evaluate(end, problem).hessian)[-1])
@@ -226,7 +226,7 @@ def _axis(node: DictConfig, name: str) -> np.ndarray:
 
 
 def _model(node: Mapping[Any, Any], but: Collection[str] = ()) -> TwoLayerModel:
-    """The model with the fields of ``node`` but some; what lies outside the theorems' conditions is logged."""
+    """The model with the fields of ``node`` except ``but``; values outside the theorems' conditions are logged."""
     fields = {str(name): value for name, value in node.items() if name not in but}
     try:
         inspect.signature(TwoLayerModel).bind(**fields)
@@ -242,13 +242,13 @@ def _model(node: Mapping[Any, Any], but: Collection[str] = ()) -> TwoLayerModel:
 
 
 def _checked(node: DictConfig, name: str, kind: Any) -> Any:
-    """``node[name]``, which has to be of a type of `opposing_signals.values`."""
+    """``node[name]``, which must be of a type of `opposing_signals.values`."""
     expect(node._get_full_key(name), node.get(name), kind)
     return node[name]
 
 
 def _part(node: DictConfig, name: str) -> DictConfig:
-    """``node[name]``, which has to hold fields."""
+    """``node[name]``, which must hold fields."""
     if not OmegaConf.is_dict(part := node.get(name)):
         where = node._get_full_key(name)
         raise InputError(f"{where}={part}: expected fields, as in {where}.FIELD=VALUE")

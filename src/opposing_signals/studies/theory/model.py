@@ -6,7 +6,7 @@ The network is ``f(x, x_o) = c (bᵀx + b_oᵀx_o)`` with ``x ∈ R^{d1}`` of un
 
     2L = ‖cb − β‖² + c² b_oᵀ Σ_o b_o + α.
 
-Two signals are offered, because the paper's text and its equations describe different ones:
+There are two signals, because the paper's text and its equations describe different ones:
 
 ``"isotropic"``
     ``x_o = ±√(α d2/p) e_j`` with sign and ``j`` uniform, hence ``Σ_o = αI``. This is a distribution for which equations
@@ -16,7 +16,7 @@ Two signals are offered, because the paper's text and its equations describe dif
     ``(uᵀb_o)²`` by ``‖b_o‖²``, which is right only for ``b_o`` along ``u``. Off that line the loss is flat.
 
 For ``b_o`` along ``u`` both have the same loss, the same dynamics and the same top eigenvalue; they are then described
-by four numbers, the `ReducedState`, and what takes one costs no more for ``d1, d2 = 10⁶`` than for 2.
+by four numbers, the `ReducedState`, and a computation on one costs no more for ``d1, d2 = 10⁶`` than for 2.
 
 Full parameter vectors are flat arrays ``θ = [b (d1), b_o (d2), c]``. Without loss of generality ``β = ‖β‖ e_1``.
 """
@@ -52,13 +52,13 @@ class TwoLayerModel:
         alpha: Magnitude α of the opposing signal: the curvature of the loss in ``c b_o``.
         beta_norm: ‖β‖, the size of the useful signal.
         p: Share of points that carry the opposing signal, in (0, 1]. It changes the data, not the population loss.
-        signal: Distribution of ``x_o`` on these points (see the head of this module).
+        signal: Distribution of ``x_o`` on these points (see the module's docstring).
 
     Raises:
         InputError: A value is outside its range.
 
     Warns:
-        TheoremConditionWarning: ‖β‖ < max(d1/√(d1+d2), 24/5), which theorems 3.1 and 3.2 ask for.
+        TheoremConditionWarning: ‖β‖ < max(d1/√(d1+d2), 24/5), the bound that theorems 3.1 and 3.2 require.
     """
 
     d1: Count
@@ -238,8 +238,8 @@ def embed(state: ReducedState, model: TwoLayerModel) -> np.ndarray:
 def reduce(theta: np.ndarray, model: TwoLayerModel) -> ReducedState:
     """The reduced coordinates of full parameters ``θ`` ``[..., d1 + d2 + 1]``.
 
-    δ is taken as a length. ``b_o`` is the signed coordinate along ``u`` for the signal along ``1``, where nothing else
-    matters to the loss, and the length ‖b_o‖ for the isotropic signal, where every direction counts alike.
+    δ is taken as a length. For the signal along ``1``, ``b_o`` is the signed coordinate along ``u``, the only part on
+    which the loss depends; for the isotropic signal it is the length ‖b_o‖, since all directions are equivalent.
     """
     b, b_o = theta[..., : model.d1], theta[..., model.d1 : -1]
     coordinate = b_o.sum(axis=-1) / math.sqrt(model.d2) if model.signal == "ones" else np.linalg.norm(b_o, axis=-1)

@@ -1,4 +1,4 @@
-"""What theorems 3.1 and 3.2 say, beside what gradient flow and gradient descent do."""
+"""What theorems 3.1 and 3.2 state, compared with gradient flow and gradient descent."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ LOOKS: tuple[dict[str, Any], ...] = tuple(
     {"color": colour, "linestyle": line}
     for colour, line in zip(("#56a8dc", "#2f80bd", "#1b5793", "#0b2a55"), style.LINES, strict=False)
 )
-"""One hue for an ordered parameter, light to dark, and a line for each value."""
+"""One hue for an ordered parameter, light to dark, and a line style for each value."""
 
 
 def theorem31(trajectories: Mapping[str, Trajectory]) -> Figure:
-    """Theorem 3.1: λ at the start, its decrease, the decay of ``b_o``, and the time it takes, beside the bounds."""
+    """Theorem 3.1: λ at the start, its decrease, the decay of ``b_o``, and the time it takes, with the bounds."""
     title = "Theorem 3.1, as stated and as measured: the initial decrease in sharpness"
     return _panels(trajectories, title, _draw_initial_sharpness, _draw_decrease, _draw_decay, _draw_time)
 
@@ -194,12 +194,12 @@ def _draw_step_sizes(axes: Axes, trajectory: Trajectory) -> None:
 
 MAP_COLOURS = ("#e8f1e9", "#f6d8a8", "#e39a8f", "#a5524a")
 PALE = ListedColormap(matplotlib.colormaps["Blues"](np.linspace(0, 0.6, 256)))
-"""Without the tones that are too dark for a line on them."""
+"""Blues without the tones that are too dark for a line on them."""
 MAP_NAMES = ("both hold", "smallest λ too late", "λ(0) ≥ 3α", "neither holds")
 
 
 def theorem_map(trajectories: Mapping[str, Trajectory]) -> Figure:
-    """Where the statements of theorem 3.1 hold over (α, k) for every ‖β‖, beside the conditions that suffice."""
+    """Where the statements of theorem 3.1 hold over (α, k) for every ‖β‖, with the sufficient conditions."""
     (trajectory,) = trajectories.values()
     grid, holds, measured = (
         trajectory.record[name].at(0) for name in (quantities.GRID, quantities.HOLDS, quantities.MEASURED)
@@ -236,7 +236,7 @@ def theorem_map(trajectories: Mapping[str, Trajectory]) -> Figure:
 
 
 def _draw_conditions(axes: Axes, alpha: np.ndarray, k: np.ndarray, beta_norm: float, d1: int) -> None:
-    """The boundary of the region where each condition is met; it lies to the left of what it proves."""
+    """The boundary of the region where each condition holds; it lies to the left of what the condition proves."""
     # A finer grid than the map's, so that the boundaries are smooth.
     alpha, k = np.geomspace(alpha.min(), alpha.max(), 500)[:, None], np.geomspace(k.min(), k.max(), 500)
     conditions = sufficient_conditions(d1, k * d1, alpha, beta_norm)

@@ -1,15 +1,15 @@
 """Theorems 3.1 and 3.2 of the paper, and sharper statements, checked by integration at one model or over a grid.
 
-Each `Statement` has what was measured, the bound it is measured against, and where it holds, as arrays over the grid.
-The paper's Ω(·) conditions have no constants; `sufficient_conditions` gives the inequalities that its proofs use, so
-that a map of holds / fails can be drawn beside them.
+Each `Statement` has the measured value, its bound, and where it holds, as arrays over the grid. The paper's Ω(·)
+conditions have no constants; `sufficient_conditions` gives the inequalities that its proofs use, so that they can be
+drawn beside a map of holds / fails.
 
-Two readings had to be chosen.
+Two interpretations had to be chosen.
 
 - The time t1 at which the decrease ends is not defined in theorem 3.1; its proof takes a time at which ``dc/dt > 0``.
   Statements are made for that *turn* of c and for the *minimum* of λ, which comes later.
-- "Decrease as O(e^{−αt})" on a bounded interval says something only if one constant serves for all α. The measured
-  value is the logarithm of the smallest constant; the statement counts as holding if that is at most ``ln 10``.
+- "Decrease as O(e^{−αt})" on a bounded interval is meaningful only if one constant serves for all α. The measured
+  value is the logarithm of the smallest constant; the statement counts as true if that is at most ``ln 10``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Statement:
         source: Where it comes from: a theorem of the paper, its proof, or `opposing_signals.studies.theory.exact`.
         text: The statement in one line; says what ``measured`` and ``bound`` are.
         measured: The measured value, ``[*grid]``.
-        bound: What it is compared with, ``[*grid]``.
+        bound: Its bound, ``[*grid]``.
         holds: Whether the statement holds, bool ``[*grid]``.
     """
 
@@ -55,7 +55,7 @@ class Statement:
 
 @dataclass(frozen=True)
 class TheoremCheck:
-    """What was found at one model (0-dimensional arrays) or over a grid.
+    """The results for one model (0-dimensional arrays) or over a grid.
 
     Attributes:
         alpha: α, ``[*grid]``.
@@ -101,15 +101,14 @@ def check_grid(alpha: Real, k: Real, beta_norm: Real, d1: int = 100, samples: in
 
 
 def sufficient_conditions(d1: Real, d2: Real, alpha: Real, beta_norm: Real) -> dict[str, np.ndarray]:
-    """Where the inequalities that the proofs of Appendix G use are met, and where a measured one is.
+    """Where the inequalities used by the proofs of Appendix G hold, and where an empirical one holds.
 
     - ``beta``: ``‖β‖ ≥ max(d1/√(d1+d2), 24/5)``.
     - ``theorem_3_1``: ``√α ≥ ‖β‖ (1+k) ln k / ln(‖β‖/2)``, which puts the proof's time ``ln k/(2√α m)`` before
       ``ln(‖β‖/2)/(2‖β‖)``.
-    - ``theorem_3_2``: ``√α ≥ 1 + k ln k`` and ``1/(d1+d2) + ‖β‖²(1+k) ln k/√α + 1 ≤ 9/5``, equations (64) to (67).
-    - ``measured``: ``α ≥ 4‖β‖(1+k)``. With ``beta`` it was enough for ``initial_upper``, ``turn_in_time`` and
+    - ``measured``: ``α ≥ 4‖β‖(1+k)``. With ``beta`` it sufficed for ``initial_upper``, ``turn_in_time`` and
       ``minimum_in_time`` in all of 24,000 random models (d1 from 1 to 10⁷, k to 10⁵, ‖β‖ to 10⁴); not proved. The
-      proofs' conditions grow with the square of this one, and vanish with ln k as k → 1, where they are not enough.
+      proofs' conditions grow with the square of this one, and vanish with ln k as k → 1, where they do not suffice.
     """
     d1, d2, alpha, beta_norm = (np.asarray(value, dtype=float) for value in (d1, d2, alpha, beta_norm))
     k, total, root = d2 / d1, d1 + d2, np.sqrt(alpha)

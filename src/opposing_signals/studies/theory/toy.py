@@ -79,7 +79,7 @@ def minimum(magnitude: Real, share: float = 0.5) -> Real:
 
 
 def curvature(magnitude: Real, share: float = 0.5) -> Real:
-    """Curvature of the average loss at its minimum, its largest for q = ½: ``s² q(1−q)``."""
+    """Curvature of the average loss at its minimum, ``s² q(1−q)``, which is largest for q = ½."""
     _check(magnitude, share)
     return np.square(magnitude) * share * (1 - share)
 
