@@ -1,9 +1,9 @@
-"""What the documentation's site is made of beside the pages in ``docs/``: mkdocs calls the functions ``on_...``.
+"""Generates the parts of the documentation's site that are not pages in ``docs/``; mkdocs calls ``on_...``.
 
-The overview is README.md, the page of experiments the configuration, that of quantities the package's list, the first
-look a notebook, the end of that on benchmarks their docstrings. Links out of ``docs/`` are links into the repository
-where its address is known (``repo_url``); otherwise their words alone are kept. A link to a file that is not there is a
-warning, which fails.
+The overview is README.md; the experiments come from the configuration, the quantities from the package's list, the
+first look from a notebook, and the end of the benchmarks page from their docstrings. Links out of ``docs/`` become
+links into the repository if its address is known (``repo_url``), otherwise plain words. A link to a missing file is a
+warning, which fails the build.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ GENERATED = {
     "experiments.md": ("docs/experiments.md", lambda: experiments_page()),
     "first_look.md": ("docs/first_look.ipynb", lambda: notebook_page(ROOT / "docs" / "first_look.ipynb")),
 }
-"""Page ↦ (where its links are meant from, what makes it)."""
+"""Page ↦ (the path that its links are relative to, the function that makes it)."""
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages that are made, and the pictures that lie outside of ``docs/``."""
+    """Add the generated pages, and the pictures outside of ``docs/``."""
     for name, (_, made) in GENERATED.items():
         files.append(File.generated(config, name, content=made()))
     for page in list(files.documentation_pages()):
@@ -61,7 +61,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
-    """The page with links that lead somewhere, and with what is made of code."""
+    """The page with resolved links, and with its generated part."""
     if page.file.src_uri == "quantities.md":
         markdown = f"{markdown}\n{table()}\n"
     elif page.file.src_uri == "benchmarks.md":
@@ -81,7 +81,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """The page with code that the keyboard can scroll."""
+    """The page with code blocks that can be scrolled by keyboard."""
     return html.replace("<pre>", '<pre tabindex="0">')
 
 
@@ -98,7 +98,7 @@ def on_post_build(config: Any) -> None:
 
 
 def experiments_page() -> str:
-    """Every experiment with what it shows, and what it costs where that was measured."""
+    """Every experiment with what it shows, and its cost where measured."""
     rows = [EXPERIMENTS]
     for name, (title, cost) in experiments().items():
         rows.append(f"| `{name}` | {title} | {cost.get('cpu', '')} | {cost.get('paper', '')} |")
@@ -121,7 +121,7 @@ def benchmarks() -> str:
 
 
 def notebook_page(path: Path) -> str:
-    """The notebook as Markdown: its texts, code, and what the code printed and drew."""
+    """The notebook as Markdown: its texts, its code, and the code's output."""
     parts = []
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         text = "".join(cell["source"])

@@ -1,4 +1,4 @@
-"""The README as a package index shows it: there, links into the repository lead nowhere unless they are absolute."""
+"""The README for a package index, where links into the repository have to be absolute."""
 
 import re
 from pathlib import Path

@@ -18,30 +18,30 @@ from lightning.pytorch import LightningModule, Trainer  # isort: skip  (last: se
 
 
 class Classifier(LightningModule):
-    """A small network on 8 x 8 pictures; nothing in it knows of this package."""
+    """A small network on 8 x 8 pictures; it does not know of this package."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = torch.nn.Sequential(torch.nn.Linear(64, 100), torch.nn.ReLU(), torch.nn.Linear(100, 10))
 
     def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """The mean loss, as ever."""
+        """The mean loss."""
         x, y = batch
         return F.cross_entropy(self.layers(x), y)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """A large step size: the loss spikes."""
+        """A step size large enough that the loss spikes."""
         return torch.optim.SGD(self.parameters(), lr=0.7)
 
 
 def per_sample_loss(module: Classifier, batch: list[torch.Tensor]) -> torch.Tensor:
-    """``[n]``, one loss an example."""
+    """``[n]``, one loss per example."""
     x, y = batch
     return F.cross_entropy(module.layers(x), y, reduction="none")
 
 
 def picture(pixels: torch.Tensor) -> np.ndarray:
-    """``[32, 32]`` of ink on white paper, smooth: the eye reads no digit in 8 x 8 squares."""
+    """``[32, 32]``, dark on white and smooth: a digit of 8 x 8 squares is hard to read."""
     enlarged = F.interpolate(pixels.view(1, 1, 8, 8), scale_factor=4, mode="bicubic")[0, 0]
     return (255 * (1 - enlarged.clamp(0, 1))).byte().numpy()
 
@@ -57,7 +57,7 @@ def train(folder: str, epochs: int) -> None:
         folder=folder,
         every=1,
         consecutive=1,
-        budget=None,  # a step of so small a model costs less than looking at it: take every step
+        budget=None,  # a step of so small a model costs less than a measurement: measure every step
         sharpness_every=10,
         show=lambda example: picture(example[0]),
         class_names=[f"digit {digit}" for digit in range(10)],

@@ -18,7 +18,7 @@ from lightning.fabric import Fabric  # isort: skip  (last: see docs/own_model.md
 
 
 def per_sample_loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
-    """``[n]``, one loss an example."""
+    """``[n]``, one loss per example."""
     x, y = batch
     return F.cross_entropy(model(x), y, reduction="none")
 
@@ -38,7 +38,7 @@ def main() -> None:
     loader = DataLoader(data, batch_size=256, shuffle=True)
     follower = Follower(data, per_sample_loss, folder=arguments.folder, steps=arguments.epochs * len(loader))
     for _ in range(arguments.epochs):
-        for x, y in follower.batches(loader):  # and fabric.setup_dataloaders(loader), where there is a GPU
+        for x, y in follower.batches(loader):  # on a GPU also fabric.setup_dataloaders(loader)
             with follower.step(model, optimizer, batch=(x, y)):
                 optimizer.zero_grad()
                 fabric.backward(F.cross_entropy(model(x), y))

@@ -31,7 +31,7 @@ class Sequences(Dataset):
         return {"tokens": self.text.inputs[index], "next": self.text.targets[index]}
 
     def read(self, example: dict[str, torch.Tensor]) -> str:
-        """What the report quotes of an example."""
+        """The text of an example, for the report."""
         return decode(example["tokens"].tolist(), self.text.class_names)
 
 
@@ -47,7 +47,7 @@ class LanguageModel(LightningModule):
         return per_sample_loss(self, batch).mean()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """A large learning rate, so that something happens in a few seconds."""
+        """A learning rate large enough for spikes within a few seconds."""
         return torch.optim.AdamW(self.parameters(), lr=0.01)
 
 
@@ -73,7 +73,7 @@ def main() -> None:
         folder=arguments.folder,
         track=256,
         every=2,
-        budget=0.5,  # with the default, 5%, there is little to see in so short a training
+        budget=0.5,  # the default, 5%, shows little in so short a training
         show=data.read,
     )
     trainer = Trainer(

@@ -2,14 +2,14 @@
 
     python examples/minimal.py        # writes opposing_signals.png; needs torch, scikit-learn, matplotlib
 
-Full-batch gradient descent on a small network. At each step every training example's loss is kept: the forward pass
-has it anyway. Then, as in §2 of Rosenfeld and Risteski (arXiv 2311.04163): take a step, the examples whose loss rises
-most and those whose loss falls most. The two groups are outliers with a strong feature in common that pulls in
-opposite directions: what helps one harms the other, so once the step size is too large for the curvature along that
-feature, their losses go up and down in turn, at every step. The train loss barely shows it.
+Full-batch gradient descent on a small network. Every training example's loss is kept at each step; the forward pass
+computes it anyway. Then, as in §2 of Rosenfeld and Risteski (arXiv 2311.04163), take one step and find the examples
+whose loss rises most and those whose loss falls most. The two groups are outliers with a strong common feature that
+pulls in opposite directions: what helps one harms the other. Once the step size is too large for the curvature along
+that feature, their losses alternate at every step. The train loss barely shows it.
 
-The package does the same with what this file lacks: tests against chance, exact curvature at every step, any model and
-optimizer, runs that resume.
+The package adds what this file lacks: tests against chance, exact curvature at every step, any model and optimizer,
+and runs that resume.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def train(inputs: Tensor, targets: Tensor) -> tuple[np.ndarray, list[tuple[int, 
     """Gradient descent on all examples.
 
     Returns:
-        ``[STEPS, N]`` every example's loss before each step, and (step, sharpness) where that was measured.
+        ``[STEPS, N]`` every example's loss before each step, and (step, sharpness) where it was measured.
     """
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10))
@@ -69,7 +69,7 @@ def train(inputs: Tensor, targets: Tensor) -> tuple[np.ndarray, list[tuple[int, 
 def top_eigenvalue(
     gradient: tuple[Tensor, ...], parameters: list[nn.Parameter], direction: list[Tensor], products: int = 20
 ) -> tuple[float, list[Tensor]]:
-    """λ of the Hessian and its eigenvector, by power iteration from the last one (Pearlmutter's product)."""
+    """The Hessian's top eigenpair, by power iteration from the last eigenvector (Pearlmutter's product)."""
     value = 0.0
     for _ in range(products):
         length = torch.sqrt(sum((d * d).sum() for d in direction))
@@ -84,10 +84,10 @@ def top_eigenvalue(
 def opposing_groups(changes: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
     """The step at which the largest rises and falls are furthest apart, and the examples behind them.
 
-    The first few steps are left out: there the loss falls everywhere, and nothing oscillates yet.
+    The first tenth of the steps is left out: there the loss falls everywhere, and nothing oscillates yet.
 
     Args:
-        changes: ``[T, N]`` how much each example's loss changes in each step.
+        changes: ``[T, N]`` change of each example's loss in each step.
     """
     ordered = np.sort(changes, axis=1)
     gaps = ordered[:, -GROUP:].mean(1) - ordered[:, :GROUP].mean(1)
@@ -112,7 +112,7 @@ def draw(
     step: int,
     groups: tuple[np.ndarray, np.ndarray],
 ) -> None:
-    """Losses of all and of the groups, the sharpness, and the groups' images."""
+    """Draw the losses of all examples and of the groups, the sharpness, and the groups' images."""
     figure = plt.figure(figsize=(12, 6.5), layout="constrained")
     grid = figure.add_gridspec(2, 4, height_ratios=[1.2, 1])
     curves, zoom = figure.add_subplot(grid[0, :3]), figure.add_subplot(grid[1, :2])

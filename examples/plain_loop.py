@@ -1,4 +1,4 @@
-"""Which sentences does a small GPT trip over? A plain loop in the style of nanoGPT: no framework, no loader.
+"""Which sentences make the loss of a small GPT spike? A plain loop in the style of nanoGPT: no framework, no loader.
 
 python examples/plain_loop.py
 opposing-signals explain outputs/plain_loop

@@ -1,4 +1,4 @@
-"""Which images make the loss of a torchvision ResNet spike? CIFAR-10 if it is there, drawn images otherwise.
+"""Which images make the loss of a torchvision ResNet spike? CIFAR-10 if it is there, synthetic images otherwise.
 
 python examples/torchvision_resnet.py
 opposing-signals explain outputs/torchvision_resnet
@@ -19,7 +19,7 @@ from torchvision.models import resnet18  # isort: skip
 
 
 class Classifier(LightningModule):
-    """torchvision's ResNet-18, batch norm and all."""
+    """torchvision's ResNet-18, including batch norm."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Classifier(LightningModule):
 
 
 def per_sample_loss(module: Classifier, batch: list[torch.Tensor]) -> torch.Tensor:
-    """``[n]``, one loss an image."""
+    """``[n]``, one loss per image."""
     images, labels = batch
     return F.cross_entropy(module.network(images), labels, reduction="none")
 
@@ -58,7 +58,7 @@ def main() -> None:
         folder=arguments.folder,
         track=min(96, len(data)),  # a pass over these costs about half a step
         every=2,
-        budget=1.0,  # with the default, 5%, there is little to see in so short a training
+        budget=1.0,  # the default, 5%, shows little in so short a training
         class_names=images.class_names,
     )
     trainer = Trainer(

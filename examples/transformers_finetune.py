@@ -1,4 +1,4 @@
-"""Which sentences does a fine-tune trip over? transformers' Trainer on a small GPT-2 of random weights: no download.
+"""Which sentences make the loss of a fine-tuning spike? transformers' Trainer on a small random GPT-2: no download.
 
 python examples/transformers_finetune.py
 opposing-signals explain outputs/transformers
@@ -31,12 +31,12 @@ class Sequences(Dataset):
         return {"input_ids": self.text.inputs[index], "labels": self.text.inputs[index]}
 
     def read(self, example: dict[str, Tensor]) -> str:
-        """What the report quotes of an example."""
+        """The text of an example, for the report."""
         return decode(example["input_ids"].tolist(), self.text.class_names)
 
 
 def per_sample_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """``[n]``: the loss of a sequence is the mean over its tokens; what is padded (-100) does not count."""
+    """``[n]``: the loss of a sequence is the mean over its tokens, without padding (-100)."""
     logits, targets = model(**batch).logits[:, :-1], batch["labels"][:, 1:]
     losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none", ignore_index=-100)
     return losses.sum(1) / (targets != -100).sum(1).clamp(min=1)

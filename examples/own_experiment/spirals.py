@@ -1,4 +1,4 @@
-"""What an experiment of one's own may bring: a data set, a model, an instrument, a claim's statistic and a figure."""
+"""What your own experiment may add: a data set, a model, an instrument, a claim's statistic and a figure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from opposing_signals.training.module import TrainingModule
 
 
 def spirals(points: int = 120, noise: float = 0.05, seed: int = 0) -> Dataset:
-    """Points ``[N, 2]`` on two spirals, one a class."""
+    """Points ``[N, 2]`` on two spirals, one per class."""
     random = np.random.default_rng(seed)
     targets = np.arange(points) % 2
     radius = np.sqrt(random.uniform(0.05, 1, points))
@@ -58,7 +58,7 @@ class WeightNorm(Instrument):
     """Writes ``weight_norm`` ‖θ_t‖."""
 
     def before_step(self, module: TrainingModule, step: int) -> None:
-        """The weights are still those before the step."""
+        """At this point the weights are still those before the step."""
         squares = sum(float(parameter.detach().double().square().sum()) for parameter in self.risk.parameters)
         self.write(module, step, "weight_norm", squares**0.5)
 
