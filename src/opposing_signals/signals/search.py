@@ -13,8 +13,8 @@ members move together is tested in the other, held-out half (sample splitting, C
    this negatively (Student's t). It may use all steps of the window, because clusters are not formed by their
    opposition, and it must: held-out steps alone are too few in a window of 14 steps, and the pairs of a ResNet-18 at a
    step size of 0.1 live no longer. It is multiplied by the number of windows and of possible opponents. The k-th
-   candidate in order of energy spends 1/k of the level (weighted Bonferroni correction, Holm 1979), so the probability
-   of any false pair in a run is at most about the level.
+   candidate in order of energy gets a part of the level in proportion to 1/k (weighted Bonferroni correction, Holm
+   1979), so the probability of any false pair in a run is at most about the level.
 3. A point is a member of a confirmed pair if it follows the pair's course significantly (Benjamini and Hochberg 1995),
    if its size on a logarithmic scale is nearer to the group's than to a typical point's, and if it follows no other
    pair's course better while this pair is active. Members with different courses are split into separate pairs.
