@@ -58,8 +58,10 @@ def test_a_sweep_over_seeds_stands_below_the_claims(results) -> None:
     for seed, value, outcome in ((1, -0.9, "PASS"), (2, -0.5, "FAIL")):
         write_result(folder / f"seed={seed}", [verdict("a_b", outcome, value=value)])
     claims = across({f"seed={seed}": folder / f"seed={seed}" for seed in (1, 2)})
-    for seed in (1, 2):
-        shutil.rmtree(folder / f"seed={seed}")
+    shutil.rmtree(folder / "seed=1")
+    for path in (folder / "seed=2").glob("*.json"):
+        path.unlink()
+    assert (folder / "seed=2" / "figure.png").is_file()
     (folder / "sweep.json").write_text(json.dumps([asdict(claim) for claim in claims]))
     page, _ = write_gallery(results)
     text = page.read_text(encoding="utf-8")
@@ -68,7 +70,8 @@ def test_a_sweep_over_seeds_stands_below_the_claims(results) -> None:
     text = write_gallery(results)[0].read_text(encoding="utf-8")
     said = "; over seed=1, seed=2 it passes in 1 of 2, mean −0.70, standard deviation 0.28\n"
     assert text.count(said) == 1
-    assert text.count("[The claims over seed=1, seed=2](cpu/fig01_group_losses/sweep.png)") == 1
+    pictures = "](cpu/fig01_group_losses/sweep.png) · [seed=2](cpu/fig01_group_losses/seed=2/figure.png)\n"
+    assert text.count(f"[The claims over seed=1, seed=2{pictures}") == 1
     (folder / "sweep.json").write_text('[{"id": "a"}]')
     with pytest.raises(DamagedError, match="cannot be read"):
         write_gallery(results)

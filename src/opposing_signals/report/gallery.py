@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,7 @@ def _shown(result: Result, folder: Path) -> list[str]:
         f"[![{_text(result.title)}, {where}]({THUMBNAILS}/{_flat(place)})]({place}/figure.png)",
         "",
         *(f"- {_claim(claim, result, sweep.get(claim['id']))}" for claim in result.verdicts),
-        *(["", f"[The claims over {_text(_jobs(sweep))}]({place}/{SWEEP_PICTURE})"] if sweep else []),
+        *(["", " · ".join(_pictures_of_sweep(folder, place, sweep))] if sweep else []),
     ]
     cost = ""
     if result.training_seconds is not None:
@@ -205,6 +206,15 @@ def _shown(result: Result, folder: Path) -> list[str]:
     packs = [f"{place.rpartition('/')[0]}/{PACKS}/{PACKED.replace('*', run.folder)}" for run in result.runs]
     files += [f"[record]({pack})" for pack in dict.fromkeys(packs) if (folder / pack).is_file()]
     return [*lines, "", f"{cost}`{result.command}` · {' · '.join(files)}"]
+
+
+def _pictures_of_sweep(folder: Path, place: str, sweep: dict[str, Across]) -> Iterator[str]:
+    """Links to the claims over all jobs, and to the figures of the jobs that have one beside the result's own."""
+    yield f"[The claims over {_text(_jobs(sweep))}]({place}/{SWEEP_PICTURE})"
+    for job in dict.fromkeys(job for claim in sweep.values() for job in claim.values):
+        picture = f"{place}/{job.replace('/', '_')}/figure.png"
+        if (folder / picture).is_file():
+            yield f"[{_text(job)}]({picture})"
 
 
 def _claim(claim: dict[str, Any], result: Result, sweep: Across | None) -> str:
