@@ -9,7 +9,7 @@ ALIKE = 0.5
 """Minimum cosine of a member with its group; two groups oppose each other if their cosine is below the negative."""
 
 TINY = float(np.finfo(np.float32).tiny)
-"""Lower bound on lengths, because the loss of an interpolated point does not change at all."""
+"""Lower bound on what is divided by, because the loss of an interpolated point does not change at all."""
 
 
 def lengths_of(vectors: np.ndarray) -> np.ndarray:

@@ -19,9 +19,6 @@ DRAWS = 500
 CORRELATION = (-1.0, 1.0)
 """Range of a correlation."""
 
-SMALLEST = float(np.finfo(np.float32).tiny)
-"""Lower bound on reference values, because the loss of an interpolated point does not change at all."""
-
 _NORMAL = float(scipy.stats.norm.ppf(0.975))
 
 Statistic = Callable[[np.ndarray], float]

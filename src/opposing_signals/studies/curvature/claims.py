@@ -10,10 +10,11 @@ import numpy as np
 from opposing_signals.record import Series
 from opposing_signals.record.quantities import EIGENVECTOR_SHARE, JACOBIAN_NORM, PROJECTION, SAMPLE_SHARPNESS
 from opposing_signals.signals import OpposingPair, Trajectory
+from opposing_signals.signals.alignment import TINY
 from opposing_signals.signals.steps import NOT_SUCCESSIVE, between, one_step_changes, reversals
 from opposing_signals.studies.claim import CannotTellError, Estimate
 from opposing_signals.studies.curvature.metrics import Metric, SizeAlongV, metric_of_points, sizes_by_floor_distance
-from opposing_signals.studies.estimates import SMALLEST, mean_over_steps, median_over_steps, over_steps, random_groups
+from opposing_signals.studies.estimates import mean_over_steps, median_over_steps, over_steps, random_groups
 from opposing_signals.studies.runs import (
     FEWEST_STEPS,
     Trajectories,
@@ -59,7 +60,7 @@ def _pair_ratios(trajectory: Trajectory, pair: OpposingPair, measured: Series) -
     points = np.concatenate(pair.groups)
     draws = random_groups(values.shape[1], len(points))
     random = np.mean([np.median(values[:, draw], axis=1) for draw in draws], axis=0)
-    return np.median(values[:, points], axis=1) / np.maximum(np.abs(random), SMALLEST)
+    return np.median(values[:, points], axis=1) / np.maximum(np.abs(random), TINY)
 
 
 def outlier_sharpness_ratio(trajectories: Trajectories) -> Estimate:
@@ -73,7 +74,7 @@ def outlier_sharpness_ratio(trajectories: Trajectories) -> Estimate:
     count = measured.values.shape[1] // 3
     outliers = np.median(measured.values[:, : 2 * count], axis=1)
     random = np.median(measured.values[:, 2 * count :], axis=1)
-    return median_over_steps(outliers / np.maximum(np.abs(random), SMALLEST))
+    return median_over_steps(outliers / np.maximum(np.abs(random), TINY))
 
 
 # -- figures 32 to 35 -------------------------------------------------------------------------------------------------

@@ -13,12 +13,12 @@ import scipy
 
 from opposing_signals.record import Series
 from opposing_signals.signals import OpposingPair, Trajectory, modal_share
+from opposing_signals.signals.alignment import TINY
 from opposing_signals.signals.coherence import class_variances
 from opposing_signals.signals.steps import between, rising_share
 from opposing_signals.studies.claim import CannotTellError, Estimate
 from opposing_signals.studies.estimates import (
     FEWEST,
-    SMALLEST,
     correlation_over_steps,
     mean_over_steps,
     median_over_steps,
@@ -71,9 +71,7 @@ def _amplitude_ratio(trajectory: Trajectory, group: np.ndarray, pair: OpposingPa
     draws = random_groups(changes.shape[1], len(group))
     random = np.mean([np.abs(changes[:, draw].mean(1)) for draw in draws], axis=0)
     dominant = np.abs(changes[:, group].mean(1))
-    return over_steps(
-        lambda rows: float(np.median(dominant[rows]) / max(np.median(random[rows]), SMALLEST)), len(random)
-    )
+    return over_steps(lambda rows: float(np.median(dominant[rows]) / max(np.median(random[rows]), TINY)), len(random))
 
 
 def coherence(trajectories: Trajectories) -> Estimate:

@@ -14,10 +14,11 @@ import numpy as np
 
 from opposing_signals.record.quantities import SIGNED_SHARE, TEST_ACCURACY, TRAIN_LOSS
 from opposing_signals.signals import OpposingPair, Runs, Trajectory
+from opposing_signals.signals.alignment import TINY
 from opposing_signals.signals.steps import reversals, stretches
 from opposing_signals.studies.claim import CannotTellError, Estimate
 from opposing_signals.studies.curvature.metrics import detrended, gap_changes
-from opposing_signals.studies.estimates import SMALLEST, mean_over_steps, median_over_steps, over_steps, random_groups
+from opposing_signals.studies.estimates import mean_over_steps, median_over_steps, over_steps, random_groups
 from opposing_signals.studies.optimizers.rules import Quantity, final, under
 from opposing_signals.studies.runs import FEWEST_STEPS, Trajectories, dominant_pairs, need, only_run
 
@@ -58,7 +59,7 @@ def _variance_ratio(trajectory: Trajectory, pair: OpposingPair, group: np.ndarra
     if sum(map(len, squares)) < FEWEST_STEPS:
         return None
     above, below = np.concatenate(squares), np.concatenate(random)
-    return over_steps(lambda rows: float(above[rows].mean() / max(below[rows].mean(), SMALLEST)), len(above))
+    return over_steps(lambda rows: float(above[rows].mean() / max(below[rows].mean(), TINY)), len(above))
 
 
 def sign_change_share(trajectories: Trajectories, middle: float = 0.55) -> Estimate:
@@ -109,7 +110,7 @@ def range_ratio(trajectories: Trajectories, rule: str, other: str, quantity: Qua
     return _of_grid(
         trajectories,
         {"ours": (rule, None), "theirs": (other, None)},
-        lambda means: _range(means["ours"]) / max(_range(means["theirs"]), SMALLEST),
+        lambda means: _range(means["ours"]) / max(_range(means["theirs"]), TINY),
         quantity,
         least=2,
     )
