@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from markdown_tables import print_table
 
 from opposing_signals.record import Record, Series
 from opposing_signals.signals import Trajectory, name_group, name_pair
@@ -196,10 +197,7 @@ def main() -> None:
     tables = (spike(trajectory, *given.spike), halves(trajectory), shuffled(trajectory, given.shuffles))
     for table in (*tables, features(trajectory)):
         print()
-        for number, cells in enumerate(table):
-            print("|", " | ".join(cells), "|", flush=True)
-            if number == 0:
-                print("|---" * len(cells) + "|")
+        print_table(table)
 
 
 if __name__ == "__main__":

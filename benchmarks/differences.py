@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
+from markdown_tables import print_table
 from torch import Tensor
 
 from opposing_signals import Hessian
@@ -90,10 +91,7 @@ def main() -> None:
     print(f"{given.run}: {size:,} weights, {given.images} images, step {given.steps}", end=", ")
     print(f"λ = {pairs.values[0] * lr / 2:.2f} x 2/η, residual {pairs.residual / pairs.values[0]:.1e} λ\n")
     torch.manual_seed(0)
-    for number, cells in enumerate(rows(risk, pairs.vectors[0])):
-        print("|", " | ".join(cells), "|", flush=True)
-        if number == 0:
-            print("|---" * len(cells) + "|")
+    print_table(rows(risk, pairs.vectors[0]))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from markdown_tables import print_table
 
 from opposing_signals.data import Dataset
 from opposing_signals.data.token_patterns import PAIRS, PATTERNS, pattern_points
@@ -83,10 +84,7 @@ def main() -> None:
         followers(dataset),
     ):
         print()
-        for number, cells in enumerate(table):
-            print("|", " | ".join(cells), "|", flush=True)
-            if number == 0:
-                print("|---" * len(cells) + "|")
+        print_table(table)
 
 
 if __name__ == "__main__":
