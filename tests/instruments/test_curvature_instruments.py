@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from recording import assert_same, assert_same_weights, stopped, trained
 
 from opposing_signals.choices import written
+from opposing_signals.curvature.tracking import COLD_PRODUCTS
 from opposing_signals.errors import InputError
 from opposing_signals.instruments.sharpness import Sharpness
 from opposing_signals.record import Record
@@ -114,6 +115,14 @@ def test_the_parts_of_the_sharpness_sum_to_it(record):
     np.testing.assert_allclose(total, record["sharpness_quotient"].values, rtol=1e-4)
     assert (record["sharpness"].values >= record["sharpness_quotient"].values).all()
     assert (record["sharpness_bound"].values >= record["sharpness_quotient"].values).all()
+
+
+def test_the_first_measurement_is_as_exact_as_the_others(tmp_path):
+    config = configured(run=IMAGES)
+    config.instruments.sharpness.update(every=1, tolerance=1e-3, max_products=60)
+    found = trained(tmp_path, config)
+    assert found["sharpness_products"].values[0] > COLD_PRODUCTS, "otherwise this shows nothing"
+    assert found["sharpness_residual"].values[0] <= 1e-3 * found["sharpness_quotient"].values[0]
 
 
 def test_mean_and_maximum_of_the_jacobian(record):

@@ -15,7 +15,7 @@ from opposing_signals.curvature.subspace import Subspace, norms, share
 from opposing_signals.errors import InputError
 
 COLD_PRODUCTS = 10
-"""Products of a cold start: λ before the first step matters least, and the warm starts that follow improve on it."""
+"""Products of a cold start where the first λ matters least; the warm starts that follow improve on it."""
 _HELD = 10  # basis size at which a large problem restarts from the better half
 _FLOATS_HELD = 2**25  # a smaller problem restarts only once its basis holds more numbers than this
 _CALM = 0.4  # residual over tolerance below which half the directions are enough: the error grows as its square

@@ -17,6 +17,7 @@ from opposing_signals.curvature.differences import GradientDifferences
 from opposing_signals.curvature.double_backward import CurvaturePass
 from opposing_signals.curvature.eigen import Which
 from opposing_signals.curvature.risk import EmpiricalRisk, flatten
+from opposing_signals.curvature.tracking import COLD_PRODUCTS
 from opposing_signals.errors import InputError, first_line
 from opposing_signals.instruments.instrument import Instrument, announcing
 from opposing_signals.record import Record
@@ -50,6 +51,11 @@ def calls_between_looks(every: int, consecutive: int) -> int:
     """
     calls = max(1, _STEPS_BETWEEN_LOOKS * consecutive // every)
     return min(calls, 2) if consecutive == 1 < every else calls
+
+
+def cold_products(max_products: int) -> int:
+    """Products of the first measurement: claims read λ of the first step, so it is as exact as the others."""
+    return max(COLD_PRODUCTS, max_products)
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class Sharpness(Instrument):
 
     Args:
         tolerance: See `EigenTracker`, also for ``k`` and ``which``.
-        max_products: See `EigenTracker`; 2 means one pass per step.
+        max_products: See `EigenTracker`; 2 means one pass per step after the first, which may spend 10.
         examples: L is the mean over this many training examples, evenly spaced, for data over which a pass takes too
             long; None for all. With a number, each measurement is a pass of its own.
         products: ``"exact"``, all by double backward, or ``"differences"``.
@@ -125,7 +131,8 @@ class Sharpness(Instrument):
         self._batch: Batch = WHOLE
         if examples is not None:
             self._batch = torch.linspace(0, len(risk) - 1, examples, dtype=torch.float64).round().long()
-        self.tracker = EigenTracker(k, which, tolerance, max_products, look=calls_between_looks(every, consecutive))
+        look = calls_between_looks(every, consecutive)
+        self.tracker = EigenTracker(k, which, tolerance, max_products, cold_products(max_products), look=look)
         self._by_differences = products == "differences"
         self._has_exact: bool | None = None
         self._has_warned = False
