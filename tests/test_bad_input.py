@@ -59,6 +59,7 @@ VALUES = {
         "run_dir": ("", "[a]"),
         "run.name": ("../../escape", "a/b", "", ".", "..", "[a]"),
         "experiment.name": ("../escape", ""),
+        "+experiment.figure_seeds": ("both", "null", "1"),
         "scale.name": ("../s", "huge", "null"),
         "model.hidden": ("abc", "3", "[0]", "[-1]", "[1.5]", "[abc]", "null", "[true]"),
         "model.activation": ("nope", "3", "null", "[relu]"),

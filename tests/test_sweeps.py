@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from composing import composed
+from matplotlib.figure import Figure
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from opposing_signals.__main__ import main
@@ -156,6 +157,31 @@ def test_each_job_of_a_sweep_of_ones_own_is_concluded_by_itself(tmp_path, capfd)
     folders = sorted(path.parent for path in (tmp_path / "fig03_chebyshev").glob("*/experiment.json"))
     each = [json.loads((folder / "claims.json").read_text()) for folder in folders]
     assert [claims[0]["seed"] for claims in each] == [1, 2]
+
+
+@pytest.mark.slow
+def test_a_grid_over_seeds_draws_each_seed_by_itself(tmp_path, monkeypatch):
+    below = {}
+    save = Figure.savefig
+
+    def save_noting(figure, path, **settings):
+        below[Path(path).parent] = figure.get_supxlabel()
+        save(figure, path, **settings)
+
+    monkeypatch.setattr(Figure, "savefig", save_noting)
+    assert main(["-m", *TWO, "seed=1,2", f"output_dir={tmp_path}"]) == 0
+    folder = tmp_path / "linear_depth"
+    assert below[folder].startswith("Shown is seed 1. The other seeds: seed=2/figure.png\n")
+    assert "of 2 seeds" in below[folder]
+    assert below[folder / "seed=2"].startswith("Shown is seed 2.\n")
+    assert "of 2 seeds" not in below[folder / "seed=2"]
+    assert {path.name for path in (folder / "seed=2").iterdir()} == {"figure.png", "figure.pdf"}
+    claims = json.loads((folder / "claims.json").read_text())
+    assert [one["seed"] for one in claims[0]["by_seed"]] == [1, 2]
+    both = ["+experiment.figure_seeds=together", "experiment.name=together"]
+    assert main(["-m", *TWO, "seed=1,2", f"output_dir={tmp_path}", *both]) == 0
+    assert "Shown is" not in below[tmp_path / "together"]
+    assert not (tmp_path / "together" / "seed=2").exists()
 
 
 @pytest.mark.slow

@@ -137,6 +137,11 @@ def experiment_folder(config: DictConfig) -> Path:
     return Path(folder(config.output_dir, "output_dir")) / folder_name(config.experiment.name, "experiment.name")
 
 
+def job_folder(job: str) -> str:
+    """The folder, in its experiment's, of what a job of a sweep concludes; a job is named by its overrides."""
+    return job.replace("/", "_")
+
+
 def folder(given: Any, field: str) -> str:
     """``given``, the value of ``field``, as the path of a folder.
 

@@ -147,8 +147,10 @@ def _check_shape(name: str, value: Any, where: str) -> None:
         expect(where, value, JOB[name])
     if name in SEVERAL and not isinstance(value, dict):
         raise InputError(f"{where}={written(value)}: expected fields, as in {where}.NAME=VALUE")
-    if name == "experiment" and (missing := {"name", "title"} - {*value}):
-        raise InputError(f"{where}.{min(missing)}: missing; expected name and title of the experiment")
+    if name == "experiment":
+        if missing := {"name", "title"} - {*value}:
+            raise InputError(f"{where}.{min(missing)}: missing; expected name and title of the experiment")
+        expect(f"{where}.figure_seeds", value.get("figure_seeds", "each"), Literal["each", "together"])
     for member, described in value.items() if name == "instruments" else ():
         if not isinstance(described, dict) or "_target_" not in described:
             raise InputError(

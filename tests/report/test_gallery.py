@@ -72,6 +72,14 @@ def test_a_sweep_over_seeds_stands_below_the_claims(results) -> None:
     assert text.count(said) == 1
     pictures = "](cpu/fig01_group_losses/sweep.png) · [seed=2](cpu/fig01_group_losses/seed=2/figure.png)\n"
     assert text.count(f"[The claims over seed=1, seed=2{pictures}") == 1
+    (folder / "sweep.json").unlink()
+    assert "seed=2/figure.png" not in write_gallery(results)[0].read_text(encoding="utf-8")
+    described = json.loads((folder / "experiment.json").read_text())
+    runs = {f"seed={seed}": {"folder": str(seed), "configuration": {"seed": seed}} for seed in (1, 2)}
+    (folder / "experiment.json").write_text(json.dumps({**described, "runs": runs}))
+    text = write_gallery(results)[0].read_text(encoding="utf-8")
+    assert "\n\n[seed=2](cpu/fig01_group_losses/seed=2/figure.png)\n" in text, "a grid over seeds"
+    assert "scale cpu, seeds 1, 2" in text
     (folder / "sweep.json").write_text('[{"id": "a"}]')
     with pytest.raises(DamagedError, match="cannot be read"):
         write_gallery(results)

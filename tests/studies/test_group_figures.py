@@ -73,12 +73,17 @@ def test_a_run_without_pairs_is_drawn_too(run):
     assert len(group_losses(run(opposed=False)).axes) == 2
 
 
+def of_seed(trajectory, seed):
+    configuration = {**trajectory.configuration, "seed": seed}
+    return type("OfSeed", (Trajectory,), {"configuration": configuration})(trajectory.record)
+
+
 def test_every_run_gets_its_panel(run):
     trajectories = run(opposed=True)
     both = {"one": trajectories["made_up"], "other": trajectories["made_up"]}
     assert [axes.get_title(loc="left").split(":")[0] for axes in share_increasing(both).axes] == ["one", "other"]
-    seeds = {f"run=one,seed={seed}": trajectories["made_up"] for seed in range(12)}
+    seeds = {f"run=one,seed={seed}": of_seed(trajectories["made_up"], seed) for seed in range(12)}
     (panel,) = share_increasing(seeds).axes
-    assert panel.get_title(loc="left").startswith("one: median")
+    assert panel.get_title(loc="left").startswith("made_up: median")
     assert len(panel.get_legend().get_texts()) == len(seeds)
     assert len(change_distribution(trajectories, panels=3).axes) == 3

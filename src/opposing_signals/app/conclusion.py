@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from inspect import signature
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from opposing_signals.configuration import experiment_folder
+from opposing_signals.configuration import experiment_folder, job_folder
 from opposing_signals.errors import InputError
 from opposing_signals.files import replacing, write_json
 from opposing_signals.record import Record
@@ -60,18 +60,43 @@ def conclude(
     write_json(folder / "claims.json", [verdict.as_json() for verdict in verdicts])
     write_json(folder / "experiment.json", _description(config, records))
     with style.look():
-        drawn = _draw(config, folder, trajectories, verdicts)
-    for stale in {"figure.png", "figure.pdf", "animation.gif", "tables.txt", "tables.html"} - drawn:
-        (folder / stale).unlink(missing_ok=True)
+        for place, runs, told, notes in _drawings(config, folder, trajectories, verdicts):
+            place.mkdir(exist_ok=True)
+            drawn = _draw(config, place, runs, told, notes)
+            for stale in {"figure.png", "figure.pdf", "animation.gif", "tables.txt", "tables.html"} - drawn:
+                (place / stale).unlink(missing_ok=True)
     if mirror is not None:
         mirror.show(folder, verdicts, read)
-    shown = console()
+    terminal = console()
     title = f"{config.experiment.name} at scale={config.scale.name}, seed={config.seed}"
-    shown.print(verdict_table(verdicts, title, shown))
-    shown.print(f"figure: {folder / 'figure.png'}\nclaims: {folder / 'claims.json'}", soft_wrap=True)
+    terminal.print(verdict_table(verdicts, title, terminal))
+    terminal.print(f"figure: {folder / 'figure.png'}\nclaims: {folder / 'claims.json'}", soft_wrap=True)
 
 
-def _draw(config: DictConfig, folder: Path, runs: Runs, verdicts: list[Verdict]) -> set[str]:
+def _drawings(
+    config: DictConfig, folder: Path, runs: Runs, verdicts: list[Verdict]
+) -> list[tuple[Path, Runs, list[Verdict], list[str]]]:
+    """The figures to draw: folder, runs, verdicts and notes to write below the panels.
+
+    A figure shows one seed, unless ``experiment.figure_seeds`` is together: the first seed's is the experiment's, the
+    others' are in folders beside it.
+    """
+    seeds = runs.by_seed()
+    if len(seeds) < 2 or config.experiment.get("figure_seeds") == "together":
+        return [(folder, runs, verdicts, [])]
+    first, *others = seeds
+    places = {seed: job_folder(f"seed={seed}") for seed in others}
+    beside = ", ".join(f"{place}/figure.png" for place in places.values())
+    return [
+        (folder, seeds[first], verdicts, [f"Shown is seed {first}. The other seeds: {beside}"]),
+        *(
+            (folder / place, seeds[seed], [verdict.of_seed(seed) for verdict in verdicts], [f"Shown is seed {seed}."])
+            for seed, place in places.items()
+        ),
+    ]
+
+
+def _draw(config: DictConfig, folder: Path, runs: Runs, verdicts: list[Verdict], notes: Sequence[str]) -> set[str]:
     """Draw the complete ``runs``, or why there are none; returns the names of the files."""
     from matplotlib.figure import Figure
 
@@ -84,7 +109,7 @@ def _draw(config: DictConfig, folder: Path, runs: Runs, verdicts: list[Verdict])
             raise InputError(
                 f"figure._target_={config.figure._target_} gave {figure!r}: expected a figure of Matplotlib"
             )
-        style.name_verdicts(figure, verdicts, runs.failures)
+        style.name_verdicts(figure, verdicts, runs.failures, notes)
         for name in ("figure.png", "figure.pdf"):
             with replacing(folder / name) as unfinished:
                 style.save(figure, unfinished)

@@ -18,7 +18,7 @@ from opposing_signals.app.dashboard import Dashboard, dashboard
 from opposing_signals.app.sweep import UNFINISHED, SweepNote, is_concluded_as_a_whole, write_note
 from opposing_signals.arguments import searched_folder
 from opposing_signals.choices import check_settings
-from opposing_signals.configuration import experiment_folder, run_folder
+from opposing_signals.configuration import experiment_folder, job_folder, run_folder
 from opposing_signals.errors import InputError, TrainingStoppedError, one_line, printable, refusal
 from opposing_signals.interruption import Interrupted, ended_by_signals, leave_worker
 from opposing_signals.processes import count, is_first, is_one_of_several, joined
@@ -119,7 +119,7 @@ def _conclude_alone(config: DictConfig, record: Record, mirror: Dashboard | None
         return
     hydra_config: Any = HydraConfig.get()
     if config.conclude and not (hydra_config.mode == RunMode.MULTIRUN and is_concluded_as_a_whole(hydra_config)):
-        conclude(config, {config.run.name: record}, mirror, subfolder=own.replace("/", "_"))
+        conclude(config, {config.run.name: record}, mirror, subfolder=job_folder(own))
     elif mirror is not None:
         from opposing_signals.signals import Trajectory
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from opposing_signals.configuration import job_folder
 from opposing_signals.errors import DamagedError, InputError, first_line
 from opposing_signals.files import replacing, write_text
 from opposing_signals.report.page import PACKED, PACKS, SYMBOLS, duration, find_results, measured, spread, threshold
@@ -185,17 +185,18 @@ def _link(result: Result, with_scale: bool) -> str:
 def _shown(result: Result, folder: Path) -> list[str]:
     """One result: its sentence, picture, claims and origin."""
     place = result.place_in(folder)
-    where = f"scale {result.scale}, seed {result.seed}"
+    where = f"scale {result.scale}, {result.seeds}"
     trained = "; ".join(dict.fromkeys(run.trained for run in result.runs if run.trained))
     said = f" {_text(result.shown.sentence)}" if result.shown else ""
     sweep = {claim.id: claim for claim in read_sweep(folder / place)}
+    others = _other_pictures(result, folder, place, sweep)
     lines = [
         f"**Here** ({where}{f'; {_text(trained)}' if trained else ''}):{said}",
         "",
         f"[![{_text(result.title)}, {where}]({THUMBNAILS}/{_flat(place)})]({place}/figure.png)",
         "",
         *(f"- {_claim(claim, result, sweep.get(claim['id']))}" for claim in result.verdicts),
-        *(["", " · ".join(_pictures_of_sweep(folder, place, sweep))] if sweep else []),
+        *(["", " · ".join(others)] if others else []),
     ]
     cost = ""
     if result.training_seconds is not None:
@@ -208,13 +209,16 @@ def _shown(result: Result, folder: Path) -> list[str]:
     return [*lines, "", f"{cost}`{result.command}` · {' · '.join(files)}"]
 
 
-def _pictures_of_sweep(folder: Path, place: str, sweep: dict[str, Across]) -> Iterator[str]:
-    """Links to the claims over all jobs, and to the figures of the jobs that have one beside the result's own."""
-    yield f"[The claims over {_text(_jobs(sweep))}]({place}/{SWEEP_PICTURE})"
-    for job in dict.fromkeys(job for claim in sweep.values() for job in claim.values):
-        picture = f"{place}/{job.replace('/', '_')}/figure.png"
+def _other_pictures(result: Result, folder: Path, place: str, sweep: dict[str, Across]) -> list[str]:
+    """Links to the claims over a sweep's jobs, and to the figures of the jobs and seeds that have their own."""
+    links = [f"[The claims over {_text(_jobs(sweep))}]({place}/{SWEEP_PICTURE})"] if sweep else []
+    jobs = [job for claim in sweep.values() for job in claim.values]
+    seeds = [f"seed={run.settings['seed']}" for run in result.runs if "seed" in run.settings]
+    for job in dict.fromkeys([*jobs, *seeds]):
+        picture = f"{place}/{job_folder(job)}/figure.png"
         if (folder / picture).is_file():
-            yield f"[{_text(job)}]({picture})"
+            links.append(f"[{_text(job)}]({picture})")
+    return links
 
 
 def _claim(claim: dict[str, Any], result: Result, sweep: Across | None) -> str:

@@ -136,7 +136,9 @@ class Result:
         claims = _read_json(folder / "claims.json", list, problems)
         described = described or {}
         verdicts = tuple(_sound(claims or [], problems))
-        runs = described.get("runs")
+        given = described.get("runs")
+        runs = tuple(_run(name, run) for name, run in given.items()) if isinstance(given, dict) else ()
+        seeds = dict.fromkeys(run.settings["seed"] for run in runs if "seed" in run.settings)
         drawn = str(described.get("drawn", ""))
         return cls(
             folder=label,
@@ -144,9 +146,9 @@ class Result:
             title=str(described.get("title") or described.get("name") or folder.name),
             command=str(described.get("command", "")),
             scale=str(described.get("scale", "unknown")),
-            seed=str(described.get("seed", "unknown")),
+            seed=", ".join(seeds) if len(seeds) > 1 else str(described.get("seed", "unknown")),
             drawn=drawn,
-            runs=tuple(_run(name, run) for name, run in runs.items()) if isinstance(runs, dict) else (),
+            runs=runs,
             verdicts=verdicts,
             reasons={str(claim["id"]): str(claim["reason"]) for claim in verdicts if claim.get("reason")},
             notes=tuple(str(note) for note in notes) if isinstance(notes := described.get("notes"), list) else (),
@@ -154,6 +156,11 @@ class Result:
             picture=_read_picture(folder / "figure.png", problems),
             problems=tuple(problems),
         )
+
+    @property
+    def seeds(self) -> str:
+        """For instance "seed 1" or "seeds 1, 2, 3"."""
+        return f"seed{'s' if ', ' in self.seed else ''} {self.seed}"
 
     @property
     def networks(self) -> list[str]:

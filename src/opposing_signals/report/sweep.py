@@ -12,6 +12,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from opposing_signals.configuration import job_folder
 from opposing_signals.errors import DamagedError, first_line
 from opposing_signals.files import replacing, write_json
 from opposing_signals.record import Record
@@ -52,7 +53,7 @@ def conclude_sweep(folder: Path, jobs: Mapping[str, str]) -> None:
         jobs: Job label, for instance ``seed=1`` ↦ folder of the run's record, empty if there is none; jobs that were
             not concluded are left out.
     """
-    places = {job: folder / job.replace("/", "_") for job in jobs}
+    places = {job: folder / job_folder(job) for job in jobs}
     concluded = {job: place for job, place in places.items() if (place / "claims.json").is_file()}
     claims = across(concluded)
     if not any(claim.jobs > 1 for claim in claims):

@@ -233,3 +233,38 @@ class Runs(dict[str, Trajectory]):
     def of(cls, trajectories: Mapping[str, Trajectory]) -> Runs:
         """``trajectories`` themselves if they are `Runs`; else as complete runs."""
         return trajectories if isinstance(trajectories, cls) else cls(trajectories)
+
+    def by_seed(self) -> dict[int, Runs]:
+        """The runs of each seed, in ascending order, with the names that they have in a grid without seeds.
+
+        A run that never began may belong to any seed, so each has its failure. One without a seed counts as of seed 0.
+        """
+        seeds = {name: int(run.configuration.get("seed") or 0) for name, run in self.with_stopped.items()}
+        if len(distinct := sorted({*seeds.values()})) < 2:
+            return dict.fromkeys(distinct, self)
+        return {seed: self._without({name for name in seeds if seeds[name] != seed}) for seed in distinct}
+
+    def _without(self, others: set[str]) -> Runs:
+        """The runs of one seed, which are all but ``others``."""
+        names = _names_without_seed({name: run for name, run in self.with_stopped.items() if name not in others})
+        complete, stopped = (
+            {names[name]: run for name, run in part.items() if name not in others} for part in (self, self.stopped)
+        )
+        failures = {
+            names.get(name, _without_seed(name)): why for name, why in self.failures.items() if name not in others
+        }
+        return Runs(complete, stopped, failures)
+
+
+def _names_without_seed(begun: Mapping[str, Trajectory]) -> dict[str, str]:
+    """Each job's name in a grid without seeds: in one of runs alone that of its run, where no two jobs share it."""
+    names = {name: _without_seed(name) for name in begun}
+    of_runs = {name: str(run.configuration.get("run", {}).get("name", "")) for name, run in begun.items()}
+    is_of_runs = not any("=" in name for name in names.values()) and all(of_runs.values())
+    return of_runs if is_of_runs and len({*of_runs.values()}) == len(of_runs) else names
+
+
+def _without_seed(name: str) -> str:
+    """A job's name in a grid without seeds, for instance "vgg11_sgd" for "run=vgg11_sgd,seed=2"."""
+    parts = [part for part in name.split(",") if not part.startswith("seed=")]
+    return parts[0].removeprefix("run=") if len(parts) == 1 else ",".join(parts) or name

@@ -117,6 +117,13 @@ class Verdict:
     reason: str = ""
     by_seed: list[dict[str, Any]] = field(default_factory=list)
 
+    def of_seed(self, seed: int) -> Verdict:
+        """The verdict at one of several seeds; this one, if the claim is about all of them."""
+        for one in self.by_seed:
+            if one["seed"] == seed:
+                return replace(self, **one, reason="", by_seed=[])
+        return self
+
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -163,11 +170,10 @@ class Claim:
         runs.
         """
         runs = Runs.of(trajectories)
-        begun = (*runs.values(), *runs.stopped.values())
-        seeds = {run.configuration.get("seed", seed) for run in begun}
+        seeds = runs.by_seed()
         if self.seeds == "together" or len(seeds) < 2:
             return self._check(runs, scale, seed)
-        checked = over_seeds([self._check(_of_seed(runs, one), scale, one) for one in sorted(seeds)])
+        checked = over_seeds([self._check(runs_of_one, scale, one) for one, runs_of_one in seeds.items()])
         lost = [name for name in runs.failures if name not in runs.stopped]  # their seed is unknown
         if lost and checked.verdict == PASS:
             return replace(checked, verdict=INCONCLUSIVE, reason=f"{checked.reason}; failed: {', '.join(lost)}")
@@ -206,32 +212,6 @@ class Claim:
             seed=seed,
             reason=reason,
         )
-
-
-def _of_seed(runs: Runs, seed: int) -> Runs:
-    """The runs of one seed, named as in a grid without seeds; a run that never began may belong to any seed."""
-    begun = {**runs, **runs.stopped}
-    others = {name for name, run in begun.items() if run.configuration.get("seed", seed) != seed}
-    names = _names_without_seed({name: run for name, run in begun.items() if name not in others})
-    complete, stopped = (
-        {names[name]: run for name, run in part.items() if name not in others} for part in (runs, runs.stopped)
-    )
-    failures = {names.get(name, without_seed(name)): why for name, why in runs.failures.items() if name not in others}
-    return Runs(complete, stopped, failures)
-
-
-def _names_without_seed(begun: Mapping[str, Trajectory]) -> dict[str, str]:
-    """Each job's name in a grid without seeds: in one of runs alone that of its run, where no two jobs share it."""
-    names = {name: without_seed(name) for name in begun}
-    of_runs = {name: str(run.configuration.get("run", {}).get("name", "")) for name, run in begun.items()}
-    is_of_runs = not any("=" in name for name in names.values()) and all(of_runs.values())
-    return of_runs if is_of_runs and len({*of_runs.values()}) == len(of_runs) else names
-
-
-def without_seed(name: str) -> str:
-    """A job's name in a grid without seeds, for instance "vgg11_sgd" for "run=vgg11_sgd,seed=2"."""
-    parts = [part for part in name.split(",") if not part.startswith("seed=")]
-    return parts[0].removeprefix("run=") if len(parts) == 1 else ",".join(parts) or name
 
 
 def over_seeds(verdicts: Sequence[Verdict]) -> Verdict:

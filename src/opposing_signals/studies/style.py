@@ -220,14 +220,18 @@ def legend_beside(figure: Figure, axes: Axes) -> None:
 
 
 def name_verdicts(
-    figure: Figure, verdicts: Sequence[Verdict], failures: Mapping[str, str] = MappingProxyType({})
+    figure: Figure,
+    verdicts: Sequence[Verdict],
+    failures: Mapping[str, str] = MappingProxyType({}),
+    notes: Sequence[str] = (),
 ) -> None:
-    """Write the verdict on each of the figure's claims under the panels, and below them which runs failed, and why.
+    """Write notes under the panels, the verdict on each of the figure's claims, and which runs failed, and why.
 
     The figure grows with this text, so that the panels keep their size.
     """
     room = int(15 * figure.get_figwidth())
-    lines = [line for one in verdicts for line in _wrapped(_told(one), room, indent="    ")]
+    said = [*notes, *map(_told, verdicts)]
+    lines = [line for one in said for line in _wrapped(one, room, indent="    ")]
     lines += [textwrap.shorten(f"{name} failed: {why}", room, placeholder=" …") for name, why in failures.items()]
     if lines:
         figure.set_figheight(figure.get_figheight() + _INCHES_A_NOTE * len(lines))

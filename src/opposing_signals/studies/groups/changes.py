@@ -9,17 +9,17 @@ import numpy as np
 import scipy
 from matplotlib.figure import Figure
 
-from opposing_signals.signals import Trajectory
+from opposing_signals.signals import Runs, Trajectory
 from opposing_signals.signals.steps import rising_share
 from opposing_signals.studies import style
-from opposing_signals.studies.claim import without_seed
 
 
 def share_increasing(trajectories: Mapping[str, Trajectory]) -> Figure:
     """Share of training points whose loss rises, at each step of each run; a run's seeds share a panel."""
     runs: dict[str, list[Trajectory]] = {}
-    for name, trajectory in trajectories.items():
-        runs.setdefault(without_seed(name), []).append(trajectory)
+    for of_seed in Runs.of(trajectories).by_seed().values():
+        for name, trajectory in of_seed.items():
+            runs.setdefault(name, []).append(trajectory)
     title = style.about("Share of the training points whose loss rises at each step", trajectories)
     figure = style.figure(3.9 * max(2, len(runs)), 3.8, title)
     panels = np.atleast_1d(figure.subplots(1, len(runs), sharey=True))
