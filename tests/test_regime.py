@@ -1,7 +1,9 @@
 """The grid of benchmarks/regime: its points are distinct runs, and each network can be trained and measured."""
 
 import json
+import runpy
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -77,3 +79,13 @@ def test_runs_are_found_in_their_folders_and_equal_ones_once(regime, tmp_path):
     found = regime.finished([tmp_path / "a", tmp_path / "b"])
     assert list(found) == [point]
     assert found[point].folder == tmp_path / "a" / "runs" / "one"
+
+
+def test_rows_of_runs_that_lie_elsewhere_are_kept(regime, tmp_path, monkeypatch):
+    measure = runpy.run_path(str(FOLDER))["measure"]
+    monkeypatch.setitem(measure.__globals__, "measured", lambda point, run: {**asdict(point), "run": run})
+    narrow, wide = (measure.__globals__["Point"]("mlp", width, 40, 40, 0.1, 2) for width in (8, 16))
+    measure({wide: "first"}, tmp_path)
+    assert [row["run"] for row in measure({narrow: "second"}, tmp_path)] == ["second", "first"]
+    assert [row["run"] for row in measure({wide: "third"}, tmp_path)] == ["second", "third"]
+    assert len(json.loads((tmp_path / "regime.json").read_text())) == 2

@@ -8,9 +8,9 @@
 
 A point of the grid is one run of `run=regime_gd`, started by the command line in a process of its own, on one core. A
 complete run is kept, an incomplete one resumes from its checkpoint. ``--measure`` reads every run of full-batch
-gradient descent on CIFAR-10 in the folders, including those of the figures, and writes ``regime.json``, one row per
-run; ``--eigenvectors`` adds how classes relate to the Hessian's leading eigenvectors, in ``eigenvectors.json``;
-``--draw`` needs ``regime.json`` alone. See docs/regime.md.
+gradient descent on CIFAR-10 in the folders, including those of the figures, and writes their rows into
+``regime.json``; ``--eigenvectors`` adds how classes relate to the Hessian's leading eigenvectors, in
+``eigenvectors.json``; ``--draw`` needs ``regime.json`` alone. See docs/regime.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import argparse
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +33,33 @@ from opposing_signals.record import Record
 
 
 def measure(runs: Mapping[Point, Record], results: Path) -> list[dict[str, Any]]:
-    """A row for each run, written to ``regime.json``."""
-    rows = [measured(point, record) for point, record in runs.items()]
-    write_json(results / "regime.json", rows)
-    return rows
+    """Every row of ``regime.json``, into which a row for each run is written; those of runs elsewhere stay."""
+    path = results / "regime.json"
+    rows = {_point(row): row for row in _rows(path)} | {point: measured(point, run) for point, run in runs.items()}
+    ordered = [rows[point] for point in sorted(rows, key=astuple)]
+    write_json(path, ordered)
+    return ordered
 
 
 def note_eigenvectors(runs: Mapping[Point, Record], results: Path) -> list[dict[str, Any]]:
     """Add `eigenvectors` of the first seed's runs of 1,000 images to ``eigenvectors.json`` where they are missing."""
     path = results / "eigenvectors.json"
-    rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    rows = _rows(path)
+    known = {_point(row) for row in rows}
     for point, record in runs.items():
-        fields = asdict(point)
-        is_there = any({name: row[name] for name in fields} == fields for row in rows)
-        if point.images > 1000 or point.seed > 1 or is_ghost(fields) or is_there:
+        if point.images > 1000 or point.seed > 1 or is_ghost(asdict(point)) or point in known:
             continue
         rows.append(eigenvectors(point, record, count=6, max_products=36))
         write_json(path, rows)
     return rows
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
+def _point(row: Mapping[str, Any]) -> Point:
+    return Point(**{name: row[name] for name in Point.__dataclass_fields__})
 
 
 def main() -> None:
@@ -74,8 +83,7 @@ def main() -> None:
     if arguments.eigenvectors:
         print(eigenvector_table(note_eigenvectors(finished(folders), arguments.results)))
     if arguments.draw:
-        rows = json.loads((arguments.results / "regime.json").read_text(encoding="utf-8"))
-        draw(rows).savefig(arguments.results / "regime.png", dpi=90)
+        draw(_rows(arguments.results / "regime.json")).savefig(arguments.results / "regime.png", dpi=90)
 
 
 if __name__ == "__main__":
