@@ -154,7 +154,7 @@ def follow(
     precisions: list[str],
 ) -> tuple[np.ndarray, list[Lane], float]:
     """``[steps]`` λ (NaN where no tracker is due), the trackers, and the largest deviation of long Lanczos runs."""
-    reference = EigenTracker(3, tolerance=3e-3, max_products=100, cold_products=100, look=1)
+    reference = EigenTracker(3, tolerance=3e-3, max_products=100, look=1)
     lanes = [
         Lane(
             every,

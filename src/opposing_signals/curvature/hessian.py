@@ -133,7 +133,7 @@ class Hessian:
         Raises:
             InputError: A setting that cannot work; or see the class.
         """
-        tracker = EigenTracker(k, which, tolerance, max_products, cold_products=max_products, above=above)
+        tracker = EigenTracker(k, which, tolerance, max_products, above=above)
         return tracker(self._products, flatten([parameter.detach() for parameter in self.risk.parameters]))
 
     def along(self, vector: Tensor) -> AlongLine:

@@ -15,7 +15,7 @@ from opposing_signals.curvature.subspace import Subspace, norms, share
 from opposing_signals.errors import InputError
 
 COLD_PRODUCTS = 10
-"""Products of a cold start where the first λ matters least; the warm starts that follow improve on it."""
+"""Least products that a cold start may spend, and all where the first λ matters least: warm starts improve on it."""
 _HELD = 10  # basis size at which a large problem restarts from the better half
 _FLOATS_HELD = 2**25  # a smaller problem restarts only once its basis holds more numbers than this
 _CALM = 0.4  # residual over tolerance below which half the directions are enough: the error grows as its square
@@ -67,7 +67,7 @@ class EigenTracker:
         max_products: Stop after this many products per step, not counting looks. The first 2k are those of the start (k
             if it is narrow).
         cold_products: A cold start may spend this many instead (at least k), the next call at most twice as many, and
-            so on: what a cold start misses is found over several steps.
+            so on: what a cold start misses is found over several steps. None for ``max_products``, at least 10.
         seed: Of the random vectors.
         look: Calls between two looks for eigenvalues that are not followed.
         above: Follow all eigenvalues beyond this one, such as 1.5/η, and at least the first: their number grows and
@@ -83,7 +83,7 @@ class EigenTracker:
         which: Which = "largest",
         tolerance: float = 0.03,
         max_products: int = 40,
-        cold_products: int = COLD_PRODUCTS,
+        cold_products: int | None = None,
         seed: int = 0,
         look: int = 6,
         above: float | None = None,
@@ -104,7 +104,7 @@ class EigenTracker:
         self._above = None if above is None else float(wanted(torch.tensor(above, dtype=torch.float64), which))
         self.tolerance = tolerance
         self.max_products = max_products
-        self._cold_products = max(k, cold_products)
+        self._cold_products = max(k, max(COLD_PRODUCTS, max_products) if cold_products is None else cold_products)
         self._seed = seed
         self._starts: list[Tensor] = []  # [2k, P] each, the latest first, of the last two calls
         self._alternates: bool | None = None  # whether the earlier start belongs to the coming phase

@@ -16,6 +16,7 @@ from torch import nn
 from opposing_signals.curvature import Eigenpairs, EigenTracker
 from opposing_signals.curvature.refusals import check_trained
 from opposing_signals.curvature.risk import EmpiricalRisk, flatten
+from opposing_signals.curvature.tracking import COLD_PRODUCTS
 from opposing_signals.errors import first_line
 from opposing_signals.follow.isolation import isolated
 from opposing_signals.follow.tracking_set import TrackingSet
@@ -29,7 +30,7 @@ class Measurement:
     """Measures in evaluation mode, without side effects, and writes the results into the record."""
 
     def __init__(self) -> None:
-        self._tracker = EigenTracker(tolerance=0.05)
+        self._tracker = EigenTracker(tolerance=0.05, cold_products=COLD_PRODUCTS)
         self._examples: TrackingSet
         self._risk: EmpiricalRisk
         self._mean: EmpiricalRisk | None = None  # the mean loss whose curvature is measured
@@ -101,7 +102,7 @@ class Measurement:
         check_trained(self._mean.parameters)
         parameters = flatten([parameter.detach() for parameter in self._mean.parameters])
         if len(parameters) != self._parameters > 0:  # layers were frozen or unfrozen: the parameter space has changed
-            self._tracker = EigenTracker(tolerance=self._tracker.tolerance)
+            self._tracker = EigenTracker(tolerance=self._tracker.tolerance, cold_products=COLD_PRODUCTS)
         self._parameters = len(parameters)
         mean = self._mean
         with isolated(), mean.probe():

@@ -7,7 +7,7 @@ from typing import Any
 from opposing_signals.curvature import EigenTracker, adam_preconditioner, preconditioned
 from opposing_signals.curvature.risk import EmpiricalRisk
 from opposing_signals.instruments.instrument import Instrument, announcing
-from opposing_signals.instruments.sharpness import calls_between_looks, cold_products
+from opposing_signals.instruments.sharpness import calls_between_looks
 from opposing_signals.record import Record
 from opposing_signals.record.quantities import (
     PRECONDITIONED_SHARPNESS,
@@ -42,7 +42,7 @@ class PreconditionedSharpness(Instrument):
     ) -> None:
         super().__init__(risk, record, every, consecutive)
         look = calls_between_looks(every, consecutive)
-        self.tracker = EigenTracker(1, "largest", tolerance, max_products, cold_products(max_products), look=look)
+        self.tracker = EigenTracker(1, "largest", tolerance, max_products, look=look)
 
     def before_step(self, module: TrainingModule, step: int) -> None:
         if step == 0:

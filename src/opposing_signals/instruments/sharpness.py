@@ -17,7 +17,6 @@ from opposing_signals.curvature.differences import GradientDifferences
 from opposing_signals.curvature.double_backward import CurvaturePass
 from opposing_signals.curvature.eigen import Which
 from opposing_signals.curvature.risk import EmpiricalRisk, flatten
-from opposing_signals.curvature.tracking import COLD_PRODUCTS
 from opposing_signals.errors import InputError, first_line
 from opposing_signals.instruments.instrument import Instrument, announcing
 from opposing_signals.record import Record
@@ -51,11 +50,6 @@ def calls_between_looks(every: int, consecutive: int) -> int:
     """
     calls = max(1, _STEPS_BETWEEN_LOOKS * consecutive // every)
     return min(calls, 2) if consecutive == 1 < every else calls
-
-
-def cold_products(max_products: int) -> int:
-    """Products of the first measurement: claims read λ of the first step, so it is as exact as the others."""
-    return max(COLD_PRODUCTS, max_products)
 
 
 @dataclass(frozen=True)
@@ -131,8 +125,7 @@ class Sharpness(Instrument):
         self._batch: Batch = WHOLE
         if examples is not None:
             self._batch = torch.linspace(0, len(risk) - 1, examples, dtype=torch.float64).round().long()
-        look = calls_between_looks(every, consecutive)
-        self.tracker = EigenTracker(k, which, tolerance, max_products, cold_products(max_products), look=look)
+        self.tracker = EigenTracker(k, which, tolerance, max_products, look=calls_between_looks(every, consecutive))
         self._by_differences = products == "differences"
         self._has_exact: bool | None = None
         self._has_warned = False
