@@ -8,6 +8,7 @@ from opposing_signals.studies.estimates import (
     CORRELATION,
     dependence,
     interval,
+    mean_of_few,
     mean_over_steps,
     median_over_steps,
     over_steps,
@@ -61,6 +62,13 @@ def test_what_is_no_mean_is_covered_too():
 def test_few_independent_values_are_covered(steps):
     series = autoregressive(0.0, seed=4, runs=150, steps=steps)
     assert sum(low <= 0 <= high for low, high in (mean_over_steps(one).interval for one in series)) / 150 >= 0.9
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_the_mean_of_a_few_spikes_is_covered(count):
+    values = np.random.default_rng(6).standard_normal((2000, count))
+    intervals = (mean_of_few(few, "spikes").interval for few in values)
+    assert 0.93 <= sum(low <= 0 <= high for low, high in intervals) / 2000 <= 0.97
 
 
 def test_the_factor_of_dependence_is_that_of_an_autoregression():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy
 from recording import made, why
 
 from opposing_signals.studies.intervention.claims import sharpness_advantage, spike_advantage
@@ -38,9 +39,9 @@ def test_the_advantage_is_relative_to_the_control_and_to_random_points(tmp_path)
     runs = drawn(tmp_path, HEIGHTS)
     assert spike_advantage(runs, kind="remove_pair").value == pytest.approx(((0.3 - 0.1) + (0.4 - 0.1)) / 2 / 0.4)
     assert sharpness_advantage(runs, kind="remove_pair").value == pytest.approx(((3 - 1) + (4 - 1)) / 2 / 4)
-    low, high = spike_advantage(runs, kind="remove_pair").interval
-    assert low == pytest.approx(0.5)
-    assert high == pytest.approx(0.75)
+    alone = spike_advantage(runs, kind="remove_pair")
+    assert (alone.interval, alone.decides) == (None, False)
+    assert alone.reason == "1 of the 2 needed spikes"
 
 
 def test_a_pair_that_does_no_better_than_random_points_has_no_advantage(tmp_path):
@@ -57,7 +58,10 @@ def test_spikes_are_averaged_and_incomplete_ones_left_out(tmp_path):
         **drawn(tmp_path, {**HEIGHTS, "remove_pair": 0.4}, 2),
         **drawn(tmp_path, lone, 3),
     }
-    assert spike_advantage(runs, kind="remove_pair").value == pytest.approx((0.625 - 0.125) / 2)
+    estimate = spike_advantage(runs, kind="remove_pair")
+    assert estimate.value == pytest.approx((0.625 - 0.125) / 2)
+    expected = scipy.stats.ttest_1samp([0.625, -0.125], 0).confidence_interval(0.95)
+    assert estimate.interval == pytest.approx((expected.low, expected.high))
     only = drawn(tmp_path / "lone", lone)
     assert "no spike has" in why(spike_advantage, only, kind="remove_pair")
     flat = drawn(tmp_path / "flat", {**HEIGHTS, "control": 0.0})

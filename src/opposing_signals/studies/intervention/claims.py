@@ -13,10 +13,10 @@ from functools import partial
 import numpy as np
 
 from opposing_signals.studies.claim import CannotTellError, Estimate
+from opposing_signals.studies.estimates import mean_of_few
 from opposing_signals.studies.intervention.branches import Branches, branches_by_spike
 from opposing_signals.studies.runs import Trajectories
 
-DRAWS = 1000
 RANDOM = "remove_random"
 
 
@@ -39,7 +39,6 @@ def sharpness_advantage(trajectories: Trajectories, kind: str) -> Estimate:
 
 
 def _advantage(trajectories: Trajectories, kind: str, size: Callable[[Branches, str], float]) -> Estimate:
-    """The interval resamples spikes, and draws within a spike."""
     differences = []
     for branches in branches_by_spike(trajectories).values():
         randoms = branches.names(RANDOM)
@@ -47,13 +46,8 @@ def _advantage(trajectories: Trajectories, kind: str, size: Callable[[Branches, 
             continue
         control = size(branches, "control")
         if control > 0:
-            differences.append([(size(branches, name) - size(branches, kind)) / control for name in randoms])
+            others = np.mean([size(branches, name) for name in randoms])
+            differences.append((others - size(branches, kind)) / control)
     if not differences:
         raise CannotTellError("no spike has a control with a rise, this intervention and a random one")
-    generator = np.random.default_rng(0)
-    means = []
-    for _ in range(DRAWS):
-        chosen = (differences[i] for i in generator.integers(len(differences), size=len(differences)))
-        means.append(np.mean([generator.choice(row, len(row)).mean() for row in chosen]))
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Estimate(float(np.mean([np.mean(row) for row in differences])), (float(low), float(high)))
+    return mean_of_few(np.array(differences), "spikes")
