@@ -159,8 +159,8 @@ def _kind(result: Result) -> str:
 
 
 def _is_single(claim: dict[str, Any]) -> bool:
-    """Whether a single value decides, without an interval or several seeds."""
-    return claim["interval"] is None and not claim.get("by_seed")
+    """Whether a single value decides, or one of each seed: there is no interval."""
+    return claim["interval"] is None and not any(one.get("interval") for one in claim.get("by_seed") or ())
 
 
 def _outcome(result: Result) -> str:
@@ -225,7 +225,9 @@ def _claim(claim: dict[str, Any], result: Result, sweep: Across | None) -> str:
     """A claim in a line: its verdict, name and statement, the measured value, and its outcomes over a sweep's jobs."""
     said = f"{SYMBOLS[claim['verdict']]} {claim['verdict']} {_text(claim['id'])}: {_text(claim['statement'])}"
     if value := measured(claim):
-        single = f", {SINGLE}" if _is_single(claim) and result.networks and claim["source"] != CHECK else ""
+        seeds = len(claim.get("by_seed") or ())
+        single = f", {f'median of {seeds} {SINGLE}s' if seeds else SINGLE}"
+        single = single if _is_single(claim) and result.networks and claim["source"] != CHECK else ""
         said += f": {value}{single} (claimed: {_text(threshold(claim['threshold']))})"
     if claim["id"] in result.reasons:
         said += f"; {_text(result.reasons[claim['id']])}"

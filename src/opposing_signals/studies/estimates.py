@@ -16,8 +16,14 @@ FEWEST = 8
 
 DRAWS = 500
 
-CORRELATION = (-1.0, 1.0)
-"""Range of a correlation."""
+Range = tuple[float, float]
+"""The least and the greatest value that a statistic can have."""
+
+ANY: Range = (-math.inf, math.inf)
+CORRELATION: Range = (-1.0, 1.0)
+FRACTION: Range = (0.0, 1.0)
+RATIO: Range = (0.0, math.inf)
+"""Of two positive quantities."""
 
 _NORMAL = float(scipy.stats.norm.ppf(0.975))
 
@@ -25,7 +31,7 @@ Statistic = Callable[[np.ndarray], float]
 """Rows ``[n]``, possibly with repetitions ↦ value."""
 
 
-def over_steps(statistic: Statistic, steps: int, within: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
+def over_steps(statistic: Statistic, steps: int, within: Range = ANY) -> Estimate:
     """``statistic`` of all rows from 0 to ``steps`` − 1 with its 95% `interval`; too few rows decide nothing.
 
     ``within`` is the range of the statistic.
@@ -45,14 +51,14 @@ def correlation_over_steps(one: np.ndarray, other: np.ndarray) -> Estimate:
     return over_steps(lambda rows: correlation(one[rows], other[rows]), len(one), CORRELATION)
 
 
-def median_over_steps(values: np.ndarray) -> Estimate:
-    """The median of ``values`` ``[T]`` with its interval."""
-    return over_steps(lambda rows: float(np.median(values[rows])), len(values))
+def median_over_steps(values: np.ndarray, within: Range = ANY) -> Estimate:
+    """The median of ``values`` ``[T]``, which lie ``within``, with its interval."""
+    return over_steps(lambda rows: float(np.median(values[rows])), len(values), within)
 
 
-def mean_over_steps(values: np.ndarray) -> Estimate:
-    """The mean of ``values`` ``[T]`` with its interval."""
-    return over_steps(lambda rows: float(values[rows].mean()), len(values))
+def mean_over_steps(values: np.ndarray, within: Range = ANY) -> Estimate:
+    """The mean of ``values`` ``[T]``, which lie ``within``, with its interval."""
+    return over_steps(lambda rows: float(values[rows].mean()), len(values), within)
 
 
 def mean_of_few(values: np.ndarray, what: str) -> Estimate:

@@ -122,8 +122,8 @@ def group_variance(trajectories: Mapping[str, Trajectory]) -> Figure:
             _draw_variances(variances, number + (i + 0.5) * room - 0.45, room, run)
     names = [kind.replace(", ", "\n").replace("gradient descent", "GD") for kind in kinds]
     variances.set_xticks(range(len(names)), names, fontsize=8)
-    several = "\nseeds side by side" if len(trajectories) > len(kinds) else ""
-    variances.set(yscale="log", title=f"variance of a group's one-step loss change{several}")
+    several = ", seeds side by side" if len(trajectories) > len(kinds) else ""
+    variances.set(yscale="log", title=f"variance of a group's one-step loss change\n(bars: medians){several}")
     variances.set_xlim(-0.5, len(names) - 0.5)
     style.legend_above(variances)
     return figure
@@ -145,7 +145,7 @@ def _draw_variances(axes: Axes, place: float, room: float, trajectory: Trajector
             draws = random_groups(changes.shape[1], len(group))
             random.append(np.mean([changes[:, draw].mean(1).var() for draw in draws]))
     for values, colour, marker, name, shift in (
-        (groups, style.RUNS[0], "o", "groups of the dominant pairs (bar: median)", -room / 6),
+        (groups, style.RUNS[0], "o", "groups of the dominant pairs", -room / 6),
         (random, style.MUTED, "^", "random groups of equal size", room / 6),
     ):
         if values:
@@ -183,7 +183,8 @@ def probes_by_rule(trajectories: Mapping[str, Trajectory]) -> Figure:
         axes.set_title(probe)
     for axes in panels[len(probes) + 2 :]:
         axes.set_visible(False)
-    for axes in panels[-columns:]:
+    for axes in panels[len(probes) + 2 - columns : len(probes) + 2]:  # the last one of each column
         axes.set_xlabel("step")
+        axes.tick_params(labelbottom=True)
     style.legend_above(panels[0], 3)
     return figure

@@ -8,13 +8,27 @@ from typing import Literal
 import numpy as np
 
 from opposing_signals.record import Series
-from opposing_signals.record.quantities import EIGENVECTOR_SHARE, JACOBIAN_NORM, PROJECTION, SAMPLE_SHARPNESS
+from opposing_signals.record.quantities import (
+    EIGENVECTOR_SHARE,
+    JACOBIAN_NORM,
+    PROJECTION,
+    SAMPLE_CURVATURE,
+    SAMPLE_SHARPNESS,
+)
 from opposing_signals.signals import OpposingPair, Trajectory
 from opposing_signals.signals.alignment import TINY
 from opposing_signals.signals.steps import NOT_SUCCESSIVE, between, one_step_changes, reversals
 from opposing_signals.studies.claim import CannotTellError, Estimate
 from opposing_signals.studies.curvature.metrics import Metric, SizeAlongV, metric_of_points, sizes_by_floor_distance
-from opposing_signals.studies.estimates import mean_over_steps, median_over_steps, over_steps, random_groups
+from opposing_signals.studies.estimates import (
+    ANY,
+    FRACTION,
+    RATIO,
+    mean_over_steps,
+    median_over_steps,
+    over_steps,
+    random_groups,
+)
 from opposing_signals.studies.runs import (
     FEWEST_STEPS,
     Trajectories,
@@ -49,7 +63,8 @@ def outlier_ratio(trajectories: Trajectories, metric: Metric) -> Estimate:
     ratios = [ratio for ratio in ratios if len(ratio) >= FEWEST_STEPS_OF_A_PAIR]
     if not ratios:
         raise CannotTellError("no opposing pair is active in enough measured steps after break-even")
-    return median_over_steps(min(ratios, key=lambda ratio: float(np.median(ratio))))
+    within = ANY if metric == SAMPLE_CURVATURE else RATIO  # only curvature has a sign
+    return median_over_steps(min(ratios, key=lambda ratio: float(np.median(ratio))), within)
 
 
 def _pair_ratios(trajectory: Trajectory, pair: OpposingPair, measured: Series) -> np.ndarray:
@@ -93,7 +108,7 @@ def tensor_share(trajectories: Trajectories, tensor: str, first_step: int) -> Es
     if tensor not in names:
         raise CannotTellError(f"the model has no tensor {tensor}")
     shares = _shares(trajectory, first_step)
-    return median_over_steps(shares[:, names.index(tensor)])
+    return median_over_steps(shares[:, names.index(tensor)], FRACTION)
 
 
 def module_over_others(trajectories: Trajectories, module: str, first_step: int) -> Estimate:
@@ -107,7 +122,7 @@ def module_over_others(trajectories: Trajectories, module: str, first_step: int)
     if not inside.any():
         raise CannotTellError(f"the model has no module {module}")
     shares = _shares(trajectory, first_step)
-    return median_over_steps(shares[:, inside].max(1) / shares[:, ~inside].max(1))
+    return median_over_steps(shares[:, inside].max(1) / shares[:, ~inside].max(1), RATIO)
 
 
 def _shares(trajectory: Trajectory, first_step: int) -> np.ndarray:
@@ -122,7 +137,7 @@ def _shares(trajectory: Trajectory, first_step: int) -> np.ndarray:
 def reversal_rate(trajectories: Trajectories, run: str, descent: str) -> Estimate:
     """Share of the steps along v that reverse the step before, from break-even of gradient descent on."""
     (ours,) = _reversals(trajectories, [run], descent)
-    return mean_over_steps(ours.astype(float))
+    return mean_over_steps(ours.astype(float), FRACTION)
 
 
 def reversal_difference(trajectories: Trajectories, run: str, other: str, descent: str) -> Estimate:
@@ -140,7 +155,7 @@ def reversal_ratio(trajectories: Trajectories, run: str, other: str, descent: st
     def ratio(rows: np.ndarray) -> float:
         return float(ours[rows].mean() / max(theirs[rows].mean(), 1 / len(theirs)))
 
-    return over_steps(ratio, len(ours))
+    return over_steps(ratio, len(ours), RATIO)
 
 
 def _reversals(trajectories: Trajectories, runs: Sequence[str], descent: str) -> list[np.ndarray]:
@@ -189,7 +204,7 @@ def size_by_floor_distance(
         chosen = order[: max(1, round(share * len(rows)))]
         return float(np.median(size[rows][chosen]) / np.median(size[rows]))
 
-    return over_steps(ratio, len(size))
+    return over_steps(ratio, len(size), RATIO)
 
 
 # -- growth of sensitivity --------------------------------------------------------------------------------------------

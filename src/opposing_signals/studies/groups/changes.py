@@ -34,7 +34,9 @@ def share_increasing(trajectories: Mapping[str, Trajectory]) -> Figure:
             if trajectory.break_even is not None:
                 shares, over = trajectory.after_break_even(shares), "the steps from break-even on"
             medians.append(f"{np.median(shares.values):.3g}" if len(shares) else "no value")
-        label = style.step_label(seeds[0]) if len(seeds) == 1 else "step (dotted: break-even)"
+        has_break_even = any(trajectory.break_even is not None for trajectory in seeds)
+        several = f"step{' (dotted: break-even of each seed)' if has_break_even else ''}"
+        label = style.step_label(seeds[0]) if len(seeds) == 1 else several
         axes.set(xlabel=label, ylim=(0, 1))
         axes.set_title(f"{name}: median {', '.join(medians)}\nover {over}", fontsize=9)
         if len(seeds) > 1:
@@ -63,7 +65,7 @@ def change_distribution(trajectories: Mapping[str, Trajectory], panels: int = 4)
         gaussian = len(values) * width * scipy.stats.norm.pdf(edges, values.mean(), values.std() or 1.0)
         axes.plot(edges, gaussian, color=style.RUNS[1], label="Gaussian")
         axes.set(
-            title=f"step {changes.steps[row]}: kurtosis {scipy.stats.kurtosis(values):.1f}",
+            title=f"step {changes.steps[row]}: excess kurtosis {scipy.stats.kurtosis(values):.1f}",
             xlabel="Δᵢ",
             ylim=(0.5, None),
         )

@@ -19,6 +19,8 @@ from opposing_signals.signals.steps import between, rising_share
 from opposing_signals.studies.claim import CannotTellError, Estimate
 from opposing_signals.studies.estimates import (
     FEWEST,
+    FRACTION,
+    RATIO,
     correlation_over_steps,
     mean_over_steps,
     median_over_steps,
@@ -71,7 +73,9 @@ def _amplitude_ratio(trajectory: Trajectory, group: np.ndarray, pair: OpposingPa
     draws = random_groups(changes.shape[1], len(group))
     random = np.mean([np.abs(changes[:, draw].mean(1)) for draw in draws], axis=0)
     dominant = np.abs(changes[:, group].mean(1))
-    return over_steps(lambda rows: float(np.median(dominant[rows]) / max(np.median(random[rows]), TINY)), len(random))
+    return over_steps(
+        lambda rows: float(np.median(dominant[rows]) / max(np.median(random[rows]), TINY)), len(random), RATIO
+    )
 
 
 def coherence(trajectories: Trajectories) -> Estimate:
@@ -90,7 +94,7 @@ def classes_explain(trajectories: Trajectories) -> Estimate:
     trajectory = only_run(trajectories)
     changes = from_break_even(trajectory, trajectory.changes)
     explained, total = class_variances(changes.values, np.asarray(trajectory.dataset.targets))
-    return over_steps(lambda rows: float(explained[rows].sum() / total[rows].sum()), len(total))
+    return over_steps(lambda rows: float(explained[rows].sum() / total[rows].sum()), len(total), FRACTION)
 
 
 def spike_concentration(trajectories: Trajectories, steps: float = 0.05, points: float = 0.01) -> Estimate:
@@ -106,7 +110,7 @@ def spike_concentration(trajectories: Trajectories, steps: float = 0.05, points:
     top = max(1, round(points * changes.shape[1]))
     positive = np.sort(np.maximum(changes[spikes], 0).astype(np.float64), axis=1)
     shares = positive[:, -top:].sum(1) / positive.sum(1)
-    estimate = mean_over_steps(shares)
+    estimate = mean_over_steps(shares, FRACTION)
     if not estimate.decides:
         why = f"{steps:.0%} of the {len(rises)} steps: {estimate.reason}, so a run of {round(FEWEST / steps)} steps"
         return replace(estimate, reason=why)
@@ -148,7 +152,7 @@ def share_increasing(trajectories: Trajectories, run: str, after_break_even: boo
     changes = from_break_even(trajectory, trajectory.changes) if after_break_even else trajectory.changes
     shares = rising_share(changes)
     need(len(shares), "one-step changes")
-    return median_over_steps(shares.values)
+    return median_over_steps(shares.values, FRACTION)
 
 
 def change_kurtosis(trajectories: Trajectories) -> Estimate:
@@ -164,4 +168,4 @@ def change_concentration(trajectories: Trajectories, points: float = 0.01) -> Es
     changes = from_break_even(trajectory, trajectory.changes)
     top = max(1, round(points * changes.values.shape[1]))
     sizes = np.sort(np.abs(changes.values).astype(np.float64), axis=1)
-    return median_over_steps(sizes[:, -top:].sum(1) / sizes.sum(1))
+    return median_over_steps(sizes[:, -top:].sum(1) / sizes.sum(1), FRACTION)

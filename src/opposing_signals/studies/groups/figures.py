@@ -38,7 +38,7 @@ def group_losses(trajectories: Mapping[str, Trajectory], thumbnails: int = 10, z
     grid = figure.add_gridspec(2 if pairs else 1, 1, height_ratios=[1.2 + 1.15 * strips, 5] if pairs else None)
     upper = GridSpecFromSubplotSpec(strips + 1, 1, grid[0], hspace=0.08)
     spike = spike_of(trajectory, pairs)
-    window = spike - zoom // 2, spike + zoom // 2
+    window = max(0, spike - zoom // 2), spike + zoom // 2
     first: Axes | None = None
     for number in range(strips):
         strip = figure.add_subplot(upper[number], sharex=first)

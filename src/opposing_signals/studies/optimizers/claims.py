@@ -18,7 +18,14 @@ from opposing_signals.signals.alignment import TINY
 from opposing_signals.signals.steps import reversals, stretches
 from opposing_signals.studies.claim import CannotTellError, Estimate
 from opposing_signals.studies.curvature.metrics import detrended, gap_changes
-from opposing_signals.studies.estimates import mean_over_steps, median_over_steps, over_steps, random_groups
+from opposing_signals.studies.estimates import (
+    FRACTION,
+    RATIO,
+    mean_over_steps,
+    median_over_steps,
+    over_steps,
+    random_groups,
+)
 from opposing_signals.studies.optimizers.rules import Quantity, final, under
 from opposing_signals.studies.runs import FEWEST_STEPS, Trajectories, dominant_pairs, need, only_run
 
@@ -59,7 +66,7 @@ def _variance_ratio(trajectory: Trajectory, pair: OpposingPair, group: np.ndarra
     if sum(map(len, squares)) < FEWEST_STEPS:
         return None
     above, below = np.concatenate(squares), np.concatenate(random)
-    return over_steps(lambda rows: float(above[rows].mean() / max(below[rows].mean(), TINY)), len(above))
+    return over_steps(lambda rows: float(above[rows].mean() / max(below[rows].mean(), TINY)), len(above), RATIO)
 
 
 def sign_change_share(trajectories: Trajectories, middle: float = 0.55) -> Estimate:
@@ -73,7 +80,7 @@ def sign_change_share(trajectories: Trajectories, middle: float = 0.55) -> Estim
     turns = [reversals(gap_changes(trajectory, pair)).values for pair in dominant_pairs(trajectory)]
     turns = [turn for turn in turns if len(turn) >= FEWEST_STEPS]
     _need_successive(turns, 3)
-    return mean_over_steps(max(turns, key=lambda turn: abs(float(turn.mean()) - middle)).astype(float))
+    return mean_over_steps(max(turns, key=lambda turn: abs(float(turn.mean()) - middle)).astype(float), FRACTION)
 
 
 def _need_successive(found: Sequence[Any], successive: int) -> None:
@@ -183,7 +190,7 @@ def plain_share(trajectories: Trajectories) -> Estimate:
     (run,) = runs.values()
     shares = 1 - _late_shares(run)
     need(len(shares), f"steps from step {EARLY} on", least=1)
-    return median_over_steps(shares)
+    return median_over_steps(shares, FRACTION)
 
 
 def signed_share(trajectories: Trajectories, which: Literal["smallest", "largest"], dampening: float) -> Estimate:
@@ -196,7 +203,7 @@ def signed_share(trajectories: Trajectories, which: Literal["smallest", "largest
     if not shares:
         raise CannotTellError(f"no run under SplitSGD with τ = {dampening:g}")
     extreme = min if which == "smallest" else max
-    return median_over_steps(extreme(shares, key=lambda share: float(np.median(share))))
+    return median_over_steps(extreme(shares, key=lambda share: float(np.median(share))), FRACTION)
 
 
 def _late_shares(run: Trajectory) -> np.ndarray:

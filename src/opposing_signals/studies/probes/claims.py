@@ -23,7 +23,7 @@ from opposing_signals.studies.runs import Trajectories, break_even, named_runs, 
 
 
 def growth_over_mean(trajectories: Trajectories, probe: str) -> Estimate:
-    """Growth of the probe's norm from the start to its peak, over the growth of the data's mean norm meanwhile."""
+    """Growth of the probe's norm (running median of 5 two-step means) to its peak, over that of the data meanwhile."""
     return Estimate(probe_path(only_run(trajectories), probe).growth_over_mean)
 
 
@@ -42,12 +42,12 @@ def change_autocorrelation(trajectories: Trajectories, probe: str) -> Estimate:
 
 
 def final_over_peak(trajectories: Trajectories, probe: str) -> Estimate:
-    """The probe's last norm over its largest."""
+    """The probe's last norm over its largest, each a running median of 5 two-step means."""
     return Estimate(probe_path(only_run(trajectories), probe).remainder)
 
 
 def rise_and_decline(trajectories: Trajectories, probe: str) -> Estimate:
-    """The smaller of two ratios: the probe's largest norm over its first, and over its last."""
+    """The smaller of a probe's largest norm over its first and over its last (running medians of 5 two-step means)."""
     path = probe_path(only_run(trajectories), probe)
     return Estimate(min(path.rise, 1 / path.remainder))
 

@@ -75,6 +75,8 @@ def _class_looks(path: ProbePath, first: int, shown: int | None = None, leading:
 def _draw_norms(figure: Figure, place: SubplotSpec, path: ProbePath) -> Axes:
     axes = figure.add_subplot(place)
     _plot_norms(axes, path.steps, path)
+    between = (path.steps[1:] + path.steps[:-1]) / 2
+    axes.plot(between, path.course, color=style.INK, linewidth=1.4, label="smoothed, as claims read it")
     axes.set(title="feature norm", ylim=(0, 1.05 * max(path.norm.max(), path.mean_norm.max())))
     style.legend_above(axes, 2)
     return axes
@@ -287,6 +289,8 @@ def _draw_decline(axes: Axes, trajectories: Mapping[str, Trajectory], probe: str
 def probe_family(trajectories: Mapping[str, Trajectory], probes: Sequence[str]) -> Figure:
     """Feature norm of every colour block and its mean over the data, with rise, oscillation and decline as numbers.
 
+    Oscillation is that of the probability of the block's class, which is not drawn.
+
     Args:
         trajectories: One run per row.
         probes: One block per column.
@@ -318,7 +322,7 @@ def _pattern(path: ProbePath, break_even: int | None) -> str:
         oscillation = f"{lag_one_autocorrelation(path.successive_changes(break_even)):.2f}"
     return (
         f"rises {path.rise:.2f}-fold ({path.growth_over_mean:.2f} times the data's rise)\n"
-        f"end/peak {path.remainder:.2f}, lag-1 correlation {oscillation}"
+        f"end/peak {path.remainder:.2f}; probability\nof its class: lag-1 correlation {oscillation}"
     )
 
 

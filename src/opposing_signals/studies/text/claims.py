@@ -12,7 +12,7 @@ from opposing_signals.record.quantities import SIGNED_SHARE, TRAIN_LOSS
 from opposing_signals.signals.tokens import Contexts, TokenPair, TokenTrack
 from opposing_signals.studies.claim import CannotTellError, Estimate
 from opposing_signals.studies.curvature.metrics import detrended
-from opposing_signals.studies.estimates import correlation_over_steps, median_over_steps, over_steps
+from opposing_signals.studies.estimates import FRACTION, RATIO, correlation_over_steps, median_over_steps, over_steps
 from opposing_signals.studies.groups.claims import group_correlation
 from opposing_signals.studies.runs import FEWEST_STEPS, Trajectories, named_runs, need, only_run
 
@@ -89,7 +89,7 @@ def final_loss_ratio(trajectories: Trajectories, run: str, other: str, part: flo
     last = round(part * len(one))
     need(last, f"steps in the last {part:.0%}")
     one, two = one[-last:], two[-last:]
-    return over_steps(lambda rows: float(one[rows].mean() / two[rows].mean()), last)
+    return over_steps(lambda rows: float(one[rows].mean() / two[rows].mean()), last, RATIO)
 
 
 def _losses_in_common(trajectories: Trajectories, run: str, other: str) -> tuple[np.ndarray, np.ndarray]:
@@ -106,7 +106,7 @@ def signed_share(trajectories: Trajectories, run: str, part: Literal["first", "l
     (trajectory,) = named_runs(trajectories, run)
     shares = np.asarray(trajectory.record[SIGNED_SHARE].values)
     need(len(shares), "steps", least=2 * START)
-    return median_over_steps(shares[:START] if part == "first" else shares[-START:])
+    return median_over_steps(shares[:START] if part == "first" else shares[-START:], FRACTION)
 
 
 def signed_share_decay(trajectories: Trajectories, run: str) -> Estimate:
