@@ -1,5 +1,7 @@
 """Panels of outliers, the claims on them, and how they are drawn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from recording import made
@@ -49,6 +51,12 @@ def test_pairs_found_by_machine_get_panels_too(trajectory):
     (pair,) = trajectory.pairs
     assert panel.step == pair.step
     assert panel.rising.tolist() == pair.rising.tolist()
+
+
+def test_of_equally_frequent_predictions_claim_and_picture_name_the_same(trajectory):
+    (panel,) = outlier_panels(trajectory, [0.25])
+    tied = replace(panel, after=np.where(np.isin(np.arange(EXAMPLES), panel.rising[:12]), 7, 2))
+    assert tied.modal_prediction(panel.rising) == (2, 12)
 
 
 def test_share_of_panels_with_one_predicted_class(trajectory):

@@ -13,7 +13,7 @@ from opposing_signals.studies.runs import Trajectories, only_run
 
 
 def modal_prediction(trajectories: Trajectories, moments: Sequence[float], modal_share: float) -> Estimate:
-    """Share of the panels in which one predicted class after the step holds modal_share of the 24 rising points.
+    """Share of the panels in which one predicted class after the step holds modal_share or more of 24 rising points.
 
     An untrained network may predict one class for everything. So the reason says for each panel how many of all points
     are called that class, how many of the 24 are called so newly, and whether the step precedes break-even.
@@ -21,13 +21,12 @@ def modal_prediction(trajectories: Trajectories, moments: Sequence[float], modal
     trajectory = only_run(trajectories)
     shares, said = [], []
     for panel in outlier_panels(trajectory, moments):
-        counts = np.bincount(panel.after[panel.rising])
-        modal = int(counts.argmax())
-        shares.append(counts[modal] / len(panel.rising))
+        modal, count = panel.modal_prediction(panel.rising)
+        shares.append(count / len(panel.rising))
         is_early = trajectory.break_even is not None and panel.step < trajectory.break_even
         newly = np.count_nonzero((panel.after == modal)[panel.rising] & (panel.before != modal)[panel.rising])
         said.append(
-            f"step {panel.step}{', before break-even' if is_early else ''}: {counts[modal]} of {len(panel.rising)} "
+            f"step {panel.step}{', before break-even' if is_early else ''}: {count} of {len(panel.rising)} "
             f"called {trajectory.dataset.class_names[modal]}, as are {np.mean(panel.after == modal):.0%} of all, "
             f"{newly} newly"
         )
@@ -35,7 +34,7 @@ def modal_prediction(trajectories: Trajectories, moments: Sequence[float], modal
 
 
 def new_prediction(trajectories: Trajectories, moments: Sequence[float], modal_share: float) -> Estimate:
-    """Share of the panels in which the step changes the prediction for modal_share of the 24 risers to one class."""
+    """Share of the panels in which the step changes the prediction to one class for modal_share or more of risers."""
     shares = []
     for panel in outlier_panels(only_run(trajectories), moments):
         before, after = panel.before[panel.rising], panel.after[panel.rising]
@@ -44,5 +43,5 @@ def new_prediction(trajectories: Trajectories, moments: Sequence[float], modal_s
 
 
 def coherent_groups(trajectories: Trajectories, modal_share: float) -> Estimate:
-    """Share of the found pairs' groups in which one true class holds modal_share of the members."""
+    """Share of the found pairs' groups in which one true class holds modal_share or more of the members."""
     return Estimate(float(np.mean(np.array(modal_shares(only_run(trajectories))) >= modal_share)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -81,5 +80,5 @@ def _draw(axes: Axes, dataset: Dataset, panel: Panel, group: np.ndarray, rows: i
             )
     axes.imshow(sheet, interpolation="nearest")
     axes.set_axis_off()
-    (modal, count), *_ = Counter(panel.after[group].tolist()).most_common()
+    modal, count = panel.modal_prediction(group)
     axes.set_title(f"{title}; {count} of {len(group)} called {names[modal]} after the step", fontsize=9)

@@ -33,6 +33,11 @@ class Panel:
     before: np.ndarray
     after: np.ndarray
 
+    def modal_prediction(self, group: np.ndarray) -> tuple[int, int]:
+        """The class predicted for most points of ``group`` after the step, of several the first; and for how many."""
+        counts = np.bincount(self.after[group])
+        return int(counts.argmax()), int(counts.max())
+
 
 def outlier_panels(trajectory: Trajectory, moments: Sequence[float], count: int = 24) -> list[Panel]:
     """The points of most positive and most negative Δ_i at some steps (Appendix H).
