@@ -183,3 +183,15 @@ def test_nothing_to_show_and_damage_are_refused(results, tmp_path) -> None:
     with pytest.raises(InputError, match=r"cpu/fig01_group_losses: figure.png is missing"):
         write_gallery(results)
     assert not (results / "README.md").exists()
+
+
+def test_single_values_of_several_seeds_are_no_interval(results) -> None:
+    seeds = [{"seed": seed, "value": 0.5, "interval": None, "verdict": "PASS"} for seed in (1, 2)]
+    path = results / "cpu" / "fig01_group_losses" / "claims.json"
+    path.write_text(json.dumps([{**verdict("a_b", "PASS", value=0.5), "interval": None, "by_seed": seeds}]))
+    text = write_gallery(results)[0].read_text(encoding="utf-8")
+    assert "0.5, median of 2 single values (claimed" in text
+    assert "with its whole interval" not in text
+    seeds[0]["interval"] = [0.4, 0.6]
+    path.write_text(json.dumps([{**verdict("a_b", "PASS", value=0.5), "interval": None, "by_seed": seeds}]))
+    assert "single values" not in write_gallery(results)[0].read_text(encoding="utf-8")

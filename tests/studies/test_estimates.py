@@ -6,6 +6,7 @@ import scipy
 
 from opposing_signals.studies.estimates import (
     CORRELATION,
+    RATIO,
     dependence,
     interval,
     mean_of_few,
@@ -90,3 +91,11 @@ def test_an_interval_keeps_to_what_the_statistic_can_be_and_what_is_not_finite_h
     correlation = over_steps(lambda rows: float(np.corrcoef(one[rows], other[rows])[0, 1]), 12, CORRELATION)
     assert -1 <= correlation.interval[0] <= correlation.value <= correlation.interval[1]
     assert over_steps(lambda _: float("nan"), 12).interval is None
+
+
+def test_a_ratio_has_no_interval_below_zero():
+    few = np.array([0.1, 0.2, 0.1, 9.0, 8.0, 0.1, 7.0, 9.0, 0.2, 8.0])
+    free, bounded = median_over_steps(few), median_over_steps(few, RATIO)
+    assert free.interval[0] < 0, "otherwise this shows nothing"
+    assert bounded.interval == (0, free.interval[1])
+    assert bounded.value == free.value
